@@ -1,0 +1,1 @@
+"""The run: configuration, placement, the controller loop, supervision and tracking."""

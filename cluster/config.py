@@ -1,0 +1,203 @@
+"""Everything a run can be told, in one schema. Torch-free, Ray-free, quick to import.
+
+Names carry units. Each field says what it is for, and the reference in `docs/` is generated from here. Limits that one
+field can state for itself are stated here; what takes two fields, a file or a cluster is in `cluster/preflight.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values are not coerced from other types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """Which language model is trained, and how it is held."""
+
+    source: str = "starter"
+    """`starter` (a 1M-parameter model, built once), a Hugging Face directory, a hub id, a `.gguf` file, or
+    `package:NAME/FILE` for a file inside an installed Python package."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of learner and sampler alike. In bfloat16 the two disagree by about 0.05 per log-probability."""
+    max_context_tokens: Count = 1024
+    """Prompt and response together."""
+    cache_directory: Path = Path("~/.cache/hpo-trainer")
+    """Where starter models and converted GGUF files are kept. `~` is expanded."""
+
+
+class TaskConfig(Section):
+    """What is asked and how an answer is judged."""
+
+    name: str = "countdown"
+    options: dict[str, Any] = {}
+    """The task's own settings, checked by the task (`launch.py tasks` lists them)."""
+
+
+class RolloutConfig(Section):
+    """The vLLM workers that sample responses. They are scaled independently of the learner."""
+
+    workers: Count = 2
+    prompts_per_step: Count = 32
+    """Prompts (groups) that one batch is made of."""
+    responses_per_prompt: Annotated[int, Field(ge=2)] = 16
+    """The group size G."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """The learner divides its logits by it too."""
+    max_response_tokens: Count = 256
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """How many weight versions a sample may be behind when it is learned from. 0 is exactly on-policy."""
+    prompts_per_request: Count = 4
+    """Prompts that travel to a worker in one call."""
+    inflight_prompts_per_worker: Count = 64
+    """Prompts that one engine works on at a time."""
+    max_sequences: Count = 256
+    """Responses that one engine decodes at a time."""
+    tensor_parallel: Count = 1
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
+    """Reserved from Ray for each worker."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    threads_per_worker: Count = 1
+    """OpenMP threads of one engine on CPU."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    """Key-value cache of one engine on CPU."""
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Of each GPU's memory, on GPU."""
+    start_timeout_s: Seconds = 600.0
+    request_timeout_s: Seconds = 600.0
+    """Longest wait for the responses to one request."""
+    update_timeout_s: Seconds = 300.0
+    """Longest wait until a worker has pulled a weight version."""
+    restarts_per_worker: Annotated[int, Field(ge=0)] = 3
+    """How often a dead worker is replaced before its place is given up."""
+
+
+class ObjectiveConfig(Section):
+    """The loss. Formulas: `learner/objectives.py`."""
+
+    name: Literal["a_hpo", "hpo", "grpo"] = "a_hpo"
+    alpha: Share = 1.0
+    """`hpo` only: weight of negative advantages. 1 is token-mean aggregation, 0 learns from right answers alone."""
+    alpha_min: Share = 0.1
+    """`a_hpo` only: lower bound of the adaptive weight (our default; the paper's is not known)."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    advantage_scaling: Literal["group", "batch", "none"] = "group"
+    """By which standard deviation advantages are divided."""
+    importance_cap: Annotated[float, Field(ge=1)] | None = None
+    """Cap of the detached weight min(π_old / μ, cap) that corrects for stale or imprecise sampling; null turns it off."""
+
+
+class LearnerConfig(Section):
+    """The DeepSpeed ranks that train."""
+
+    ranks: Count = 1
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    mini_batches: Count = 1
+    """Optimiser steps that one batch is cut into, by prompts."""
+    micro_batch_tokens: Count = 16384
+    """Tokens (padding included) of one forward pass on one rank."""
+    gradient_checkpointing: bool = False
+    max_logprob_gap: Annotated[float, Field(gt=0)] = 1.0
+    """The run stops when sampler and learner disagree by more than this, in mean over a batch, on equal weights."""
+    cpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
+    gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
+    threads_per_rank: Count = 1
+    """OpenMP threads of one rank on CPU."""
+    start_timeout_s: Seconds = 600.0
+    step_timeout_s: Seconds = 1800.0
+
+
+class RewardConfig(Section):
+    """The actors that score responses."""
+
+    workers: Count = 1
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 0.5
+    timeout_s: Seconds = 60.0
+    """Longest wait for the verdicts on one group."""
+
+
+class EvaluationConfig(Section):
+    """pass@1 on held-out prompts, sampled at the training temperature."""
+
+    every_steps: Count = 50
+    """It is also done before the first step and after the last."""
+    prompts: Count = 128
+    responses_per_prompt: Count = 4
+
+
+class CheckpointConfig(Section):
+    """What a crashed run resumes from."""
+
+    every_steps: Count = 50
+    keep: Count = 2
+    """The newest ones; older ones are deleted."""
+
+
+class TrackingConfig(Section):
+    """Where the run's numbers go. `metrics.jsonl` in the run directory is always written and is the truth."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """`auto`: online when a key is configured, else offline in the run directory. It never prompts."""
+    wandb_project: str = "hpo-trainer"
+    wandb_group: str | None = None
+    wandb_tags: tuple[str, ...] = ()
+    transcripts_per_step: Annotated[int, Field(ge=0)] = 4
+    """Responses written out for a person to read."""
+
+
+class ClusterConfig(Section):
+    """Where Ray is, and how long it may take to give what is asked."""
+
+    address: str | None = None
+    """Of a running Ray cluster; null takes `RAY_ADDRESS`, or else starts Ray on this machine."""
+    placement_timeout_s: Seconds = 300.0
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Names the run directory and the W&B run."""
+    directory: Path = Path("runs")
+    """Run directories are made in here."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    steps: Count = 100
+    """Batches to train on."""
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    learner: LearnerConfig = LearnerConfig()
+    reward: RewardConfig = RewardConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def run_directory(self) -> Path:
+        """Absolute, because Ray actors do not share the driver's working directory."""
+        return (self.directory.expanduser() / self.name).absolute()
+
+    @property
+    def responses_per_step(self) -> int:
+        """N of the method: responses in one optimiser batch."""
+        return self.rollout.prompts_per_step * self.rollout.responses_per_prompt

@@ -1,0 +1,113 @@
+"""The few types that cross the walls between `cluster`, `rollout`, `learner` and `reward`.
+
+Torch-free, Ray-free: everybody may import this module, and it imports nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Outcome = Literal["right", "wrong", "error", "timeout"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the responses to one prompt are drawn. Truncation (top-p, top-k) is never used: the
+    sampler's log-probabilities must be those of the distribution that was sampled from."""
+
+    responses: int
+    temperature: float
+    max_response_tokens: int
+    seed: int | None
+    """Seed of response 0; response i uses `seed + i`. None draws without a seed of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One admission of one data-set row: rendered and tokenised once, here, and never again."""
+
+    id: str
+    """Unique within the run: `train/<epoch>/<row>` or `eval/<step>/<row>`."""
+    text: str
+    token_ids: tuple[int, ...]
+    problem: Any
+    """What the task's verifier needs to judge a response (picklable, torch-free)."""
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One sampled response.
+
+    `token_ids` ends with the end-of-sequence token when `finish_reason` is "stop"; `logprobs[t]` is the
+    sampler's log-probability of `token_ids[t]` at the sampling temperature.
+    """
+
+    token_ids: np.ndarray  # int64 [T]
+    logprobs: np.ndarray  # float32 [T]
+    text: str
+    finish_reason: FinishReason
+    min_version: int
+    max_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the verifier says of one response. `reward` is what is learned from; `outcome` is what pass@k counts."""
+
+    outcome: Outcome
+    reward: float
+    answer: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The G responses to one prompt, before scoring."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group with one verdict per response, in the same order."""
+
+    group: Group
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.group.prompt
+
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        return self.group.responses
+
+    @property
+    def min_version(self) -> int:
+        return min(response.min_version for response in self.responses)
+
+    @property
+    def mean_correct(self) -> float:
+        """Share of right responses: this prompt's pass@1 estimate."""
+        return sum(verdict.outcome == "right" for verdict in self.verdicts) / len(self.verdicts)
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One published weight version and how to check that a worker really serves it.
+
+    `weights` is the Ray object reference of the packed safetensors bytes (uint8 [bytes]).
+    `probe_logprobs[k][t]` is the learner's log-probability (temperature 1) of token t + 1 of `probe_tokens[k]`.
+    """
+
+    version: int
+    weights: Any
+    probe_tokens: tuple[tuple[int, ...], ...]
+    probe_logprobs: tuple[np.ndarray, ...] = field(repr=False)
