@@ -1,0 +1,1 @@
+"""Sampling: vLLM rollout workers, their weights, and the accounting of prompts."""

@@ -1,0 +1,126 @@
+"""One file per weight version and node, shared by every engine on that node.
+
+An engine's model lives in a child process of the rollout worker, and tensors do not travel well through its control channel.
+So the worker writes the published bytes to shared memory once, and each engine process maps the file:
+
+    files = NodeWeightFiles(run_id)
+    with files.held(version=3, packed=packed) as path:   # the first worker writes it, the others find it
+        ...                                              # the engine loads it
+    files.close()
+
+Nobody keeps a register of who uses what; locks do. A file is deleted when a newer one is in use and no worker holds it; a run's
+folder is deleted when its last worker closes, or, after a crash, by the next run on the node.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+_PREFIX = "hpo-weights-"
+
+
+def _default_root() -> Path:
+    memory = Path("/dev/shm")
+    return memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+
+
+class NodeWeightFiles:
+    """This worker's view of the run's weight files on its node."""
+
+    def __init__(self, run_id: str, root: Path | None = None) -> None:
+        self._root = root or _default_root()
+        self._directory = self._root / f"{_PREFIX}{run_id}"
+        self._presence = self._enter()
+        self._sweep_abandoned()
+
+    @contextmanager
+    def held(self, version: int, packed: np.ndarray) -> Iterator[Path]:
+        """The path of `version`'s file, which stays while the block runs. `packed` is uint8 [bytes].
+
+        Raises:
+            OSError: the bytes do not fit into shared memory.
+        """
+        path = self._directory / f"{version}.safetensors"
+        with self._open_shared(path, packed):
+            yield path
+        for other in self._directory.glob("*.safetensors"):
+            if int(other.stem) < version:
+                _remove_unless_locked(other)
+
+    def close(self) -> None:
+        """Leave; the last worker of the run on this node takes the files along."""
+        self._presence.close()
+        self._sweep(self._directory)
+
+    def _enter(self) -> IO[str]:
+        while True:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            try:
+                file = open(self._directory / "presence", "a")
+            except FileNotFoundError:  # a leaving worker removed the folder just now
+                continue
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+            file.close()
+
+    def _open_shared(self, path: Path, packed: np.ndarray) -> IO[bytes]:
+        while True:
+            if not path.exists():
+                _write_whole(path, packed)
+            try:
+                file = open(path, "rb")
+            except FileNotFoundError:  # another worker, already further, removed it
+                continue
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+            file.close()
+
+    def _sweep_abandoned(self) -> None:
+        for directory in self._root.glob(f"{_PREFIX}*"):
+            if directory != self._directory:
+                self._sweep(directory)
+
+    @staticmethod
+    def _sweep(directory: Path) -> None:
+        """Delete a run's folder if no living worker is present in it."""
+        try:
+            file = open(directory / "presence")
+        except (FileNotFoundError, PermissionError):
+            return
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _write_whole(path: Path, packed: np.ndarray) -> None:
+    """The file appears under its name only when it is complete, so two writers at once do no harm."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        packed.tofile(file)
+    os.replace(file.name, path)
+
+
+def _remove_unless_locked(path: Path) -> None:
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        path.unlink(missing_ok=True)

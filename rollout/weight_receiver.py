@@ -1,0 +1,29 @@
+"""Runs inside vLLM's worker process: replaces the model's weights in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safetensors.torch import load_file
+
+
+class WeightReceiver:
+    """vLLM worker extension (`worker_extension_cls`): its methods become methods of vLLM's worker."""
+
+    model_runner: Any
+
+    def receive_weights(self, path: str) -> None:
+        """Load the safetensors file at `path` (names and shapes of the Hugging Face checkpoint) into the served model."""
+        self.model_runner.reload_weights(weights_iterator=iter(load_file(path).items()))
+        self._repack_tied_head()
+
+    def _repack_tied_head(self) -> None:
+        """Give a tied output head the new embedding.
+
+        On CPU vLLM packs linear weights for its kernels after loading. The reload repacks every layer that has weights
+        of its own; a head tied to the embedding has none, and would go on serving the old weights without an error.
+        """
+        model = self.model_runner.get_model()
+        head = getattr(model, "lm_head", None)
+        if getattr(model.config, "tie_word_embeddings", False) and head is not None:
+            head.quant_method.process_weights_after_loading(head)

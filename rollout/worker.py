@@ -1,0 +1,201 @@
+"""The rollout worker: a Ray actor around one vLLM engine.
+
+It samples groups of responses, pulls published weights by version, and proves after every pull that it serves them. It knows
+nothing of rewards or losses. An engine that died, or that failed to take new weights, ends the process: supervision replaces it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.contracts import Group, Prompt, Publication, Response, Sampling
+from rollout.weight_files import NodeWeightFiles
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What a rollout worker needs to build its engine."""
+
+    run_id: str
+    model: str
+    dtype: str
+    max_context_tokens: int
+    max_sequences: int
+    tensor_parallel: int
+    kv_cache_gib: float
+    gpu_memory_share: float
+    on_gpu: bool
+
+
+class RolloutWorker:
+    """One vLLM engine. Made into an actor by `cluster/fleet.py`, with `max_concurrency` above the requests in flight.
+
+    Usage:
+        worker = ray.remote(RolloutWorker).remote("worker-0", options)
+        await worker.start.remote()
+        gap = await worker.pull_weights.remote(publication)
+        groups = await worker.generate.remote(prompts)
+    """
+
+    def __init__(self, name: str, options: EngineOptions) -> None:
+        self._name = name
+        self._options = options
+        self._requests = itertools.count()
+        self._weight_files = NodeWeightFiles(options.run_id)
+        self._engine: Any = None
+        self._version = -1
+
+    async def start(self) -> int:
+        """Build the engine and generate once, so that nothing is compiled later. Returns the process id."""
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        options = self._options
+        device_options: dict[str, Any]
+        if options.on_gpu:
+            device_options = {"gpu_memory_utilization": options.gpu_memory_share}
+        else:
+            # The CPU default takes nearly all of the host's memory; and compilation costs more than it brings.
+            device_options = {
+                "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30),
+                "enforce_eager": True,
+                "distributed_executor_backend": "mp" if options.tensor_parallel > 1 else "uni",
+            }
+        self._engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=options.model,
+                dtype=options.dtype,
+                max_model_len=options.max_context_tokens,
+                max_num_seqs=options.max_sequences,
+                # No prompt is ever cut into chunks: on CPU a seeded request cannot be processed twice.
+                max_num_batched_tokens=max(options.max_context_tokens, 8192),
+                tensor_parallel_size=options.tensor_parallel,
+                # Log-probabilities of the distribution that was really sampled from: after the temperature.
+                logprobs_mode="processed_logprobs",
+                generation_config="vllm",
+                worker_extension_cls="rollout.weight_receiver.WeightReceiver",
+                disable_log_stats=True,
+                **device_options,
+            )
+        )
+        warm_up = Sampling(responses=2, temperature=1.0, max_response_tokens=4, seed=None)
+        await self._sample((0, 1), warm_up)
+        return os.getpid()
+
+    async def generate(self, prompts: Sequence[Prompt]) -> list[Group]:
+        """Sample every prompt's responses; groups in the order of `prompts`."""
+        outputs = await self._guarded(
+            asyncio.gather(*(self._sample(prompt.token_ids, prompt.sampling) for prompt in prompts))
+        )
+        return [
+            Group(prompt, tuple(_to_response(completion) for completion in output.outputs), self._name)
+            for prompt, output in zip(prompts, outputs, strict=True)
+        ]
+
+    async def pull_weights(self, publication: Publication) -> float:
+        """Fetch a published version, serve it, and return the largest |Δ log p| against the learner on the probe.
+
+        Responses in flight are held, and go on under the new weights; their caches are computed anew.
+        """
+        packed = await publication.weights
+        with self._weight_files.held(publication.version, packed) as path:
+            return await self._guarded(self._swap(str(path), publication))
+
+    async def _swap(self, path: str, publication: Publication) -> float:
+        await self._engine.pause_generation(mode="keep", clear_cache=True)
+        await self._engine.collective_rpc("receive_weights", args=(path,))
+        await self._engine.update_weight_version(str(publication.version))
+        await self._engine.resume_generation()
+        self._version = publication.version
+        probes = zip(publication.probe_tokens, publication.probe_logprobs, strict=True)
+        gaps = [np.abs(await self._score(tokens) - expected).max() for tokens, expected in probes]
+        return float(max(gaps))
+
+    async def version(self) -> int:
+        """The weight version that is served; -1 before the first pull. Also answers "are you alive"."""
+        return self._version
+
+    async def shut_down(self) -> None:
+        """End the engine's processes; the actor can be killed afterwards."""
+        if self._engine is not None:
+            self._engine.shutdown()
+        self._weight_files.close()
+
+    async def _sample(self, token_ids: Sequence[int], sampling: Sampling) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = SamplingParams(
+            n=sampling.responses,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_response_tokens,
+            seed=sampling.seed,
+            logprobs=0,
+            skip_special_tokens=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        return await self._run(token_ids, parameters)
+
+    async def _score(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Log-probabilities at temperature 1 of `token_ids[1:]` under the served weights, float32 [T - 1]."""
+        from vllm import SamplingParams
+
+        output = await self._run(token_ids, SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=1.0))
+        rows = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        return np.array([row[token].logprob for token, row in rows], dtype=np.float32)
+
+    async def _run(self, token_ids: Sequence[int], parameters: Any) -> Any:
+        request_id = f"{self._name}-{next(self._requests)}"
+        output = None
+        prompt = {"prompt_token_ids": list(token_ids)}
+        async for output in self._engine.generate(prompt, parameters, request_id):
+            pass
+        assert output is not None and output.finished
+        return output
+
+    async def _guarded(self, work: Any) -> Any:
+        """Await `work`; if the engine died of it, end this process, for a dead engine in a live actor helps nobody."""
+        try:
+            return await work
+        except Exception:
+            if self._engine.errored:
+                logger.exception("the engine died; this worker ends so that it is replaced")
+                sys.stderr.flush()
+                os._exit(1)
+            raise
+
+
+def _to_response(completion: Any) -> Response:
+    """One vLLM completion as a response.
+
+    Raises:
+        ValueError: the engine did not say how likely it found one of its tokens, or which weights it used.
+    """
+    token_ids = np.asarray(completion.token_ids, dtype=np.int64)
+    logprobs = np.array(
+        [row[token].logprob for token, row in zip(completion.token_ids, completion.logprobs, strict=True)],
+        dtype=np.float32,
+    )
+    if not completion.weight_versions:
+        raise ValueError("vLLM returned a response without weight versions")
+    versions = [int(span.version) for span in completion.weight_versions]
+    return Response(
+        token_ids=token_ids,
+        logprobs=logprobs,
+        text=completion.text,
+        finish_reason="stop" if completion.finish_reason == "stop" else "length",
+        min_version=min(versions),
+        max_version=max(versions),
+    )
