@@ -1,0 +1,1 @@
+"""Tasks, their prompts and verifiers, and the service that scores responses."""

@@ -1,0 +1,1 @@
+"""Countdown: use every given number exactly once, with + - * /, to reach the target."""

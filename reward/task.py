@@ -1,0 +1,41 @@
+"""What a task is: problems, how a model is asked, and how its answer is judged. Torch-free.
+
+To add one, write a module with a class that has this shape and name it in `reward/tasks.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel
+
+from cluster.contracts import Verdict
+
+Split = Literal["train", "held_out"]
+ChatMessages = list[dict[str, str]]
+
+
+class Task(Protocol):
+    """Problems may be any picklable value; only the task that made them looks inside."""
+
+    Options: ClassVar[type[BaseModel]]
+    """The schema of `task.options`. Unknown keys must be refused (`extra="forbid"`)."""
+
+    def __init__(self, options: Any) -> None: ...
+
+    def problems(self, split: Split) -> Sequence[Any]:
+        """All problems of a split, in an order that never changes. The splits have nothing in common.
+
+        Raises:
+            ValueError: the options leave nothing to ask.
+        """
+        ...
+
+    def render(self, problem: Any) -> str | ChatMessages:
+        """The question: plain text, or chat messages for the model's own template."""
+        ...
+
+    def verify(self, problem: Any, response: str) -> Verdict:
+        """Judge a response. May raise: that is a verdict of its own, never a 0."""
+        ...
