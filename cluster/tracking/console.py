@@ -1,0 +1,144 @@
+"""The terminal: a live view where there is one, plain lines in logs and pipes.
+
+Threads: `event` may be called from any; `stage`, `step` and `summary` are the controller's. Nothing here
+takes a lock, because rich calls `_renderable` while it holds its own; instead the view is replaced whole.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from cluster.tracking.dashboard import View, live, plain_line, summary_rows
+from cluster.tracking.formats import duration
+
+
+class RunConsole:
+    """Tells a person at the terminal how the run is doing.
+
+        with RunConsole("my-run", steps=100) as console:
+            console.stage("starting Ray")
+            console.step(1, {"reward/mean": 0.25})
+            console.event("rollout-1 was replaced")
+            console.summary({"pass_at_1": 0.41})
+
+    `quiet` shows nothing but the closing summary. Leaving the `with` gives the terminal back in any case.
+    """
+
+    def __init__(self, name: str, steps: int, *, quiet: bool = False, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._quiet = quiet
+        self._view = View(name, steps)
+        self._training = False
+        self._stage: tuple[str, float] | None = None
+        self._spinner = Spinner("dots", style="cyan")
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._quiet:
+            self._live = Live(
+                console=self._console, get_renderable=self._renderable, refresh_per_second=4, transient=False
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end_stage(failed=error is not None)
+        self.close()
+
+    def close(self) -> None:
+        """Stops the live view and leaves its last state on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def restore(self, rows: Iterable[Mapping[str, float]]) -> None:
+        """Takes over the history of a resumed run: rows of `metrics.jsonl`, in order."""
+        for row in rows:
+            metrics = {key: value for key, value in row.items() if key not in ("step", "time")}
+            self._view = self._view.after(int(row["step"]), metrics)
+
+    def stage(self, text: str) -> None:
+        """What is being done now and may take a while. Texts that differ in numbers only are one stage."""
+        if self._stage is not None and _without_numbers(self._stage[0]) == _without_numbers(text):
+            self._stage = (text, self._stage[1])
+            return
+        self._end_stage()
+        self._stage = (text, time.monotonic())
+        if self._live is None and not self._training:
+            self._line(text)
+
+    def event(self, text: str) -> None:
+        """Something worth a line of its own, with the time of day."""
+        self._line(text)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._end_stage()
+        self._training = True
+        self._view = self._view.after(step, metrics)
+        if self._live is None:
+            self._line(plain_line(self._view))
+
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        """The closing words: a panel on a terminal, one line per entry elsewhere."""
+        self._end_stage()
+        self.close()
+        rows = summary_rows(summary)
+        if self._console.is_terminal:
+            table = Table.grid(padding=(0, 3))
+            for key, value in rows:
+                table.add_row(Text(key, "cyan"), Text(value))
+            title = Text(f"{self._view.name} is finished", "bold green")
+            self._console.print(Panel(table, title=title, title_align="left", expand=False, padding=(0, 1)))
+        else:
+            width = max((len(key) for key, _ in rows), default=0)
+            for key, value in rows:
+                self._print(Text(f"{key:<{width}}  {value}"))
+
+    def _renderable(self) -> RenderableType:
+        parts: list[RenderableType] = []
+        if self._training:
+            parts.append(live(self._view))
+        if (stage := self._stage) is not None:
+            text, since = stage
+            self._spinner.update(text=Text.assemble(text, (f"  {duration(time.monotonic() - since)}", "dim")))
+            parts.append(self._spinner)
+        return Group(*parts)
+
+    def _end_stage(self, *, failed: bool = False) -> None:
+        stage, self._stage = self._stage, None
+        if stage is None or self._quiet or (self._training and not failed):
+            return
+        text, since = stage
+        took = duration(time.monotonic() - since)
+        if failed:
+            self._print(Text.assemble(("✗ ", "red"), text, (f"  stopped after {took}", "dim")))
+        elif self._live is not None:
+            self._print(Text.assemble(("✓ ", "green"), text, (f"  {took}", "dim")))
+
+    def _line(self, text: str) -> None:
+        if not self._quiet:
+            self._print(Text.assemble((time.strftime("%H:%M:%S  "), "dim"), text))
+
+    def _print(self, text: Text) -> None:
+        # In a log, a line is a line: only a terminal wraps.
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"[\d.,]+", "", text)

@@ -1,0 +1,113 @@
+"""Numbers as a person reads them in one line: rates, durations, sparklines, stacked bars. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.text import Text
+
+SPARKS = "▁▂▃▄▅▆▇█"
+# Part: (short name, glyph, style). Glyphs tell them apart for terminals, and eyes, without colours.
+TIME_PARTS = {
+    "rollout": ("rollout", "█", "cyan"),
+    "learn": ("learn", "▓", "magenta"),
+    "publish": ("publish", "▒", "yellow"),
+    "evaluate": ("eval", "▚", "green"),
+    "checkpoint": ("save", "▤", "blue"),
+    "other": ("other", "░", "bright_black"),
+}
+
+
+def rate(value: float) -> str:
+    """`950`, `12.3k`, `4.56M`."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit * 0.9995:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `45 s`, `12 min`, `3 h 05 min`."""
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(share: float) -> str:
+    """`62 %`; a share that is small, but there, is `<1 %`."""
+    if not math.isfinite(share):
+        return "? %"
+    return "<1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The course of the values in at most `width` characters; each shows the mean of an equal part.
+
+    Values that are not finite leave a gap.
+    """
+    if not values or width < 1:
+        return ""
+    cells = min(width, len(values))
+    means = []
+    for cell in range(cells):
+        part = values[cell * len(values) // cells : (cell + 1) * len(values) // cells]
+        finite = [value for value in part if math.isfinite(value)]
+        means.append(sum(finite) / len(finite) if finite else math.nan)
+    known = [mean for mean in means if math.isfinite(mean)]
+    if not known:
+        return " " * cells
+    low, high = min(known), max(known)
+    span = high - low
+    top = len(SPARKS) - 1
+    heights = [(mean - low) / span if span else 0.0 for mean in means]
+    return "".join(" " if math.isnan(height) else SPARKS[round(height * top)] for height in heights)
+
+
+def time_shares(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Where the step's time went, as shares that sum to 1; empty when nothing was measured.
+
+    What no part accounts for is "other". Parts that overlap, and so sum to more than the step, are scaled.
+    """
+    parts = {name: metrics.get(f"time/{name}_s", 0.0) for name in TIME_PARTS if name != "other"}
+    parts = {name: seconds for name, seconds in parts.items() if math.isfinite(seconds) and seconds > 0}
+    measured = sum(parts.values())
+    step_s = metrics.get("time/step_s", measured)
+    total = max(step_s if math.isfinite(step_s) else measured, measured)
+    if total <= 0:
+        return {}
+    if total > measured:
+        parts["other"] = total - measured
+    return {name: seconds / total for name, seconds in parts.items()}
+
+
+def stacked_bar(shares: Mapping[str, float], width: int) -> Text:
+    """One line of exactly `width` characters: each part as long as its share, by cumulative rounding."""
+    bar = Text()
+    end = 0.0
+    drawn = 0
+    for name, share in shares.items():
+        _, glyph, style = TIME_PARTS[name]
+        end += share
+        length = round(end * width) - drawn
+        bar.append(glyph * length, style)
+        drawn += length
+    return bar
+
+
+def time_legend(shares: Mapping[str, float]) -> Text:
+    """`█rollout 62% ▓learn 30%`: parts of at least 1 %, largest first."""
+    legend = Text()
+    for name, share in sorted(shares.items(), key=lambda item: -item[1]):
+        if share < 0.01:
+            continue
+        short, glyph, style = TIME_PARTS[name]
+        legend.append(" " if legend else "")
+        legend.append(glyph, style)
+        legend.append(f"{short} {100 * share:.0f}%")
+    return legend

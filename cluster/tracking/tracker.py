@@ -1,0 +1,118 @@
+"""Where a run's numbers go: `metrics.jsonl` (the truth), W&B, the console and transcripts, as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from cluster.config import RunConfig
+from cluster.contracts import ScoredGroup
+from cluster.run_directory import RunDirectory
+from cluster.tracking.console import RunConsole
+from cluster.tracking.jsonl import MetricsFile, read_metrics
+from cluster.tracking.transcripts import choose, write_transcripts
+from cluster.tracking.wandb_sink import WandbSink
+
+
+class Tracker:
+    """The controller tells it each step once; it tells everybody else.
+
+        with RunConsole(config.name, config.steps) as console:
+            console.stage("starting Ray")
+            with Tracker(config, run_directory, console, resume_step=checkpoint_step) as tracker:
+                tracker.log(step, metrics)
+                tracker.transcripts(step, groups)
+                tracker.finish(summary)  # only when training ran to its end
+
+    W&B may fail without the caller noticing; the files of the run directory may not.
+
+    `resume_step` is the step of the checkpoint that the run goes on from: later steps in `metrics.jsonl` are
+    moved aside, since they are done again. -1 moves all of them (a restart without a checkpoint), None none
+    (a new run).
+
+    Raises:
+        OSError: the run directory cannot be written.
+        ValueError: its `metrics.jsonl` is broken.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_directory: RunDirectory,
+        console: RunConsole,
+        *,
+        resume_step: int | None = None,
+    ) -> None:
+        self._run = run_directory
+        self._console = console
+        self._shown_responses = config.tracking.transcripts_per_step
+        self._finished = False
+        run_directory.create()
+        run_directory.remove_summary()
+        self._metrics = MetricsFile(run_directory.metrics_file, run_directory.superseded_metrics_file)
+        if resume_step is not None:
+            self._metrics.truncate_after(resume_step)
+        console.restore(read_metrics(run_directory.metrics_file))
+        self._wandb = WandbSink(config, run_directory, console.event)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Logs all there is to say about `step`; step k is after k updates. Keys may be absent.
+
+        Raises:
+            ValueError: this step, or a later one, was logged before.
+            OSError: `metrics.jsonl` cannot be written (a full disk, say).
+        """
+        self._metrics.log(step, metrics)
+        self._console.step(step, metrics)
+        self._wandb.log(step, metrics)
+
+    def transcripts(self, step: int, groups: Sequence[ScoredGroup]) -> None:
+        """Writes some of the responses out for a person to read.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if not groups or not self._shown_responses:
+            return
+        write_transcripts(self._run.transcript_file(step), step, groups, self._shown_responses)
+        rows = [
+            (step, group.prompt.text, response.text, verdict.outcome, verdict.reward, verdict.reason)
+            for group, pairs in choose(groups, self._shown_responses)
+            for response, verdict in pairs
+        ]
+        self._wandb.table(step, rows)
+
+    def event(self, text: str) -> None:
+        """One line for the person at the terminal (or for the log)."""
+        self._console.event(text)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Training ran to its end: hands everything over, shows the summary and writes it, last, as the seal.
+
+        Raises:
+            OSError: the summary cannot be written.
+        """
+        self._finished = True
+        self._wandb.summary(summary)
+        self.close()
+        self._run.write_summary(summary)
+        self._console.summary(summary)
+
+    def close(self) -> None:
+        """Ends tracking. Without `finish` the run counts as unfinished, and W&B shows it as failed."""
+        try:
+            self._metrics.close()  # on a full disk it raises what `log` raised
+        finally:
+            self._wandb.close(finished=self._finished)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,201 @@
+"""Weights & Biases, held at arm's length: whatever happens to it, the trainer neither waits nor fails.
+
+    trainer ──▶ queue (bounded) ──▶ one daemon thread ──▶ wandb ──▶ its service process ──▶ network
+
+The thread owns every wandb call, beginning with the import (seconds) and the login. The first wandb error
+turns the sink off, with one line that says why; `metrics.jsonl` still has everything.
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psutil
+
+from cluster.config import RunConfig
+from cluster.run_directory import RunDirectory
+
+QUEUE_LIMIT = 1000
+TABLE_COLUMNS = ("step", "prompt", "response", "verdict", "reward", "reason")
+
+Job = Callable[[Any], None]  # is given the wandb run
+
+
+class WandbSink:
+    """Passes metrics, sample tables and the summary on to W&B, in order, without ever raising.
+
+    `notify` is called, mostly from the sink's thread, with the place to look at the run and with warnings.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_directory: RunDirectory,
+        notify: Callable[[str], None],
+        *,
+        init_timeout_s: float = 20.0,
+        finish_timeout_s: float = 30.0,
+    ) -> None:
+        self._config = config
+        self._run_directory = run_directory
+        self._notify = notify
+        self._init_timeout_s = init_timeout_s
+        self._finish_timeout_s = finish_timeout_s
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._dropped = 0
+        self._exit_code = 1
+        self.off_reason: str | None = None
+        """Why nothing is logged (any more); None while the sink works."""
+        self._thread: threading.Thread | None = None
+        if config.tracking.wandb == "off":
+            self.off_reason = "as configured"
+        else:
+            self._thread = threading.Thread(target=self._work, name="wandb-sink", daemon=True)
+            self._thread.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        row = {"step": step, **metrics}
+        self._submit(lambda run: run.log(row))
+
+    def table(self, step: int, rows: Sequence[Sequence[Any]]) -> None:
+        """Shows sampled responses; each row has the values of `TABLE_COLUMNS`."""
+        self._submit(lambda run: _log_table(run, step, rows))
+
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        self._submit(lambda run: run.summary.update(dict(summary)))
+
+    def close(self, *, finished: bool) -> None:
+        """Hands over what is queued and ends the W&B run, as failed unless `finished`.
+
+        Takes at most about `finish_timeout_s`; then wandb's process is killed. What was not uploaded by then
+        is in the run directory, for `wandb sync`.
+        """
+        if self._thread is None:
+            return
+        self._exit_code = 0 if finished else 1
+        self._jobs.put(None)
+        self._thread.join(self._finish_timeout_s)
+        if self._thread.is_alive():
+            self._turn_off(f"it did not finish within {self._finish_timeout_s:g} s")
+            _kill_services()
+            self._thread.join(5.0)
+        self._thread = None
+
+    def _submit(self, job: Job) -> None:
+        if self.off_reason is not None or self._thread is None:
+            return
+        if self._jobs.qsize() < QUEUE_LIMIT:
+            self._jobs.put(job)
+            return
+        self._dropped += 1
+        if self._dropped == 1:
+            self._notify(f"W&B does not keep up ({QUEUE_LIMIT} entries wait): leaving out what comes now")
+
+    def _turn_off(self, reason: str) -> None:
+        if self.off_reason is None:
+            self.off_reason = reason
+            self._notify(f"W&B is off: {reason}. metrics.jsonl goes on.")
+
+    def _work(self) -> None:
+        try:
+            run = self._start()
+            if run is None:
+                return
+            while (job := self._jobs.get()) is not None:
+                job(run)
+            run.finish(exit_code=self._exit_code)
+        except Exception as error:  # wandb's own, OSError, ValueError, ...: the run must not die of any
+            self._turn_off(_one_line(error))
+        finally:
+            self._tear_down()
+
+    def _start(self) -> Any | None:
+        """The running wandb run, or None when there is to be none."""
+        from cluster.tracking import wandb_mode
+
+        wanted = self._config.tracking.wandb
+        assert wanted != "off"
+        wandb_mode.set_up(wanted, self._init_timeout_s, self._finish_timeout_s)
+        mode, why = wandb_mode.choose(wanted)
+        if mode == "off":
+            self._turn_off(why)
+            return None
+        if mode == "online":
+            try:
+                return self._init("online", "")
+            except Exception as error:
+                if self.off_reason is not None:  # `close` gave up on us meanwhile
+                    raise
+                why = _one_line(error)
+                # The failed run still holds its id in wandb's service process: take a new process.
+                self._tear_down()
+                wandb_mode.set_up("offline", self._init_timeout_s, self._finish_timeout_s)
+        return self._init("offline", why)
+
+    def _init(self, mode: str, why: str) -> Any:
+        import wandb
+
+        tracking = self._config.tracking
+        run = wandb.init(
+            mode=mode,  # type: ignore[arg-type]
+            dir=self._run_directory.path,  # wandb makes `wandb/` in it
+            project=tracking.wandb_project,
+            group=tracking.wandb_group,
+            tags=tracking.wandb_tags,
+            name=self._config.name,
+            id=self._run_id(),
+            resume="allow",
+            config=self._config.model_dump(mode="json"),
+            allow_val_change=True,  # a resumed run may be told something else
+        )
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        if mode == "online":
+            self._notify(f"W&B: {run.url}")
+        else:
+            self._notify(f"W&B is offline: {why}. Upload later with `wandb sync {run.settings.sync_dir}`")
+        return run
+
+    def _run_id(self) -> str:
+        """Kept in the run directory, so that a resumed run goes on in the same W&B page."""
+        file = self._run_directory.wandb_run_id_file
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(secrets.token_hex(6) + "\n", encoding="utf-8")
+        return file.read_text(encoding="utf-8").strip()
+
+    def _tear_down(self) -> None:
+        """Ends wandb's service process here, so that wandb's own exit hook finds nothing to wait for."""
+        try:
+            import wandb
+
+            wandb.teardown()
+        except (Exception, SystemExit) as error:  # SystemExit: how wandb says that its process was killed
+            self._turn_off(_one_line(error))
+
+
+def _log_table(run: Any, step: int, rows: Sequence[Sequence[Any]]) -> None:
+    import wandb
+
+    run.log(
+        {"step": step, "samples": wandb.Table(columns=list(TABLE_COLUMNS), data=[list(row) for row in rows])}
+    )
+
+
+def _kill_services() -> None:
+    """Kills wandb's processes among our children: the thread's pending call then fails instead of waiting."""
+    for child in psutil.Process().children():
+        try:
+            if child.name().startswith("wandb-core"):
+                child.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"

@@ -1,0 +1,124 @@
+"""`metrics.jsonl`: every line is JSON, no step is there twice, a crash costs at most the line being written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.tracking import MetricsFile, read_metrics
+
+
+def paths(directory: Path) -> tuple[Path, Path]:
+    return directory / "metrics.jsonl", directory / "metrics.superseded.jsonl"
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def steps(path: Path) -> list[int]:
+    return [row["step"] for row in rows(path)]
+
+
+def test_what_is_not_a_number_is_null_and_reads_as_nan(tmp_path: Path) -> None:
+    with MetricsFile(*paths(tmp_path)) as metrics:
+        metrics.log(0, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": np.float32("nan"), "e": np.float32(0.5)})
+    (row,) = rows(paths(tmp_path)[0])
+    assert row.pop("time") > 1.6e9
+    assert row == {"step": 0, "a": None, "b": None, "c": None, "d": None, "e": 0.5}
+    (read,) = read_metrics(paths(tmp_path)[0])
+    assert math.isnan(read["a"])
+    assert read["e"] == 0.5
+
+
+def test_a_line_is_on_disk_when_log_returns(tmp_path: Path) -> None:
+    metrics = MetricsFile(*paths(tmp_path))
+    for step in range(3):
+        metrics.log(step, {"x": step})
+        assert steps(paths(tmp_path)[0])[-1] == step
+    metrics.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(crashes=st.lists(st.tuples(st.integers(0, 8), st.integers(-1, 8)), max_size=4))
+def test_over_any_crashes_and_resumes_each_step_is_there_once(
+    tmp_path_factory: pytest.TempPathFactory, crashes: list[tuple[int, int]]
+) -> None:
+    """Each crash: (steps done since the start, checkpoint resumed from). Nothing that was logged is lost."""
+    path, superseded = paths(tmp_path_factory.mktemp("run"))
+    logged = 0
+    at = -1
+    for done, checkpoint in [*crashes, (3, 0)]:
+        with MetricsFile(path, superseded) as metrics:
+            for _ in range(done):
+                at += 1
+                metrics.log(at, {"x": 1.0})
+                logged += 1
+        at = min(at, checkpoint)
+        with MetricsFile(path, superseded) as metrics:
+            metrics.truncate_after(at)
+        assert steps(path) == list(range(at + 1))
+    moved = len(steps(superseded)) if superseded.exists() else 0
+    assert len(steps(path)) + moved == logged
+
+
+def test_logging_goes_on_after_a_truncation(tmp_path: Path) -> None:
+    with MetricsFile(*paths(tmp_path)) as metrics:
+        for step in range(5):
+            metrics.log(step, {"x": step})
+        assert metrics.truncate_after(2) == 2
+        metrics.log(3, {"x": 30.0})
+    assert [row["x"] for row in rows(paths(tmp_path)[0])] == [0, 1, 2, 30.0]
+    assert [row["x"] for row in rows(paths(tmp_path)[1])] == [3, 4]
+
+
+@pytest.mark.parametrize("step", [2, 1])
+def test_a_step_that_is_there_is_refused(tmp_path: Path, step: int) -> None:
+    with MetricsFile(*paths(tmp_path)) as metrics:
+        metrics.log(2, {})
+    with MetricsFile(*paths(tmp_path)) as metrics, pytest.raises(ValueError, match="truncate_after"):
+        metrics.log(step, {})
+    assert steps(paths(tmp_path)[0]) == [2]
+
+
+@pytest.mark.parametrize("kept", range(1, 30))
+def test_a_half_written_last_line_is_cut(tmp_path: Path, kept: int) -> None:
+    path, superseded = paths(tmp_path)
+    with MetricsFile(path, superseded) as metrics:
+        metrics.log(0, {"x": 1.0})
+        size = path.stat().st_size
+        metrics.log(1, {"x": 2.0})
+    with path.open("r+b") as stream:
+        stream.truncate(size + kept)
+    assert [row["step"] for row in read_metrics(path)] == [0]
+    with MetricsFile(path, superseded) as metrics:
+        metrics.log(1, {"x": 3.0})
+    assert [row["x"] for row in rows(path)] == [1.0, 3.0]
+
+
+def test_a_broken_line_before_the_last_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path, superseded = paths(tmp_path)
+    path.write_text('{"step": 0}\n{"st\n{"step": 2}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2"):
+        MetricsFile(path, superseded)
+
+
+def test_a_full_disk_reaches_the_caller(tmp_path: Path) -> None:
+    with MetricsFile(*paths(tmp_path)) as metrics:
+        metrics._stream.close()
+        metrics._stream = Path("/dev/full").open("w", encoding="utf-8")
+        with pytest.raises(OSError, match="No space left"):
+            metrics.log(0, {"x": 1.0})
+        metrics._stream = Path(os.devnull).open("w", encoding="utf-8")  # or closing would try again

@@ -1,0 +1,288 @@
+"""W&B at arm's length: what is logged is in its file, and no trouble of its makes the trainer wait or fail.
+
+Real wandb runs in subprocesses, offline or against a server on this machine that refuses or hangs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import cluster
+from cluster.config import RunConfig
+from cluster.run_directory import RunDirectory
+from cluster.tracking import wandb_sink
+from cluster.tracking.wandb_sink import WandbSink
+
+ROOT = Path(cluster.__file__).parent.parent
+SCRIPT = """
+import json, sys
+from cluster.config import RunConfig
+from cluster.run_directory import RunDirectory
+from cluster.tracking.wandb_sink import WandbSink
+
+directory, mode, deadlines, runs = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
+config = RunConfig.model_validate({"directory": directory, "seed": 7, "tracking": {
+    "wandb": mode, "wandb_project": "laws", "wandb_group": "a", "wandb_tags": ["t1", "t2"]}})
+run = RunDirectory(config.run_directory)
+run.create()
+hooks = sys.excepthook, sys.exit
+for part in range(runs):  # the second is a resumed run
+    sink = WandbSink(config, run, lambda text: print(text, flush=True), **deadlines)
+    for step in range(2):
+        sink.log(2 * part + step, {"reward/mean": 0.125 + part, "eval/pass_at_1": float("nan")})
+    sink.table(part, [[part, "2 + 2?", "four", "right", 1.0, "equals 4"]])
+    sink.summary({"pass_at_1": {"last": 0.625}})
+    sink.close(finished=True)
+    print("off:", sink.off_reason)
+assert (sys.excepthook, sys.exit) == hooks
+"""
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """Of a person who has no W&B account, whatever the tester has."""
+    home.mkdir(exist_ok=True)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "NETRC"))}
+    return kept | {
+        "HOME": str(home), "NETRC": str(home / "no-netrc"), "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"
+    }  # fmt: skip
+
+
+def start(tmp_path: Path, mode: str, runs: int = 1, deadlines: str = "{}", **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / mode), mode, deadlines, str(runs)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        env=clean_environment(tmp_path / "home") | environment,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float) -> str:
+    """What it printed; it must exit with 0, in time, and leave no wandb process."""
+    output, _ = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0, output
+    assert orphans(process.pid) == []
+    return output
+
+
+def orphans(pid: int) -> list[list[str]]:
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return [command for command in commands if command[-1:] == [str(pid)] and "wandb-core" in command[0]]
+
+
+def records(file: Path) -> Iterator[Any]:
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        yield record
+
+
+def name_of(item: Any) -> str:
+    return item.key or "/".join(item.nested_key)
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[list[Any]]]:
+    """What a run and its resumption printed, and the records of the two `.wandb` files."""
+    directory = tmp_path_factory.mktemp("wandb")
+    output = finish(start(directory, "offline", runs=2), 90)
+    files = sorted((directory / "offline" / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    return output, [list(records(file)) for file in files]
+
+
+def test_offline_metrics_are_in_the_file(offline: tuple[str, list[list[Any]]]) -> None:
+    history = [
+        {name_of(item): json.loads(item.value_json) for item in record.history.item}
+        for record in offline[1][0]
+        if record.HasField("history")
+    ]
+    assert [(row["step"], row["reward/mean"]) for row in history if "reward/mean" in row] == [(0, 0.125), (1, 0.125)]
+    (table,) = [row for row in history if "samples" in row]
+    assert table["samples"]["nrows"] == 1
+
+
+def test_offline_config_summary_and_axis_are_in_the_file(offline: tuple[str, list[list[Any]]]) -> None:
+    first = offline[1][0]
+    (run,) = [record.run for record in first if record.HasField("run")]
+    assert (run.project, run.run_group, sorted(run.tags)) == ("laws", "a", ["t1", "t2"])
+    assert json.loads({item.key: item.value_json for item in run.config.update}["seed"]) == 7
+    metrics = [record.metric for record in first if record.HasField("metric")]
+    assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in metrics)
+    summary = [item for record in first if record.HasField("summary") for item in record.summary.update]
+    assert any("pass_at_1" in name_of(item) and "0.625" in item.value_json for item in summary)
+
+
+def test_a_resumed_run_keeps_its_id(offline: tuple[str, list[list[Any]]]) -> None:
+    ids = [record.run.run_id for part in offline[1] for record in part if record.HasField("run")]
+    assert len(ids) == 2
+    assert ids[0] == ids[1]
+
+
+def test_only_our_lines_are_printed(offline: tuple[str, list[list[Any]]]) -> None:
+    lines = offline[0].splitlines()
+    assert [line.split(":")[0] for line in lines] == ["W&B is offline", "off"] * 2
+
+
+def test_a_refused_network_means_offline_soon(tmp_path: Path) -> None:
+    refused = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0123456789" * 4}
+    began = time.monotonic()
+    processes = [start(tmp_path, mode, **refused) for mode in ("online", "auto")]
+    for process in processes:
+        output = finish(process, 60)
+        assert "W&B is offline: http://127.0.0.1:9 cannot be reached" in output
+        assert "off: None" in output
+    assert time.monotonic() - began < 45  # alone it is about 5 s
+    assert len(list(tmp_path.glob("*/run/wandb/offline-run-*/*.wandb"))) == 2
+
+
+@pytest.fixture
+def hanging_server() -> Iterator[str]:
+    """Answers a GET, as any web server would, but never a POST."""
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def do_POST(self) -> None:
+            over.wait(60)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    over.set()
+    server.shutdown()
+
+
+def test_a_hanging_server_cannot_hold_the_run(tmp_path: Path, hanging_server: str) -> None:
+    hanging = {"WANDB_BASE_URL": hanging_server, "WANDB_API_KEY": "0123456789" * 4}
+    gives_up = start(tmp_path, "online", deadlines='{"init_timeout_s": 1, "finish_timeout_s": 60}', **hanging)
+    killed = start(tmp_path, "auto", deadlines='{"init_timeout_s": 60, "finish_timeout_s": 5}', **hanging)
+    output = finish(gives_up, 60)
+    assert "W&B is offline: CommError" in output
+    assert "off: None" in output
+    output = finish(killed, 40)
+    assert output.splitlines() == [
+        "W&B is off: it did not finish within 5 s. metrics.jsonl goes on.",
+        "off: it did not finish within 5 s",
+    ]
+
+
+def test_without_a_key_nobody_is_asked_for_one(tmp_path: Path) -> None:
+    output = finish(start(tmp_path, "auto"), 60)
+    assert "W&B is offline: no W&B API key is configured" in output
+
+
+class BrokenRun:
+    """Fails as the network does: at some call, with an error that wandb does not own."""
+
+    def __init__(self, failing: str) -> None:
+        self.calls: list[str] = []
+        self._failing = failing
+        self.summary = self
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self._failing:
+            raise ConnectionResetError("peer is gone\nfor good")
+
+    def log(self, row: dict[str, Any]) -> None:
+        self._call("log")
+
+    def update(self, values: dict[str, Any]) -> None:
+        self._call("update")
+
+    def finish(self, exit_code: int) -> None:
+        self._call(f"finish {exit_code}")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return RunConfig.model_validate({"directory": str(tmp_path), "tracking": {"wandb": "offline"}})
+
+
+@pytest.mark.parametrize(
+    ("failing", "calls"),
+    [
+        ("none", ["log", "log", "update", "finish 0"]),
+        ("log", ["log"]),
+        ("update", ["log", "log", "update"]),
+        ("finish 0", ["log", "log", "update", "finish 0"]),
+    ],
+)
+def test_the_first_error_turns_it_off_with_one_warning(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, failing: str, calls: list[str]
+) -> None:
+    run = BrokenRun(failing)
+    monkeypatch.setattr(WandbSink, "_start", lambda self: run)
+    monkeypatch.setattr(WandbSink, "_tear_down", lambda self: None)
+    told: list[str] = []
+    sink = WandbSink(config, RunDirectory(config.run_directory), told.append)
+    sink.log(0, {})
+    sink.log(1, {})
+    sink.summary({})
+    sink.close(finished=True)
+    sink.log(2, {})
+    assert run.calls == calls
+    reason = None if failing == "none" else "ConnectionResetError: peer is gone for good"
+    assert sink.off_reason == reason
+    assert told == ([] if reason is None else [f"W&B is off: {reason}. metrics.jsonl goes on."])
+
+
+def test_the_trainer_does_not_wait_for_a_slow_start(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_sink, "QUEUE_LIMIT", 10)
+    started = threading.Event()
+    run = BrokenRun("none")
+
+    def slow(self: WandbSink) -> BrokenRun:
+        started.wait(30)
+        return run
+
+    monkeypatch.setattr(WandbSink, "_start", slow)
+    monkeypatch.setattr(WandbSink, "_tear_down", lambda self: None)
+    told: list[str] = []
+    sink = WandbSink(config, RunDirectory(config.run_directory), told.append)
+    began = time.monotonic()
+    for step in range(1000):
+        sink.log(step, {})
+    assert time.monotonic() - began < 1
+    started.set()
+    sink.close(finished=False)
+    assert run.calls == ["log"] * 10 + ["finish 1"]
+    assert len(told) == 1
+    assert "does not keep up" in told[0]
+
+
+def test_off_starts_nothing(config: RunConfig) -> None:
+    off = RunConfig.model_validate({"tracking": {"wandb": "off"}})
+    threads = threading.active_count()
+    sink = WandbSink(off, RunDirectory(off.run_directory), pytest.fail)
+    sink.log(0, {})
+    sink.close(finished=True)
+    assert threading.active_count() == threads
+
+
+def test_importing_tracking_imports_nothing_heavy() -> None:
+    code = "import sys, cluster.tracking; print(sorted({'wandb', 'torch', 'ray', 'vllm'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT) == "[]\n"
