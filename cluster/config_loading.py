@@ -1,0 +1,131 @@
+"""From a YAML file and overrides to a `RunConfig`, or to a list of everything that is wrong with it. Torch-free.
+
+A mistake in one place does not hide those in others: what is wrong is reported and set aside, and the rest is checked all the same.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from cluster.config import RunConfig
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: where, what, and how to mend it."""
+
+    where: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}; {self.fix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`config` holds everything that could be read; what was wrong in it has its default. It may be used if there are no problems."""
+
+    config: RunConfig
+    problems: tuple[Problem, ...]
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Read `path` and apply overrides like `rollout.workers=4`."""
+    values, problems = _read(path, overrides)
+    config, schema_problems = validate(RunConfig, values)
+    return Loaded(config, (*problems, *schema_problems))
+
+
+def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
+    problems: list[Problem] = []
+    merged = OmegaConf.create()
+    try:
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise ValueError("it is not a mapping of settings")
+        merged = OmegaConf.merge(merged, loaded)
+    except FileNotFoundError:
+        problems.append(Problem(str(path), "there is no such file", "name a configuration, such as configs/demo.yaml"))
+    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        problems.append(Problem(str(path), " ".join(str(error).split()), "mend the file"))
+    for override in overrides:
+        if "=" not in override:
+            problems.append(Problem(override, "it is not an override", "write it as rollout.workers=4"))
+            continue
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+    try:
+        values = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        problems.append(Problem(str(path), " ".join(str(error).split()), "mend the interpolation"))
+        values = {}
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}, problems
+
+
+def validate(
+    schema: type[ModelT], values: Mapping[str, Any], prefix: str = ""
+) -> tuple[ModelT, list[Problem]]:
+    """The values as `schema`, without those that are wrong, and what is wrong with them. All fields must have defaults."""
+    try:
+        return schema.model_validate(values), []
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    problems = [_problem(schema, detail, prefix) for detail in details]
+    repaired = _without(values, [tuple(detail["loc"]) for detail in details])
+    return schema.model_validate(repaired), problems
+
+
+def _problem(schema: type[BaseModel], detail: Any, prefix: str) -> Problem:
+    location = [str(part) for part in detail["loc"]]
+    where = ".".join([*([prefix] if prefix else []), *location])
+    if detail["type"] == "extra_forbidden":
+        known = list(_section(schema, location[:-1]).model_fields)
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        if near:
+            return Problem(where, "there is no such setting", f"did you mean {near[0]}?")
+        elsewhere = [path for path in setting_names(schema) if path.rpartition(".")[2] == location[-1]]
+        known_here = f"did you mean {elsewhere[0]}?" if elsewhere else f"known here: {', '.join(known)}"
+        return Problem(where, "there is no such setting", known_here)
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    return Problem(where, f"{detail['input']!r} will not do", message)
+
+
+def _section(schema: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
+    for part in location:
+        annotation = schema.model_fields[part].annotation
+        schema = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))
+    return schema
+
+
+def setting_names(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All settings of a schema, dotted."""
+    for name, field in schema.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from setting_names(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _without(values: Mapping[str, Any], locations: Sequence[tuple[int | str, ...]]) -> dict[str, Any]:
+    """A copy without the values at `locations`; a location inside a list takes the whole list along."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        below = [location[1:] for location in locations if location[0] == key]
+        if any(not rest or not isinstance(value, Mapping) for rest in below):
+            continue
+        kept[key] = _without(value, below) if below else value
+    return kept

@@ -1,0 +1,178 @@
+"""Everything that can be known to be wrong before a single actor starts, found all at once. Torch-free.
+
+Each check looks at one thing and yields what is wrong with it. None of them imports Ray, vLLM or torch; transformers is loaded only to
+measure the prompts of a model that is not the starter.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.config import RunConfig
+from cluster.config_loading import Problem, validate
+from cluster.models import locate, ready_directory
+from reward.task import Task
+from reward.tasks import task_class, task_names
+
+
+def preflight(config: RunConfig) -> list[Problem]:
+    """All problems of `config` on this machine."""
+    return [problem for check in _CHECKS for problem in check(config)]
+
+
+def check_arithmetic(config: RunConfig) -> Iterator[Problem]:
+    rollout, learner = config.rollout, config.learner
+    if rollout.prompts_per_step % learner.mini_batches:
+        yield Problem(
+            "rollout.prompts_per_step",
+            f"{rollout.prompts_per_step} prompts do not divide into learner.mini_batches = {learner.mini_batches}",
+            f"take a multiple of {learner.mini_batches}",
+        )
+    if rollout.max_response_tokens >= config.model.max_context_tokens:
+        yield Problem(
+            "rollout.max_response_tokens",
+            f"{rollout.max_response_tokens} leave no room for a prompt in model.max_context_tokens = "
+            f"{config.model.max_context_tokens}",
+            "lower the one or raise the other",
+        )
+
+
+def check_resources(config: RunConfig) -> Iterator[Problem]:
+    """On this machine alone: what a running cluster has is known when it is joined."""
+    if config.cluster.address or os.environ.get("RAY_ADDRESS"):
+        return
+    rollout, learner, reward = config.rollout, config.learner, config.reward
+    cpus = (
+        rollout.workers * rollout.cpus_per_worker
+        + learner.ranks * learner.cpus_per_rank
+        + reward.workers * reward.cpus_per_worker
+    )
+    gpus = rollout.workers * rollout.gpus_per_worker + learner.ranks * learner.gpus_per_rank
+    parts = "rollout.workers × cpus_per_worker + learner.ranks × cpus_per_rank + reward.workers × cpus_per_worker"
+    there = os.cpu_count() or 1
+    if cpus > there:
+        yield Problem(
+            "cluster",
+            f"the run asks for {cpus:g} CPUs ({parts}), this machine has {there}",
+            "lower them (fractions are fine), or join a cluster with --address",
+        )
+    if gpus > (here := _gpus()):
+        yield Problem(
+            "cluster",
+            f"the run asks for {gpus:g} GPUs, this machine has {here}",
+            "lower rollout.gpus_per_worker or learner.gpus_per_rank, or join a cluster with --address",
+        )
+
+
+def _gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip()])
+    return len([path for path in Path("/dev").glob("nvidia[0-9]*")])
+
+
+def check_model(config: RunConfig) -> Iterator[Problem]:
+    try:
+        locate(config.model)
+    except ValueError as error:
+        yield Problem("model.source", str(error), "name a directory, a hub id, a .gguf file, or starter")
+    if config.model.source == "starter" and config.task.name != "countdown":
+        yield Problem("model.source", "the starter model knows Countdown only", "name another model")
+
+
+def check_task(config: RunConfig) -> Iterator[Problem]:
+    """The task exists, takes its options, has problems in both splits, and they fit into the model's context."""
+    if config.task.name not in task_names():
+        yield Problem("task.name", f"there is no task {config.task.name!r}", f"known: {', '.join(task_names())}")
+        return
+    kind = task_class(config.task.name)
+    options, problems = validate(kind.Options, config.task.options, "task.options")
+    yield from problems
+    if problems:
+        return
+    task = kind(options)
+    splits: dict[str, Sequence[Any]] = {}
+    for split in ("train", "held_out"):
+        try:
+            splits[split] = task.problems(split)
+        except ValueError as error:
+            yield Problem("task.options", str(error), "change the task's options")
+            continue
+        if not splits[split]:
+            yield Problem("task.options", f"the {split} split is empty", "change the task's options")
+    if all(splits.get(split) for split in ("train", "held_out")):
+        yield from _check_prompts(config, task, [*splits["train"], *splits["held_out"]])
+
+
+def _check_prompts(config: RunConfig, task: Task, problems: Sequence[Any]) -> Iterator[Problem]:
+    try:
+        longest = _longest_prompt_tokens(config, task, problems)
+    except ValueError as error:
+        yield Problem("task", " ".join(str(error).split()), "change task.options or model.source")
+        return
+    needed = longest + config.rollout.max_response_tokens
+    if needed > config.model.max_context_tokens:
+        yield Problem(
+            "model.max_context_tokens",
+            f"the longest prompt has {longest} tokens, and with rollout.max_response_tokens = "
+            f"{config.rollout.max_response_tokens} does not fit into {config.model.max_context_tokens}",
+            f"raise it to {needed} or more",
+        )
+
+
+def _longest_prompt_tokens(config: RunConfig, task: Task, problems: Sequence[Any]) -> int:
+    """0 if it cannot be known before the model is built or fetched; then it is found when it is."""
+    if config.model.source == "starter":
+        from cluster.starter import prompt_tokens
+
+        return max(prompt_tokens(task.render(problem)) for problem in problems)
+    try:
+        directory = ready_directory(config)
+    except ValueError:  # reported by check_model
+        return 0
+    if directory is None:
+        return 0
+    from rollout.prompt_encoder import PromptEncoder
+
+    encoder = PromptEncoder(directory)
+    return max(len(encoder.encode(task.render(problem)).token_ids) for problem in problems)
+
+
+def check_run_directory(config: RunConfig) -> Iterator[Problem]:
+    where = config.run_directory
+    existing = next(path for path in (where, *where.parents) if path.exists())
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        yield Problem(
+            "directory",
+            f"the run directory {where} cannot be written ({existing}: {error.strerror})",
+            "set directory to a place that can",
+        )
+
+
+def check_packages(config: RunConfig) -> Iterator[Problem]:
+    for package in ("ray", "vllm", "torch", "deepspeed", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            yield Problem("environment", f"the Python package {package} is not installed", "run: make setup")
+    if config.tracking.wandb != "off" and importlib.util.find_spec("wandb") is None:
+        yield Problem("tracking.wandb", "the Python package wandb is not installed", "set it to off, or install wandb")
+
+
+_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
+    check_arithmetic,
+    check_model,
+    check_task,
+    check_resources,
+    check_run_directory,
+    check_packages,
+)

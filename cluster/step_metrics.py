@@ -1,0 +1,45 @@
+"""What there is to say about a batch before it is learned from. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from cluster.contracts import ScoredGroup
+
+
+def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[str, float]:
+    """Rewards, lengths (tokens) and staleness (weight versions) of the responses in `groups`."""
+    verdicts = [verdict for group in groups for verdict in group.verdicts]
+    responses = [response for group in groups for response in group.responses]
+    lengths = np.array([len(response.token_ids) for response in responses])
+    staleness = np.array([learner_version - response.min_version for response in responses])
+    judged = [verdict for verdict in verdicts if verdict.outcome in ("right", "wrong")]
+    return {
+        "reward/mean": float(np.mean([verdict.reward for verdict in judged])) if judged else math.nan,
+        "reward/right_share": sum(verdict.outcome == "right" for verdict in verdicts) / len(verdicts),
+        "reward/error_share": 1 - len(judged) / len(verdicts),
+        "lengths/mean": float(lengths.mean()),
+        "lengths/std": float(lengths.std()),
+        "lengths/min": float(lengths.min()),
+        "lengths/max": float(lengths.max()),
+        "lengths/truncated_share": sum(r.finish_reason == "length" for r in responses) / len(responses),
+        "staleness/mean": float(staleness.mean()),
+        "staleness/max": float(staleness.max()),
+    }
+
+
+def evaluation_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """pass@1 over held-out prompts: the mean over prompts of the share of right responses.
+
+    The standard error is that of the mean over prompts, which are what was drawn at random.
+    """
+    shares = np.array([group.mean_correct for group in groups])
+    tokens = [len(response.token_ids) for group in groups for response in group.responses]
+    return {
+        "eval/pass_at_1": float(shares.mean()),
+        "eval/stderr": float(shares.std(ddof=1) / math.sqrt(len(shares))) if len(shares) > 1 else math.nan,
+        "eval/response_tokens_mean": float(np.mean(tokens)),
+    }
