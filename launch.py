@@ -1,9 +1,9 @@
 """The command line. Thin: it reads the configuration, checks it, and calls `cluster`.
 
-    python launch.py train configs/demo.yaml                      train, or resume a run that was cut short
-    python launch.py train configs/demo.yaml seed=1 name=second   with settings changed
-    python launch.py check configs/demo.yaml                      find every mistake, start nothing
-    python launch.py tasks                                        what can be trained on
+python launch.py train configs/demo.yaml                      train, or resume a run that was cut short
+python launch.py train configs/demo.yaml seed=1 name=second   with settings changed
+python launch.py check configs/demo.yaml                      find every mistake, start nothing
+python launch.py tasks                                        what can be trained on
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pret
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/demo.yaml.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as rollout.workers=4.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as rollout.workers=4."),
 ]
-Address = Annotated[str | None, typer.Option(help="Ray cluster to join (default: RAY_ADDRESS, or this machine).")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join (default: RAY_ADDRESS, or this machine).")
+]
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -35,7 +38,9 @@ def train(
     config_file: ConfigFile,
     overrides: Overrides = None,
     address: Address = None,
-    fresh: Annotated[bool, typer.Option(help="Move an earlier run of this name aside and start anew.")] = False,
+    fresh: Annotated[
+        bool, typer.Option(help="Move an earlier run of this name aside and start anew.")
+    ] = False,
     quiet: Annotated[bool, typer.Option(help="Print the summary only.")] = False,
 ) -> None:
     """Train a model. A run that was cut short is resumed; a finished one is shown."""
@@ -79,7 +84,9 @@ def tasks() -> None:
 
     for name in task_names():
         task = build_task(name, {})
-        typer.echo(f"{name}: {len(task.problems('train'))} training, {len(task.problems('held_out'))} held-out problems")
+        typer.echo(
+            f"{name}: {len(task.problems('train'))} training, {len(task.problems('held_out'))} held-out problems"
+        )
         typer.echo(f"  for example: {task.render(task.problems('train')[0])!r}")
 
 
@@ -89,7 +96,7 @@ def arithmetic(config: RunConfig) -> str:
     return (
         f"{config.steps} steps of {rollout.prompts_per_step} prompts × {rollout.responses_per_prompt} responses = "
         f"{config.responses_per_step} responses, in {learner.mini_batches} optimiser step(s) over {learner.ranks} "
-        f"learner rank(s), micro-batches of up to {learner.micro_batch_tokens} tokens; {rollout.workers} rollout workers"
+        f"learner rank(s), micro-batches of up to {learner.micro_batch_tokens} tokens; {rollout.workers} workers"
     )
 
 

@@ -12,8 +12,8 @@ SETUP_HOOK = "cluster.actor_logs.redirect_output"
 
 
 def redirect_output() -> None:
-    """Runs in every Ray worker process before anything else: point stdout and stderr, and those of child processes, at the file
-    that the environment names. Processes without one keep Ray's own log files.
+    """Runs in every Ray worker process before anything else: point stdout and stderr, and those of child
+    processes, at the file that the environment names. Processes without one keep Ray's own log files.
     """
     path = os.environ.get(LOG_FILE_VARIABLE)
     if path is None:

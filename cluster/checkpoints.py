@@ -1,9 +1,9 @@
 """Checkpoints that can be trusted after a crash at any moment.
 
-    checkpoints/step-000050/
-        learner/        DeepSpeed's files, one set per rank
-        progress.json   what the controller needs to go on
-        COMPLETE        written last: the size of every file above. Without it the directory does not count.
+checkpoints/step-000050/
+    learner/        DeepSpeed's files, one set per rank
+    progress.json   what the controller needs to go on
+    COMPLETE        written last: the size of every file above. Without it the directory does not count.
 """
 
 from __future__ import annotations

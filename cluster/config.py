@@ -95,7 +95,8 @@ class ObjectiveConfig(Section):
     advantage_scaling: Literal["group", "batch", "none"] = "group"
     """By which standard deviation advantages are divided."""
     importance_cap: Annotated[float, Field(ge=1)] | None = None
-    """Cap of the detached weight min(π_old / μ, cap) that corrects for stale or imprecise sampling; null turns it off."""
+    """Cap of the detached weight min(π_old / μ, cap) that corrects for stale or imprecise sampling; null turns it
+    off."""
 
 
 class LearnerConfig(Section):

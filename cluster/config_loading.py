@@ -1,6 +1,7 @@
 """From a YAML file and overrides to a `RunConfig`, or to a list of everything that is wrong with it. Torch-free.
 
-A mistake in one place does not hide those in others: what is wrong is reported and set aside, and the rest is checked all the same.
+A mistake in one place does not hide those in others: what is wrong is reported and set aside, and the rest is
+checked all the same.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from cluster.config import RunConfig
-
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -36,7 +36,8 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """`config` holds everything that could be read; what was wrong in it has its default. It may be used if there are no problems."""
+    """`config` holds everything that could be read; what was wrong in it has its default. It may be used if there
+    are no problems."""
 
     config: RunConfig
     problems: tuple[Problem, ...]
@@ -51,23 +52,25 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
 def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
     problems: list[Problem] = []
-    merged = OmegaConf.create()
+    layers: list[Any] = []
     try:
         loaded = OmegaConf.load(path)
         if not OmegaConf.is_dict(loaded):
             raise ValueError("it is not a mapping of settings")
-        merged = OmegaConf.merge(merged, loaded)
+        layers.append(loaded)
     except FileNotFoundError:
-        problems.append(Problem(str(path), "there is no such file", "name a configuration, such as configs/demo.yaml"))
+        problems.append(
+            Problem(str(path), "there is no such file", "name a configuration, such as configs/demo.yaml")
+        )
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         problems.append(Problem(str(path), " ".join(str(error).split()), "mend the file"))
     for override in overrides:
         if "=" not in override:
             problems.append(Problem(override, "it is not an override", "write it as rollout.workers=4"))
             continue
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+        layers.append(OmegaConf.from_dotlist([override]))
     try:
-        values = OmegaConf.to_container(merged, resolve=True)
+        values = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True) if layers else {}
     except OmegaConfBaseException as error:
         problems.append(Problem(str(path), " ".join(str(error).split()), "mend the interpolation"))
         values = {}
@@ -78,7 +81,8 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[Pr
 def validate(
     schema: type[ModelT], values: Mapping[str, Any], prefix: str = ""
 ) -> tuple[ModelT, list[Problem]]:
-    """The values as `schema`, without those that are wrong, and what is wrong with them. All fields must have defaults."""
+    """The values as `schema`, without those that are wrong, and what is wrong with them. All fields must have
+    defaults."""
     try:
         return schema.model_validate(values), []
     except ValidationError as error:
@@ -106,7 +110,9 @@ def _problem(schema: type[BaseModel], detail: Any, prefix: str) -> Problem:
 def _section(schema: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
     for part in location:
         annotation = schema.model_fields[part].annotation
-        schema = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))
+        schema = next(
+            t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)
+        )
     return schema
 
 

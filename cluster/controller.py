@@ -1,18 +1,18 @@
 """The controller: the one loop that is the training run. Read this first.
 
-        ┌──────────────────────────────────────────────────────────────────────────────┐
-        │                                                                              │
-        ▼                                                                              │
-    admit prompts ─▶ collect scored groups ─▶ weigh the batch ─▶ learn ─▶ publish ─▶ settle
-        │                     ▲               (A, α, L̄: global)              │
-        ▼                     │                                              ▼
-    work buffer ─lease─▶ rollout workers ─▶ reward actors          workers pull the version
+    ┌──────────────────────────────────────────────────────────────────────────────┐
+    │                                                                              │
+    ▼                                                                              │
+admit prompts ─▶ collect scored groups ─▶ weigh the batch ─▶ learn ─▶ publish ─▶ settle
+    │                     ▲               (A, α, L̄: global)              │
+    ▼                     │                                              ▼
+work buffer ─lease─▶ rollout workers ─▶ reward actors          workers pull the version
 
-    step            waits for                            is unblocked by
-    admit           nothing (takes the free slots)       settle frees slots
-    collect         prompts_per_step scored groups       the fleet, which samples and scores on its own
-    learn           the learner ranks                    —
-    publish         the learner ranks                    nobody waits for the workers: each pulls before it leases again
+step            waits for                            is unblocked by
+admit           nothing (takes the free slots)       settle frees slots
+collect         prompts_per_step scored groups       the fleet, which samples and scores on its own
+learn           the learner ranks                    —
+publish         the learner ranks                    nobody waits for the workers: each pulls before it leases again
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class LogprobGapError(RuntimeError):
 
 
 class Controller:
-    """Wires the parts and runs the loop. `step` counts batches learned from, and is the version of the published weights."""
+    """Wires the parts and runs the loop. `step` counts batches learned from, and is the version of the published
+    weights."""
 
     def __init__(
         self,
@@ -72,14 +73,15 @@ class Controller:
         while self.step < self._config.steps:
             self._times_s.clear()
             with self._timed("step"):
-                metrics = await self._train_one_batch()
+                metrics, trained = await self._train_one_batch()
             if self._due(self._config.evaluation.every_steps):
                 metrics |= await self._evaluate()
             if self._due(self._config.checkpoint.every_steps):
                 await self._save()
-            self._tracker.log(self.step, metrics | self._state_metrics())
+            self._tracker.log(self.step, metrics | self._state_metrics(), trained)
 
-    async def _train_one_batch(self) -> dict[str, float]:
+    async def _train_one_batch(self) -> tuple[dict[str, float], list[str]]:
+        """One turn of the loop: its metrics, and the ids of the prompts that were learned from."""
         rollout = self._config.rollout
         self._admit()
 
@@ -97,13 +99,14 @@ class Controller:
         with self._timed("publish"):
             await self._publish(self.step + 1)
         self.step += 1
-        self._buffer.settle([group.prompt.id for group in groups])
+        trained = [group.prompt.id for group in groups]
+        self._buffer.settle(trained)
 
         if self._due(self._config.evaluation.every_steps):
             self._tracker.transcripts(self.step, groups)
         metrics["throughput/rollout_tokens_per_s"] = sampled_tokens / max(self._times_s["rollout"], 1e-9)
         metrics["throughput/learner_tokens_per_s"] = metrics.pop("learner_tokens") / self._times_s["learn"]
-        return metrics
+        return metrics, trained
 
     def _admit(self) -> None:
         """Fill the free slots; the fleet goes to work on them at once."""
@@ -115,7 +118,8 @@ class Controller:
         """One optimiser step per mini-batch, each weighed as a whole before the ranks see any of it."""
         size = len(groups) // self._config.learner.mini_batches
         mini_batches = [
-            weigh(groups[start : start + size], self._config.objective) for start in range(0, len(groups), size)
+            weigh(groups[start : start + size], self._config.objective)
+            for start in range(0, len(groups), size)
         ]
         weighed = {
             key: sum(batch.metrics[key] for batch in mini_batches) / len(mini_batches)
@@ -134,7 +138,8 @@ class Controller:
         return metrics
 
     async def _restore(self) -> None:
-        """Begin where the newest checkpoint ended, or at the beginning. Publishing comes first: the workers wait for it."""
+        """Begin where the newest checkpoint ended, or at the beginning. Publishing comes first: the workers wait
+        for it."""
         newest = self._checkpoints.newest()
         if newest is None:
             await self._publish(version=0)
@@ -188,7 +193,7 @@ class Controller:
             "fleet/healthy_workers": float(state.started_workers),
             "fleet/workers": float(len(state.members)),
             "fleet/restarts": float(state.restarts),
-            "logprob_gap/probe_max": self._fleet.probe_gap,
+            "logprob_gap/probe_max": self._fleet.take_probe_gap(),
             "progress/weight_version": float(self.step),
             "progress/epoch": float(self._source.epoch),
             "progress/prompts_trained": float(self._buffer.trained_prompts),

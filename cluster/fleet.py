@@ -6,7 +6,8 @@ Each worker has one keeper task:
          ▲                    ▲ whenever a version is published        │
          └── give leases back, wait, start anew ◀── any failure ───────┘
 
-Nobody waits for a particular worker. A dead one holds up only its own prompts, and those go back to be leased by the others.
+Nobody waits for a particular worker. A dead one holds up only its own prompts, and those go back to be leased by
+the others.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class RolloutFleet:
         names = [f"rollout-{index}" for index in range(rollout.workers)]
         self.state = FleetState(names, rollout.restarts_per_worker)
         self.process_ids: dict[str, int] = {}
-        self.probe_gap = 0.0
+        self._probe_gaps: list[float] = []
         self.sampled_tokens = 0
         self._buffers: list[WorkBuffer] = []
         self._publication: Publication | None = None
@@ -117,10 +118,16 @@ class RolloutFleet:
         self._buffers.remove(buffer)
         return buffer.take_batch(len(prompts))
 
+    def take_probe_gap(self) -> float:
+        """Largest |Δ log p| on the probe in all pulls since the last call; 0 if there was none."""
+        gaps, self._probe_gaps = self._probe_gaps, []
+        return max(gaps, default=0.0)
+
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         """Return when `condition` holds; it is looked at whenever something happened in the fleet.
 
-        There is no deadline here, since every request has one: it ends in a group, or in a worker's replacement, or in the end of the run.
+        There is no deadline here, since every request has one: it ends in a group, or in a worker's replacement,
+        or in the end of the run.
         """
         while not condition():
             self._news.clear()
@@ -132,6 +139,7 @@ class RolloutFleet:
     async def _keep(self, name: str) -> None:
         """Keep one place in the fleet filled until it is given up."""
         while True:
+            reason: BaseException = RuntimeError("its task ended")
             try:
                 await self._run_worker(name)
             except* _WORKER_FAILURES as failures:
@@ -170,7 +178,9 @@ class RolloutFleet:
             )
             try:
                 self.process_ids[name] = await _within(
-                    rollout.start_timeout_s, worker.start.remote(), f"{name} to start (rollout.start_timeout_s)"
+                    rollout.start_timeout_s,
+                    worker.start.remote(),
+                    f"{name} to start (rollout.start_timeout_s)",
                 )
                 self.state.started(name)
                 self._announce()
@@ -212,7 +222,7 @@ class RolloutFleet:
                 f"after pulling weight version {publication.version}, {name} is {gap:.3g} away from the learner's "
                 f"log-probabilities on the probe (learner.max_logprob_gap: {limit:g})"
             )
-        self.probe_gap = gap
+        self._probe_gaps.append(gap)
         self.state.pulled(name, publication.version)
         self._announce()
 

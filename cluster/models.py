@@ -6,8 +6,8 @@
     package:NAME/FILE.gguf  the same, from inside an installed Python package
     organisation/name       from the Hugging Face hub, into its own cache
 
-Built and converted models are kept in `model.cache_directory`, under a name that says what they were made from. On a cluster of several nodes
-that directory must be one that all nodes see.
+Built and converted models are kept in `model.cache_directory`, under a name that says what they were made from. On
+a cluster of several nodes that directory must be one that all nodes see.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def ready_directory(config: RunConfig) -> Path | None:
 
 
 def prepare_model(config: RunConfig, progress: Progress) -> Path:
-    """The model's directory, after building, converting or downloading what is needed. `progress` gets a line now and then.
+    """The model's directory, after building, converting or downloading what is needed. `progress` gets a line now
+    and then.
 
     Raises:
         ValueError: the source names nothing.
@@ -117,7 +118,11 @@ def prepare_model(config: RunConfig, progress: Progress) -> Path:
         from huggingface_hub import snapshot_download
 
         progress(f"downloading {source.location}")
-        return Path(snapshot_download(source.location, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+        return Path(
+            snapshot_download(
+                source.location, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+            )
+        )
     entry = _cache_entry(config, source)
     with _appearing_whole(entry) as directory:
         if source.kind == "starter":

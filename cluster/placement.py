@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,17 @@ def connect(config: ClusterConfig) -> str:
     if address:
         options["address"] = address
         # Nodes need not have this project installed; its packages travel.
-        runtime_env["py_modules"] = [str(Path(importlib.import_module(p).__file__ or "").parent) for p in _PACKAGES]
+        runtime_env["py_modules"] = [
+            str(Path(importlib.import_module(p).__file__ or "").parent) for p in _PACKAGES
+        ]
     else:
         options |= {"include_dashboard": False, "num_cpus": os.cpu_count()}
         # Processes of this machine import the project from where the driver did, whatever their working directory.
         root = str(Path(__file__).resolve().parent.parent)
         search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        runtime_env["env_vars"] = {"PYTHONPATH": search_path}
+        # DeepSpeed compiles an operator with the ninja that is installed beside Python.
+        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        runtime_env["env_vars"] = {"PYTHONPATH": search_path, "PATH": programs}
     ray.init(runtime_env=runtime_env, **options)
     return f"the Ray cluster at {address}" if address else "Ray on this machine"
 
@@ -132,7 +137,8 @@ def bundle(cpus: float, gpus: float) -> dict[str, float]:
 
 
 def cpu_environment(threads: int, on_gpu: bool) -> dict[str, str]:
-    """Environment of an actor that computes. Ray would set the threads from the reserved CPUs, which may be a fraction."""
+    """Environment of an actor that computes. Ray would set the threads from the reserved CPUs, which may be a
+    fraction."""
     if on_gpu:
         return {}
     return {

@@ -1,7 +1,7 @@
 """Everything that can be known to be wrong before a single actor starts, found all at once. Torch-free.
 
-Each check looks at one thing and yields what is wrong with it. None of them imports Ray, vLLM or torch; transformers is loaded only to
-measure the prompts of a model that is not the starter.
+Each check looks at one thing and yields what is wrong with it. None of them imports Ray, vLLM or torch;
+transformers is loaded only to measure the prompts of a model that is not the starter.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def check_resources(config: RunConfig) -> Iterator[Problem]:
         + reward.workers * reward.cpus_per_worker
     )
     gpus = rollout.workers * rollout.gpus_per_worker + learner.ranks * learner.gpus_per_rank
-    parts = "rollout.workers × cpus_per_worker + learner.ranks × cpus_per_rank + reward.workers × cpus_per_worker"
+    parts = (
+        "rollout.workers × cpus_per_worker + learner.ranks × cpus_per_rank + reward.workers × cpus_per_worker"
+    )
     there = os.cpu_count() or 1
     if cpus > there:
         yield Problem(
@@ -74,7 +76,7 @@ def _gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip()])
-    return len([path for path in Path("/dev").glob("nvidia[0-9]*")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def check_model(config: RunConfig) -> Iterator[Problem]:
@@ -89,7 +91,9 @@ def check_model(config: RunConfig) -> Iterator[Problem]:
 def check_task(config: RunConfig) -> Iterator[Problem]:
     """The task exists, takes its options, has problems in both splits, and they fit into the model's context."""
     if config.task.name not in task_names():
-        yield Problem("task.name", f"there is no task {config.task.name!r}", f"known: {', '.join(task_names())}")
+        yield Problem(
+            "task.name", f"there is no task {config.task.name!r}", f"known: {', '.join(task_names())}"
+        )
         return
     kind = task_class(config.task.name)
     options, problems = validate(kind.Options, config.task.options, "task.options")
@@ -165,7 +169,9 @@ def check_packages(config: RunConfig) -> Iterator[Problem]:
         if importlib.util.find_spec(package) is None:
             yield Problem("environment", f"the Python package {package} is not installed", "run: make setup")
     if config.tracking.wandb != "off" and importlib.util.find_spec("wandb") is None:
-        yield Problem("tracking.wandb", "the Python package wandb is not installed", "set it to off, or install wandb")
+        yield Problem(
+            "tracking.wandb", "the Python package wandb is not installed", "set it to off, or install wandb"
+        )
 
 
 _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (

@@ -1,4 +1,5 @@
-"""Which prompt comes next: epochs over the training problems, each in an order of its own that the seed decides. Pure."""
+"""Which prompt comes next: epochs over the training problems, each in an order of its own that the seed decides.
+Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def ask(id_: str, question: Question, sampling: Sampling) -> Prompt:
 class PromptSource:
     """An endless sequence of training prompts. Each row comes exactly once per epoch.
 
-    `position` is the number of prompts handed out; together with the ids still in flight it is all that a checkpoint needs.
+    `position` is the number of prompts handed out; together with the ids still in flight it is all that a
+    checkpoint needs.
     """
 
     def __init__(

@@ -175,7 +175,7 @@ class RunDirectory:
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """One line `section.field: old -> new` per field that differs, in the order of the schema; new options last."""
+    """One line `section.field: old -> new` per difference, in the order of the schema; new options last."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     absent = object()
     return [
@@ -207,9 +207,11 @@ def _jsonable(value: Any) -> Any:
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
-    if isinstance(value, numbers.Real) and not isinstance(value, int):
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else None
-    return value if isinstance(value, str | int | None) else str(value)
+    return str(value)
 
 
 def _replace(file: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -68,7 +69,10 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
     newest = checkpoints.newest()
     seen_before = run_directory.config_file.exists()
     with Tracker(
-        config, run_directory, console, resume_step=(newest[1].step if newest else -1) if seen_before else None
+        config,
+        run_directory,
+        console,
+        resume_step=(newest[1].step if newest else -1) if seen_before else None,
     ) as tracker:
         if seen_before:
             _announce_resumption(config, run_directory, tracker, newest[1].step if newest else None)
@@ -105,7 +109,9 @@ def set_aside(config: RunConfig) -> Path | None:
 def _announce_resumption(
     config: RunConfig, run_directory: RunDirectory, tracker: Tracker, step: int | None
 ) -> None:
-    where = f"resuming at step {step}" if step is not None else "no checkpoint yet: starting from the beginning"
+    where = (
+        f"resuming at step {step}" if step is not None else "no checkpoint yet: starting from the beginning"
+    )
     tracker.event(f"{run_directory.path} holds an unfinished run; {where}")
     for difference in run_directory.differences(config):
         tracker.event(f"changed since: {difference}")
@@ -211,7 +217,9 @@ class _Run:
             self._rewards() as rewards,
             asyncio.TaskGroup() as background,
         ):
-            fleet = RolloutFleet(config, self._engine_options(), self.run_directory, rewards, self.tracker.event)
+            fleet = RolloutFleet(
+                config, self._engine_options(), self.run_directory, rewards, self.tracker.event
+            )
             fleet.start(background)
             try:
                 self.console.stage(
@@ -244,7 +252,7 @@ class _Run:
     def _engine_options(self) -> EngineOptions:
         rollout = self.config.rollout
         return EngineOptions(
-            run_id=ray.get_runtime_context().get_job_id() + f"-{self.config.name}",
+            run_id=uuid.uuid4().hex,  # of this execution: files that an earlier one left behind are not ours
             model=str(self.model),
             dtype=self.config.model.dtype,
             max_context_tokens=self.config.model.max_context_tokens,
@@ -286,7 +294,9 @@ class _Run:
     async def _rewards(self) -> AsyncIterator[RewardPool]:
         config = self.config.reward
         bundles = [bundle(config.cpus_per_worker, 0)] * config.workers
-        async with Reservation("the reward actors", bundles, self.config.cluster.placement_timeout_s) as place:
+        async with Reservation(
+            "the reward actors", bundles, self.config.cluster.placement_timeout_s
+        ) as place:
             actors = [
                 place.actor(
                     RewardActor,

@@ -19,12 +19,13 @@ STD_EPSILON = 1e-4
 def group_advantages(rewards: np.ndarray, valid: np.ndarray, scaling: Scaling = "group") -> np.ndarray:
     """A_i = (R_i − mean_g) / (std_g + 1e-4), with the Bessel-corrected standard deviation.
 
-    A group whose valid rewards are all equal gets exactly 0, decided by max == min: subtracting a mean of sixteen times 0.1
-    from 0.1 leaves a rest that the small denominator would blow up.
+    A group whose valid rewards are all equal gets exactly 0, decided by max == min: subtracting a mean of sixteen
+    times 0.1 from 0.1 leaves a rest that the small denominator would blow up.
 
     Args:
         rewards: float [P, G].
-        valid: bool [P, G]. Responses whose verifier failed are False: they leave the group's statistics and get 0 (ours).
+        valid: bool [P, G]. Responses whose verifier failed are False: they leave the group's statistics and get 0
+        (ours).
         scaling: "group" divides by the group's standard deviation, "batch" by that of all centred valid rewards of
             varied groups, "none" does not divide.
 

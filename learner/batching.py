@@ -1,7 +1,7 @@
 """Cut a weighed batch into micro-batches, by tokens, the same number for every rank. Pure: rows in, rows out.
 
-Every rank runs as many micro-batches as the others, because backward is a collective under ZeRO 2 and 3. Where one has fewer, it runs an
-empty one: a single token whose scale is 0.
+Every rank runs as many micro-batches as the others, because backward is a collective under ZeRO 2 and 3. Where one
+has fewer, it runs an empty one: a single token whose scale is 0.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ EMPTY: MicroBatch = (
 
 
 def cut(rows: Sequence[Row], micro_batch_tokens: int) -> list[MicroBatch]:
-    """Greedily, rows of similar length together, so that each micro-batch computes at most `micro_batch_tokens` tokens, padding
-    included. A row longer than that gets a micro-batch of its own.
+    """Greedily, rows of similar length together, so that each micro-batch computes at most `micro_batch_tokens`
+    tokens, padding included. A row longer than that gets a micro-batch of its own.
     """
     batches: list[MicroBatch] = []
     current: list[Row] = []

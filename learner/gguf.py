@@ -14,8 +14,8 @@ def convert_gguf(file: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    # transformers takes the loaded model for a quantised one and will not save it. Its weights are plain float32, so a model
-    # of the same configuration, less the quantisation, is what we want.
+    # transformers takes the loaded model for a quantised one and will not save it. Its weights are plain float32,
+    # so a model # of the same configuration, less the quantisation, is what we want.
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -1,4 +1,5 @@
-"""All learner ranks, spoken to as one. A thin shell: it spreads rows, waits with a deadline, and adds up what the ranks say."""
+"""All learner ranks, spoken to as one. A thin shell: it spreads rows, waits with a deadline, and adds up what the
+ranks say."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ class LearnerGroup:
 
     @staticmethod
     async def _gather(references: list[Any], method: str, timeout_s: float) -> list[Any]:
-        """All ranks' answers, or the first failure: ranks that wait for a dead one in a collective are not waited for."""
+        """All ranks' answers, or the first failure: ranks that wait for a dead one in a collective are not waited
+        for."""
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.gather(*references)

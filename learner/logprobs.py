@@ -53,9 +53,10 @@ class TokenBatch:
 
 
 def response_logprobs(model: torch.nn.Module, batch: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    """log π(response token) and the policy's entropy at each response position, both float32 [B, T].
+    """Log π(response token) and the policy's entropy at each response position, both float32 [B, T].
 
-    Logits are computed for response positions only and divided by the sampling temperature. The entropy carries no gradient.
+    Logits are computed for response positions only and divided by the sampling temperature. The entropy carries no
+    gradient.
     """
     response_width = batch.response_ids_BT.shape[1]
     position_ids = (batch.attention_mask_BL.long().cumsum(dim=1) - 1).clamp(min=0)

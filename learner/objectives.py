@@ -2,8 +2,8 @@
 
     L(θ) = − Σ_i scale_i Σ_t min( r_it A_i , clip(r_it, 1 − ε_low, 1 + ε_high) A_i )        r_it = π_θ / π_old
 
-`A_i` already carries the hysteretic weight and `scale_i` the batch's denominator (`learner/weighing.py`), so GRPO, HPO and A-HPO
-are this one sum. (HPO: arXiv 2605.30201.)
+`A_i` already carries the hysteretic weight and `scale_i` the batch's denominator (`learner/weighing.py`), so GRPO,
+HPO and A-HPO are this one sum. (HPO: arXiv 2605.30201.)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One learner rank: a Ray actor that holds a DeepSpeed engine.
 
-All ranks are called together, with the same method, by `learner/group.py`. A rank never sees rewards or groups: it gets weighed
-micro-batches, adds up their loss, steps, and publishes the weights.
+All ranks are called together, with the same method, by `learner/group.py`. A rank never sees rewards or groups: it
+gets weighed micro-batches, adds up their loss, steps, and publishes the weights.
 """
 
 from __future__ import annotations
@@ -105,12 +105,13 @@ class LearnerRank:
     def learn(self, mini_batches: Sequence[Sequence[MicroBatch]]) -> list[dict[str, float]]:
         """One optimiser step per mini-batch. Returns this rank's sums (see `LearnerGroup`), one dict per step.
 
-        π_old is the policy before the first of these steps: with one step it is π_θ itself and costs nothing, with several it
-        is computed for the later ones before the first is taken.
+        π_old is the policy before the first of these steps: with one step it is π_θ itself and costs nothing, with
+        several it is computed for the later ones before the first is taken.
         """
         old_logprobs = [None, *(self._all_logprobs(micro_batches) for micro_batches in mini_batches[1:])]
         return [
-            self._step(micro_batches, old) for micro_batches, old in zip(mini_batches, old_logprobs, strict=True)
+            self._step(micro_batches, old)
+            for micro_batches, old in zip(mini_batches, old_logprobs, strict=True)
         ]
 
     def _all_logprobs(self, micro_batches: Sequence[MicroBatch]) -> list[Any]:
@@ -178,7 +179,8 @@ class LearnerRank:
 
     @contextmanager
     def _whole_weights(self) -> Iterator[dict[str, Any]]:
-        """All parameters under their checkpoint names, tied ones once, whole on every rank. A collective under ZeRO 3."""
+        """All parameters under their checkpoint names, tied ones once, whole on every rank. A collective under
+        ZeRO 3."""
         import deepspeed
 
         module = self._engine.module

@@ -1,7 +1,8 @@
-"""The batch is weighed once, globally, before it is split: advantages, α and denominators become two numbers per response.
+"""The batch is weighed once, globally, before it is split: advantages, α and denominators become two numbers per
+response.
 
-After this, learner ranks only sum `scale_i × Σ_t surrogate(ratio_it, advantage_i)`. Nothing in a rank depends on how many ranks there
-are or how the batch was cut into micro-batches, so neither does the loss. Pure numpy.
+After this, learner ranks only sum `scale_i × Σ_t surrogate(ratio_it, advantage_i)`. Nothing in a rank depends on
+how many ranks there are or how the batch was cut into micro-batches, so neither does the loss. Pure numpy.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class WeighedBatch:
 def weigh(groups: Sequence[ScoredGroup], objective: ObjectiveConfig) -> WeighedBatch:
     """Turn the scored groups of one optimiser batch, all with G responses, into weighed rows."""
     rewards = np.array([[verdict.reward for verdict in group.verdicts] for group in groups])
-    valid = np.array([[verdict.outcome in ("right", "wrong") for verdict in group.verdicts] for group in groups])
+    valid = np.array(
+        [[verdict.outcome in ("right", "wrong") for verdict in group.verdicts] for group in groups]
+    )
     lengths = np.array([[len(response.token_ids) for response in group.responses] for group in groups])
 
     plain = group_advantages(rewards, valid, objective.advantage_scaling)
@@ -58,10 +61,9 @@ def weigh(groups: Sequence[ScoredGroup], objective: ObjectiveConfig) -> WeighedB
         "grpo": 1.0,
     }[objective.name]
     advantages = hysteretic(plain, alpha)
-    if objective.name == "grpo":
-        scales = 1.0 / (lengths.size * lengths)  # mean over responses of the mean over tokens
-    else:
-        scales = np.full(lengths.shape, 1.0 / lengths.sum())  # N · L̄ = Σ|τ_i|
+    per_response = 1.0 / (lengths.size * lengths)  # mean over responses of the mean over tokens
+    per_token = np.full(lengths.shape, 1.0 / lengths.sum())  # N · L̄ = Σ|τ_i|
+    scales = per_response if objective.name == "grpo" else per_token
 
     rows = tuple(
         Row(

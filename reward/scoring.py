@@ -1,6 +1,7 @@
 """Scoring, as an actor and as a pool of them.
 
-A verifier that raises gives the verdict "error": such a response leaves its group's statistics and is counted, it is not a 0.
+A verifier that raises gives the verdict "error": such a response leaves its group's statistics and is counted, it
+is not a 0.
 """
 
 from __future__ import annotations
@@ -58,5 +59,6 @@ class RewardPool:
                 return await next(self._actors).score.remote(group)
         except TimeoutError:
             raise TimeoutError(
-                f"the reward actor did not score prompt {group.prompt.id} within {self._timeout_s:g} s (reward.timeout_s)"
+                f"the reward actor did not score prompt {group.prompt.id} "
+                f"within {self._timeout_s:g} s (reward.timeout_s)"
             ) from None

@@ -5,8 +5,8 @@
         └────── lost ─────┴───── lost ─────┘──▶ RESTARTING ─started─▶ STALE      while its restart budget lasts,
                                            └──▶ DEAD                             then its place is given up
 
-A worker serves prompts only when HEALTHY, that is, when it has pulled the current weight version: a new one, a replaced one and
-one that lags behind all pass through STALE.
+A worker serves prompts only when HEALTHY, that is, when it has pulled the current weight version: a new one, a
+replaced one and one that lags behind all pass through STALE.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One file per weight version and node, shared by every engine on that node.
 
-An engine's model lives in a child process of the rollout worker, and tensors do not travel well through its control channel.
+An engine's model lives in a child process of the rollout worker, and tensors do not travel well through its
+control channel.
 So the worker writes the published bytes to shared memory once, and each engine process maps the file:
 
     files = NodeWeightFiles(run_id)
@@ -8,8 +9,8 @@ So the worker writes the published bytes to shared memory once, and each engine 
         ...                                              # the engine loads it
     files.close()
 
-Nobody keeps a register of who uses what; locks do. A file is deleted when a newer one is in use and no worker holds it; a run's
-folder is deleted when its last worker closes, or, after a crash, by the next run on the node.
+Nobody keeps a register of who uses what; locks do. A file is deleted when a newer one is in use and no worker
+holds it; a run's folder is deleted when its last worker closes, or, after a crash, by the next run on the node.
 """
 
 from __future__ import annotations

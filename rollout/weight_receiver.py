@@ -13,7 +13,8 @@ class WeightReceiver:
     model_runner: Any
 
     def receive_weights(self, path: str) -> None:
-        """Load the safetensors file at `path` (names and shapes of the Hugging Face checkpoint) into the served model."""
+        """Load the safetensors file at `path` (names and shapes of the Hugging Face checkpoint) into the served
+        model."""
         self.model_runner.reload_weights(weights_iterator=iter(load_file(path).items()))
         self._repack_tied_head()
 

@@ -9,8 +9,8 @@ A prompt is always in exactly one place:
 Invariants (tested as laws):
     1. waiting + generating + scored + learning ≤ capacity. With capacity = (max_staleness + 1) × prompts_per_step
        a prompt admitted now is learned from at most max_staleness versions later.
-    2. A slot is freed by `settle`, after the weights learned from it were published, or by `drop`. Never by a worker's death.
-    3. A prompt id is admitted once, and ends trained or dropped once.
+    2. A slot is freed by `settle`, after the weights learned from it were published, or by `drop`. Never by a
+    worker's death. 3. A prompt id is admitted once, and ends trained or dropped once.
 """
 
 from __future__ import annotations

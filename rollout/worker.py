@@ -1,7 +1,9 @@
 """The rollout worker: a Ray actor around one vLLM engine.
 
-It samples groups of responses, pulls published weights by version, and proves after every pull that it serves them. It knows
-nothing of rewards or losses. An engine that died, or that failed to take new weights, ends the process: supervision replaces it.
+It samples groups of responses, pulls published weights by version, and proves after every pull that it serves
+them. It knows
+nothing of rewards or losses. An engine that died, or that failed to take new weights, ends the process:
+supervision replaces it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
 
 from cluster.contracts import Group, Prompt, Publication, Response, Sampling
 from rollout.weight_files import NodeWeightFiles
@@ -59,10 +60,16 @@ class RolloutWorker:
 
     async def start(self) -> int:
         """Build the engine and generate once, so that nothing is compiled later. Returns the process id."""
+        options = self._options
+        if not options.on_gpu and options.tensor_parallel == 1:
+            # Read by vLLM when it is imported. On CPU it would put the model into one more process, which costs
+            # seconds to start
+            # and a hop per decoding step, only to set the number of threads, and that is set already.
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        options = self._options
         device_options: dict[str, Any]
         if options.on_gpu:
             device_options = {"gpu_memory_utilization": options.gpu_memory_share}
@@ -160,9 +167,10 @@ class RolloutWorker:
         request_id = f"{self._name}-{next(self._requests)}"
         output = None
         prompt = {"prompt_token_ids": list(token_ids)}
-        async for output in self._engine.generate(prompt, parameters, request_id):
-            pass
-        assert output is not None and output.finished
+        async for news in self._engine.generate(prompt, parameters, request_id):
+            output = news
+        assert output is not None, "vLLM ended a request without an answer"
+        assert output.finished
         return output
 
     async def _guarded(self, work: Any) -> Any:

@@ -11,11 +11,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cluster.tracking.formats import duration, percent, rate, sparkline, stacked_bar, time_legend, time_shares
+from cluster.tracking.formats import duration, percent, short, sparkline, stacked_bar, time_legend, time_parts
 
 SPARK_WIDTH = 20
 TIME_BAR_WIDTH = 56
-ETA_STEPS = 20
+ETA_STEPS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class View:
     evaluations: tuple[tuple[int, float, float | None], ...] = ()
     """(step, pass@1, standard error), in order."""
     step_times: tuple[float, ...] = ()
-    """Seconds, of the last `ETA_STEPS` steps."""
+    """Seconds of the last `ETA_STEPS` steps, each with its evaluation and checkpoint."""
 
     def after(self, step: int, metrics: Mapping[str, float]) -> View:
         """The view when `step` has been logged too."""
@@ -40,8 +40,8 @@ class View:
             rewards = (*rewards, metrics["reward/mean"])
         if "eval/pass_at_1" in metrics:
             evaluations = (*evaluations, (step, metrics["eval/pass_at_1"], metrics.get("eval/stderr")))
-        if "time/step_s" in metrics:
-            step_times = (*step_times, metrics["time/step_s"])[-ETA_STEPS:]
+        if step > 0 and (parts_s := time_parts(metrics)):
+            step_times = (*step_times, sum(parts_s.values()))[-ETA_STEPS:]
         return replace(
             self,
             step=step,
@@ -145,17 +145,17 @@ def _sections(view: View) -> Iterable[tuple[str, Text]]:
         ),
         (
             "tokens/s",
-            _rate(m, "throughput/rollout_tokens_per_s", "rollout {}"),
-            _rate(m, "throughput/learner_tokens_per_s", "learner {}"),
+            _count(m, "throughput/rollout_tokens_per_s", "rollout {}"),
+            _count(m, "throughput/learner_tokens_per_s", "learner {}"),
         ),
     )
     for label, *parts in lines:
         if text_of_line := _joined(*parts):
             yield label, Text(text_of_line)
-    if shares := time_shares(m):
-        total = f"{duration(m['time/step_s']):8}" if "time/step_s" in m else ""
-        yield "step time", Text.assemble(total, stacked_bar(shares, TIME_BAR_WIDTH))
-        yield "", time_legend(shares)
+    if parts_s := time_parts(m):
+        total = f"{duration(sum(parts_s.values())):8}"
+        yield "step time", Text.assemble(total, stacked_bar(parts_s, TIME_BAR_WIDTH))
+        yield "", time_legend(parts_s)
     if "fleet/workers" in m:
         yield "workers", _fleet(m)
 
@@ -177,7 +177,7 @@ def _fleet(m: Mapping[str, float]) -> Text:
         _field(m, "fleet/restarts", "restarts {:.0f}"),
         _field(m, "progress/weight_version", "weights v{:.0f}"),
         _field(m, "progress/epoch", "epoch {:.2f}"),
-        _field(m, "progress/prompts_trained", "{:.0f} prompts"),
+        _count(m, "progress/prompts_trained", "{} prompts"),
     )
     return text.append(f" · {rest}" if rest else "", "default")
 
@@ -195,8 +195,8 @@ def _share(metrics: Mapping[str, float], key: str, form: str) -> str:
     return form.format(percent(metrics[key])) if key in metrics else ""
 
 
-def _rate(metrics: Mapping[str, float], key: str, form: str) -> str:
-    return form.format(rate(metrics[key])) if key in metrics else ""
+def _count(metrics: Mapping[str, float], key: str, form: str) -> str:
+    return form.format(short(metrics[key])) if key in metrics else ""
 
 
 def _joined(*parts: str) -> str:

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them in one line: rates, durations, sparklines, stacked bars. Pure functions."""
+"""Numbers as a person reads them in one line: counts, durations, sparklines, stacked bars. Pure functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIME_PARTS = {
 }
 
 
-def rate(value: float) -> str:
+def short(value: float) -> str:
     """`950`, `12.3k`, `4.56M`."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit * 0.9995:
@@ -69,45 +69,40 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(" " if math.isnan(height) else SPARKS[round(height * top)] for height in heights)
 
 
-def time_shares(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Where the step's time went, as shares that sum to 1; empty when nothing was measured.
+def time_parts(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Where the time went, in seconds per part; empty when nothing was measured.
 
-    What no part accounts for is "other". Parts that overlap, and so sum to more than the step, are scaled.
+    `time/step_s` is rollout, learn, publish and what is between them ("other"). Evaluation and checkpoint come
+    on top. Parts that overlap may sum to more than the step; then there is no "other".
     """
-    parts = {name: metrics.get(f"time/{name}_s", 0.0) for name in TIME_PARTS if name != "other"}
-    parts = {name: seconds for name, seconds in parts.items() if math.isfinite(seconds) and seconds > 0}
-    measured = sum(parts.values())
-    step_s = metrics.get("time/step_s", measured)
-    total = max(step_s if math.isfinite(step_s) else measured, measured)
-    if total <= 0:
-        return {}
-    if total > measured:
-        parts["other"] = total - measured
-    return {name: seconds / total for name, seconds in parts.items()}
+    parts = {name: metrics.get(f"time/{name}_s", 0.0) for name in TIME_PARTS}
+    inside = sum(parts[name] for name in ("rollout", "learn", "publish"))
+    parts["other"] = metrics.get("time/step_s", 0.0) - inside
+    return {name: seconds for name, seconds in parts.items() if math.isfinite(seconds) and seconds > 0}
 
 
-def stacked_bar(shares: Mapping[str, float], width: int) -> Text:
+def stacked_bar(parts: Mapping[str, float], width: int) -> Text:
     """One line of exactly `width` characters: each part as long as its share, by cumulative rounding."""
     bar = Text()
-    end = 0.0
-    drawn = 0
-    for name, share in shares.items():
+    total, end, drawn = sum(parts.values()), 0.0, 0
+    for name, seconds in parts.items():
         _, glyph, style = TIME_PARTS[name]
-        end += share
-        length = round(end * width) - drawn
+        end += seconds
+        length = round(end / total * width) - drawn
         bar.append(glyph * length, style)
         drawn += length
     return bar
 
 
-def time_legend(shares: Mapping[str, float]) -> Text:
+def time_legend(parts: Mapping[str, float]) -> Text:
     """`█rollout 62% ▓learn 30%`: parts of at least 1 %, largest first."""
     legend = Text()
-    for name, share in sorted(shares.items(), key=lambda item: -item[1]):
-        if share < 0.01:
+    total = sum(parts.values())
+    for name, seconds in sorted(parts.items(), key=lambda item: -item[1]):
+        if seconds < 0.01 * total:
             continue
         short, glyph, style = TIME_PARTS[name]
         legend.append(" " if legend else "")
         legend.append(glyph, style)
-        legend.append(f"{short} {100 * share:.0f}%")
+        legend.append(f"{short} {100 * seconds / total:.0f}%")
     return legend

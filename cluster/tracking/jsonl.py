@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,8 +34,10 @@ class MetricsFile:
         self._last_step = max((row["step"] for row in read_metrics(path)), default=-1)
         self._stream = path.open("a", encoding="utf-8")
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float], prompts: Sequence[str] = ()) -> None:
         """Appends one line. NaN and infinity become null, because JSON has no word for them.
+
+        `prompts` are the ids of the prompts that this step learned from: over a run's steps, the ledger of its prompts.
 
         Raises:
             ValueError: this step, or a later one, is in the file already.
@@ -46,8 +48,10 @@ class MetricsFile:
                 f"{self._path}: step {step} comes after step {self._last_step}; log each step once, "
                 f"and on resume call truncate_after(<the checkpoint's step>) first"
             )
-        row: dict[str, float | None] = {"step": step, "time": round(time.time(), 3)}
+        row: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
         row |= {key: _finite(value) for key, value in metrics.items()}
+        if prompts:
+            row["prompts"] = list(prompts)
         self._stream.write(json.dumps(row, allow_nan=False) + "\n")
         self._stream.flush()
         self._last_step = step

@@ -56,14 +56,16 @@ class Tracker:
         console.restore(read_metrics(run_directory.metrics_file))
         self._wandb = WandbSink(config, run_directory, console.event)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float], prompts: Sequence[str] = ()) -> None:
         """Logs all there is to say about `step`; step k is after k updates. Keys may be absent.
+
+        `prompts` are the ids of the prompts it learned from; they go to `metrics.jsonl` alone.
 
         Raises:
             ValueError: this step, or a later one, was logged before.
             OSError: `metrics.jsonl` cannot be written (a full disk, say).
         """
-        self._metrics.log(step, metrics)
+        self._metrics.log(step, metrics, prompts)
         self._console.step(step, metrics)
         self._wandb.log(step, metrics)
 
@@ -95,6 +97,8 @@ class Tracker:
         """
         self._finished = True
         self._wandb.summary(summary)
+        if self._wandb.off_reason is None:
+            self._console.stage("handing over to W&B")
         self.close()
         self._run.write_summary(summary)
         self._console.summary(summary)

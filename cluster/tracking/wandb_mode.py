@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import wandb
@@ -21,8 +22,12 @@ Wanted = Literal["auto", "online", "offline"]
 Mode = Literal["online", "offline", "off"]
 
 
-def set_up(wanted: Wanted, init_timeout_s: float, finish_timeout_s: float) -> None:
-    """Starts wandb's service process, silent and with deadlines. The environment's WANDB_* still count."""
+def set_up(wanted: Wanted, directory: Path, init_timeout_s: float, finish_timeout_s: float) -> None:
+    """Starts wandb's service process, silent and with deadlines. WANDB_* of the environment still count.
+
+    What waits for its upload is kept in `directory`, so that an offline run can be moved and synced elsewhere.
+    """
+    os.environ.setdefault("WANDB_DATA_DIR", str(directory))
     # wandb's telemetry about itself waits up to 30 s at exit for a server that does not answer.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     settings = {

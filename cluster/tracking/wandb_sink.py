@@ -81,8 +81,9 @@ class WandbSink:
         self._thread.join(self._finish_timeout_s)
         if self._thread.is_alive():
             self._turn_off(f"it did not finish within {self._finish_timeout_s:g} s")
-            _kill_services()
-            self._thread.join(5.0)
+            for _ in range(10):  # it may just be starting its process, or a second one
+                _kill_services()
+                self._thread.join(0.5)
         self._thread = None
 
     def _submit(self, job: Job) -> None:
@@ -119,7 +120,7 @@ class WandbSink:
 
         wanted = self._config.tracking.wandb
         assert wanted != "off"
-        wandb_mode.set_up(wanted, self._init_timeout_s, self._finish_timeout_s)
+        wandb_mode.set_up(wanted, self._run_directory.wandb, self._init_timeout_s, self._finish_timeout_s)
         mode, why = wandb_mode.choose(wanted)
         if mode == "off":
             self._turn_off(why)
@@ -128,17 +129,19 @@ class WandbSink:
             try:
                 return self._init("online", "")
             except Exception as error:
-                if self.off_reason is not None:  # `close` gave up on us meanwhile
-                    raise
                 why = _one_line(error)
                 # The failed run still holds its id in wandb's service process: take a new process.
                 self._tear_down()
-                wandb_mode.set_up("offline", self._init_timeout_s, self._finish_timeout_s)
+                wandb_mode.set_up(
+                    "offline", self._run_directory.wandb, self._init_timeout_s, self._finish_timeout_s
+                )
         return self._init("offline", why)
 
     def _init(self, mode: str, why: str) -> Any:
         import wandb
 
+        if self.off_reason is not None:
+            raise TimeoutError(self.off_reason)  # `close` gave up on us meanwhile
         tracking = self._config.tracking
         run = wandb.init(
             mode=mode,  # type: ignore[arg-type]

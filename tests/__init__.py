@@ -1,0 +1,7 @@
+"""Tests are named after the laws that they check. Those with a law for many inputs draw them with hypothesis."""
+
+from hypothesis import settings
+
+# No deadlines: how long an example takes says how busy the machine is, not whether the law holds.
+settings.register_profile("laws", deadline=None, max_examples=50)
+settings.load_profile("laws")

@@ -1,0 +1,68 @@
+"""Prompts, responses and scored groups in a line each, for tests that are about something else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.contracts import FinishReason, Group, Prompt, Response, Sampling, ScoredGroup, Verdict
+
+
+def make_prompt(id_: str = "train/0/0", token_ids: Sequence[int] = (5, 6, 7), problem: Any = None) -> Prompt:
+    return Prompt(id_, "question", tuple(token_ids), problem, Sampling(2, 1.0, 16, seed=0))
+
+
+def make_response(
+    tokens: int | Sequence[int] = 3,
+    logprobs: Sequence[float] | None = None,
+    version: int = 0,
+    finish_reason: FinishReason = "stop",
+) -> Response:
+    """`tokens`: how many, or which."""
+    ids = np.arange(1, tokens + 1) if isinstance(tokens, int) else np.asarray(tokens)
+    logged = np.full(len(ids), -1.0) if logprobs is None else np.asarray(logprobs)
+    return Response(
+        ids.astype(np.int64), logged.astype(np.float32), "answer", finish_reason, version, version
+    )
+
+
+def make_verdict(reward: float | None) -> Verdict:
+    """None: the verifier failed."""
+    if reward is None:
+        return Verdict("error", 0.0, None, "the verifier failed")
+    return Verdict("right" if reward > 0 else "wrong", reward, "answer", "")
+
+
+def make_group(
+    rewards: Sequence[float | None] = (1.0, 0.0),
+    responses: Sequence[Response] | None = None,
+    prompt: Prompt | None = None,
+    worker: str = "rollout-0",
+) -> ScoredGroup:
+    """One response per reward."""
+    responses = [make_response() for _ in rewards] if responses is None else responses
+    group = Group(prompt or make_prompt(), tuple(responses), worker)
+    return ScoredGroup(group, tuple(make_verdict(reward) for reward in rewards))
+
+
+def tiny_llama(vocabulary: int = 32) -> Any:
+    """A randomly initialised Llama in float64, always the same, whose predictions are far from uniform."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        initializer_range=0.5,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).double().eval()

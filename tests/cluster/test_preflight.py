@@ -1,0 +1,307 @@
+"""What is wrong with a run is found before anything starts: each mistake alone, several together, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cluster.config import RunConfig
+from cluster.config_loading import Problem
+from cluster.preflight import check_resources, preflight
+from cluster.starter import RECIPE, prompt_tokens
+from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
+from reward.countdown.task import CountdownOptions, CountdownTask
+
+
+@pytest.fixture(autouse=True)
+def _this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four CPUs, no GPU, no cluster and no hub, whatever runs the tests."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def run_config(directory: Path, **sections: Any) -> RunConfig:
+    """A sound little run, with changes: `rollout={"workers": 9}` or `steps=3`."""
+    values: dict[str, Any] = {
+        "directory": str(directory),
+        "model": {"max_context_tokens": 128},
+        "rollout": {"workers": 1, "prompts_per_step": 4, "max_response_tokens": 64},
+    }
+    for name, change in sections.items():
+        values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
+    return RunConfig.model_validate(values)
+
+
+def only_problem(config: RunConfig) -> Problem:
+    problems = preflight(config)
+    assert len(problems) == 1, "\n".join(map(str, problems))
+    return problems[0]
+
+
+def test_a_sound_run_has_no_problems(tmp_path: Path) -> None:
+    assert preflight(run_config(tmp_path)) == []
+
+
+def test_all_mistakes_are_found_together(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = run_config(
+        tmp_path / "file" / "runs",
+        model={"source": "no/where/at/all"},
+        task={"options": {"numbrs": 3}},
+        rollout={"workers": 9, "gpus_per_worker": 1},
+        learner={"mini_batches": 3},
+    )
+    assert sorted(problem.where for problem in preflight(config)) == [
+        "cluster",
+        "cluster",
+        "directory",
+        "model.source",
+        "rollout.prompts_per_step",
+        "task.options.numbrs",
+    ]
+
+
+# --- Arithmetic
+
+
+@pytest.mark.parametrize(("prompts", "mini_batches", "sound"), [(4, 3, False), (4, 8, False), (4, 2, True), (6, 3, True)])
+def test_a_batch_divides_into_its_mini_batches(
+    tmp_path: Path, prompts: int, mini_batches: int, sound: bool
+) -> None:
+    config = run_config(tmp_path, rollout={"prompts_per_step": prompts}, learner={"mini_batches": mini_batches})
+    if sound:
+        assert preflight(config) == []
+    else:
+        assert only_problem(config).where == "rollout.prompts_per_step"
+
+
+# --- The task and its prompts
+
+
+def longest_starter_prompt() -> int:
+    task = CountdownTask(CountdownOptions())
+    return max(prompt_tokens(task.render(problem)) for split in ("train", "held_out") for problem in task.problems(split))
+
+
+def test_the_longest_prompt_and_a_response_must_fit_into_the_context(tmp_path: Path) -> None:
+    """To the token."""
+    needed = longest_starter_prompt() + 64
+    assert preflight(run_config(tmp_path, model={"max_context_tokens": needed})) == []
+    problem = only_problem(run_config(tmp_path, model={"max_context_tokens": needed - 1}))
+    assert problem.where == "model.max_context_tokens"
+    assert problem.fix == f"raise it to {needed} or more"
+
+
+def test_a_response_longer_than_the_context_is_refused(tmp_path: Path) -> None:
+    config = run_config(tmp_path, rollout={"max_response_tokens": 128})
+    assert "rollout.max_response_tokens" in [problem.where for problem in preflight(config)]
+
+
+def test_a_context_longer_than_the_model_can_take_is_refused(tmp_path: Path) -> None:
+    """vLLM would not start: the starter's positions end at its `max_tokens`."""
+    assert preflight(run_config(tmp_path, model={"max_context_tokens": RECIPE.max_tokens})) == []
+    problem = only_problem(run_config(tmp_path, model={"max_context_tokens": RECIPE.max_tokens + 1}))
+    assert problem.where == "model.max_context_tokens"
+    assert str(RECIPE.max_tokens) in str(problem)
+
+
+def test_the_starters_prompts_are_measured_as_its_tokenizer_cuts_them() -> None:
+    """`check` counts characters, because the model may not have been built yet."""
+    from learner.supervised import character_tokenizer
+
+    tokenizer = character_tokenizer(COMPACT_CHARACTERS, ANSWER_TAGS, RECIPE.max_tokens)
+    task = CountdownTask(CountdownOptions())
+    for problem in task.problems("held_out"):
+        prompt = task.render(problem)
+        assert prompt_tokens(prompt) == len(tokenizer(prompt).input_ids)
+
+
+def test_prompts_of_a_model_that_is_there_are_measured_with_its_tokenizer(tmp_path: Path) -> None:
+    """Here one that puts a token of its own before every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    from learner.supervised import EOS, character_tokenizer
+
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 2048}')
+    tokenizer = character_tokenizer(COMPACT_CHARACTERS, ANSWER_TAGS, 2048)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{EOS} $A", special_tokens=[(EOS, tokenizer.eos_token_id)]
+    )
+    tokenizer.save_pretrained(model)
+    needed = 1 + longest_starter_prompt() + 64
+    source = {"source": str(model), "max_context_tokens": needed}
+    assert preflight(run_config(tmp_path, model=source)) == []
+    problem = only_problem(run_config(tmp_path, model=source | {"max_context_tokens": needed - 1}))
+    assert problem.fix == f"raise it to {needed} or more"
+
+    chat = only_problem(run_config(tmp_path, model=source, task={"options": {"style": "chat"}}))
+    assert "no chat template" in chat.what
+
+
+def test_the_starter_is_asked_in_its_own_style(tmp_path: Path) -> None:
+    problem = only_problem(run_config(tmp_path, task={"options": {"style": "chat"}}))
+    assert "task.options.style" in problem.what
+
+
+def test_an_unknown_task_is_told_the_known_ones(tmp_path: Path) -> None:
+    problems = preflight(run_config(tmp_path, task={"name": "countdwn"}))
+    assert problems[-1].where == "task.name"
+    assert "countdown" in problems[-1].fix
+
+
+def test_a_misspelt_task_option_is_recognised(tmp_path: Path) -> None:
+    problem = only_problem(run_config(tmp_path, task={"options": {"nubmers": 3}}))
+    assert (problem.where, problem.fix) == ("task.options.nubmers", "did you mean numbers?")
+
+
+def test_a_space_without_puzzles_is_found_for_both_splits(tmp_path: Path) -> None:
+    options = {"target_min": 5000, "target_max": 5000}
+    problems = preflight(run_config(tmp_path, task={"options": options}))
+    assert [problem.where for problem in problems] == ["task.options"] * 2
+    assert {word for problem in problems for word in problem.what.split()} >= {"train", "held_out", "empty"}
+
+
+def test_more_puzzles_than_there_are_is_found(tmp_path: Path) -> None:
+    problem = only_problem(run_config(tmp_path, task={"options": {"held_out_puzzles": 10**6}}))
+    assert "there are only" in problem.what
+
+
+@pytest.mark.parametrize(
+    "options", [{"number_min": 9, "number_max": 3}, {"target_min": 9, "target_max": 3}]
+)
+def test_a_mistake_that_hits_both_splits_is_said_once(tmp_path: Path, options: dict[str, int]) -> None:
+    assert only_problem(run_config(tmp_path, task={"options": options})).where == "task.options"
+
+
+def test_a_space_too_large_to_list_is_told_which_setting_to_give(tmp_path: Path) -> None:
+    problems = preflight(run_config(tmp_path, task={"options": {"numbers": 6}}))
+    assert {problem.where.split(".")[0] for problem in problems} == {"task"}
+    for setting in ("train_puzzles", "held_out_puzzles"):
+        assert any(setting in str(problem) for problem in problems)
+
+
+# --- The machine
+
+
+def test_more_cpus_than_the_machine_has(tmp_path: Path) -> None:
+    problem = only_problem(run_config(tmp_path, rollout={"cpus_per_worker": 3}))
+    assert "asks for 4.5 CPUs" in problem.what
+    assert "this machine has 4" in problem.what
+
+
+tenths = st.integers(1, 9)
+
+
+@example(workers=1, ranks=3, cpus_per_worker=7, cpus_per_rank=8)
+@given(workers=st.integers(1, 9), ranks=st.integers(1, 9), cpus_per_worker=tenths, cpus_per_rank=tenths)
+def test_just_as_many_cpus_as_there_are_will_do(
+    workers: int, ranks: int, cpus_per_worker: int, cpus_per_rank: int
+) -> None:
+    """Fractions are counted as a person does: 3 × 0.1 + 0.7 is 1. The reward actors take what the others leave."""
+    left = 40 - workers * cpus_per_worker - ranks * cpus_per_rank
+    sections: dict[str, Any] = {
+        "rollout": {"workers": workers, "cpus_per_worker": cpus_per_worker / 10},
+        "learner": {"ranks": ranks, "cpus_per_rank": cpus_per_rank / 10},
+    }
+    if left >= 0:
+        assert list(check_resources(run_config(Path(), **sections, reward={"cpus_per_worker": left / 10}))) == []
+    assert list(check_resources(run_config(Path(), **sections, reward={"cpus_per_worker": (max(left, 0) + 1) / 10})))
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"), [("", 0), ("-1", 0), ("0", 1), ("0,1,2", 3), ("GPU-5ab,GPU-6cd", 2)]
+)
+def test_gpus_are_those_that_are_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, gpus: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if gpus:
+        assert preflight(run_config(tmp_path, learner={"gpus_per_rank": gpus})) == []
+    problem = only_problem(run_config(tmp_path, learner={"gpus_per_rank": gpus + 1}))
+    assert f"asks for {gpus + 1} GPUs, this machine has {gpus}" in problem.what
+
+
+@pytest.mark.parametrize("where", ["environment", "configuration"])
+def test_a_cluster_is_not_measured_by_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    if where == "environment":
+        monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    cluster = {"address": "head:6379"} if where == "configuration" else {}
+    many = {"workers": 100, "gpus_per_worker": 8}
+    assert preflight(run_config(tmp_path, rollout=many, cluster=cluster)) == []
+
+
+# --- The model
+
+
+@pytest.mark.parametrize("source", ["nowhere", "./nowhere", "no/where/at/all", "nowhere.gguf", "package:nowhere/x.gguf"])
+def test_a_model_that_is_not_there(tmp_path: Path, source: str) -> None:
+    problem = only_problem(run_config(tmp_path, model={"source": source}))
+    assert problem.where == "model.source"
+    assert "nowhere" in problem.what or source in problem.what
+
+
+# --- The run directory
+
+
+def test_the_run_directory_need_not_exist_yet(tmp_path: Path) -> None:
+    assert preflight(run_config(tmp_path / "not" / "yet")) == []
+    assert list(tmp_path.iterdir()) == [], "checking leaves nothing behind"
+
+
+def below_a_file(tmp_path: Path) -> Path:
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "runs"
+
+
+def a_file_in_its_place(tmp_path: Path) -> Path:
+    (tmp_path / "run").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "place",
+    [below_a_file, a_file_in_its_place, lambda _: Path("/proc/runs"), lambda _: Path("~nobody-of-this-name/runs")],
+    ids=["below a file", "a file", "/proc", "no such home"],
+)
+def test_a_run_directory_that_cannot_be_written(tmp_path: Path, place: Any) -> None:
+    assert only_problem(run_config(place(tmp_path))).where == "directory"
+
+
+def test_a_name_too_long_for_a_directory(tmp_path: Path) -> None:
+    try:
+        config = run_config(tmp_path, name="n" * 300)
+    except ValueError:
+        return  # the schema may refuse it
+    assert len(preflight(config)) == 1
+
+
+# --- The environment
+
+
+@pytest.mark.parametrize(("package", "where"), [("vllm", "environment"), ("wandb", "tracking.wandb")])
+def test_a_missing_package_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, where: str
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else real(name, *rest))
+    problem = only_problem(run_config(tmp_path))
+    assert problem.where == where
+    assert package in problem.what
+
+
+def test_wandb_need_not_be_there_when_it_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else real(name, *rest))
+    assert preflight(run_config(tmp_path, tracking={"wandb": "off"})) == []

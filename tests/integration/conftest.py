@@ -1,0 +1,73 @@
+"""What the tests with real engines share: a tiny model that solves a few puzzles, and a configuration that trains it in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from learner.supervised import train_starter
+from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
+from reward.countdown.task import CountdownOptions, CountdownTask
+from reward.countdown.warmup import warmup_examples
+
+TASK_OPTIONS = {"numbers": 2, "number_max": 6, "target_max": 40, "held_out_share": 0.3}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Right in a part of its answers, so that groups differ in reward and there is something to learn from."""
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    puzzles = CountdownTask(CountdownOptions(**TASK_OPTIONS)).problems("train")
+    train_starter(
+        warmup_examples(puzzles, 2000, 0, right_share=0.4, held_out_share=TASK_OPTIONS["held_out_share"]),
+        directory,
+        characters=COMPACT_CHARACTERS,
+        added_tokens=ANSWER_TAGS,
+        hidden_size=64,
+        heads=2,
+        layers=2,
+        max_tokens=64,
+        steps=120,
+        batch_size=64,
+    )
+    return directory
+
+
+@pytest.fixture
+def write_config(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a configuration for the tiny model; keyword arguments like `rollout={"workers": 1}` change sections of it."""
+
+    def write(**changes: Any) -> Path:
+        values: dict[str, Any] = {
+            "name": "tiny",
+            "directory": str(tmp_path / "runs"),
+            "steps": 4,
+            "model": {"source": str(tiny_model), "max_context_tokens": 64},
+            "task": {"name": "countdown", "options": TASK_OPTIONS},
+            "rollout": {
+                "workers": 2,
+                "prompts_per_step": 8,
+                "responses_per_prompt": 8,
+                "max_response_tokens": 24,
+                "prompts_per_request": 2,
+                "max_sequences": 64,
+                "cpus_per_worker": 0.5,
+                "kv_cache_gib": 0.125,
+            },
+            "learner": {"learning_rate": 1e-3, "cpus_per_rank": 0.25},
+            "reward": {"cpus_per_worker": 0.25},
+            "evaluation": {"every_steps": 2, "prompts": 8, "responses_per_prompt": 2},
+            "checkpoint": {"every_steps": 2},
+            "tracking": {"wandb": "off"},
+        }
+        for section, change in changes.items():
+            values[section] = values.get(section, {}) | change if isinstance(change, dict) else change
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write

@@ -1,0 +1,97 @@
+"""Real DeepSpeed engines: what is learned does not depend on how many ranks learn it, or how the batch is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from safetensors.numpy import load
+
+from cluster.config import ClusterConfig, LearnerConfig, ObjectiveConfig
+from cluster.placement import connect, cpu_environment
+from learner.group import LearnerGroup
+from learner.rank import LearnerOptions, LearnerRank
+from learner.weighing import Row, WeighedBatch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    connect(ClusterConfig())
+    yield
+    ray.shutdown()
+
+
+def make_batch(seed: int) -> WeighedBatch:
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(1, 20, size=24)
+    rows = tuple(
+        Row(
+            prompt_token_ids=generator.integers(3, 20, size=generator.integers(3, 12)),
+            response_token_ids=generator.integers(3, 20, size=length),
+            sampler_logprobs=np.full(length, -3.0, dtype=np.float32),
+            advantage=float(generator.normal()),
+            scale=1.0 / lengths.sum(),
+        )
+        for length in lengths
+    )
+    return WeighedBatch(rows=rows)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    losses: list[float]
+    gradient_norms: list[float]
+    weights: dict[str, np.ndarray]
+    restored: dict[str, np.ndarray]
+
+
+async def learn(model: Path, directory: Path, ranks: int, zero_stage: int, micro_batch_tokens: int) -> Outcome:
+    """Three steps; a checkpoint after the second, from which the third is done again."""
+    learner = LearnerConfig(
+        ranks=ranks, zero_stage=zero_stage, micro_batch_tokens=micro_batch_tokens, learning_rate=1e-3
+    )
+    options = LearnerOptions(str(model), "float32", 0.7, 0, learner, ObjectiveConfig(), ((3, 4, 5, 6),))
+    actor = ray.remote(LearnerRank).options(num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)})
+    actors = [actor.remote(rank, options) for rank in range(ranks)]
+    try:
+        group = LearnerGroup(actors, options)
+        await group.start()
+        metrics = []
+        for step in range(3):
+            if step == 2:
+                await group.save(directory)
+            metrics.append(await group.learn([make_batch(step)]))
+        weights = await published(group, 3)
+        await group.load(directory)
+        await group.learn([make_batch(2)])
+        restored = await published(group, 3)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    return Outcome(
+        losses=[row["objective/loss"] for row in metrics],
+        gradient_norms=[row["objective/gradient_norm"] for row in metrics],
+        weights=weights,
+        restored=restored,
+    )
+
+
+async def published(group: LearnerGroup, version: int) -> dict[str, np.ndarray]:
+    publication = await group.publish(version)
+    return load(bytes(await publication.weights))
+
+
+async def test_learning_does_not_depend_on_ranks_stages_or_micro_batches(tiny_model: Path, tmp_path: Path) -> None:
+    one = await learn(tiny_model, tmp_path / "one", ranks=1, zero_stage=2, micro_batch_tokens=100_000)
+    for name, ranks, stage, tokens in (("two", 2, 2, 100), ("sharded", 2, 3, 150)):
+        many = await learn(tiny_model, tmp_path / name, ranks=ranks, zero_stage=stage, micro_batch_tokens=tokens)
+        assert many.losses == pytest.approx(one.losses, rel=1e-5), name
+        assert many.gradient_norms == pytest.approx(one.gradient_norms, rel=1e-4), name
+        assert many.weights.keys() == one.weights.keys()
+        for parameter, weight in one.weights.items():
+            np.testing.assert_allclose(many.weights[parameter], weight, atol=2e-4, err_msg=f"{name}: {parameter}")
+            np.testing.assert_allclose(many.restored[parameter], many.weights[parameter], atol=1e-6)

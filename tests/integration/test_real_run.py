@@ -1,0 +1,215 @@
+"""The whole graph, real: Ray, two vLLM workers, a reward actor, DeepSpeed. Nothing here is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.config import RunConfig
+from cluster.config_loading import load_config
+from cluster.run_directory import RunDirectory
+from cluster.tracking.jsonl import read_metrics
+from reward.tasks import build_task
+from rollout.prompt_encoder import PromptEncoder
+from tests.cluster.test_tracking_wandb import name_of, records
+
+ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.timeout(600)
+
+ENGINE_ENVIRONMENT = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+GREEDY_IN_VLLM = """
+import json, sys
+from vllm import LLM, SamplingParams
+model, prompts, max_tokens = json.load(sys.stdin)
+llm = LLM(model, dtype="float32", max_model_len=64, kv_cache_memory_bytes=2**26, enforce_eager=True)
+outputs = llm.generate(
+    [{"prompt_token_ids": prompt} for prompt in prompts], SamplingParams(temperature=0, max_tokens=max_tokens)
+)
+print("TOKENS", json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
+"""
+
+
+def start(config_file: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "launch.py", "train", str(config_file), *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], config: RunConfig, timeout_s: float = 400) -> str:
+    """The run's output; fails with it, and with the actors' logs, if the run did."""
+    output, _ = process.communicate(timeout=timeout_s)
+    if process.returncode != 0:
+        logs = sorted(RunDirectory(config.run_directory).logs.glob("*.log"))
+        tails = [f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs]
+        pytest.fail(f"exit code {process.returncode}\n{output}\n" + "\n".join(tails))
+    return output
+
+
+def rows_of(config: RunConfig) -> list[dict[str, Any]]:
+    return list(read_metrics(RunDirectory(config.run_directory).metrics_file))
+
+
+def wait_for_step(config: RunConfig, step: int, process: subprocess.Popen[str], timeout_s: float = 300) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not any(row["step"] >= step for row in rows_of(config)):
+        assert process.poll() is None, f"the run ended early:\n{process.communicate()[0]}"
+        assert time.monotonic() < deadline, f"step {step} was not reached within {timeout_s} s"
+        time.sleep(0.2)
+
+
+def assert_every_prompt_trained_once(rows: list[dict[str, Any]], config: RunConfig) -> None:
+    """The ledger: the first prompts of the first epochs, each exactly once and none missing."""
+    trained = [prompt for row in rows for prompt in row.get("prompts", [])]
+    problems = len(build_task(config.task.name, config.task.options).problems("train"))
+    assert len(trained) == config.steps * config.rollout.prompts_per_step
+    assert len(set(trained)) == len(trained)
+    for epoch in range(len(trained) // problems):
+        rows_of_epoch = {int(prompt.split("/")[2]) for prompt in trained if prompt.startswith(f"train/{epoch}/")}
+        assert rows_of_epoch == set(range(problems))
+
+
+def greedy_in_transformers(model: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return [
+        causal_lm.generate(
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=max_tokens,
+        )[0, len(prompt) :].tolist()
+        for prompt in prompts
+    ]
+
+
+def greedy_in_vllm(model: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+    result = subprocess.run(
+        [sys.executable, "-c", GREEDY_IN_VLLM],
+        input=json.dumps([str(model), prompts, max_tokens]),
+        env=ENGINE_ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    line = next(line for line in result.stdout.splitlines() if line.startswith("TOKENS "))
+    return json.loads(line.removeprefix("TOKENS "))
+
+
+def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(write_config: Callable[..., Path]) -> None:
+    """Asynchronous, so that weights change under responses in flight and samples may be stale."""
+    config_file = write_config(
+        name="graph",
+        steps=6,
+        rollout={"max_staleness": 1},
+        learner={"ranks": 2, "zero_stage": 2},
+        objective={"importance_cap": 2.0},
+        evaluation={"every_steps": 3},
+        tracking={"wandb": "offline"},
+    )
+    config = load_config(config_file).config
+    finish(start(config_file), config)
+    rows, directory = rows_of(config), RunDirectory(config.run_directory)
+
+    assert [row["step"] for row in rows] == list(range(7))
+    assert all(row["logprob_gap/probe_max"] < 1e-4 for row in rows)
+    on_policy = [row for row in rows[1:] if row["staleness/max"] == 0]
+    assert on_policy, "the first batch at least is sampled under the weights it is learned from"
+    assert all(row["logprob_gap/max"] < 1e-4 for row in on_policy)
+    assert all(0 <= row["staleness/max"] <= 1 for row in rows[1:])
+    assert any(row["objective/gradient_norm"] > 0 for row in rows[1:])
+    assert all(0.1 <= row["objective/alpha"] <= 1 for row in rows[1:])
+    assert_every_prompt_trained_once(rows, config)
+
+    assert directory.is_finished
+    assert {log.name for log in directory.logs.glob("*.log")} == {
+        "learner-0.log", "learner-1.log", "reward-0.log", "rollout-0.log", "rollout-1.log"
+    }  # fmt: skip
+    assert "weights v" in directory.transcript_file(6).read_text()
+    assert_offline_run_holds(directory, rows)
+    assert_export_is_the_same_model_everywhere(config)
+
+
+def assert_export_is_the_same_model_everywhere(config: RunConfig) -> None:
+    model = RunDirectory(config.run_directory).final_model
+    task, encoder = build_task(config.task.name, config.task.options), PromptEncoder(model)
+    prompts = [list(encoder.encode(task.render(problem)).token_ids) for problem in task.problems("held_out")[:8]]
+    assert greedy_in_vllm(model, prompts, 24) == greedy_in_transformers(model, prompts, 24)
+
+
+def assert_offline_run_holds(directory: RunDirectory, rows: list[dict[str, Any]]) -> None:
+    """Read W&B's own file back: each step's reward is there."""
+    (path,) = directory.wandb.rglob("*.wandb")
+    rewards = [
+        json.loads(item.value_json)
+        for record in records(path)
+        for item in record.history.item
+        if name_of(item) == "reward/mean"
+    ]
+    assert rewards == [pytest.approx(row["reward/mean"]) for row in rows[1:]]
+
+
+def test_a_run_outlives_a_killed_worker_and_a_refused_network(write_config: Callable[..., Path]) -> None:
+    """SIGKILL to one rollout worker in mid-run: the run completes, and no prompt is lost or trained twice."""
+    config_file = write_config(name="killed", steps=24, evaluation={"every_steps": 12}, tracking={"wandb": "online"})
+    config = load_config(config_file).config
+    process = start(config_file, WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
+    wait_for_step(config, 3, process)
+    victim = next(
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "RolloutWorker" in " ".join(child.cmdline() or [child.name()])
+    )
+    engines = victim.children(recursive=True)
+    victim.send_signal(signal.SIGKILL)
+    output = finish(process, config)
+
+    rows = rows_of(config)
+    assert "rollout-" in output
+    assert "was lost" in output
+    assert rows[-1]["fleet/restarts"] == 1
+    assert [row["step"] for row in rows] == list(range(25))
+    assert all(row["staleness/max"] == 0 for row in rows[1:])
+    assert_every_prompt_trained_once(rows, config)
+    _, alive = psutil.wait_procs(engines, timeout=30)
+    assert not alive, "the dead worker's engine lives on"
+
+
+def test_a_run_cut_short_is_resumed_by_the_same_command(write_config: Callable[..., Path]) -> None:
+    """Ctrl-C ends a run cleanly; started again it goes on from its checkpoint, and the ledger still adds up."""
+    config_file = write_config(name="resumed", steps=12, checkpoint={"every_steps": 3}, evaluation={"every_steps": 6})
+    config = load_config(config_file).config
+    process = start(config_file)
+    wait_for_step(config, 4, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, f"left behind: {[child.cmdline() for child in alive]}"
+
+    output = finish(start(config_file), config)
+    assert "resuming at step" in output
+    rows = rows_of(config)
+    assert [row["step"] for row in rows] == list(range(13))
+    assert_every_prompt_trained_once(rows, config)
+    assert "finished" in finish(start(config_file), config)

@@ -1,0 +1,124 @@
+"""Padded, batched log-probabilities are those of each row alone, whatever lies in the padding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.logprobs import TokenBatch, response_logprobs, sequence_logprobs
+from learner.weighing import Row
+from tests.builders import tiny_llama
+
+VOCABULARY = 32
+EOS = 0  # also what TokenBatch fills its padding with
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_llama(VOCABULARY)
+
+
+def make_row(prompt: list[int], response: list[int]) -> Row:
+    logprobs = -np.arange(1, len(response) + 1, dtype=np.float32)
+    return Row(np.array(prompt), np.array(response), logprobs, advantage=len(prompt), scale=1 / len(response))
+
+
+TOKENS = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9)
+ROWS = st.lists(st.builds(make_row, TOKENS, TOKENS), min_size=1, max_size=4)
+MIXED = [
+    make_row([3, EOS, 9, 4], [7, 5, EOS]),
+    make_row([EOS], [EOS]),
+    make_row([8, 9], [1, 2, 3, 4, 5, EOS]),
+]
+
+
+def alone(model: Any, row: Row, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies of one row's response, unpadded, from the definition."""
+    ids = torch.from_numpy(np.concatenate([row.prompt_token_ids, row.response_token_ids]))
+    with torch.no_grad():
+        logits = model(input_ids=ids[None], use_cache=False).logits[0]
+    policy = torch.distributions.Categorical(logits=logits / temperature)
+    first = len(row.prompt_token_ids) - 1
+    scores = torch.stack([policy.logits[i, ids[i + 1]] for i in range(first, len(ids) - 1)])
+    return scores, policy.entropy()[first:-1]
+
+
+@settings(max_examples=25)
+@given(rows=ROWS, temperature=st.sampled_from([0.5, 1.0, 1.7]))
+def test_a_row_in_a_batch_scores_as_it_does_alone(model: Any, rows: list[Row], temperature: float) -> None:
+    batch = TokenBatch.from_rows(rows, CPU)
+    logprobs, entropy = response_logprobs(model, batch, temperature)
+    assert logprobs.shape == entropy.shape == batch.response_mask_BT.shape
+    for i, row in enumerate(rows):
+        expected_logprobs, expected_entropy = alone(model, row, temperature)
+        length = len(row.response_token_ids)
+        torch.testing.assert_close(logprobs[i, :length], expected_logprobs.float(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(entropy[i, :length], expected_entropy.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_temperature_divides_the_logits(model: Any) -> None:
+    batch = TokenBatch.from_rows(MIXED, CPU)
+    cold, hot = (response_logprobs(model, batch, temperature)[1] for temperature in (0.5, 2.0))
+    assert (cold < hot)[batch.response_mask_BT].all()
+
+
+@given(rows=ROWS)
+def test_prompts_end_and_responses_begin_at_one_column(rows: list[Row]) -> None:
+    batch = TokenBatch.from_rows(rows, CPU)
+    border = max(len(row.prompt_token_ids) for row in rows)
+    for i, row in enumerate(rows):
+        prompt, response = row.prompt_token_ids.tolist(), row.response_token_ids.tolist()
+        start, end = border - len(prompt), border + len(response)
+        assert batch.input_ids_BL[i, start:end].tolist() == prompt + response
+        assert batch.attention_mask_BL[i].nonzero().flatten().tolist() == list(range(start, end))
+        assert batch.response_ids_BT[i, : len(response)].tolist() == response
+        assert batch.response_mask_BT[i].nonzero().flatten().tolist() == list(range(len(response)))
+        assert batch.sampler_logprobs_BT[i, : len(response)].tolist() == row.sampler_logprobs.tolist()
+    assert batch.advantages_B.tolist() == [row.advantage for row in rows]
+    assert batch.scales_B.tolist() == pytest.approx([row.scale for row in rows])
+
+
+def test_a_response_ends_by_its_length_not_by_an_id(model: Any) -> None:
+    """The end-of-sequence token is learned, in the middle too, though padding has the same id."""
+    batch = TokenBatch.from_rows(MIXED, CPU)
+    assert (batch.response_ids_BT[0] == EOS).sum() > 1, "its end-of-sequence token, and padding"
+    assert batch.response_mask_BT.sum(dim=1).tolist() == [3, 1, 6]
+
+
+@settings(max_examples=10)
+@given(filler=st.integers(0, VOCABULARY - 1))
+def test_padding_ids_mean_nothing(model: Any, filler: int) -> None:
+    batch = TokenBatch.from_rows(MIXED, CPU)
+    other = replace(
+        batch,
+        input_ids_BL=batch.input_ids_BL.where(batch.attention_mask_BL, filler),
+        response_ids_BT=batch.response_ids_BT.where(batch.response_mask_BT, filler),
+    )
+    mask = batch.response_mask_BT
+    logprobs, entropy = response_logprobs(model, batch, 1.0)
+    other_logprobs, other_entropy = response_logprobs(model, other, 1.0)
+    torch.testing.assert_close(other_logprobs[mask], logprobs[mask], rtol=0, atol=1e-6)
+    torch.testing.assert_close(other_entropy[mask], entropy[mask], rtol=0, atol=1e-6)
+
+
+def test_log_probabilities_carry_a_gradient_and_the_entropy_none(model: Any) -> None:
+    logprobs, entropy = response_logprobs(model, TokenBatch.from_rows(MIXED, CPU), 1.0)
+    assert logprobs.requires_grad
+    assert not entropy.requires_grad
+    assert logprobs.dtype == entropy.dtype == torch.float32
+
+
+@settings(max_examples=10)
+@given(tokens=st.lists(st.integers(0, VOCABULARY - 1), min_size=2, max_size=9))
+def test_a_probe_scores_all_but_the_first_token_at_temperature_one(model: Any, tokens: list[int]) -> None:
+    probe = sequence_logprobs(model, tokens, CPU)
+    expected, _ = alone(model, make_row(tokens[:1], tokens[1:]), temperature=1.0)
+    assert probe.dtype == np.float32
+    assert probe == pytest.approx(expected.numpy(), abs=1e-5)

@@ -1,0 +1,207 @@
+"""Weight files on a node: shared by its workers, held while in use, and gone afterwards, crash or no crash."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rollout.weight_files import NodeWeightFiles
+
+PROJECT = Path(__file__).parents[2]
+
+
+def packed(version: int, size: int = 1000) -> np.ndarray:
+    return np.full(size, version % 251, dtype=np.uint8)
+
+
+def versions(root: Path, run: str = "run") -> list[int]:
+    return sorted(int(file.stem) for file in (root / f"hpo-weights-{run}").glob("*.safetensors"))
+
+
+def runs(root: Path) -> list[str]:
+    return sorted(path.name.removeprefix("hpo-weights-") for path in root.iterdir())
+
+
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Another process of this node."""
+    prelude = "import sys, time\nimport numpy as np\nfrom rollout.weight_files import *\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", prelude + code, *map(str, arguments)],
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def a_process_that_holds(root: Path, run: str, version: int) -> Iterator[subprocess.Popen[str]]:
+    """It ends at the latest with the block, by SIGKILL: it cannot tidy up."""
+    code = """
+root, run, version = sys.argv[1:]
+files = NodeWeightFiles(run, Path(root))
+with files.held(int(version), np.zeros(10, dtype=np.uint8)):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    process = start(code, root, run, version)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n", process.stderr and process.stderr.read()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_file_holds_the_bytes_and_outlives_the_block(tmp_path: Path) -> None:
+    files = NodeWeightFiles("run", tmp_path)
+    with files.held(3, packed(3)) as path:
+        assert path.read_bytes() == packed(3).tobytes()
+    assert versions(tmp_path) == [3], "another worker may not have come for it yet"
+
+
+def test_workers_of_a_run_share_one_file(tmp_path: Path) -> None:
+    first, second = NodeWeightFiles("run", tmp_path), NodeWeightFiles("run", tmp_path)
+    with first.held(1, packed(1)) as path:
+        written = path.stat()
+        with second.held(1, packed(1)) as other:
+            assert other == path
+            assert (other.stat().st_ino, other.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+
+
+def test_an_older_version_goes_when_a_newer_one_was_used_and_nobody_holds_it(tmp_path: Path) -> None:
+    slow, fast = NodeWeightFiles("run", tmp_path), NodeWeightFiles("run", tmp_path)
+    with ExitStack() as stack:
+        path = stack.enter_context(slow.held(1, packed(1)))
+        with fast.held(2, packed(2)):
+            assert versions(tmp_path) == [1, 2]
+        assert versions(tmp_path) == [1, 2], "the slow one still reads version 1"
+        assert path.read_bytes() == packed(1).tobytes()
+    with slow.held(2, packed(2)):
+        pass
+    assert versions(tmp_path) == [2]
+
+
+def test_a_worker_that_lags_behind_removes_no_newer_version(tmp_path: Path) -> None:
+    slow, fast = NodeWeightFiles("run", tmp_path), NodeWeightFiles("run", tmp_path)
+    with fast.held(2, packed(2)):
+        pass
+    with slow.held(1, packed(1)) as path:
+        assert path.read_bytes() == packed(1).tobytes()
+    assert 2 in versions(tmp_path)
+
+
+def test_the_last_to_close_takes_everything_along(tmp_path: Path) -> None:
+    first, second = NodeWeightFiles("run", tmp_path), NodeWeightFiles("run", tmp_path)
+    with first.held(1, packed(1)):
+        pass
+    first.close()
+    assert runs(tmp_path) == ["run"]
+    assert versions(tmp_path) == [1]
+    second.close()
+    assert runs(tmp_path) == []
+
+
+def test_a_killed_run_is_swept_by_the_next_one(tmp_path: Path) -> None:
+    with a_process_that_holds(tmp_path, "crashed", version=1):
+        NodeWeightFiles("other", tmp_path).close()
+        assert versions(tmp_path, "crashed") == [1], "it is alive"
+    next_run = NodeWeightFiles("next", tmp_path)
+    assert runs(tmp_path) == ["next"]
+    next_run.close()
+
+
+def test_a_killed_worker_holds_nothing(tmp_path: Path) -> None:
+    files = NodeWeightFiles("run", tmp_path)
+    with a_process_that_holds(tmp_path, "run", version=1):
+        with files.held(2, packed(2)):
+            pass
+        assert versions(tmp_path) == [1, 2]
+    with files.held(3, packed(3)):
+        pass
+    assert versions(tmp_path) == [3]
+    files.close()
+    assert runs(tmp_path) == []
+
+
+def test_a_file_cut_off_by_a_kill_is_never_taken_for_whole(tmp_path: Path) -> None:
+    """Bytes appear under the version's name only when all are there."""
+    files = NodeWeightFiles("run", tmp_path)
+    code = """
+import os, rollout.weight_files
+rollout.weight_files.os.replace = lambda *_: os.kill(os.getpid(), 9)
+with NodeWeightFiles("run", Path(sys.argv[1])).held(1, np.zeros(10, dtype=np.uint8)):
+    pass
+"""
+    with start(code, tmp_path) as process:
+        process.communicate()
+    assert process.returncode == -9
+    assert versions(tmp_path) == []
+    with files.held(1, packed(1)) as path:
+        assert path.read_bytes() == packed(1).tobytes()
+
+
+def test_bytes_that_do_not_fit_are_an_error_and_leave_nothing(tmp_path: Path) -> None:
+    """Memory is short then: half a file must not take what is left of it."""
+    code = """
+import os, resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+files = NodeWeightFiles("run", Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    with files.held(1, np.zeros(1_000_000, dtype=np.uint8)):
+        print("held")
+except OSError:
+    print("refused", sorted(os.listdir(Path(sys.argv[1]) / "hpo-weights-run")))
+"""
+    with start(code, tmp_path) as process:
+        output, errors = process.communicate()
+    assert output == "refused ['presence']\n", errors
+
+
+def test_first_writers_at_once_do_no_harm(tmp_path: Path) -> None:
+    """Four workers race through the same versions; each finds whole files, and the last one cleans up."""
+    code = """
+root = Path(sys.argv[1])
+files = NodeWeightFiles("run", root)
+print("ready", flush=True)
+sys.stdin.readline()
+for version in range(1, 41):
+    expected = np.full(300_000, version, dtype=np.uint8)
+    with files.held(version, expected) as path:
+        assert path.read_bytes() == expected.tobytes(), version
+files.close()
+"""
+    workers = [start(code, tmp_path) for _ in range(4)]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    errors = [worker.communicate()[1] for worker in workers]
+    assert errors == [""] * 4
+    assert runs(tmp_path) == []
+
+
+@pytest.mark.parametrize("presence_left", [True, False])
+def test_a_run_starts_over_what_a_crash_left_under_its_name(tmp_path: Path, presence_left: bool) -> None:
+    with a_process_that_holds(tmp_path, "run", version=1):
+        pass
+    if not presence_left:
+        (tmp_path / "hpo-weights-run" / "presence").unlink()
+    files = NodeWeightFiles("run", tmp_path)
+    with files.held(2, packed(2)):
+        pass
+    assert versions(tmp_path) == [2]
+    files.close()
+    assert runs(tmp_path) == []
