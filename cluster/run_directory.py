@@ -126,7 +126,8 @@ class RunDirectory:
 
     def write_config(self, config: RunConfig) -> None:
         """Writes the resolved configuration as YAML, paths as strings."""
-        text = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        # Without `allow_unicode`: with it, PyYAML writes U+0085 in a way that it reads back as a space.
+        text = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
         _replace(self.config_file, text)
 
     def read_config(self) -> RunConfig:

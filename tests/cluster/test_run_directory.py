@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -35,6 +35,7 @@ def run(tmp_path: Path) -> RunDirectory:
     learning_rate=st.floats(1e-12, 1, exclude_min=True),
     cap=st.none() | st.floats(1, 10),
 )
+@example(name="1e5", option="\x85 α\u2028\t\x00", tags=["0o7"], learning_rate=1e-6, cap=None)
 def test_a_written_config_reads_back_equal(
     run: RunDirectory, name: str, option: str, tags: list[str], learning_rate: float, cap: float | None
 ) -> None:

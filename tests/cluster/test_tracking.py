@@ -103,8 +103,10 @@ def test_resuming_keeps_the_steps_that_are_not_done_again(
         for step in range(4):
             tracker.log(step, {"reward/mean": 0.1 * step})
         tracker.finish({})
-    with Tracker(config, run, console, resume_step=resume_step) as tracker:
+    fresh = RunConsole("run", 9, quiet=True)
+    with Tracker(config, run, fresh, resume_step=resume_step) as tracker:
         assert not run.is_finished
+        assert len(fresh._view.rewards) == len(kept)  # the console goes on from there too
         tracker.log(len(kept), {})
     assert [row["step"] for row in read_metrics(run.metrics_file)] == [*kept, len(kept)]
 

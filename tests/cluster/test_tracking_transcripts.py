@@ -15,6 +15,11 @@ from cluster.tracking.transcripts import choose, render, write_transcripts
 OUTCOMES = st.lists(st.sampled_from(["right", "wrong", "error", "timeout"]), min_size=1, max_size=8)
 
 
+HOSTILE = st.lists(st.sampled_from(["`", "```", "````", "\n", "\n```\n", "# ", " ", "<!--", "é"])).map(
+    "".join
+)
+
+
 def group(outcomes: list[Outcome], row: int = 0, text: str = "4 * 5 = 20", reason: str = "") -> ScoredGroup:
     prompt = Prompt(
         f"train/0/{row}", "Make 20 from 4 and 5.", (1, 2), None, Sampling(len(outcomes), 1.0, 8, None)
@@ -64,7 +69,7 @@ def test_a_reader_finds_everything(tmp_path: Path) -> None:
         assert said in text
 
 
-@given(text=st.text(alphabet="`#|\n\\<é ", max_size=60), reason=st.text(alphabet="`#\n a", max_size=20))
+@given(text=HOSTILE, reason=HOSTILE)
 def test_no_text_of_a_model_breaks_out_of_its_fence(text: str, reason: str) -> None:
     page = render(1, [group(["right", "wrong"], text=text, reason=reason)], 2)
     fence = None
@@ -74,7 +79,7 @@ def test_no_text_of_a_model_breaks_out_of_its_fence(text: str, reason: str) -> N
             headings += line.startswith("#")
             if opening := re.match(r"(`{3,})text$", line):
                 fence = opening.group(1)
-        elif line == fence:
+        elif re.match(rf" {{0,3}}{fence}`*[ \t]*$", line):  # what CommonMark takes for the closing fence
             fence = None
     assert fence is None
     assert headings == 4  # step, prompt, two responses
