@@ -1,4 +1,4 @@
-"""From files and overrides to a configuration: every mistake is a line that names its place and its fix, and none raises."""
+"""From files and overrides to a configuration: a mistake is a line with its place and its fix, and never raises."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
 def test_what_the_file_says_is_read(tmp_path: Path) -> None:
     loaded = load(tmp_path, "steps: 7\nrollout: {workers: 3}\nlearner: {learning_rate: 1e-4}\n")
     assert loaded == Loaded(
-        RunConfig.model_validate({"steps": 7, "rollout": {"workers": 3}, "learner": {"learning_rate": 1e-4}}), ()
+        RunConfig.model_validate({"steps": 7, "rollout": {"workers": 3}, "learner": {"learning_rate": 1e-4}}),
+        (),
     )
 
 
@@ -174,7 +175,9 @@ def test_what_is_wrong_is_set_aside_and_the_rest_kept(tmp_path: Path) -> None:
     ],
     ids=["syntax", "list", "encoding", "duplicate", "tabs"],
 )
-def test_a_file_that_is_not_a_configuration_is_one_problem(tmp_path: Path, content: bytes, needle: str) -> None:
+def test_a_file_that_is_not_a_configuration_is_one_problem(
+    tmp_path: Path, content: bytes, needle: str
+) -> None:
     file = tmp_path / "config.yaml"
     file.write_bytes(content)
     (problem,) = load_config(file).problems
@@ -200,7 +203,8 @@ def test_an_interpolation_is_resolved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["rollout.workers=[1", "rollout.workers={", 'name="', "=4", "a..b=3", "rollout.=4", "steps.deep=3", "x"]
+    "override",
+    ["rollout.workers=[1", "rollout.workers={", 'name="', "=4", "a..b=3", "rollout.=4", "steps.deep=3", "x"],
 )
 def test_a_malformed_override_is_one_problem(tmp_path: Path, override: str) -> None:
     (problem,) = load(tmp_path, "", override).problems

@@ -72,11 +72,15 @@ def test_all_mistakes_are_found_together(tmp_path: Path) -> None:
 # --- Arithmetic
 
 
-@pytest.mark.parametrize(("prompts", "mini_batches", "sound"), [(4, 3, False), (4, 8, False), (4, 2, True), (6, 3, True)])
+@pytest.mark.parametrize(
+    ("prompts", "mini_batches", "sound"), [(4, 3, False), (4, 8, False), (4, 2, True), (6, 3, True)]
+)
 def test_a_batch_divides_into_its_mini_batches(
     tmp_path: Path, prompts: int, mini_batches: int, sound: bool
 ) -> None:
-    config = run_config(tmp_path, rollout={"prompts_per_step": prompts}, learner={"mini_batches": mini_batches})
+    config = run_config(
+        tmp_path, rollout={"prompts_per_step": prompts}, learner={"mini_batches": mini_batches}
+    )
     if sound:
         assert preflight(config) == []
     else:
@@ -88,7 +92,11 @@ def test_a_batch_divides_into_its_mini_batches(
 
 def longest_starter_prompt() -> int:
     task = CountdownTask(CountdownOptions())
-    return max(prompt_tokens(task.render(problem)) for split in ("train", "held_out") for problem in task.problems(split))
+    return max(
+        prompt_tokens(task.render(problem))
+        for split in ("train", "held_out")
+        for problem in task.problems(split)
+    )
 
 
 def test_the_longest_prompt_and_a_response_must_fit_into_the_context(tmp_path: Path) -> None:
@@ -106,7 +114,7 @@ def test_a_response_longer_than_the_context_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_context_longer_than_the_model_can_take_is_refused(tmp_path: Path) -> None:
-    """vLLM would not start: the starter's positions end at its `max_tokens`."""
+    """VLLM would not start: the starter's positions end at its `max_tokens`."""
     assert preflight(run_config(tmp_path, model={"max_context_tokens": RECIPE.max_tokens})) == []
     problem = only_problem(run_config(tmp_path, model={"max_context_tokens": RECIPE.max_tokens + 1}))
     assert problem.where == "model.max_context_tokens"
@@ -176,9 +184,7 @@ def test_more_puzzles_than_there_are_is_found(tmp_path: Path) -> None:
     assert "there are only" in problem.what
 
 
-@pytest.mark.parametrize(
-    "options", [{"number_min": 9, "number_max": 3}, {"target_min": 9, "target_max": 3}]
-)
+@pytest.mark.parametrize("options", [{"number_min": 9, "number_max": 3}, {"target_min": 9, "target_max": 3}])
 def test_a_mistake_that_hits_both_splits_is_said_once(tmp_path: Path, options: dict[str, int]) -> None:
     assert only_problem(run_config(tmp_path, task={"options": options})).where == "task.options"
 
@@ -214,8 +220,12 @@ def test_just_as_many_cpus_as_there_are_will_do(
         "learner": {"ranks": ranks, "cpus_per_rank": cpus_per_rank / 10},
     }
     if left >= 0:
-        assert list(check_resources(run_config(Path(), **sections, reward={"cpus_per_worker": left / 10}))) == []
-    assert list(check_resources(run_config(Path(), **sections, reward={"cpus_per_worker": (max(left, 0) + 1) / 10})))
+        assert (
+            list(check_resources(run_config(Path(), **sections, reward={"cpus_per_worker": left / 10}))) == []
+        )
+    assert list(
+        check_resources(run_config(Path(), **sections, reward={"cpus_per_worker": (max(left, 0) + 1) / 10}))
+    )
 
 
 @pytest.mark.parametrize(
@@ -245,7 +255,9 @@ def test_a_cluster_is_not_measured_by_this_machine(
 # --- The model
 
 
-@pytest.mark.parametrize("source", ["nowhere", "./nowhere", "no/where/at/all", "nowhere.gguf", "package:nowhere/x.gguf"])
+@pytest.mark.parametrize(
+    "source", ["nowhere", "./nowhere", "no/where/at/all", "nowhere.gguf", "package:nowhere/x.gguf"]
+)
 def test_a_model_that_is_not_there(tmp_path: Path, source: str) -> None:
     problem = only_problem(run_config(tmp_path, model={"source": source}))
     assert problem.where == "model.source"
@@ -272,7 +284,12 @@ def a_file_in_its_place(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "place",
-    [below_a_file, a_file_in_its_place, lambda _: Path("/proc/runs"), lambda _: Path("~nobody-of-this-name/runs")],
+    [
+        below_a_file,
+        a_file_in_its_place,
+        lambda _: Path("/proc/runs"),
+        lambda _: Path("~nobody-of-this-name/runs"),
+    ],
     ids=["below a file", "a file", "/proc", "no such home"],
 )
 def test_a_run_directory_that_cannot_be_written(tmp_path: Path, place: Any) -> None:
@@ -295,7 +312,9 @@ def test_a_missing_package_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, where: str
 ) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else real(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == package else real(name, *rest)
+    )
     problem = only_problem(run_config(tmp_path))
     assert problem.where == where
     assert package in problem.what
@@ -303,5 +322,7 @@ def test_a_missing_package_is_found(
 
 def test_wandb_need_not_be_there_when_it_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else real(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else real(name, *rest)
+    )
     assert preflight(run_config(tmp_path, tracking={"wandb": "off"})) == []

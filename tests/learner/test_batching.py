@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_a_micro_batch_stays_within_its_budget_unless_it_is_one_row(rows: list[R
 def test_a_row_is_put_into_a_micro_batch_while_it_fits(rows: list[Row], budget: int) -> None:
     """No micro-batch could have taken the first row of the next one too."""
     micro_batches = cut(rows, budget)
-    for batch, following in zip(micro_batches, micro_batches[1:], strict=False):
+    for batch, following in itertools.pairwise(micro_batches):
         assert computed_tokens((*batch, following[0])) > budget
 
 

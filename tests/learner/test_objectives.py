@@ -274,7 +274,9 @@ def groups(model: Any) -> list[ScoredGroup]:
             row = Row(np.array(prompt.token_ids), ids, np.zeros(len(ids), np.float32), 1.0, 1.0)
             with torch.no_grad():
                 exact = response_logprobs(model, TokenBatch.from_rows([row], torch.device("cpu")), 1.0)[0][0]
-            responses.append(make_response(ids.tolist(), exact.numpy() + rng.normal(0, 0.3, len(ids))))
+            responses.append(
+                make_response(ids.tolist(), (exact.numpy() + rng.normal(0, 0.3, len(ids))).tolist())
+            )
         rewards = [1.0, 1.0, 1.0, 1.0] if p == 4 else (rng.random(4) < 0.4).astype(float).tolist()
         found.append(make_group(rewards, responses, prompt))
     return found

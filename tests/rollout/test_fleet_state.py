@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from rollout.fleet_state import FleetState, WorkerState
 
@@ -40,10 +40,11 @@ class FleetModel(RuleBasedStateMachine):
         self.fleet.started(name)
         self.up[name] = True
 
+    @precondition(lambda self: self.published_versions)
     @rule(name=NAME, behind=st.integers(0, 2))
     def pulled(self, name: str, behind: int) -> None:
-        """The worker serves the current version now, or an older one."""
-        version = (self.published_versions or [0])[-1] - behind
+        """The worker serves the current version now, or an older one that it was still pulling."""
+        version = self.published_versions[-1 - min(behind, len(self.published_versions) - 1)]
         if not self.up[name]:
             with pytest.raises(ValueError, match=name):
                 self.fleet.pulled(name, version)
@@ -74,7 +75,7 @@ class FleetModel(RuleBasedStateMachine):
 
     @invariant()
     def only_those_with_the_current_version_are_healthy(self) -> None:
-        current = (self.published_versions or [None])[-1]
+        current = self.published_versions[-1] if self.published_versions else None
         assert self.fleet.current_version == current
         for name in NAMES:
             serves_current = current is not None and self.version[name] == current

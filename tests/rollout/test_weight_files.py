@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +62,19 @@ with files.held(int(version), np.zeros(10, dtype=np.uint8)):
             yield process
         finally:
             process.kill()
+
+
+def at_once(code: str, root: Path) -> list[str]:
+    """What four processes complain of that run `code` at once. It says "ready", then waits for a line."""
+    workers = [start(code, root) for _ in range(4)]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    return [worker.communicate()[1] for worker in workers]
 
 
 def test_the_file_holds_the_bytes_and_outlives_the_block(tmp_path: Path) -> None:
@@ -180,17 +196,65 @@ for version in range(1, 41):
         assert path.read_bytes() == expected.tobytes(), version
 files.close()
 """
-    workers = [start(code, tmp_path) for _ in range(4)]
-    for worker in workers:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "ready\n"
-    for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    errors = [worker.communicate()[1] for worker in workers]
-    assert errors == [""] * 4
+    assert at_once(code, tmp_path) == [""] * 4
     assert runs(tmp_path) == []
+
+
+def test_workers_that_come_and_go_at_once_do_no_harm(tmp_path: Path) -> None:
+    """The last to leave takes the folder along just as another enters it."""
+    code = """
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(200):
+    files = NodeWeightFiles("run", Path(sys.argv[1]))
+    with files.held(1, np.ones(1000, dtype=np.uint8)) as path:
+        assert path.read_bytes() == bytes([1]) * 1000
+    files.close()
+"""
+    assert at_once(code, tmp_path) == [""] * 4
+    assert runs(tmp_path) == []
+
+
+def test_a_folder_that_vanishes_while_one_enters_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mkdir` finds it there, and a moment later it is gone."""
+    real = os.mkdir
+    vanished: list[Path] = []
+
+    def mkdir(path: Path, *arguments: int) -> None:
+        if not vanished:
+            vanished.append(path)
+            raise FileExistsError(path)
+        real(path, *arguments)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with NodeWeightFiles("run", tmp_path).held(1, packed(1)) as path:
+        assert path.read_bytes() == packed(1).tobytes()
+    assert vanished
+
+
+def test_one_that_enters_while_the_last_tidies_up_keeps_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when half of the folder is deleted; what it writes must not go with the other half."""
+    real: Any = shutil.rmtree
+    with ExitStack() as stack:
+        entered: list[Path] = []
+
+        def rmtree(path: Path, **options: bool) -> None:
+            if not entered:
+                (Path(path) / "presence").unlink()
+                newcomer = NodeWeightFiles("run", tmp_path)
+                entered.append(stack.enter_context(newcomer.held(1, packed(1))))
+            real(path, **options)
+
+        last = NodeWeightFiles("run", tmp_path)
+        monkeypatch.setattr(shutil, "rmtree", rmtree)
+        last.close()
+        (path,) = entered
+        assert path.exists()
+        assert path.read_bytes() == packed(1).tobytes()
 
 
 @pytest.mark.parametrize("presence_left", [True, False])

@@ -1,0 +1,114 @@
+"""The run's actors: what each is told, and where it is placed.
+
+Leaving a block kills its actors and frees their resources.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.config import RunConfig
+from cluster.fleet import RolloutFleet
+from cluster.placement import Reservation, bundle, cpu_environment
+from cluster.run_directory import RunDirectory
+from learner.group import LearnerGroup
+from learner.rank import LearnerOptions, LearnerRank
+from reward.scoring import RewardActor, RewardPool
+from rollout.worker import EngineOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ActorGraph:
+    """Makes the actors of `config` for the model in directory `model`.
+
+    Usage:
+        graph = ActorGraph(config, run_directory, model)
+        async with graph.learner(probe_tokens) as learner, graph.rewards() as rewards:
+            async with graph.fleet(rewards, on_event) as fleet:
+                ...
+    """
+
+    config: RunConfig
+    run_directory: RunDirectory
+    model: Path
+
+    @asynccontextmanager
+    async def learner(self, probe_tokens: tuple[tuple[int, ...], ...]) -> AsyncIterator[LearnerGroup]:
+        """The learner ranks, not started yet."""
+        config = self.config.learner
+        options = LearnerOptions(
+            model=str(self.model),
+            dtype=self.config.model.dtype,
+            temperature=self.config.rollout.temperature,
+            seed=self.config.seed,
+            learner=config,
+            objective=self.config.objective,
+            probe_tokens=probe_tokens,
+        )
+        bundles = [bundle(config.cpus_per_rank, config.gpus_per_rank)] * config.ranks
+        async with Reservation("the learner", bundles, self.config.cluster.placement_timeout_s) as place:
+            ranks = [
+                place.actor(
+                    LearnerRank,
+                    rank,
+                    options,
+                    bundle=rank,
+                    log_file=self.run_directory.log_file(f"learner-{rank}"),
+                    env=cpu_environment(config.threads_per_rank, on_gpu=config.gpus_per_rank > 0),
+                )
+                for rank in range(config.ranks)
+            ]
+            yield LearnerGroup(ranks, options)
+
+    @asynccontextmanager
+    async def rewards(self) -> AsyncIterator[RewardPool]:
+        """The reward actors."""
+        config, task = self.config.reward, self.config.task
+        bundles = [bundle(config.cpus_per_worker, 0)] * config.workers
+        async with Reservation(
+            "the reward actors", bundles, self.config.cluster.placement_timeout_s
+        ) as place:
+            actors = [
+                place.actor(
+                    RewardActor,
+                    task.name,
+                    task.options,
+                    bundle=index,
+                    log_file=self.run_directory.log_file(f"reward-{index}"),
+                    env={},
+                    max_restarts=-1,
+                    max_task_retries=3,
+                )
+                for index in range(config.workers)
+            ]
+            yield RewardPool(actors, config.timeout_s)
+
+    @asynccontextmanager
+    async def fleet(
+        self, rewards: RewardPool, on_event: Callable[[str], None]
+    ) -> AsyncIterator[RolloutFleet]:
+        """The rollout workers, starting in the background. Their fatal failures are raised in the block."""
+        rollout = self.config.rollout
+        options = EngineOptions(
+            run_id=uuid.uuid4().hex,  # of this execution: files that an earlier one left behind are not ours
+            model=str(self.model),
+            dtype=self.config.model.dtype,
+            max_context_tokens=self.config.model.max_context_tokens,
+            max_sequences=rollout.max_sequences,
+            tensor_parallel=rollout.tensor_parallel,
+            kv_cache_gib=rollout.kv_cache_gib,
+            gpu_memory_share=rollout.gpu_memory_share,
+            on_gpu=rollout.gpus_per_worker > 0,
+        )
+        async with asyncio.TaskGroup() as background:
+            fleet = RolloutFleet(self.config, options, self.run_directory, rewards, on_event)
+            fleet.start(background)
+            try:
+                yield fleet
+            finally:
+                await fleet.stop()

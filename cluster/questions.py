@@ -1,0 +1,70 @@
+"""Everything that a run will ask, rendered and tokenised before it starts, and how each prompt is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.config import RunConfig
+from cluster.contracts import Prompt, Sampling
+from cluster.prompt_source import Question, ask, sampling_seed
+from reward.tasks import build_task
+from rollout.prompt_encoder import PromptEncoder
+
+
+class UnusablePromptError(ValueError):
+    """A prompt does not fit into the model's context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Both splits, tokenised."""
+
+    train: Sequence[Question]
+    held_out: Sequence[Question]
+
+
+def encode_questions(config: RunConfig, model: Path) -> Questions:
+    """All problems of the configured task for the model in directory `model`.
+
+    Raises:
+        UnusablePromptError: one is too long. (Preflight finds this earlier, unless the model had to be fetched first.)
+    """
+    task = build_task(config.task.name, config.task.options)
+    encoder = PromptEncoder(model)
+    room = config.model.max_context_tokens - config.rollout.max_response_tokens
+
+    def encode(problems: Sequence[Any]) -> list[Question]:
+        questions = [Question(problem, encoder.encode(task.render(problem))) for problem in problems]
+        longest = max(len(question.encoded.token_ids) for question in questions)
+        if longest > room:
+            raise UnusablePromptError(
+                f"the longest prompt has {longest} tokens and must leave room for rollout.max_response_tokens = "
+                f"{config.rollout.max_response_tokens}; raise model.max_context_tokens to at least "
+                f"{longest + config.rollout.max_response_tokens}"
+            )
+        return questions
+
+    return Questions(encode(task.problems("train")), encode(task.problems("held_out")))
+
+
+def training_sampling(config: RunConfig, prompt_id: str) -> Sampling:
+    """How the responses to a training prompt are drawn."""
+    return _sampling(config, prompt_id, config.rollout.responses_per_prompt)
+
+
+def held_out_prompts(config: RunConfig, questions: Questions) -> list[Prompt]:
+    """What an evaluation asks: the same prompts with the same seeds every time."""
+    return [
+        ask(id_, question, _sampling(config, id_, config.evaluation.responses_per_prompt))
+        for row, question in enumerate(questions.held_out[: config.evaluation.prompts])
+        for id_ in [f"eval/{row}"]
+    ]
+
+
+def _sampling(config: RunConfig, prompt_id: str, responses: int) -> Sampling:
+    # On CPU vLLM cannot go on with a seeded response after its weights changed, so seeds are for on-policy runs.
+    seed = sampling_seed(config.seed, prompt_id) if config.rollout.max_staleness == 0 else None
+    return Sampling(responses, config.rollout.temperature, config.rollout.max_response_tokens, seed)

@@ -1,0 +1,81 @@
+"""The numbers of a batch and of an evaluation, by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from cluster.contracts import ScoredGroup
+from cluster.step_metrics import batch_metrics, evaluation_metrics
+from tests.builders import make_group, make_response
+
+
+def batch() -> list[ScoredGroup]:
+    """8 responses: 3 right, 3 wrong, 2 whose verifier failed."""
+    return [
+        make_group(
+            [1.0, 0.0, 0.0, None],
+            [make_response(2, version=4), make_response(4, version=5), make_response(6), make_response(8)],
+        ),
+        make_group(
+            [1.0, 1.0, 0.0, None],
+            [
+                *[make_response(5, version=5) for _ in range(3)],
+                make_response(5, version=5, finish_reason="length"),
+            ],
+        ),
+    ]
+
+
+def test_what_is_said_of_a_batch() -> None:
+    assert batch_metrics(batch(), learner_version=5) == pytest.approx(
+        {
+            "reward/mean": 3 / 6,  # of those that were judged
+            "reward/right_share": 3 / 8,  # of all
+            "reward/error_share": 2 / 8,
+            "lengths/mean": 5.0,
+            "lengths/std": math.sqrt((9 + 1 + 1 + 9) / 8),
+            "lengths/min": 2.0,
+            "lengths/max": 8.0,
+            "lengths/truncated_share": 1 / 8,
+            "staleness/mean": (1 + 0 + 5 + 5) / 8,
+            "staleness/max": 5.0,
+        }
+    )
+
+
+def test_without_any_verdict_there_is_no_mean_reward() -> None:
+    metrics = batch_metrics([make_group([None, None])], learner_version=0)
+    assert math.isnan(metrics["reward/mean"])
+    assert metrics["reward/right_share"] == 0
+    assert metrics["reward/error_share"] == 1
+
+
+def test_staleness_counts_from_the_oldest_weights_of_a_response() -> None:
+    """A response that was begun under version 3 and ended under 5 is two versions old at 5, not none."""
+    response = make_response(2, version=5)
+    groups = [make_group([1.0, 0.0], [response, replace(response, min_version=3)])]
+    metrics = batch_metrics(groups, learner_version=5)
+    assert metrics["staleness/max"] == 2
+
+
+def test_pass_at_1_is_the_mean_over_prompts() -> None:
+    """1, 1/2 and 0: their deviation is 1/2, so the standard error 1/2 / √3."""
+    groups = [make_group([1.0, 1.0]), make_group([1.0, 0.0]), make_group([0.0, None])]
+    assert evaluation_metrics(groups) == pytest.approx(
+        {
+            "eval/pass_at_1": 0.5,
+            "eval/stderr": 0.5 / math.sqrt(3),
+            "eval/response_tokens_mean": 3.0,
+        }
+    )
+
+
+def test_a_failed_verifier_does_not_pass() -> None:
+    assert make_group([1.0, None, 0.0, None]).mean_correct == 1 / 4
+
+
+def test_one_prompt_has_no_standard_error() -> None:
+    assert math.isnan(evaluation_metrics([make_group([1.0, 0.0])])["eval/stderr"])

@@ -1,0 +1,133 @@
+"""Who may import whom, and what a quick answer must not wait for."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+ROOMS = ("rollout", "learner", "reward", "cluster")
+OURS = (*ROOMS, "launch", "tests")
+ALL_MAY_IMPORT = {"cluster.config", "cluster.contracts"}
+
+
+def sources(room: str) -> list[Path]:
+    files = sorted((PROJECT / room).rglob("*.py"))
+    assert files, f"{room}/ has moved, and these tests look at nothing"
+    return files
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Dotted names of all modules that a file imports, wherever in it, whether or not they are packages."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            assert node.module is not None
+            # Of `from cluster import config` both halves are modules, of `from cluster.config import RunConfig` one.
+            children = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [child for child in children if is_module(child)]
+            yield from modules
+            if len(modules) < len(children):
+                yield node.module
+
+
+def is_module(dotted: str) -> bool:
+    path = PROJECT.joinpath(*dotted.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def our_imports(file: Path) -> set[str]:
+    return {name for name in imports(file) if name.partition(".")[0] in OURS}
+
+
+def test_the_imports_are_seen(tmp_path: Path) -> None:
+    """Otherwise the tests below could not fail."""
+    file = tmp_path / "module.py"
+    file.write_text(
+        "import os, cluster.fleet\nfrom cluster import config\nfrom cluster.contracts import Prompt\n"
+        "def late():\n    from learner.rank import LearnerRank\nif True:\n    import launch as l\n"
+    )
+    expected = {"cluster.fleet", "cluster.config", "cluster.contracts", "learner.rank", "launch"}
+    assert our_imports(file) == expected
+
+
+@pytest.mark.parametrize("room", ["rollout", "learner", "reward"])
+def test_a_room_knows_itself_and_what_crosses_the_walls(room: str) -> None:
+    for file in sources(room):
+        foreign = {name for name in our_imports(file) if name.partition(".")[0] != room}
+        assert foreign <= ALL_MAY_IMPORT, f"{file.relative_to(PROJECT)} imports {foreign - ALL_MAY_IMPORT}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_nobody_imports_the_command_line_or_the_tests(room: str) -> None:
+    for file in sources(room):
+        assert not {name for name in our_imports(file) if name.partition(".")[0] in ("launch", "tests")}
+
+
+@pytest.mark.parametrize("module", sorted(ALL_MAY_IMPORT))
+def test_what_everybody_imports_imports_nobody(module: str) -> None:
+    assert our_imports(PROJECT.joinpath(*module.split(".")).with_suffix(".py")) == set()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_modules_of_a_room_do_not_import_in_circles(room: str) -> None:
+    graph = {
+        ".".join(file.relative_to(PROJECT).with_suffix("").parts): our_imports(file) for file in sources(room)
+    }
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"circle: {' -> '.join((*path, module))}"
+        if module not in done:
+            for imported in graph.get(module, set()):
+                visit(imported, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules that a process has loaded at the end of `code`."""
+    process = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print('loaded:', *sys.modules)"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    (line,) = [line for line in process.stdout.splitlines() if line.startswith("loaded:")]
+    return {name.partition(".")[0] for name in line.split()}
+
+
+def test_checking_a_configuration_loads_none_of_the_engines() -> None:
+    code = """
+from launch import app
+app(["check", "configs/demo.yaml", "rollout.cpus_per_worker=0.1", "learner.cpus_per_rank=0.1"], standalone_mode=False)
+"""
+    loaded = loaded_after(code)
+    assert "reward" in loaded, "the prompts were measured"
+    assert not loaded & {"torch", "ray", "vllm", "transformers", "deepspeed", "wandb", "datasets"}
+
+
+@pytest.mark.parametrize("module", sorted(ALL_MAY_IMPORT))
+def test_what_everybody_imports_is_light(module: str) -> None:
+    loaded = loaded_after(f"import {module}")
+    assert module.partition(".")[0] in loaded
+    assert not loaded & {"torch", "ray", "vllm", "transformers", "deepspeed", "wandb", "datasets"}
+
+
+@pytest.mark.parametrize(
+    "module", ["rollout.work_buffer", "rollout.fleet_state", "learner.weighing", "learner.batching"]
+)
+def test_the_pure_cores_need_neither_ray_nor_torch(module: str) -> None:
+    loaded = loaded_after(f"import {module}")
+    assert "numpy" in loaded or module == "rollout.fleet_state"
+    assert not loaded & {"torch", "ray", "vllm"}

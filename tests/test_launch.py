@@ -1,0 +1,251 @@
+"""The command line: what a person sees, and the exit code a script sees. Nothing is trained here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cluster.config import RunConfig
+from cluster.run_directory import RunDirectory
+from launch import app, arithmetic
+
+PROJECT = Path(__file__).parents[1]
+cli = CliRunner()
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    """A configuration that fits on any machine."""
+    file = tmp_path / "sound.yaml"
+    values = {
+        "name": "sound",
+        "directory": str(tmp_path / "runs"),
+        "model": {"max_context_tokens": 128},
+        "rollout": {"workers": 1, "prompts_per_step": 4, "max_response_tokens": 64, "cpus_per_worker": 0.3},
+        "learner": {"cpus_per_rank": 0.3},
+        "reward": {"cpus_per_worker": 0.3},
+    }
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def python_launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "launch.py", *arguments],
+        cwd=PROJECT,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+# --- check
+
+
+def test_check_says_the_arithmetic_of_a_sound_run(sound: Path) -> None:
+    process = python_launch("check", str(sound))
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    assert process.stdout.startswith(f"{sound}: ok. ")
+    assert "4 prompts × 16 responses = 64 responses" in process.stdout
+    assert len(process.stdout.splitlines()) == 1
+
+
+def test_five_mistakes_are_five_lines(sound: Path) -> None:
+    """Two in the file, two in the overrides, one that only the machine shows."""
+    text = sound.read_text().replace("learner:\n", "learner:\n  learning_rat: 1.0e-3\n  temperature: 0.5\n")
+    sound.write_text(text)
+    mistakes = ["objective.alpha_min=2", "learner.mini_batches=3", "model.source=./nowhere"]
+    process = python_launch("check", str(sound), *mistakes)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    lines = process.stderr.splitlines()
+    assert len(lines) == 5, process.stderr
+    for where, fix in {
+        "learner.learning_rat": "did you mean learning_rate?",
+        "learner.temperature": "rollout.temperature",
+        "objective.alpha_min": "less than or equal to 1",
+        "rollout.prompts_per_step": "take a multiple of 3",
+        "model.source": "starter",
+    }.items():
+        (line,) = (line for line in lines if line.startswith(f"{where}: "))
+        assert fix in line
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("content", [None, "a: [1", "- a list"], ids=["not there", "not YAML", "no mapping"])
+def test_a_file_that_cannot_be_read_is_one_line(
+    sound: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    """However small the machine: what the file does not say cannot be wrong with it."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if content is None:
+        sound.unlink()
+    else:
+        sound.write_text(content)
+    result = cli.invoke(app, ["check", str(sound)])
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert str(sound) in result.stderr
+
+
+def test_a_line_is_printed_as_it_is(sound: Path) -> None:
+    """No markup, no emoji, no wrapping: a person may copy it."""
+    source = f"./[bold]{'x' * 200}:smile:[/nowhere]"
+    result = cli.invoke(app, ["check", str(sound), f"model.source={source}"])
+    (line,) = result.stderr.splitlines()
+    assert source in line
+
+
+def test_check_leaves_nothing_behind(sound: Path) -> None:
+    before = sorted(sound.parent.rglob("*"))
+    assert cli.invoke(app, ["check", str(sound)]).exit_code == 0
+    assert sorted(sound.parent.rglob("*")) == before
+
+
+def test_an_address_stands_for_a_cluster_of_unknown_size(sound: Path) -> None:
+    assert cli.invoke(app, ["check", str(sound), "rollout.workers=1000"]).exit_code == 2
+    assert (
+        cli.invoke(app, ["check", str(sound), "rollout.workers=1000", "--address", "head:6379"]).exit_code
+        == 0
+    )
+
+
+def test_the_arithmetic_cannot_be_misread() -> None:
+    config = RunConfig.model_validate(
+        {
+            "steps": 7,
+            "rollout": {"prompts_per_step": 6, "responses_per_prompt": 5},
+            "learner": {"mini_batches": 3},
+        }
+    )
+    assert arithmetic(config).startswith(
+        "7 steps of 6 prompts × 5 responses = 30 responses, in 3 optimiser step(s)"
+    )
+
+
+# --- train
+
+
+Training = Callable[[BaseException | None], list[RunConfig]]
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Training:
+    """Let something else stand for the training: it ends well, or with `error`. Returns the runs that were started."""
+
+    def stand_in(error: BaseException | None) -> list[RunConfig]:
+        started: list[RunConfig] = []
+
+        def train(config: RunConfig, _console: object) -> None:
+            started.append(config)
+            if error:
+                raise error
+
+        monkeypatch.setattr("cluster.training.train", train)
+        return started
+
+    return stand_in
+
+
+def finished(sound: Path) -> RunDirectory:
+    directory = RunDirectory(sound.parent / "runs" / "sound")
+    directory.create()
+    directory.write_summary({"pass_at_1_before": 0.125, "pass_at_1_after": 0.875})
+    return directory
+
+
+def test_train_starts_the_run_that_was_described(sound: Path, training: Training) -> None:
+    started = training(None)
+    result = cli.invoke(app, ["train", str(sound), "seed=3", "--address", "head:6379"])
+    assert result.exit_code == 0, result.output
+    (config,) = started
+    assert (config.name, config.seed, config.cluster.address) == ("sound", 3, "head:6379")
+
+
+def test_train_starts_nothing_that_check_would_refuse(sound: Path, training: Training) -> None:
+    started = training(None)
+    checked = cli.invoke(app, ["check", str(sound), "steps=0", "seed=-1"])
+    trained = cli.invoke(app, ["train", str(sound), "steps=0", "seed=-1"])
+    assert (trained.exit_code, trained.stderr) == (checked.exit_code, checked.stderr)
+    assert trained.exit_code == 2
+    assert len(trained.stderr.splitlines()) == 2
+    assert started == []
+
+
+def test_an_interrupted_run_says_how_to_go_on(sound: Path, training: Training) -> None:
+    training(KeyboardInterrupt())
+    result = cli.invoke(app, ["train", str(sound)])
+    assert result.exit_code == 130
+    assert "the same command goes on from the last checkpoint" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("learner rank(s) [1] did not finish"), OSError("No space left")]
+)
+def test_a_failed_run_says_why_and_where_to_look(sound: Path, training: Training, error: Exception) -> None:
+    training(error)
+    result = cli.invoke(app, ["train", str(sound)])
+    assert result.exit_code == 1
+    assert f"stopped: {error}" in result.output
+    assert str(sound.parent / "runs" / "sound" / "logs") in result.output
+    assert "Traceback" not in result.output
+
+
+def test_an_error_of_our_own_is_not_hidden(sound: Path, training: Training) -> None:
+    training(AssertionError("a bug"))
+    result = cli.invoke(app, ["train", str(sound)])
+    assert isinstance(result.exception, AssertionError)
+
+
+def test_a_finished_run_is_shown_and_not_started(sound: Path, training: Training) -> None:
+    started = training(None)
+    finished(sound)
+    result = cli.invoke(app, ["train", str(sound)])
+    assert result.exit_code == 0
+    assert "this run is finished" in result.output
+    assert "87.5" in result.output or "0.875" in result.output
+    assert started == []
+
+
+def test_fresh_moves_an_earlier_run_aside_whole(sound: Path, training: Training) -> None:
+    started = training(None)
+    earlier = finished(sound)
+    result = cli.invoke(app, ["train", str(sound), "--fresh"])
+    assert result.exit_code == 0, result.output
+    assert len(started) == 1
+    (aside,) = earlier.path.parent.iterdir()
+    assert aside != earlier.path
+    assert str(aside) in result.output
+    assert RunDirectory(aside).read_summary()["pass_at_1_after"] == 0.875
+
+
+def test_quiet_says_nothing_of_a_run_that_goes_well(sound: Path, training: Training) -> None:
+    training(None)
+    assert cli.invoke(app, ["train", str(sound), "--quiet"]).output == ""
+
+
+# --- the rest
+
+
+def test_tasks_are_listed_with_an_example() -> None:
+    result = cli.invoke(app, ["tasks"])
+    assert result.exit_code == 0
+    assert "countdown: " in result.output
+    assert "for example: " in result.output
+
+
+def test_without_a_command_the_help_names_all_of_them() -> None:
+    result = cli.invoke(app, [])
+    for command in ("train", "check", "tasks"):
+        assert command in result.output
