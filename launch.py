@@ -103,9 +103,9 @@ def arithmetic(config: RunConfig) -> str:
 def _checked(config_file: Path, overrides: list[str]) -> RunConfig:
     """The configuration, or every problem of it on stderr and exit code 2."""
     loaded = load_config(config_file, overrides)
-    problems = [*loaded.problems, *preflight(loaded.config)]
+    problems = [*loaded.problems, *(preflight(loaded.config) if loaded.readable else [])]
     if problems:
-        stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+        stderr = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
         for problem in problems:
             stderr.print(str(problem), markup=False)
         raise typer.Exit(EXIT_USAGE)

@@ -48,7 +48,7 @@ class CheckpointStore:
     def commit(self, path: Path, progress: Progress) -> None:
         """Declare the checkpoint in `path` complete, then delete those beyond the newest `keep`."""
         _write_durably(path / "progress.json", json.dumps(asdict(progress), indent=2))
-        _write_durably(path / _MARKER, json.dumps(_sizes(path), indent=2))
+        _write_durably(path / _MARKER, _inventory(path))
         for old in self._complete()[: -self._keep]:
             shutil.rmtree(old)
 
@@ -60,17 +60,18 @@ class CheckpointStore:
         return None
 
     def _complete(self) -> list[Path]:
-        return [path for path in sorted(self._directory.glob("step-*")) if _is_complete(path)]
+        found = sorted(self._directory.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+        return [path for path in found if _is_complete(path)]
 
 
-def _sizes(path: Path) -> dict[str, int]:
+def _inventory(path: Path) -> str:
     files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != _MARKER)
-    return {str(file.relative_to(path)): file.stat().st_size for file in files}
+    return json.dumps({str(file.relative_to(path)): file.stat().st_size for file in files}, indent=2)
 
 
 def _is_complete(path: Path) -> bool:
     marker = path / _MARKER
-    return marker.exists() and json.loads(marker.read_text()) == _sizes(path)
+    return marker.exists() and marker.read_text(errors="replace") == _inventory(path)
 
 
 def _write_durably(path: Path, text: str) -> None:

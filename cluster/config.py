@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -50,12 +50,12 @@ class RolloutConfig(Section):
     workers: Count = 2
     prompts_per_step: Count = 32
     """Prompts (groups) that one batch is made of."""
-    responses_per_prompt: Annotated[int, Field(ge=2)] = 16
+    responses_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 16
     """The group size G."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """The learner divides its logits by it too."""
     max_response_tokens: Count = 256
-    max_staleness: Annotated[int, Field(ge=0)] = 0
+    max_staleness: Annotated[int, Field(ge=0, strict=True)] = 0
     """How many weight versions a sample may be behind when it is learned from. 0 is exactly on-policy."""
     prompts_per_request: Count = 4
     """Prompts that travel to a worker in one call."""
@@ -78,7 +78,7 @@ class RolloutConfig(Section):
     """Longest wait for the responses to one request."""
     update_timeout_s: Seconds = 300.0
     """Longest wait until a worker has pulled a weight version."""
-    restarts_per_worker: Annotated[int, Field(ge=0)] = 3
+    restarts_per_worker: Annotated[int, Field(ge=0, strict=True)] = 3
     """How often a dead worker is replaced before its place is given up."""
 
 
@@ -105,7 +105,7 @@ class LearnerConfig(Section):
     ranks: Count = 1
     zero_stage: Literal[0, 1, 2, 3] = 2
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
     """Steps over which the learning rate rises linearly from 0."""
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.999
@@ -115,7 +115,7 @@ class LearnerConfig(Section):
     """Optimiser steps that one batch is cut into, by prompts."""
     micro_batch_tokens: Count = 16384
     """Tokens (padding included) of one forward pass on one rank."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Field(strict=True)] = False
     max_logprob_gap: Annotated[float, Field(gt=0)] = 1.0
     """The run stops when sampler and learner disagree by more than this, in mean over a batch, on equal weights."""
     cpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
@@ -155,12 +155,12 @@ class CheckpointConfig(Section):
 class TrackingConfig(Section):
     """Where the run's numbers go. `metrics.jsonl` in the run directory is always written and is the truth."""
 
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """`auto`: online when a key is configured, else offline in the run directory. It never prompts."""
     wandb_project: str = "hpo-trainer"
     wandb_group: str | None = None
     wandb_tags: tuple[str, ...] = ()
-    transcripts_per_step: Annotated[int, Field(ge=0)] = 4
+    transcripts_per_step: Annotated[int, Field(ge=0, strict=True)] = 4
     """Responses written out for a person to read."""
 
 
@@ -175,11 +175,11 @@ class ClusterConfig(Section):
 class RunConfig(Section):
     """One training run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Names the run directory and the W&B run."""
     directory: Path = Path("runs")
     """Run directories are made in here."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
     steps: Count = 100
     """Batches to train on."""
     model: ModelConfig = ModelConfig()

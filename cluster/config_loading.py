@@ -31,7 +31,7 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.fix}"
+        return " ".join(f"{self.where}: {self.what}; {self.fix}".split())  # one line, whatever it quotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,41 +41,58 @@ class Loaded:
 
     config: RunConfig
     problems: tuple[Problem, ...]
+    readable: bool = True
+    """False: nothing of the file could be read, and `config` says nothing about the run."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read `path` and apply overrides like `rollout.workers=4`."""
-    values, problems = _read(path, overrides)
+    layers, problems = _read_file(path)
+    readable = bool(layers)
+    for override in overrides:
+        try:
+            if "=" not in override:
+                raise ValueError("there is no = in it")
+            layers.append(OmegaConf.from_dotlist([override]))
+        except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+            problems.append(
+                Problem(override, f"it is not an override ({error})", "write it as rollout.workers=4")
+            )
+    values = _resolved(OmegaConf.merge(*layers), path, problems) if layers else {}
     config, schema_problems = validate(RunConfig, values)
-    return Loaded(config, (*problems, *schema_problems))
+    return Loaded(config, (*problems, *schema_problems), readable)
 
 
-def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
-    problems: list[Problem] = []
-    layers: list[Any] = []
+def _read_file(path: Path) -> tuple[list[Any], list[Problem]]:
+    """What is in the file, as a list of at most one, and what is wrong with it."""
     try:
         loaded = OmegaConf.load(path)
         if not OmegaConf.is_dict(loaded):
             raise ValueError("it is not a mapping of settings")
-        layers.append(loaded)
     except FileNotFoundError:
-        problems.append(
+        return [], [
             Problem(str(path), "there is no such file", "name a configuration, such as configs/demo.yaml")
-        )
+        ]
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
-        problems.append(Problem(str(path), " ".join(str(error).split()), "mend the file"))
-    for override in overrides:
-        if "=" not in override:
-            problems.append(Problem(override, "it is not an override", "write it as rollout.workers=4"))
+        return [], [Problem(str(path), str(error), "mend the file")]
+    return [loaded], []
+
+
+def _resolved(node: Any, path: Path, problems: list[Problem]) -> dict[str, Any]:
+    """As plain values with keys of text. A value whose interpolation leads nowhere is reported and left out."""
+    values: dict[str, Any] = {}
+    for key in node:
+        try:
+            value = node[key]
+            if OmegaConf.is_dict(value):
+                value = _resolved(value, path, problems)
+            elif OmegaConf.is_list(value):
+                value = OmegaConf.to_container(value, resolve=True)
+        except OmegaConfBaseException as error:
+            problems.append(Problem(str(path), str(error), "mend the interpolation"))
             continue
-        layers.append(OmegaConf.from_dotlist([override]))
-    try:
-        values = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True) if layers else {}
-    except OmegaConfBaseException as error:
-        problems.append(Problem(str(path), " ".join(str(error).split()), "mend the interpolation"))
-        values = {}
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}, problems
+        values[str(key)] = value
+    return values
 
 
 def validate(
@@ -97,12 +114,11 @@ def _problem(schema: type[BaseModel], detail: Any, prefix: str) -> Problem:
     where = ".".join([*([prefix] if prefix else []), *location])
     if detail["type"] == "extra_forbidden":
         known = list(_section(schema, location[:-1]).model_fields)
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        if near:
-            return Problem(where, "there is no such setting", f"did you mean {near[0]}?")
         elsewhere = [path for path in setting_names(schema) if path.rpartition(".")[2] == location[-1]]
-        known_here = f"did you mean {elsewhere[0]}?" if elsewhere else f"known here: {', '.join(known)}"
-        return Problem(where, "there is no such setting", known_here)
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        meant = [*elsewhere[:1], *near]
+        fix = f"did you mean {' or '.join(meant)}?" if meant else f"known here: {', '.join(known)}"
+        return Problem(where, "there is no such setting", fix)
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return Problem(where, f"{detail['input']!r} will not do", message)
 

@@ -51,7 +51,10 @@ def locate(model: ModelConfig) -> ModelSource:
         return ModelSource("starter", source)
     if source.startswith("package:"):
         return ModelSource("gguf", str(_package_file(source.removeprefix("package:"))))
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"there is no model {source}: {error}") from error
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ValueError(f"there is no file {source}")
@@ -67,7 +70,10 @@ def locate(model: ModelConfig) -> ModelSource:
 
 def _package_file(name: str) -> Path:
     package, _, file = name.partition("/")
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # a parent is missing, or this is no name of a package
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"the Python package {package} is not installed (for SmolLM2: make smollm2)")
     path = Path(spec.submodule_search_locations[0]) / file
@@ -78,13 +84,12 @@ def _package_file(name: str) -> Path:
 
 def _known_to_hub(repository: str) -> str:
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if isinstance(try_to_load_from_cache(repository, "config.json"), str):
         return repository
     try:
         HfApi().model_info(repository, timeout=10)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # which ones depends on the HTTP library below huggingface_hub
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"there is no directory {repository}, and the Hugging Face hub does not give a model of that id ({reason})"

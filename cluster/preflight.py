@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +18,14 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.config_loading import Problem, validate
 from cluster.models import locate, ready_directory
+from cluster.starter import RECIPE
 from reward.task import Task
 from reward.tasks import task_class, task_names
 
 
 def preflight(config: RunConfig) -> list[Problem]:
     """All problems of `config` on this machine."""
-    return [problem for check in _CHECKS for problem in check(config)]
+    return list(dict.fromkeys(problem for check in _CHECKS for problem in check(config)))  # each once
 
 
 def check_arithmetic(config: RunConfig) -> Iterator[Problem]:
@@ -33,6 +35,12 @@ def check_arithmetic(config: RunConfig) -> Iterator[Problem]:
             "rollout.prompts_per_step",
             f"{rollout.prompts_per_step} prompts do not divide into learner.mini_batches = {learner.mini_batches}",
             f"take a multiple of {learner.mini_batches}",
+        )
+    if config.model.source == "starter" and config.model.max_context_tokens > RECIPE.max_tokens:
+        yield Problem(
+            "model.max_context_tokens",
+            f"{config.model.max_context_tokens} is more than the {RECIPE.max_tokens} that the starter model can take",
+            f"lower it to {RECIPE.max_tokens}",
         )
     if rollout.max_response_tokens >= config.model.max_context_tokens:
         yield Problem(
@@ -53,6 +61,7 @@ def check_resources(config: RunConfig) -> Iterator[Problem]:
         + learner.ranks * learner.cpus_per_rank
         + reward.workers * reward.cpus_per_worker
     )
+    cpus = round(cpus, 4)  # as Ray counts; 3 × 0.1 + 0.7 is 1
     gpus = rollout.workers * rollout.gpus_per_worker + learner.ranks * learner.gpus_per_rank
     parts = (
         "rollout.workers × cpus_per_worker + learner.ranks × cpus_per_rank + reward.workers × cpus_per_worker"
@@ -75,7 +84,10 @@ def check_resources(config: RunConfig) -> Iterator[Problem]:
 def _gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([device for device in visible.split(",") if device.strip()])
+        devices = [device.strip() for device in visible.split(",")]
+        return len(
+            list(itertools.takewhile(lambda device: device not in ("", "-1"), devices))
+        )  # as CUDA reads it
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
@@ -149,7 +161,11 @@ def _longest_prompt_tokens(config: RunConfig, task: Task, problems: Sequence[Any
 
 
 def check_run_directory(config: RunConfig) -> Iterator[Problem]:
-    where = config.run_directory
+    try:
+        where = config.run_directory
+    except RuntimeError as error:
+        yield Problem("directory", str(error), "set directory to a place that can be written")
+        return
     existing = next(path for path in (where, *where.parents) if path.exists())
     try:
         if not existing.is_dir():
@@ -168,9 +184,11 @@ def check_packages(config: RunConfig) -> Iterator[Problem]:
     for package in ("ray", "vllm", "torch", "deepspeed", "transformers"):
         if importlib.util.find_spec(package) is None:
             yield Problem("environment", f"the Python package {package} is not installed", "run: make setup")
-    if config.tracking.wandb != "off" and importlib.util.find_spec("wandb") is None:
+    if config.tracking.wandb != "disabled" and importlib.util.find_spec("wandb") is None:
         yield Problem(
-            "tracking.wandb", "the Python package wandb is not installed", "set it to off, or install wandb"
+            "tracking.wandb",
+            "the Python package wandb is not installed",
+            "set it to disabled, or install wandb",
         )
 
 

@@ -36,6 +36,8 @@ def group_advantages(rewards: np.ndarray, valid: np.ndarray, scaling: Scaling = 
     masked = np.ma.masked_array(rewards, mask=~np.asarray(valid, dtype=bool))
     varied = (masked.max(axis=1) != masked.min(axis=1)).filled(False)
     centred = np.where(varied[:, None], (masked - masked.mean(axis=1, keepdims=True)).filled(0.0), 0.0)
+    # A response at its group's mean has no side; subtraction may leave a rest of either sign.
+    centred[np.abs(centred) <= 1e-14 * np.abs(rewards).max(axis=1, keepdims=True)] = 0.0
     if scaling == "none" or not varied.any():
         return centred
     if scaling == "group":

@@ -64,10 +64,10 @@ class NodeWeightFiles:
 
     def _enter(self) -> IO[str]:
         while True:
-            self._directory.mkdir(parents=True, exist_ok=True)
             try:
+                self._directory.mkdir(parents=True, exist_ok=True)
                 file = open(self._directory / "presence", "a")
-            except FileNotFoundError:  # a leaving worker removed the folder just now
+            except (FileNotFoundError, FileExistsError):  # a leaving worker removed the folder just now
                 continue
             fcntl.flock(file, fcntl.LOCK_SH)
             if os.fstat(file.fileno()).st_nlink:
@@ -104,14 +104,23 @@ class NodeWeightFiles:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            shutil.rmtree(directory, ignore_errors=True)
+            if not os.fstat(file.fileno()).st_nlink:  # another sweeper was quicker
+                return
+            # Out of the way first: who enters meanwhile makes a folder of its own, and nothing of it is deleted.
+            gone = tempfile.mkdtemp(prefix=f"{directory.name}.gone-", dir=directory.parent)
+            os.rename(directory, gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def _write_whole(path: Path, packed: np.ndarray) -> None:
     """The file appears under its name only when it is complete, so two writers at once do no harm."""
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        packed.tofile(file)
-    os.replace(file.name, path)
+        try:
+            packed.tofile(file)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)  # memory is short: half a file must not take what is left of it
+            raise
 
 
 def _remove_unless_locked(path: Path) -> None:

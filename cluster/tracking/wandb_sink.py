@@ -51,7 +51,7 @@ class WandbSink:
         self.off_reason: str | None = None
         """Why nothing is logged (any more); None while the sink works."""
         self._thread: threading.Thread | None = None
-        if config.tracking.wandb == "off":
+        if config.tracking.wandb == "disabled":
             self.off_reason = "as configured"
         else:
             self._thread = threading.Thread(target=self._work, name="wandb-sink", daemon=True)
@@ -119,7 +119,7 @@ class WandbSink:
         from cluster.tracking import wandb_mode
 
         wanted = self._config.tracking.wandb
-        assert wanted != "off"
+        assert wanted != "disabled"
         wandb_mode.set_up(wanted, self._run_directory.wandb, self._init_timeout_s, self._finish_timeout_s)
         mode, why = wandb_mode.choose(wanted)
         if mode == "off":

@@ -75,7 +75,9 @@ def generate_puzzles(
         rng.shuffle(found)
         available = f"there are only {len(found)}"
     elif count is None:
-        raise ValueError(f"give a count: {sets_of_numbers} sets of numbers are too many to list")
+        raise ValueError(
+            f"give a count (train_puzzles, held_out_puzzles): {sets_of_numbers} sets of numbers are too many to list"
+        )
     else:
         found = _sample(span, numbers, count, wanted, rng)
         available = f"only {len(found)} were found ({MAX_FRUITLESS_DRAWS} draws in a row brought nothing new)"

@@ -325,4 +325,4 @@ def test_wandb_need_not_be_there_when_it_is_off(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else real(name, *rest)
     )
-    assert preflight(run_config(tmp_path, tracking={"wandb": "off"})) == []
+    assert preflight(run_config(tmp_path, tracking={"wandb": "disabled"})) == []

@@ -66,13 +66,17 @@ def test_omegaconf_too_reads_the_written_config(run: RunDirectory, name: str) ->
 def test_differences_name_the_field_and_both_values(run: RunDirectory) -> None:
     old = RunConfig.model_validate({"learner": {"learning_rate": 2e-4}, "task": {"options": {"numbers": 3}}})
     new = RunConfig.model_validate(
-        {"learner": {"learning_rate": 3e-4}, "task": {"options": {"target": 9}}, "tracking": {"wandb": "off"}}
+        {
+            "learner": {"learning_rate": 3e-4},
+            "task": {"options": {"target": 9}},
+            "tracking": {"wandb": "disabled"},
+        }
     )
     run.write_config(old)
     assert run.differences(new) == [
         "task.options.numbers: 3 -> (absent)",
         "learner.learning_rate: 0.0002 -> 0.0003",
-        "tracking.wandb: auto -> off",
+        "tracking.wandb: auto -> disabled",
         "task.options.target: (absent) -> 9",
     ]
     assert run.differences(old) == []

@@ -308,7 +308,7 @@ def test_the_trainer_does_not_wait_for_a_slow_start(
 
 
 def test_off_starts_nothing(config: RunConfig) -> None:
-    off = RunConfig.model_validate({"tracking": {"wandb": "off"}})
+    off = RunConfig.model_validate({"tracking": {"wandb": "disabled"}})
     threads = threading.active_count()
     sink = WandbSink(off, RunDirectory(off.run_directory), pytest.fail)
     sink.log(0, {})

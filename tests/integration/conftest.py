@@ -1,4 +1,4 @@
-"""What the tests with real engines share: a tiny model that solves a few puzzles, and a configuration that trains it in seconds."""
+"""What tests with real engines share: a tiny model that solves some puzzles, and how to train it in seconds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def write_config(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a configuration for the tiny model; keyword arguments like `rollout={"workers": 1}` change sections of it."""
+    """Writes a configuration for the tiny model; arguments like `rollout={"workers": 1}` change parts of it."""
 
     def write(**changes: Any) -> Path:
         values: dict[str, Any] = {
@@ -62,7 +62,7 @@ def write_config(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
             "reward": {"cpus_per_worker": 0.25},
             "evaluation": {"every_steps": 2, "prompts": 8, "responses_per_prompt": 2},
             "checkpoint": {"every_steps": 2},
-            "tracking": {"wandb": "off"},
+            "tracking": {"wandb": "disabled"},
         }
         for section, change in changes.items():
             values[section] = values.get(section, {}) | change if isinstance(change, dict) else change

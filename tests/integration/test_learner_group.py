@@ -49,13 +49,17 @@ class Outcome:
     restored: dict[str, np.ndarray]
 
 
-async def learn(model: Path, directory: Path, ranks: int, zero_stage: int, micro_batch_tokens: int) -> Outcome:
+async def learn(
+    model: Path, directory: Path, ranks: int, zero_stage: int, micro_batch_tokens: int
+) -> Outcome:
     """Three steps; a checkpoint after the second, from which the third is done again."""
     learner = LearnerConfig(
         ranks=ranks, zero_stage=zero_stage, micro_batch_tokens=micro_batch_tokens, learning_rate=1e-3
     )
     options = LearnerOptions(str(model), "float32", 0.7, 0, learner, ObjectiveConfig(), ((3, 4, 5, 6),))
-    actor = ray.remote(LearnerRank).options(num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)})
+    actor = ray.remote(LearnerRank).options(
+        num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)}
+    )
     actors = [actor.remote(rank, options) for rank in range(ranks)]
     try:
         group = LearnerGroup(actors, options)
@@ -85,13 +89,19 @@ async def published(group: LearnerGroup, version: int) -> dict[str, np.ndarray]:
     return load(bytes(await publication.weights))
 
 
-async def test_learning_does_not_depend_on_ranks_stages_or_micro_batches(tiny_model: Path, tmp_path: Path) -> None:
+async def test_learning_does_not_depend_on_ranks_stages_or_micro_batches(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     one = await learn(tiny_model, tmp_path / "one", ranks=1, zero_stage=2, micro_batch_tokens=100_000)
     for name, ranks, stage, tokens in (("two", 2, 2, 100), ("sharded", 2, 3, 150)):
-        many = await learn(tiny_model, tmp_path / name, ranks=ranks, zero_stage=stage, micro_batch_tokens=tokens)
+        many = await learn(
+            tiny_model, tmp_path / name, ranks=ranks, zero_stage=stage, micro_batch_tokens=tokens
+        )
         assert many.losses == pytest.approx(one.losses, rel=1e-5), name
         assert many.gradient_norms == pytest.approx(one.gradient_norms, rel=1e-4), name
         assert many.weights.keys() == one.weights.keys()
         for parameter, weight in one.weights.items():
-            np.testing.assert_allclose(many.weights[parameter], weight, atol=2e-4, err_msg=f"{name}: {parameter}")
+            np.testing.assert_allclose(
+                many.weights[parameter], weight, atol=2e-4, err_msg=f"{name}: {parameter}"
+            )
             np.testing.assert_allclose(many.restored[parameter], many.weights[parameter], atol=1e-6)

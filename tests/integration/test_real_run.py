@@ -26,7 +26,10 @@ from tests.cluster.test_tracking_wandb import name_of, records
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.timeout(600)
 
-ENGINE_ENVIRONMENT = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+ENGINE_ENVIRONMENT = os.environ | {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
 
 GREEDY_IN_VLLM = """
 import json, sys
@@ -65,7 +68,9 @@ def rows_of(config: RunConfig) -> list[dict[str, Any]]:
     return list(read_metrics(RunDirectory(config.run_directory).metrics_file))
 
 
-def wait_for_step(config: RunConfig, step: int, process: subprocess.Popen[str], timeout_s: float = 300) -> None:
+def wait_for_step(
+    config: RunConfig, step: int, process: subprocess.Popen[str], timeout_s: float = 300
+) -> None:
     deadline = time.monotonic() + timeout_s
     while not any(row["step"] >= step for row in rows_of(config)):
         assert process.poll() is None, f"the run ended early:\n{process.communicate()[0]}"
@@ -80,7 +85,9 @@ def assert_every_prompt_trained_once(rows: list[dict[str, Any]], config: RunConf
     assert len(trained) == config.steps * config.rollout.prompts_per_step
     assert len(set(trained)) == len(trained)
     for epoch in range(len(trained) // problems):
-        rows_of_epoch = {int(prompt.split("/")[2]) for prompt in trained if prompt.startswith(f"train/{epoch}/")}
+        rows_of_epoch = {
+            int(prompt.split("/")[2]) for prompt in trained if prompt.startswith(f"train/{epoch}/")
+        }
         assert rows_of_epoch == set(range(problems))
 
 
@@ -114,7 +121,9 @@ def greedy_in_vllm(model: Path, prompts: list[list[int]], max_tokens: int) -> li
     return json.loads(line.removeprefix("TOKENS "))
 
 
-def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(write_config: Callable[..., Path]) -> None:
+def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(
+    write_config: Callable[..., Path],
+) -> None:
     """Asynchronous, so that weights change under responses in flight and samples may be stale."""
     config_file = write_config(
         name="graph",
@@ -151,7 +160,9 @@ def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(write_config
 def assert_export_is_the_same_model_everywhere(config: RunConfig) -> None:
     model = RunDirectory(config.run_directory).final_model
     task, encoder = build_task(config.task.name, config.task.options), PromptEncoder(model)
-    prompts = [list(encoder.encode(task.render(problem)).token_ids) for problem in task.problems("held_out")[:8]]
+    prompts = [
+        list(encoder.encode(task.render(problem)).token_ids) for problem in task.problems("held_out")[:8]
+    ]
     assert greedy_in_vllm(model, prompts, 24) == greedy_in_transformers(model, prompts, 24)
 
 
@@ -169,7 +180,9 @@ def assert_offline_run_holds(directory: RunDirectory, rows: list[dict[str, Any]]
 
 def test_a_run_outlives_a_killed_worker_and_a_refused_network(write_config: Callable[..., Path]) -> None:
     """SIGKILL to one rollout worker in mid-run: the run completes, and no prompt is lost or trained twice."""
-    config_file = write_config(name="killed", steps=24, evaluation={"every_steps": 12}, tracking={"wandb": "online"})
+    config_file = write_config(
+        name="killed", steps=24, evaluation={"every_steps": 12}, tracking={"wandb": "online"}
+    )
     config = load_config(config_file).config
     process = start(config_file, WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
     wait_for_step(config, 3, process)
@@ -195,7 +208,9 @@ def test_a_run_outlives_a_killed_worker_and_a_refused_network(write_config: Call
 
 def test_a_run_cut_short_is_resumed_by_the_same_command(write_config: Callable[..., Path]) -> None:
     """Ctrl-C ends a run cleanly; started again it goes on from its checkpoint, and the ledger still adds up."""
-    config_file = write_config(name="resumed", steps=12, checkpoint={"every_steps": 3}, evaluation={"every_steps": 6})
+    config_file = write_config(
+        name="resumed", steps=12, checkpoint={"every_steps": 3}, evaluation={"every_steps": 6}
+    )
     config = load_config(config_file).config
     process = start(config_file)
     wait_for_step(config, 4, process)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from learner.logprobs import TokenBatch, response_logprobs, sequence_logprobs
 from learner.weighing import Row
@@ -20,9 +21,17 @@ EOS = 0  # also what TokenBatch fills its padding with
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_llama(VOCABULARY)
+@pytest.fixture(scope="module", params=["relative positions", "absolute positions"])
+def model(request: pytest.FixtureRequest) -> Any:
+    """Llama's rotations do not see where a row begins; learned positions, as GPT-2's, do."""
+    if request.param == "relative positions":
+        return tiny_llama(VOCABULARY)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5
+        )
+        return GPT2LMHeadModel(config).double().eval()
 
 
 def make_row(prompt: list[int], response: list[int]) -> Row:

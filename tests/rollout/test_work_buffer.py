@@ -26,7 +26,7 @@ class WorkBufferModel(RuleBasedStateMachine):
     A place is "waiting", the name of the worker that generates, "scored", "learning", "trained" or "dropped".
     """
 
-    @initialize(capacity=st.integers(1, 5))
+    @initialize(capacity=st.integers(1, 6))
     def begin(self, capacity: int) -> None:
         self.capacity = capacity
         self.buffer = WorkBuffer(capacity)
@@ -56,6 +56,7 @@ class WorkBufferModel(RuleBasedStateMachine):
         with pytest.raises(ValueError, match="in flight already"):
             self.buffer.admit(make_prompt(data.draw(st.sampled_from(self.in_flight))))
 
+    @precondition(lambda self: self.at("waiting"))
     @rule(worker=st.sampled_from(WORKERS), limit=st.integers(0, 4))
     def lease(self, worker: str, limit: int) -> None:
         expected = self.at("waiting")[:limit]
@@ -69,16 +70,21 @@ class WorkBufferModel(RuleBasedStateMachine):
         assert sorted(self.buffer.return_leases(worker)) == sorted(lost)
         self.places |= dict.fromkeys(lost, "waiting")
 
+    @precondition(lambda self: self.at(*WORKERS))
+    @rule(data=st.data())
+    def complete(self, data: Any) -> None:
+        """A holder of a lease delivers, in no particular order."""
+        prompt_id = data.draw(st.sampled_from(self.at(*WORKERS)))
+        assert self.buffer.complete(group_of(prompt_id, self.places[prompt_id]))
+        self.places[prompt_id] = "scored"
+
+    @precondition(lambda self: self.places)
     @rule(worker=st.sampled_from(WORKERS), data=st.data())
-    def complete(self, worker: str, data: Any) -> None:
-        """A scored group arrives: from the holder of the lease, late, twice, or of a prompt long gone."""
-        if not self.places:
-            return
-        prompt_id = data.draw(st.sampled_from(self.at(worker) or list(self.places)))
-        accepted = self.buffer.complete(group_of(prompt_id, worker))
-        assert accepted == (self.places[prompt_id] == worker)
-        if accepted:
-            self.places[prompt_id] = "scored"
+    def complete_without_a_lease(self, worker: str, data: Any) -> None:
+        """A result comes late, twice, or of a prompt long gone."""
+        prompt_id = data.draw(st.sampled_from(list(self.places)))
+        if self.places[prompt_id] != worker:
+            assert not self.buffer.complete(group_of(prompt_id, worker))
 
     @precondition(lambda self: self.at("scored"))
     @rule(data=st.data(), reason=st.sampled_from(["stale", "zero variance"]))
@@ -89,7 +95,8 @@ class WorkBufferModel(RuleBasedStateMachine):
         assert self.buffer.dropped_prompts[reason] == before + 1
         self.places[prompt_id] = "dropped"
 
-    @rule(prompts=st.integers(0, 5))
+    @precondition(lambda self: self.at("scored"))
+    @rule(prompts=st.integers(1, 4))
     def take_batch(self, prompts: int) -> None:
         scored = self.at("scored")
         if prompts > len(scored):
@@ -125,7 +132,7 @@ class WorkBufferModel(RuleBasedStateMachine):
 
 
 TestWorkBuffer = WorkBufferModel.TestCase
-TestWorkBuffer.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestWorkBuffer.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 
 
 def scored_buffer() -> WorkBuffer:
