@@ -21,7 +21,7 @@ MAKEFLAGS += --no-print-directory
 # A run starts a dozen Python processes, and each loads 13 s faster from cached bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test setup setup-test smollm2 lint format typecheck lock clean
+.PHONY: help demo test test-slow setup setup-test smollm2 lint format typecheck lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,10 @@ demo: setup ## set up, then train the small demonstration of configs/demo.yaml
 test: setup-test lint typecheck ## set up, then lint, types and every test
 	@echo "==> running the tests"
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup-test ## the tests that take minutes: three steps of SmolLM2-135M
+	@echo "==> running the slow tests"
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m slow $(ARGS)
 
 setup: $(READY) ## make the environment from the lock file (PLATFORM=cpu or gpu)
 

@@ -75,7 +75,12 @@ def test_only_responses_bear_the_loss(tmp_path: Path) -> None:
     examples = [(f"{n * 7919 % 1000}=", "1") for n in range(200)]
     losses: list[float] = []
     train_starter(
-        examples, tmp_path, steps=120, learning_rate=1e-2, on_step=lambda _, loss: losses.append(loss), **SMALL
+        examples,
+        tmp_path,
+        steps=120,
+        learning_rate=1e-2,
+        on_step=lambda _, loss: losses.append(loss),
+        **SMALL,
     )
     assert len(losses) == 120
     assert losses[-1] < 0.05 < losses[0]
