@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,6 +88,20 @@ def generate_puzzles(
             "widen the numbers or the targets, or ask for fewer"
         )
     return [Puzzle(tuple(rng.sample(puzzle.numbers, numbers)), puzzle.target) for puzzle in found[:count]]
+
+
+def in_several_orders(puzzles: Sequence[Puzzle], orders: int, seed: int) -> list[Puzzle]:
+    """Each puzzle with its numbers in `orders` different orders, or as many as it has, one puzzle after the other.
+
+    They have the same key, so they are in the same split. To a language model they are different prompts.
+    """
+    rng = random.Random(f"countdown orders {seed}")
+    reordered = []
+    for puzzle in puzzles:
+        possible = sorted(set(itertools.permutations(puzzle.numbers)))
+        chosen = rng.sample(possible, min(orders, len(possible)))
+        reordered += [Puzzle(numbers, puzzle.target) for numbers in chosen]
+    return reordered
 
 
 def _list_all(span: range, numbers: int) -> list[Puzzle]:

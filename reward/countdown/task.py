@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.contracts import Verdict
 from reward.countdown.prompts import chat_prompt, compact_prompt
-from reward.countdown.puzzles import Puzzle, generate_puzzles
+from reward.countdown.puzzles import Puzzle, generate_puzzles, in_several_orders
 from reward.countdown.verifier import verify
 from reward.task import ChatMessages, Split
 
@@ -29,6 +29,8 @@ class CountdownOptions(BaseModel):
     target_max: int = 100
     train_puzzles: Annotated[int, Field(ge=1)] | None = None
     """How many to train on; null takes all there are."""
+    orders_per_puzzle: Annotated[int, Field(ge=1)] = 1
+    """In how many orders of its numbers each training puzzle is asked. More of them are harder to learn by heart."""
     held_out_puzzles: Annotated[int, Field(ge=1)] | None = None
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """A puzzle is held out by the hash of its sorted numbers and target, whatever the seed."""
@@ -44,7 +46,7 @@ class CountdownTask:
 
     def problems(self, split: Split) -> Sequence[Puzzle]:
         options = self._options
-        return generate_puzzles(
+        puzzles = generate_puzzles(
             split,
             options.train_puzzles if split == "train" else options.held_out_puzzles,
             options.seed,
@@ -55,6 +57,9 @@ class CountdownTask:
             target_max=options.target_max,
             held_out_share=options.held_out_share,
         )
+        if split == "held_out":
+            return puzzles
+        return in_several_orders(puzzles, options.orders_per_puzzle, options.seed)
 
     def render(self, problem: Puzzle) -> str | ChatMessages:
         return compact_prompt(problem) if self._options.style == "compact" else chat_prompt(problem)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward.countdown.prompts import COMPACT_CHARACTERS, chat_prompt, compact_prompt
-from reward.countdown.puzzles import Puzzle, Split, generate_puzzles, split_of
+from reward.countdown.puzzles import Puzzle, Split, generate_puzzles, in_several_orders, split_of
 from reward.countdown.solver import MAX_NUMBERS, expressions, reachable_values, solutions
 from reward.countdown.verifier import extract_answer, verify
 from reward.countdown.warmup import warmup_examples
@@ -193,3 +193,14 @@ def test_warmup_refuses_held_out_puzzles_and_nonsense() -> None:
         warmup_examples([], 10, 0)
     with pytest.raises(ValueError, match="right_share"):
         warmup_examples(generate_puzzles("train", 5, 0), 10, 0, right_share=2.0)
+
+
+def test_orders_of_a_puzzle_are_different_prompts_of_the_same_split() -> None:
+    puzzles = generate_puzzles("train", 50, seed=0)
+    reordered = in_several_orders(puzzles, orders=4, seed=0)
+    assert len(set(reordered)) == len(reordered)
+    assert {puzzle.key for puzzle in reordered} == {puzzle.key for puzzle in puzzles}
+    assert all(split_of(puzzle) == "train" for puzzle in reordered)
+    for puzzle in puzzles:
+        possible = len(set(itertools.permutations(puzzle.numbers)))
+        assert sum(other.key == puzzle.key for other in reordered) == min(4, possible)
