@@ -78,6 +78,7 @@ class ActorGraph:
                     RewardActor,
                     task.name,
                     task.options,
+                    config.cut_off_is_wrong,
                     bundle=index,
                     log_file=self.run_directory.log_file(f"reward-{index}"),
                     env={},

@@ -131,6 +131,9 @@ class RewardConfig(Section):
 
     workers: Count = 1
     cpus_per_worker: Annotated[float, Field(ge=0)] = 0.5
+    cut_off_is_wrong: bool = True
+    """Whether a response that was cut off at `rollout.max_response_tokens` is wrong, whatever it says. If not, nothing
+    tells a model to come to an end after its answer, and responses grow to the limit."""
     timeout_s: Seconds = 60.0
     """Longest wait for the verdicts on one group."""
 

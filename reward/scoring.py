@@ -14,31 +14,37 @@ from typing import Any
 
 import ray
 
-from cluster.contracts import Group, ScoredGroup, Verdict
+from cluster.contracts import Group, Response, ScoredGroup, Verdict
 from reward.task import Task
 from reward.tasks import build_task
 
 logger = logging.getLogger(__name__)
 
 
-def judge(task: Task, problem: Any, response: str) -> Verdict:
+def judge(task: Task, problem: Any, response: Response, cut_off_is_wrong: bool) -> Verdict:
     """The task's verdict, or the verdict that its verifier failed."""
+    if cut_off_is_wrong and response.finish_reason == "length":
+        return Verdict(outcome="wrong", reward=0.0, answer=None, reason="cut off before it came to an end")
     try:
-        return task.verify(problem, response)
+        return task.verify(problem, response.text)
     except Exception as error:
-        logger.exception("the verifier failed on %r", response[:200])
+        logger.exception("the verifier failed on %r", response.text[:200])
         return Verdict(outcome="error", reward=0.0, answer=None, reason=f"{type(error).__name__}: {error}")
 
 
 class RewardActor:
     """Judges responses. It has no state, so Ray may restart it and send a call again."""
 
-    def __init__(self, task_name: str, task_options: Mapping[str, Any]) -> None:
+    def __init__(self, task_name: str, task_options: Mapping[str, Any], cut_off_is_wrong: bool) -> None:
         self._task = build_task(task_name, task_options)
+        self._cut_off_is_wrong = cut_off_is_wrong
 
     def score(self, group: Group) -> ScoredGroup:
         problem = group.prompt.problem
-        return ScoredGroup(group, tuple(judge(self._task, problem, r.text) for r in group.responses))
+        verdicts = (
+            judge(self._task, problem, response, self._cut_off_is_wrong) for response in group.responses
+        )
+        return ScoredGroup(group, tuple(verdicts))
 
 
 class RewardPool:

@@ -102,7 +102,7 @@ def test_a_setting_in_the_wrong_section_is_told_its_place() -> None:
 
 def test_a_setting_like_no_other_is_answered_with_those_there_are() -> None:
     problem = only_problem("reward.qqq")
-    assert problem.fix == "known here: workers, cpus_per_worker, timeout_s"
+    assert problem.fix == "known here: workers, cpus_per_worker, cut_off_is_wrong, timeout_s"
 
 
 def test_a_misspelt_section_is_recognised() -> None:
