@@ -57,7 +57,7 @@ def test_a_written_config_reads_back_equal(
 @given(name=NAMES)
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_omegaconf_too_reads_the_written_config(run: RunDirectory, name: str) -> None:
-    """`launch.py train --config <run>/config.yaml` reads with OmegaConf, which knows more numbers than PyYAML."""
+    """`launch.py train <run>/config.yaml` reads with OmegaConf, which knows more numbers than PyYAML."""
     config = RunConfig(name=name)
     run.write_config(config)
     assert RunConfig.model_validate(OmegaConf.to_container(OmegaConf.load(run.config_file))) == config
