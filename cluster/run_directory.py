@@ -26,7 +26,7 @@ One training run. What lies here:
 
 | entry | what it is |
 |---|---|
-| `config.yaml` | the resolved configuration: `launch.py train config.yaml` goes on with the run, or shows it if finished |
+| `config.yaml` | the resolved configuration: `launch.py train config.yaml` goes on with an unfinished run |
 | `metrics.jsonl` | one JSON object per step, the truth about the run; step k is after k updates |
 | `metrics.superseded.jsonl` | steps that were done again after a resume (only if there were any) |
 | `transcripts/` | sampled responses with their verdicts, one Markdown file per step, for a person to read |
