@@ -19,15 +19,15 @@ from reward.countdown.warmup import warmup_examples
 class StarterRecipe:
     """How the model is made (ours; `docs/demo.md` says how these numbers were found)."""
 
-    examples: int = 100_000
-    right_share: float = 0.45
+    examples: int = 64_000
+    right_share: float = 0.3
     max_tries: int = 0
     repeat_share: float = 0.5
     hidden_size: int = 128
     layers: int = 4
     heads: int = 4
     max_tokens: int = 256
-    steps: int = 1500
+    steps: int = 1000
     batch_size: int = 64
     learning_rate: float = 3e-3
     seed: int = 0

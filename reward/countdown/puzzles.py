@@ -13,7 +13,7 @@ from reward.countdown.solver import reachable_values, value_of_random_expression
 Split = Literal["train", "held_out"]
 
 # Up to this many sets of numbers the whole space is listed (under a second); above, it is sampled.
-MAX_LISTED_SETS = 250
+MAX_LISTED_SETS = 2000
 # A sampled space is given up after this many draws in a row that brought nothing new (a few seconds).
 MAX_FRUITLESS_DRAWS = 200_000
 
@@ -71,7 +71,11 @@ def generate_puzzles(
 
     sets_of_numbers = math.comb(len(span) + numbers - 1, numbers)
     if sets_of_numbers <= MAX_LISTED_SETS:
-        found = [puzzle for puzzle in _list_all(span, numbers) if wanted(puzzle)]
+        found = [
+            puzzle
+            for puzzle in _list_all(span, targets, numbers)
+            if split_of(puzzle, held_out_share) == split
+        ]
         rng.shuffle(found)
         available = f"there are only {len(found)}"
     elif count is None:
@@ -104,14 +108,13 @@ def in_several_orders(puzzles: Sequence[Puzzle], orders: int, seed: int) -> list
     return reordered
 
 
-def _list_all(span: range, numbers: int) -> list[Puzzle]:
-    """Every puzzle with whole targets over these numbers, in a fixed order."""
+def _list_all(span: range, targets: range, numbers: int) -> list[Puzzle]:
+    """Every puzzle over these numbers and targets, in a fixed order."""
     sets = itertools.combinations_with_replacement(span, numbers)
     return [
         Puzzle(drawn, int(value))
         for drawn in sets
-        for value in sorted(reachable_values(drawn))
-        if value.denominator == 1
+        for value in sorted(value for value in reachable_values(drawn) if value in targets)
     ]
 
 
