@@ -106,7 +106,9 @@ class LearnerConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Steps over which the learning rate rises linearly from 0."""
+    """Optimiser steps over which the learning rate rises linearly from 0."""
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How it goes on after that, to 0 at the end of the run."""
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.999
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

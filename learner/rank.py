@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import ray
 from cluster.config import LearnerConfig, ObjectiveConfig
 from cluster.contracts import Publication
 from learner.batching import MicroBatch
+from learner.rate_schedule import rate_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class LearnerOptions:
     learner: LearnerConfig
     objective: ObjectiveConfig
     probe_tokens: tuple[tuple[int, ...], ...]
+    steps: int
+    """Optimiser steps of the whole run, over which the learning rate is scheduled."""
 
 
 class LearnerRank:
@@ -79,11 +83,11 @@ class LearnerRank:
             betas=(learner.adam_beta1, learner.adam_beta2),
             weight_decay=learner.weight_decay,
         )
-        warmup = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / (learner.warmup_steps + 1))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, partial(rate_share, steps=options.steps, learner=learner)
         )
         self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, lr_scheduler=warmup, config=self._deepspeed_config()
+            model=model, optimizer=optimizer, lr_scheduler=schedule, config=self._deepspeed_config()
         )
         return os.getpid()
 

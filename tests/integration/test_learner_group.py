@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from safetensors.numpy import load
+from safetensors.numpy import load, load_file
 
 from cluster.config import ClusterConfig, LearnerConfig, ObjectiveConfig
 from cluster.placement import connect, cpu_environment
@@ -47,6 +47,8 @@ class Outcome:
     gradient_norms: list[float]
     weights: dict[str, np.ndarray]
     restored: dict[str, np.ndarray]
+    exported: dict[str, np.ndarray]
+    """The same weights as `restored`, in a Hugging Face directory."""
 
 
 async def learn(
@@ -56,7 +58,7 @@ async def learn(
     learner = LearnerConfig(
         ranks=ranks, zero_stage=zero_stage, micro_batch_tokens=micro_batch_tokens, learning_rate=1e-3
     )
-    options = LearnerOptions(str(model), "float32", 0.7, 0, learner, ObjectiveConfig(), ((3, 4, 5, 6),))
+    options = LearnerOptions(str(model), "float32", 0.7, 0, learner, ObjectiveConfig(), ((3, 4, 5, 6),), 4)
     actor = ray.remote(LearnerRank).options(
         num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)}
     )
@@ -73,6 +75,7 @@ async def learn(
         await group.load(directory)
         await group.learn([make_batch(2)])
         restored = await published(group, 3)
+        await group.export(directory / "exported")
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -81,6 +84,7 @@ async def learn(
         gradient_norms=[row["objective/gradient_norm"] for row in metrics],
         weights=weights,
         restored=restored,
+        exported=load_file(directory / "exported" / "model.safetensors"),
     )
 
 
@@ -99,9 +103,10 @@ async def test_learning_does_not_depend_on_ranks_stages_or_micro_batches(
         )
         assert many.losses == pytest.approx(one.losses, rel=1e-5), name
         assert many.gradient_norms == pytest.approx(one.gradient_norms, rel=1e-4), name
-        assert many.weights.keys() == one.weights.keys()
+        assert many.exported.keys() == many.weights.keys() == one.weights.keys()
         for parameter, weight in one.weights.items():
             np.testing.assert_allclose(
                 many.weights[parameter], weight, atol=2e-4, err_msg=f"{name}: {parameter}"
             )
             np.testing.assert_allclose(many.restored[parameter], many.weights[parameter], atol=1e-6)
+            np.testing.assert_array_equal(many.exported[parameter], many.restored[parameter])
