@@ -75,14 +75,23 @@ install_locked() {
     "$python" -m pip install -qq --no-deps --no-build-isolation -e .
 }
 
-# Also leaves the bytecode of what every process of a run loads. Two processes, for two cores.
+# Also does what the first start of an engine would otherwise wait for: the bytecode of what every process of a run
+# loads and, on CPU, DeepSpeed's operator compiled and vLLM's look into the model class, both kept in ~/.cache. Two
+# processes, for two cores.
 check_imports() {
     local log=$venv/import.log half
-    say "checking that the engines import"
-    "$python" -c 'from vllm import AsyncEngineArgs' >"$log" 2>&1 &
+    local vllm='from vllm import AsyncEngineArgs'
+    local others='import datasets, deepspeed, ray, wandb; from transformers import LlamaForCausalLM'
+    if [ "$platform" = cpu ]; then
+        vllm+='; from vllm.model_executor.models.registry import ModelRegistry'
+        vllm+='; ModelRegistry.models["LlamaForCausalLM"].inspect_model_cls()'
+        others+='; from deepspeed.comm.torch import build_shm_op; build_shm_op()'
+        export DS_ACCELERATOR=cpu
+    fi
+    say "checking that the engines import, and preparing their first start"
+    "$python" -c "$vllm" >"$log" 2>&1 &
     half=$!
-    if ! "$python" -c 'import datasets, deepspeed, ray, wandb; from transformers import LlamaForCausalLM' \
-        >>"$log" 2>&1 || ! wait "$half"; then
+    if ! PATH="$(cd "$venv/bin" && pwd):$PATH" "$python" -c "$others" >>"$log" 2>&1 || ! wait "$half"; then
         wait
         cat "$log" >&2
         fail "what was installed does not import (above)."
