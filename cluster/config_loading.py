@@ -7,6 +7,7 @@ checked all the same.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from cluster.config import RunConfig
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+_OVERRIDE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     readable = bool(layers)
     for override in overrides:
         try:
-            if "=" not in override:
-                raise ValueError("there is no = in it")
+            if not _OVERRIDE.match(override):
+                raise ValueError("it does not begin with the name of a setting and =")
             layers.append(OmegaConf.from_dotlist([override]))
         except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
             problems.append(
