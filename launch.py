@@ -1,13 +1,17 @@
 """The command line. Thin: it reads the configuration, checks it, and calls `cluster`.
 
-python launch.py train configs/demo.yaml                      train, or resume a run that was cut short
-python launch.py train configs/demo.yaml seed=1 name=second   with settings changed
-python launch.py check configs/demo.yaml                      find every mistake, start nothing
-python launch.py tasks                                        what can be trained on
+python launch.py train configs/demo.yaml         train, or resume a run cut short
+python launch.py train configs/demo.yaml seed=1  with a setting changed
+python launch.py eval configs/demo.yaml          pass@1 and pass@k of a model
+python launch.py export runs/demo my-model       a run's checkpoint as a model
+python launch.py check configs/demo.yaml         find all mistakes, start nothing
+python launch.py tasks                           what can be trained on
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +20,11 @@ from rich.console import Console
 
 from cluster.config import RunConfig
 from cluster.config_loading import load_config
-from cluster.preflight import preflight
+from cluster.exits import explained_exits, refuse
+from cluster.export_plan import ExportRefusedError, plan_export
+from cluster.preflight import ROOMS, Room, preflight
+from cluster.run_directory import RunDirectory
+from reward.task import Split
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -29,9 +37,6 @@ Address = Annotated[
     str | None, typer.Option(help="Ray cluster to join (default: RAY_ADDRESS, or this machine).")
 ]
 
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-
 
 @app.command()
 def train(
@@ -39,41 +44,122 @@ def train(
     overrides: Overrides = None,
     address: Address = None,
     fresh: Annotated[
-        bool, typer.Option(help="Move an earlier run of this name aside and start anew.")
+        bool, typer.Option("--fresh", help="Move an earlier run of this name aside and start anew.")
     ] = False,
-    quiet: Annotated[bool, typer.Option(help="Print the summary only.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an earlier run, or fail if there is none.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option(help="Print the summary, and what failed, only.")] = False,
 ) -> None:
-    """Train a model. A run that was cut short is resumed; a finished one is shown."""
-    config = _checked(config_file, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
+    """Train a model. A run that was cut short is resumed; a finished one is shown.
 
-    from cluster.run_directory import RunDirectory
+    For example:
+      python launch.py train configs/demo.yaml
+      python launch.py train configs/demo.yaml objective.name=grpo name=demo-grpo
+      python launch.py train configs/demo.yaml --resume
+    """
+    if fresh and resume:
+        refuse("--fresh starts anew and --resume goes on: give one of them")
+    config = _checked(config_file, overrides, address)
+    run_directory = RunDirectory(config.run_directory)
+    if resume and not run_directory.config_file.exists():
+        refuse(f"{run_directory.path}: there is no run to resume; without --resume one is started")
+
     from cluster.tracking import RunConsole
     from cluster.training import TRAINING_ERRORS, set_aside
     from cluster.training import train as run_training
 
+    command = "--resume in place of --fresh" if fresh else "the same command"
+    advice = f"{command} goes on from the last checkpoint"
     with RunConsole(config.name, config.steps, quiet=quiet) as console:
         if fresh and (moved := set_aside(config)):
             console.event(f"the earlier run is now {moved}")
-        run_directory = RunDirectory(config.run_directory)
         if run_directory.is_finished:
             console.event("this run is finished; --fresh starts it anew, name=NAME starts another")
             console.summary(run_directory.read_summary())
             return
-        try:
+        with explained_exits(console, TRAINING_ERRORS, run_directory.logs, advice):
             run_training(config, console)
-        except KeyboardInterrupt:
-            console.event("interrupted; the same command goes on from the last checkpoint")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        except TRAINING_ERRORS as error:
-            console.event(f"stopped: {error}")
-            console.event(f"logs: {run_directory.logs}; the same command goes on from the last checkpoint")
-            raise typer.Exit(1) from None
+
+
+@app.command("eval")
+def evaluate(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    split: Annotated[Split, typer.Option(help="Which of the task's problems to ask.")] = "held_out",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")
+    ] = False,
+) -> None:
+    """Measure pass@1 and pass@k of a model. Nothing is learned, no run is made.
+
+    For example:
+      python launch.py eval configs/demo.yaml
+      python launch.py eval configs/demo.yaml model.source=runs/demo/final_model
+      python launch.py eval configs/demo.yaml evaluation.responses_per_prompt=16
+      python launch.py eval configs/demo.yaml --split train --json
+
+    How much is asked: evaluation.prompts and evaluation.responses_per_prompt.
+    How it is sampled: rollout.*, as in training; with rollout.max_staleness=0
+    every response has a seed, and the same command gives the same result.
+    The workers' logs are kept in runs/NAME.eval/logs.
+    """
+    config = _checked(config_file, overrides, address, rooms=["rollout", "reward"])
+
+    from cluster.evaluation import evaluate as run_evaluation
+    from cluster.evaluation_report import report_table
+    from cluster.stage import RUN_ERRORS
+    from cluster.tracking import RunConsole
+
+    logs = RunDirectory(config.run_directory).evaluation.logs
+    terminal = Console(stderr=as_json, highlight=False)
+    with (
+        RunConsole(config.name, 0, console=terminal) as console,
+        explained_exits(console, RUN_ERRORS, logs),
+    ):
+        report = run_evaluation(config, split, console)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        terminal.print(report_table(report))
+
+
+@app.command()
+def export(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN_DIRECTORY", help="Such as runs/demo.")],
+    destination: Annotated[Path, typer.Argument(metavar="DESTINATION", help="A new or empty directory.")],
+    step: Annotated[int | None, typer.Option(help="Of the checkpoint (default: the newest).")] = None,
+    address: Address = None,
+) -> None:
+    """Write the model of a run's checkpoint as a Hugging Face directory.
+
+    For example:
+      python launch.py export runs/demo demo-model
+      python launch.py export runs/demo demo-at-50 --step 50
+      python launch.py eval configs/demo.yaml model.source=./demo-at-50
+
+    It starts the learner ranks that the run's config.yaml names, whatever their
+    number and ZeRO stage, and needs the room that they need.
+    """
+    try:
+        plan = plan_export(run_directory, destination, step, address)
+    except ExportRefusedError as refusal:
+        refuse(refusal)
+
+    from cluster.exporting import export as run_export
+    from cluster.stage import RUN_ERRORS
+    from cluster.tracking import RunConsole
+
+    with RunConsole(plan.config.name, 0) as console, explained_exits(console, RUN_ERRORS, plan.run.logs):
+        run_export(plan, console)
+        console.event(f"{plan.destination} is the model of step {plan.step}")
 
 
 @app.command()
 def check(config_file: ConfigFile, overrides: Overrides = None, address: Address = None) -> None:
     """Find every mistake in a configuration, one line each. Starts nothing."""
-    config = _checked(config_file, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
+    config = _checked(config_file, overrides, address)
     typer.echo(f"{config_file}: ok. {arithmetic(config)}")
 
 
@@ -100,15 +186,16 @@ def arithmetic(config: RunConfig) -> str:
     )
 
 
-def _checked(config_file: Path, overrides: list[str]) -> RunConfig:
-    """The configuration, or every problem of it on stderr and exit code 2."""
-    loaded = load_config(config_file, overrides)
-    problems = [*loaded.problems, *(preflight(loaded.config) if loaded.readable else [])]
+def _checked(
+    config_file: Path, overrides: list[str] | None, address: str | None, rooms: Collection[Room] = ROOMS
+) -> RunConfig:
+    """The configuration, or every problem of it on stderr and exit code 2. `rooms` are those that will have actors."""
+    loaded = load_config(
+        config_file, [*(overrides or []), *([f"cluster.address={address}"] if address else [])]
+    )
+    problems = [*loaded.problems, *(preflight(loaded.config, rooms) if loaded.readable else [])]
     if problems:
-        stderr = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
-        for problem in problems:
-            stderr.print(str(problem), markup=False)
-        raise typer.Exit(EXIT_USAGE)
+        refuse(*problems)
     return loaded.config
 
 

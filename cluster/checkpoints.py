@@ -46,22 +46,35 @@ class CheckpointStore:
         return path
 
     def commit(self, path: Path, progress: Progress) -> None:
-        """Declare the checkpoint in `path` complete, then delete those beyond the newest `keep`."""
-        _write_durably(path / "progress.json", json.dumps(asdict(progress), indent=2))
-        _write_durably(path / _MARKER, _inventory(path))
-        for old in self._complete()[: -self._keep]:
+        """Declare the checkpoint in `path` complete, then delete those beyond the newest `keep`.
+
+        Everything is on the disk before the marker is, and the marker before anything older is deleted. This takes as
+        long as the disk needs for all of the checkpoint.
+        """
+        _write_whole(path / "progress.json", json.dumps(asdict(progress), indent=2))
+        for written in (*path.rglob("*"), path, self._directory):
+            _sync(written)
+        _write_whole(path / _MARKER, _inventory(path))
+        _sync(path)
+        for old in list(self.complete().values())[: -self._keep]:
             shutil.rmtree(old)
 
     def newest(self) -> tuple[Path, Progress] | None:
         """The newest complete checkpoint, or None."""
-        for path in reversed(self._complete()):
+        for path in reversed(self.complete().values()):
             raw = json.loads((path / "progress.json").read_text())
             return path, Progress(**raw | {"in_flight": tuple(raw["in_flight"])})
         return None
 
-    def _complete(self) -> list[Path]:
-        found = sorted(self._directory.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-        return [path for path in found if _is_complete(path)]
+    def complete(self) -> dict[int, Path]:
+        """The complete checkpoints by step, oldest first."""
+        found = {int(path.name.removeprefix("step-")): path for path in self._directory.glob("step-*")}
+        return {step: found[step] for step in sorted(found) if _is_complete(found[step])}
+
+
+def learner_state(checkpoint: Path) -> Path:
+    """Where the learner ranks keep their part of a checkpoint."""
+    return checkpoint / "learner"
 
 
 def _inventory(path: Path) -> str:
@@ -74,8 +87,17 @@ def _is_complete(path: Path) -> bool:
     return marker.exists() and marker.read_text(errors="replace") == _inventory(path)
 
 
-def _write_durably(path: Path, text: str) -> None:
-    """Whole or not at all, and on the disk before anything written later."""
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a directory's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Whole or not at all: the text is on the disk before its name is."""
     temporary = path.with_suffix(".partial")
     with open(temporary, "w") as file:
         file.write(text)

@@ -31,7 +31,7 @@ class Prompt:
     """One admission of one data-set row: rendered and tokenised once, here, and never again."""
 
     id: str
-    """Unique within the run: `train/<epoch>/<row>` or `eval/<step>/<row>`."""
+    """Unique within the run: `train/<epoch>/<row>` or `eval/<row>`."""
     text: str
     token_ids: tuple[int, ...]
     problem: Any
@@ -94,9 +94,13 @@ class ScoredGroup:
         return min(response.min_version for response in self.responses)
 
     @property
-    def mean_correct(self) -> float:
-        """Share of right responses: this prompt's pass@1 estimate."""
-        return sum(verdict.outcome == "right" for verdict in self.verdicts) / len(self.verdicts)
+    def judged(self) -> int:
+        """Responses that are right or wrong. Of the others nothing is known: their verifier failed."""
+        return sum(verdict.outcome in ("right", "wrong") for verdict in self.verdicts)
+
+    @property
+    def right(self) -> int:
+        return sum(verdict.outcome == "right" for verdict in self.verdicts)
 
 
 @dataclass(frozen=True, slots=True)

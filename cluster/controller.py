@@ -17,12 +17,13 @@ publish         the learner ranks                    nobody waits for the worker
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from cluster.checkpoints import CheckpointStore, Progress
+from cluster.checkpoints import CheckpointStore, Progress, learner_state
 from cluster.config import RunConfig
 from cluster.contracts import Prompt, ScoredGroup
 from cluster.fleet import RolloutFleet
@@ -146,7 +147,7 @@ class Controller:
             self._tracker.log(0, await self._evaluate() | self._state_metrics())
             return
         path, progress = newest
-        await self._learner.load(path / "learner")
+        await self._learner.load(learner_state(path))
         self.step = progress.step
         self.pass_at_1[0] = progress.first_pass_at_1
         self._started -= progress.elapsed_s
@@ -159,7 +160,7 @@ class Controller:
     async def _save(self) -> None:
         with self._timed("checkpoint"):
             path = self._checkpoints.begin(self.step)
-            await self._learner.save(path / "learner")
+            await self._learner.save(learner_state(path))
             progress = Progress(
                 step=self.step,
                 position=self._source.position,
@@ -168,7 +169,7 @@ class Controller:
                 first_pass_at_1=self.pass_at_1[0],
                 elapsed_s=self.elapsed_s,
             )
-            self._checkpoints.commit(path, progress)
+            await asyncio.to_thread(self._checkpoints.commit, path, progress)  # the fleet goes on meanwhile
 
     @property
     def elapsed_s(self) -> float:

@@ -52,7 +52,8 @@ class RolloutFleet:
     Usage:
         fleet = RolloutFleet(config, options, run_directory, rewards, on_event)
         fleet.start(background)              # an asyncio.TaskGroup: a fatal failure ends the run
-        fleet.publish(publication)           # from now on prompts are sampled under these weights
+        fleet.publish(publication)           # from now on prompts are sampled under these weights, or, without a
+        fleet.serve_as_loaded()              # learner, under those that each worker has loaded
         fleet.feed(buffer)                   # keep working on what is admitted to `buffer`
         await fleet.wait_until(lambda: buffer.scored_groups >= 32)
         scored = await fleet.sample(prompts) # on the side, first in line: an evaluation
@@ -99,6 +100,11 @@ class RolloutFleet:
         """Make `publication` the version to serve. The one before is let go, and its memory with it."""
         self._publication = publication
         self.state.published(publication.version)
+        self._announce()
+
+    def serve_as_loaded(self) -> None:
+        """Serve the model as each worker loads it. There is no learner then, and nothing to pull."""
+        self.state.serve_as_loaded()
         self._announce()
 
     def feed(self, buffer: WorkBuffer) -> None:
@@ -176,11 +182,10 @@ class RolloutFleet:
                 env=cpu_environment(rollout.threads_per_worker, on_gpu),
                 max_concurrency=1000,
             )
+            starting = worker.start.remote()
             try:
                 self.process_ids[name] = await _within(
-                    rollout.start_timeout_s,
-                    worker.start.remote(),
-                    f"{name} to start (rollout.start_timeout_s)",
+                    rollout.start_timeout_s, starting, f"{name} to start (rollout.start_timeout_s)"
                 )
                 self.state.started(name)
                 self._announce()
@@ -188,14 +193,16 @@ class RolloutFleet:
                     await self._serve(name, worker, requests)
             finally:
                 self.process_ids.pop(name, None)
-                await _shut_down(worker)
+                # While it starts it does not listen, and has nothing to clear away.
+                if ray.wait([starting], timeout=0)[0]:
+                    await _shut_down(worker)
 
     async def _serve(self, name: str, worker: ray.actor.ActorHandle, requests: asyncio.TaskGroup) -> None:
         while True:
-            publication = self._publication
-            if publication is not None and self.state[name].version != publication.version:
+            publication, member = self._publication, self.state[name]
+            if publication is not None and member.version != publication.version:
                 await self._pull(name, worker, publication)
-            elif publication is not None and (prompts := self._lease(name)):
+            elif member.state is WorkerState.HEALTHY and (prompts := self._lease(name)):
                 requests.create_task(self._request(name, worker, prompts))
                 await asyncio.sleep(0)  # the others lease in turn, so that a small batch is spread evenly
             else:
@@ -256,7 +263,8 @@ async def _within(timeout_s: float, reference: Any, what: str) -> Any:
 
 
 async def _shut_down(worker: ray.actor.ActorHandle) -> None:
-    """Let the engine end its child processes, if the worker still can; it is killed afterwards in any case."""
+    """Let the worker clear away its engine and its files, if it still can; it is killed afterwards in any case, and
+    Ray kills what is left of its child processes."""
     try:
         async with asyncio.timeout(10):
             await worker.shut_down.remote()

@@ -12,10 +12,12 @@ a cluster of several nodes that directory must be one that all nodes see.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -23,13 +25,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from cluster.config import ModelConfig, RunConfig
 from cluster.starter import build_starter, starter_recipe
 
 Kind = Literal["starter", "directory", "gguf", "hub"]
 Progress = Callable[[str], None]
+
+_LOCK = "lock"
+"""In the scratch directory of a build, and held by its process for as long as that lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +159,50 @@ def _cache_entry(config: RunConfig, source: ModelSource) -> Path:
 
 @contextmanager
 def _appearing_whole(path: Path) -> Iterator[Path]:
-    """A scratch directory that becomes `path` when the block succeeds, and vanishes when it does not."""
+    """A directory that becomes `path` when the block succeeds, and vanishes when it does not.
+
+    A build that is killed cannot clear away what it began; the next one does.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield scratch
+    _sweep_dead_builds(path.parent)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{_scratch_prefix()}{path.name}-", dir=path.parent))
+    with tempfile.NamedTemporaryFile(dir=scratch, delete=False) as lock:
         try:
-            os.rename(scratch, path)
-        except OSError:
-            if not path.is_dir():  # else somebody else finished first, with the same result
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            _try_lock(lock)
+            os.rename(lock.name, scratch / _LOCK)  # nobody finds it before it is held
+            directory = scratch / "model"
+            directory.mkdir()
+            yield directory
+            try:
+                os.rename(directory, path)
+            except OSError:
+                if not path.is_dir():  # else somebody else finished first, with the same result
+                    raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch_prefix() -> str:
+    """It names this machine, for on some shared file systems locks are not seen from other machines."""
+    return f".building-{platform.node()}-"
+
+
+def _sweep_dead_builds(cache: Path) -> None:
+    """Delete the scratch directories of builds on this machine that were killed: nobody holds their lock."""
+    for scratch in cache.glob(f"{_scratch_prefix()}*"):
+        try:
+            lock = open(scratch / _LOCK, "r+")
+        except (FileNotFoundError, PermissionError):  # just begun or just gone; somebody else's
+            continue
+        with lock:
+            if _try_lock(lock):
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _try_lock(file: IO[Any]) -> bool:
+    """False if another process holds the lock, or the file system has no locks: then nothing is ever swept."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import importlib.util
 import itertools
+import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cluster.config import RunConfig
 from cluster.config_loading import Problem, validate
@@ -22,10 +23,14 @@ from cluster.starter import RECIPE
 from reward.task import Task
 from reward.tasks import task_class, task_names
 
+Room = Literal["rollout", "learner", "reward"]
+ROOMS: tuple[Room, ...] = ("rollout", "learner", "reward")
 
-def preflight(config: RunConfig) -> list[Problem]:
-    """All problems of `config` on this machine."""
-    return list(dict.fromkeys(problem for check in _CHECKS for problem in check(config)))  # each once
+
+def preflight(config: RunConfig, rooms: Collection[Room] = ROOMS) -> list[Problem]:
+    """All problems of `config` on this machine, where actors of `rooms` are to run."""
+    problems = [problem for check in _CHECKS for problem in check(config)]
+    return list(dict.fromkeys([*problems, *check_resources(config, rooms)]))  # each once
 
 
 def check_arithmetic(config: RunConfig) -> Iterator[Problem]:
@@ -51,21 +56,27 @@ def check_arithmetic(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def check_resources(config: RunConfig) -> Iterator[Problem]:
+def check_resources(config: RunConfig, rooms: Collection[Room] = ROOMS) -> Iterator[Problem]:
     """On this machine alone: what a running cluster has is known when it is joined."""
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
         return
     rollout, learner, reward = config.rollout, config.learner, config.reward
-    cpus = (
-        rollout.workers * rollout.cpus_per_worker
-        + learner.ranks * learner.cpus_per_rank
-        + reward.workers * reward.cpus_per_worker
-    )
-    cpus = round(cpus, 4)  # as Ray counts; 3 × 0.1 + 0.7 is 1
-    gpus = rollout.workers * rollout.gpus_per_worker + learner.ranks * learner.gpus_per_rank
-    parts = (
-        "rollout.workers × cpus_per_worker + learner.ranks × cpus_per_rank + reward.workers × cpus_per_worker"
-    )
+    asked: dict[Room, tuple[str, float, float]] = {
+        "rollout": (
+            "rollout.workers × cpus_per_worker",
+            rollout.workers * rollout.cpus_per_worker,
+            rollout.workers * rollout.gpus_per_worker,
+        ),
+        "learner": (
+            "learner.ranks × cpus_per_rank",
+            learner.ranks * learner.cpus_per_rank,
+            learner.ranks * learner.gpus_per_rank,
+        ),
+        "reward": ("reward.workers × cpus_per_worker", reward.workers * reward.cpus_per_worker, 0.0),
+    }
+    parts = " + ".join(asked[room][0] for room in rooms)
+    cpus = round(sum(asked[room][1] for room in rooms), 4)  # as Ray counts; 3 × 0.1 + 0.7 is 1
+    gpus = sum(asked[room][2] for room in rooms)
     there = os.cpu_count() or 1
     if cpus > there:
         yield Problem(
@@ -98,6 +109,28 @@ def check_model(config: RunConfig) -> Iterator[Problem]:
         yield Problem("model.source", str(error), "name a directory, a hub id, a .gguf file, or starter")
     if config.model.source == "starter" and config.task.name != "countdown":
         yield Problem("model.source", "the starter model knows Countdown only", "name another model")
+
+
+def check_context(config: RunConfig) -> Iterator[Problem]:
+    """A model takes no more tokens than its configuration says."""
+    if config.model.source == "starter":  # see check_arithmetic
+        return
+    try:
+        directory = ready_directory(config)
+        known = json.loads((directory / "config.json").read_text(encoding="utf-8")) if directory else {}
+    except ValueError:  # not there: reported by check_model; not JSON: whoever loads it says so
+        return
+    if not isinstance(known, dict) or not isinstance(limit := known.get("max_position_embeddings"), int):
+        return
+    if "factor" in (known.get("rope_parameters") or known.get("rope_scaling") or {}):
+        return  # how far it goes depends on the kind of scaling
+    if config.model.max_context_tokens > limit:
+        yield Problem(
+            "model.max_context_tokens",
+            f"{config.model.max_context_tokens} is more than the {limit} that {config.model.source} can take "
+            "(max_position_embeddings in its config.json)",
+            f"lower it to {limit}",
+        )
 
 
 def check_task(config: RunConfig) -> Iterator[Problem]:
@@ -195,8 +228,8 @@ def check_packages(config: RunConfig) -> Iterator[Problem]:
 _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     check_arithmetic,
     check_model,
+    check_context,
     check_task,
-    check_resources,
     check_run_directory,
     check_packages,
 )

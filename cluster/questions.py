@@ -10,6 +10,7 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.contracts import Prompt, Sampling
 from cluster.prompt_source import Question, ask, sampling_seed
+from reward.task import Split
 from reward.tasks import build_task
 from rollout.prompt_encoder import PromptEncoder
 
@@ -55,12 +56,20 @@ def training_sampling(config: RunConfig, prompt_id: str) -> Sampling:
     return _sampling(config, prompt_id, config.rollout.responses_per_prompt)
 
 
-def held_out_prompts(config: RunConfig, questions: Questions) -> list[Prompt]:
-    """What an evaluation asks: the same prompts with the same seeds every time."""
+def evaluation_prompts(config: RunConfig, questions: Questions, split: Split = "held_out") -> list[Prompt]:
+    """What an evaluation asks: the same prompts with the same seeds every time.
+
+    They are the first of the held-out ones. Of the training ones they are some that lie evenly apart: neighbours may
+    be the same problem in other words (`orders_per_puzzle`), and then they are not independent.
+    """
+    held_out = split == "held_out"
+    asked = questions.held_out if held_out else questions.train
+    count = min(config.evaluation.prompts, len(asked))
     return [
-        ask(id_, question, _sampling(config, id_, config.evaluation.responses_per_prompt))
-        for row, question in enumerate(questions.held_out[: config.evaluation.prompts])
-        for id_ in [f"eval/{row}"]
+        ask(id_, asked[row], _sampling(config, id_, config.evaluation.responses_per_prompt))
+        for place in range(count)
+        for row in [place if held_out else place * len(asked) // count]
+        for id_ in [f"eval/{row}" if held_out else f"eval/train/{row}"]
     ]
 
 

@@ -31,7 +31,7 @@ One training run. What lies here:
 | `metrics.superseded.jsonl` | steps that were done again after a resume (only if there were any) |
 | `transcripts/` | sampled responses with their verdicts, one Markdown file per step, for a person to read |
 | `logs/` | one log file per actor; look here when an actor died |
-| `checkpoints/` | what a crashed run resumes from; old ones are deleted |
+| `checkpoints/` | what a crashed run resumes from; old ones are deleted; `launch.py export` makes a model of one |
 | `final_model/` | the trained model as a Hugging Face directory (at the end of the run) |
 | `wandb/` | W&B's own files; `wandb sync wandb/offline-run-*` uploads a run that was offline |
 | `summary.json` | the results; it is written last, so a run that has it is finished |
@@ -98,6 +98,11 @@ class RunDirectory:
     def final_model(self) -> Path:
         """Made by whoever saves the model: while it is absent, there is no final model."""
         return self.path / "final_model"
+
+    @property
+    def evaluation(self) -> RunDirectory:
+        """Beside it, for `launch.py eval`, which is no run: it leaves nothing but `logs/`."""
+        return RunDirectory(self.path.with_name(f"{self.path.name}.eval"))
 
     @property
     def wandb(self) -> Path:

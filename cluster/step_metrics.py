@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cluster.contracts import ScoredGroup
+from cluster.pass_at_k import mean_pass_at_k, pass_at_k
 
 
 def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[str, float]:
@@ -32,14 +33,16 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
 
 
 def evaluation_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """pass@1 over held-out prompts: the mean over prompts of the share of right responses.
+    """pass@1: the mean over prompts of the share of right responses among those that were judged.
 
     The standard error is that of the mean over prompts, which are what was drawn at random.
     """
-    shares = np.array([group.mean_correct for group in groups])
-    tokens = [len(response.token_ids) for group in groups for response in group.responses]
+    shares = np.array([pass_at_k(group.judged, group.right, 1) for group in groups if group.judged])
+    responses = [response for group in groups for response in group.responses]
     return {
-        "eval/pass_at_1": float(shares.mean()),
+        "eval/pass_at_1": mean_pass_at_k(groups, 1),
         "eval/stderr": float(shares.std(ddof=1) / math.sqrt(len(shares))) if len(shares) > 1 else math.nan,
-        "eval/response_tokens_mean": float(np.mean(tokens)),
+        "eval/response_tokens_mean": float(np.mean([len(response.token_ids) for response in responses])),
+        "eval/truncated_share": sum(r.finish_reason == "length" for r in responses) / len(responses),
+        "eval/error_share": 1 - sum(group.judged for group in groups) / len(responses),
     }

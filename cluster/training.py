@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
+import itertools
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from cluster.actor_graph import ActorGraph
 from cluster.checkpoints import CheckpointStore
 from cluster.config import RunConfig
 from cluster.controller import Controller, LogprobGapError
-from cluster.fleet import FleetLostError, first_cause
-from cluster.models import prepare_model
-from cluster.placement import PlacementError, connect
 from cluster.prompt_source import PromptSource
-from cluster.questions import (
-    Questions,
-    UnusablePromptError,
-    encode_questions,
-    held_out_prompts,
-    training_sampling,
-)
+from cluster.questions import Questions, encode_questions, evaluation_prompts, training_sampling
 from cluster.run_directory import RunDirectory
+from cluster.stage import RUN_ERRORS, prepare_in_cluster, ray_started, run_to_the_end
 from cluster.tracking import RunConsole, Tracker
 
-TRAINING_ERRORS = (
-    PlacementError,
-    FleetLostError,
-    LogprobGapError,
-    UnusablePromptError,
-    TimeoutError,
-    ConnectionError,
-    OSError,
-    ray.exceptions.RayError,
-)
+TRAINING_ERRORS = (*RUN_ERRORS, LogprobGapError)
 """What may stop a run through no fault of this program, and says by itself what happened."""
 
 
@@ -63,20 +42,12 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
         if seen_before:
             _announce_resumption(config, run_directory, tracker, newest[1].step if newest else None)
         run_directory.write_config(config)
-        console.stage("starting Ray")
-        place = connect(config.cluster)
-        try:
-            tracker.event(f"on {place}")
-            model = _prepare_in_cluster(config, console)
+        with ray_started(config, console):
+            model = prepare_in_cluster(config, console)
             console.stage("reading the prompts")
             questions = encode_questions(config, model)
             graph = ActorGraph(config, run_directory, model)
-            try:
-                controller = asyncio.run(_run(graph, questions, checkpoints, tracker, console))
-            except BaseExceptionGroup as group:
-                raise first_cause(group) from group
-        finally:
-            ray.shutdown()
+            controller = run_to_the_end(_run(graph, questions, checkpoints, tracker, console))
         summary = _summary(config, run_directory, controller, time.monotonic() - started)
         tracker.finish(summary)
     return summary
@@ -87,7 +58,9 @@ def set_aside(config: RunConfig) -> Path | None:
     path = config.run_directory
     if not path.exists():
         return None
-    aside = path.with_name(f"{path.name}.{datetime.now():%Y%m%d-%H%M%S}")
+    stamp = f"{path.name}.{datetime.now():%Y%m%d-%H%M%S}"
+    names = itertools.chain([stamp], (f"{stamp}-{count}" for count in itertools.count(2)))
+    aside = next(place for name in names if not (place := path.with_name(name)).exists())
     path.rename(aside)
     return aside
 
@@ -103,46 +76,6 @@ def _announce_resumption(
         tracker.event(f"changed since: {difference}")
 
 
-def _prepare_in_cluster(config: RunConfig, console: RunConsole) -> Path:
-    """Build, convert or download the model in a process of its own, so that the driver never loads torch."""
-
-    @ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)
-    def prepare(config: RunConfig) -> Iterator[str | Path]:
-        # Nothing else runs yet. Ray allows one thread per reserved CPU; torch, not loaded so far, reads this.
-        os.environ["OMP_NUM_THREADS"] = str(os.cpu_count())
-        yield from _progress_then_result(config)
-
-    for reference in prepare.remote(config):
-        news = ray.get(reference)
-        if isinstance(news, Path):
-            return news
-        console.stage(news)
-    raise RuntimeError("preparing the model ended without a model")
-
-
-def _progress_then_result(config: RunConfig) -> Iterator[str | Path]:
-    """`prepare_model` as a stream: its lines of progress, then the directory."""
-    from queue import SimpleQueue
-    from threading import Thread
-
-    news: SimpleQueue[str | Path | BaseException] = SimpleQueue()
-
-    def work() -> None:
-        try:
-            news.put(prepare_model(config, news.put))
-        except BaseException as error:
-            news.put(error)
-
-    Thread(target=work, daemon=True).start()
-    while True:
-        item = news.get()
-        if isinstance(item, BaseException):
-            raise item
-        yield item
-        if isinstance(item, Path):
-            return
-
-
 async def _run(
     graph: ActorGraph,
     questions: Questions,
@@ -156,7 +89,7 @@ async def _run(
     async with (
         graph.learner(probe_tokens) as learner,
         graph.rewards() as rewards,
-        graph.fleet(rewards, tracker.event) as fleet,
+        graph.fleet(rewards, tracker.warning) as fleet,
     ):
         console.stage(
             f"starting {config.rollout.workers} vLLM workers and {config.learner.ranks} DeepSpeed rank(s)"
@@ -169,7 +102,7 @@ async def _run(
             PromptSource(
                 questions.train, config.seed, lambda prompt_id: training_sampling(config, prompt_id)
             ),
-            held_out_prompts(config, questions),
+            evaluation_prompts(config, questions),
             fleet,
             learner,
             checkpoints,

@@ -7,12 +7,18 @@
 
 A worker serves prompts only when HEALTHY, that is, when it has pulled the current weight version: a new one, a
 replaced one and one that lags behind all pass through STALE.
+
+Without a learner nothing is published. Then `serve_as_loaded` makes the weights that every process loads when it
+starts the current version, and `started` leads straight to HEALTHY.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+
+LOADED_VERSION = 0
+"""Of the weights that a process has when it has loaded the model and pulled nothing."""
 
 
 class WorkerState(StrEnum):
@@ -46,6 +52,7 @@ class FleetState:
     def __init__(self, names: list[str], restarts_per_worker: int) -> None:
         self._members = {name: Member(name) for name in names}
         self._restarts_per_worker = restarts_per_worker
+        self._serves_as_loaded = False
         self.current_version: int | None = None
 
     def __getitem__(self, name: str) -> Member:
@@ -74,8 +81,25 @@ class FleetState:
         return sum(member.incarnation for member in self.members)
 
     def started(self, name: str) -> None:
-        """The process is up; it holds no published weights yet."""
-        self._change(name, "started", state=WorkerState.STALE, version=None)
+        """The process is up. The weights that it loaded count only if they are served as loaded."""
+        version = LOADED_VERSION if self._serves_as_loaded else None
+        self._change(name, "started", state=self._state_with(version), version=version)
+
+    def serve_as_loaded(self) -> None:
+        """What processes load when they start is the current version, `LOADED_VERSION`.
+
+        Raises:
+            ValueError: there is a current version already.
+        """
+        if self.current_version is not None:
+            raise ValueError(f"version {self.current_version} is served: it is too late to serve as loaded")
+        self._serves_as_loaded = True
+        self.current_version = LOADED_VERSION
+        for member in self.members:
+            if member.state is WorkerState.STALE:
+                self._members[member.name] = replace(
+                    member, state=WorkerState.HEALTHY, version=LOADED_VERSION
+                )
 
     def published(self, version: int) -> None:
         """A newer version is out: whoever serves an older one is stale.
@@ -92,9 +116,7 @@ class FleetState:
 
     def pulled(self, name: str, version: int) -> None:
         """The worker serves `version` now. It is healthy only if that is still the current one."""
-        current = version == self.current_version
-        state = WorkerState.HEALTHY if current else WorkerState.STALE
-        self._change(name, "pulled", state=state, version=version)
+        self._change(name, "pulled", state=self._state_with(version), version=version)
 
     def lost(self, name: str) -> WorkerState:
         """The process is gone or useless. Returns RESTARTING, or DEAD when its restarts are used up."""
@@ -110,6 +132,11 @@ class FleetState:
                 incarnation=member.incarnation + 1,
             )
         return self._members[name].state
+
+    def _state_with(self, version: int | None) -> WorkerState:
+        """Of a worker that is up and serves `version`."""
+        current = version is not None and version == self.current_version
+        return WorkerState.HEALTHY if current else WorkerState.STALE
 
     def _change(self, name: str, event: str, **changes: object) -> None:
         member = self._members[name]

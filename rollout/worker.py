@@ -20,9 +20,14 @@ from typing import Any
 import numpy as np
 
 from cluster.contracts import Group, Prompt, Publication, Response, Sampling
+from rollout.fleet_state import LOADED_VERSION
 from rollout.weight_files import NodeWeightFiles
 
 logger = logging.getLogger(__name__)
+
+_ENGINE_GRACE_S = 1.0
+"""What an engine of one process gets to remove its files when it is ended. Its interpreter would take some seconds more
+to unload torch, for nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,8 @@ class RolloutWorker:
         self._requests = itertools.count()
         self._weight_files = NodeWeightFiles(options.run_id)
         self._engine: Any = None
-        self._version = -1
+        self._version = LOADED_VERSION
+        self._ending = False
 
     async def start(self) -> int:
         """Build the engine and generate once, so that nothing is compiled later. Returns the process id."""
@@ -99,6 +105,7 @@ class RolloutWorker:
         )
         warm_up = Sampling(responses=2, temperature=1.0, max_response_tokens=4, seed=None)
         await self._sample((0, 1), warm_up)
+        await self._engine.update_weight_version(str(LOADED_VERSION))
         return os.getpid()
 
     async def generate(self, prompts: Sequence[Prompt]) -> list[Group]:
@@ -107,7 +114,7 @@ class RolloutWorker:
             asyncio.gather(*(self._sample(prompt.token_ids, prompt.sampling) for prompt in prompts))
         )
         return [
-            Group(prompt, tuple(_to_response(completion) for completion in output.outputs), self._name)
+            Group(prompt, tuple(self._to_response(completion) for completion in output.outputs), self._name)
             for prompt, output in zip(prompts, outputs, strict=True)
         ]
 
@@ -126,18 +133,25 @@ class RolloutWorker:
         await self._engine.update_weight_version(str(publication.version))
         await self._engine.resume_generation()
         self._version = publication.version
+        return await self._probe_gap(publication)
+
+    async def _probe_gap(self, publication: Publication) -> float:
+        """The largest |Δ log p| between what is served and what the learner says of `publication`."""
         probes = zip(publication.probe_tokens, publication.probe_logprobs, strict=True)
         gaps = [np.abs(await self._score(tokens) - expected).max() for tokens, expected in probes]
         return float(max(gaps))
 
     async def version(self) -> int:
-        """The weight version that is served; -1 before the first pull. Also answers "are you alive"."""
+        """The weight version that is served; `LOADED_VERSION` before the first pull. Also answers "are you alive"."""
         return self._version
 
     async def shut_down(self) -> None:
         """End the engine's processes; the actor can be killed afterwards."""
+        self._ending = True
         if self._engine is not None:
-            self._engine.shutdown()
+            # Processes that share an engine share memory too: they get vLLM's own, longer time to give it back.
+            alone = self._options.tensor_parallel == 1
+            self._engine.shutdown(timeout=_ENGINE_GRACE_S if alone else None)
         self._weight_files.close()
 
     async def _sample(self, token_ids: Sequence[int], sampling: Sampling) -> Any:
@@ -150,7 +164,9 @@ class RolloutWorker:
             max_tokens=sampling.max_response_tokens,
             seed=sampling.seed,
             logprobs=0,
-            skip_special_tokens=True,
+            # Per token vLLM would make a dictionary and a text; a response is put into words once, at its end.
+            flat_logprobs=True,
+            detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         return await self._run(token_ids, parameters)
@@ -173,37 +189,37 @@ class RolloutWorker:
         assert output.finished
         return output
 
+    def _to_response(self, completion: Any) -> Response:
+        """One vLLM completion as a response.
+
+        Raises:
+            ValueError: the engine did not say how likely it found one of its tokens, or which weights it used.
+        """
+        token_ids = np.asarray(completion.token_ids, dtype=np.int64)
+        logprobs = np.asarray(
+            completion.logprobs.logprobs, dtype=np.float32
+        )  # one per position: of the sampled token
+        if completion.logprobs.token_ids != list(completion.token_ids):
+            raise ValueError("vLLM's log-probabilities are not those of the sampled tokens")
+        if not completion.weight_versions:
+            raise ValueError("vLLM returned a response without weight versions")
+        versions = [int(span.version) for span in completion.weight_versions]
+        return Response(
+            token_ids=token_ids,
+            logprobs=logprobs,
+            text=self._engine.get_tokenizer().decode(completion.token_ids, skip_special_tokens=True),
+            finish_reason="stop" if completion.finish_reason == "stop" else "length",
+            min_version=min(versions),
+            max_version=max(versions),
+        )
+
     async def _guarded(self, work: Any) -> Any:
         """Await `work`; if the engine died of it, end this process, for a dead engine in a live actor helps nobody."""
         try:
             return await work
         except Exception:
-            if self._engine.errored:
+            if self._engine.errored and not self._ending:
                 logger.exception("the engine died; this worker ends so that it is replaced")
                 sys.stderr.flush()
                 os._exit(1)
             raise
-
-
-def _to_response(completion: Any) -> Response:
-    """One vLLM completion as a response.
-
-    Raises:
-        ValueError: the engine did not say how likely it found one of its tokens, or which weights it used.
-    """
-    token_ids = np.asarray(completion.token_ids, dtype=np.int64)
-    logprobs = np.array(
-        [row[token].logprob for token, row in zip(completion.token_ids, completion.logprobs, strict=True)],
-        dtype=np.float32,
-    )
-    if not completion.weight_versions:
-        raise ValueError("vLLM returned a response without weight versions")
-    versions = [int(span.version) for span in completion.weight_versions]
-    return Response(
-        token_ids=token_ids,
-        logprobs=logprobs,
-        text=completion.text,
-        finish_reason="stop" if completion.finish_reason == "stop" else "length",
-        min_version=min(versions),
-        max_version=max(versions),
-    )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,9 +129,65 @@ def test_what_everybody_imports_is_light(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["rollout.work_buffer", "rollout.fleet_state", "learner.weighing", "learner.batching"]
+    "module",
+    [
+        "rollout.work_buffer",
+        "rollout.fleet_state",
+        "learner.weighing",
+        "learner.batching",
+        "cluster.pass_at_k",
+        "cluster.evaluation_report",
+        "cluster.export_plan",
+    ],
 )
 def test_the_pure_cores_need_neither_ray_nor_torch(module: str) -> None:
     loaded = loaded_after(f"import {module}")
     assert "numpy" in loaded or module == "rollout.fleet_state"
     assert not loaded & {"torch", "ray", "vllm"}
+
+
+def project_table() -> dict[str, Any]:
+    return tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def distribution(requirement: str) -> str:
+    """The name in `ray[default]==2.60.0`, as PyPI compares names."""
+    name = re.match(r"[\w.-]+", requirement)
+    assert name is not None, requirement
+    return re.sub(r"[-_.]+", "-", name.group()).lower()
+
+
+def foreign_imports(rooms: tuple[str, ...]) -> set[str]:
+    """Modules that are neither ours nor Python's, by their first name."""
+    files = [PROJECT / "launch.py", *(file for room in rooms for file in sources(room))]
+    return {name.partition(".")[0] for file in files for name in imports(file)} - {
+        *OURS,
+        *sys.stdlib_module_names,
+    }
+
+
+@pytest.mark.parametrize(
+    ("rooms", "extras"), [(ROOMS, ("cpu", "gpu")), ((*ROOMS, "tests"), ("cpu", "gpu", "test"))]
+)
+def test_what_is_imported_is_declared(rooms: tuple[str, ...], extras: tuple[str, ...]) -> None:
+    """And does not only happen to be installed, because something else needs it too."""
+    project = project_table()
+    requirements = [
+        *project["dependencies"],
+        *(r for e in extras for r in project["optional-dependencies"][e]),
+    ]
+    declared = {distribution(requirement) for requirement in requirements}
+    provided_by = packages_distributions()
+    for module in foreign_imports(rooms):
+        assert declared & {distribution(name) for name in provided_by[module]}, f"{module} is not declared"
+
+
+@pytest.mark.parametrize(("lock", "extra"), [("cpu", "cpu"), ("gpu", "gpu"), ("test", "test")])
+def test_what_is_declared_is_locked(lock: str, extra: str) -> None:
+    project = project_table()
+    requirements = project["optional-dependencies"][extra]
+    if extra != "test":  # test.txt comes on top of either of the others
+        requirements = [*project["dependencies"], *requirements]
+    lines = (PROJECT / "requirements" / f"{lock}.txt").read_text(encoding="utf-8").splitlines()
+    locked = {distribution(line) for line in lines if line[:1].isalnum()}
+    assert {distribution(requirement) for requirement in requirements} <= locked, "run: make lock"

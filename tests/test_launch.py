@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime, tzinfo
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from cluster.config import RunConfig
+from cluster.evaluation_report import evaluation_report
 from cluster.run_directory import RunDirectory
+from cluster.tracking import RunConsole
 from launch import app, arithmetic
+from reward.task import Split
+from tests.builders import make_group
 
 PROJECT = Path(__file__).parents[1]
 cli = CliRunner()
@@ -202,6 +209,15 @@ def test_a_failed_run_says_why_and_where_to_look(sound: Path, training: Training
     assert "Traceback" not in result.output
 
 
+def test_quiet_does_not_hide_that_a_run_failed(sound: Path, training: Training) -> None:
+    training(TimeoutError("learner rank(s) [1] did not finish"))
+    result = cli.invoke(app, ["train", str(sound), "--quiet"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "stopped: learner rank(s) [1] did not finish" in result.stderr
+    assert str(sound.parent / "runs" / "sound" / "logs") in result.stderr
+
+
 def test_an_error_of_our_own_is_not_hidden(sound: Path, training: Training) -> None:
     training(AssertionError("a bug"))
     result = cli.invoke(app, ["train", str(sound)])
@@ -230,9 +246,168 @@ def test_fresh_moves_an_earlier_run_aside_whole(sound: Path, training: Training)
     assert RunDirectory(aside).read_summary()["pass_at_1_after"] == 0.875
 
 
+def test_runs_moved_aside_within_a_second_are_all_kept(
+    sound: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StoppedClock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2030, 1, 2, 3, 4, 5)
+
+    training(None)
+    monkeypatch.setattr("cluster.training.datetime", StoppedClock)
+    for attempt in range(4):
+        earlier = finished(sound)
+        earlier.write_summary({"attempt": attempt})
+        assert cli.invoke(app, ["train", str(sound), "--fresh"]).exit_code == 0
+    kept = [RunDirectory(path).read_summary()["attempt"] for path in earlier.path.parent.iterdir()]
+    assert sorted(kept) == [0, 1, 2, 3]
+
+
+def test_resume_goes_on_with_an_earlier_run(sound: Path, training: Training) -> None:
+    started = training(None)
+    earlier = RunDirectory(sound.parent / "runs" / "sound")
+    earlier.create()
+    earlier.write_config(RunConfig())
+    result = cli.invoke(app, ["train", str(sound), "--resume"])
+    assert result.exit_code == 0, result.output
+    assert len(started) == 1
+
+
+def test_resume_starts_nothing_anew(sound: Path, training: Training) -> None:
+    started = training(None)
+    result = cli.invoke(app, ["train", str(sound), "--resume"])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert f"{sound.parent / 'runs' / 'sound'}: there is no run to resume" in line
+    assert started == []
+    assert not (sound.parent / "runs").exists()
+
+
+def test_resume_and_fresh_contradict_each_other(sound: Path, training: Training) -> None:
+    started = training(None)
+    earlier = finished(sound)
+    result = cli.invoke(app, ["train", str(sound), "--resume", "--fresh"])
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert started == []
+    assert earlier.is_finished
+
+
+def test_an_interrupted_fresh_run_does_not_advise_to_throw_it_away(sound: Path, training: Training) -> None:
+    training(KeyboardInterrupt())
+    result = cli.invoke(app, ["train", str(sound), "--fresh"])
+    assert result.exit_code == 130
+    assert "--resume in place of --fresh goes on from the last checkpoint" in result.output
+
+
 def test_quiet_says_nothing_of_a_run_that_goes_well(sound: Path, training: Training) -> None:
     training(None)
     assert cli.invoke(app, ["train", str(sound), "--quiet"]).output == ""
+
+
+# --- eval
+
+
+Evaluation = Callable[[BaseException | None], list[tuple[RunConfig, str]]]
+
+
+@pytest.fixture
+def evaluation(monkeypatch: pytest.MonkeyPatch) -> Evaluation:
+    """Let something else stand for the sampling: one prompt with a right and a wrong response, or `error`."""
+
+    def stand_in(error: BaseException | None) -> list[tuple[RunConfig, str]]:
+        started: list[tuple[RunConfig, str]] = []
+
+        def evaluate(config: RunConfig, split: Split, console: RunConsole) -> dict[str, Any]:
+            started.append((config, split))
+            console.stage("sampling")
+            console.event("on Ray on this machine")
+            if error:
+                raise error
+            return evaluation_report(config, split, [make_group([1.0, 0.0])])
+
+        monkeypatch.setattr("cluster.evaluation.evaluate", evaluate)
+        return started
+
+    return stand_in
+
+
+def test_eval_measures_what_was_described_and_shows_it(sound: Path, evaluation: Evaluation) -> None:
+    started = evaluation(None)
+    result = cli.invoke(app, ["eval", str(sound), "seed=3", "--split", "train", "--address", "head:6379"])
+    assert result.exit_code == 0, result.output
+    ((config, split),) = started
+    assert (config.seed, split, config.cluster.address) == (3, "train", "head:6379")
+    assert "50.0" in result.stdout
+    assert "pass@2" in result.stdout
+    assert not (sound.parent / "runs").exists(), "there is no run"
+
+
+def test_eval_prints_json_and_nothing_else(sound: Path, evaluation: Evaluation) -> None:
+    evaluation(None)
+    result = cli.invoke(app, ["eval", str(sound), "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert len(result.stdout.splitlines()) == 1
+    assert (report["pass_at_1"], report["split"]) == (0.5, "held_out")
+    assert "on Ray on this machine" in result.stderr
+
+
+def test_eval_starts_nothing_that_check_would_refuse(sound: Path, evaluation: Evaluation) -> None:
+    started = evaluation(None)
+    mistakes = ["evaluation.prompts=0", "modle.source=x"]
+    checked = cli.invoke(app, ["check", str(sound), *mistakes])
+    evaluated = cli.invoke(app, ["eval", str(sound), *mistakes])
+    assert (evaluated.exit_code, evaluated.stderr) == (2, checked.stderr)
+    assert len(evaluated.stderr.splitlines()) == 2
+    assert started == []
+
+
+def test_eval_needs_no_room_for_a_learner(sound: Path, evaluation: Evaluation) -> None:
+    started = evaluation(None)
+    big = "learner.ranks=1000"
+    assert cli.invoke(app, ["check", str(sound), big]).exit_code == 2
+    assert cli.invoke(app, ["eval", str(sound), big]).exit_code == 0
+    assert cli.invoke(app, ["eval", str(sound), "rollout.workers=1000"]).exit_code == 2
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("json_alone", [[], ["--json"]], ids=["table", "json"])
+def test_a_failed_evaluation_says_why_and_where_to_look(
+    sound: Path, evaluation: Evaluation, json_alone: list[str]
+) -> None:
+    evaluation(TimeoutError("the reward actor did not score"))
+    result = cli.invoke(app, ["eval", str(sound), *json_alone])
+    assert result.exit_code == 1
+    told = result.stderr if json_alone else result.stdout
+    assert "stopped: the reward actor did not score" in told
+    assert str(sound.parent / "runs" / "sound.eval" / "logs") in told
+    assert "Traceback" not in result.output
+    assert result.stdout == "" or not json_alone
+
+
+def test_an_interrupted_evaluation_is_an_interrupted_command(sound: Path, evaluation: Evaluation) -> None:
+    evaluation(KeyboardInterrupt())
+    result = cli.invoke(app, ["eval", str(sound)])
+    assert result.exit_code == 130
+    assert "interrupted" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_split_that_is_none_is_refused(sound: Path) -> None:
+    assert cli.invoke(app, ["eval", str(sound), "--split", "test"]).exit_code == 2
+
+
+# --- export (what it refuses: tests/cluster/test_export_plan.py)
+
+
+def test_export_refuses_with_one_line(tmp_path: Path) -> None:
+    result = cli.invoke(app, ["export", str(tmp_path / "nowhere"), str(tmp_path / "here")])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert f"{tmp_path / 'nowhere'}: there is no run here" in line
 
 
 # --- the rest
@@ -247,5 +422,5 @@ def test_tasks_are_listed_with_an_example() -> None:
 
 def test_without_a_command_the_help_names_all_of_them() -> None:
     result = cli.invoke(app, [])
-    for command in ("train", "check", "tasks"):
+    for command in ("train", "eval", "export", "check", "tasks"):
         assert command in result.output

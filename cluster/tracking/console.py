@@ -1,6 +1,6 @@
 """The terminal: a live view where there is one, plain lines in logs and pipes.
 
-Threads: `event` may be called from any; `stage`, `step` and `summary` are the controller's. Nothing here
+Threads: `event` and `warning` may be called from any; `stage`, `step` and `summary` are the controller's. Nothing here
 takes a lock, because rich calls `_renderable` while it holds its own; instead the view is replaced whole.
 """
 
@@ -22,6 +22,9 @@ from rich.text import Text
 from cluster.tracking.dashboard import View, live, plain_line, summary_rows
 from cluster.tracking.formats import duration
 
+PLAIN_PROGRESS_S = 20.0
+"""Where there is no live view, a stage that goes on says how far it is this often at most."""
+
 
 class RunConsole:
     """Tells a person at the terminal how the run is doing.
@@ -32,15 +35,18 @@ class RunConsole:
             console.event("rollout-1 was replaced")
             console.summary({"pass_at_1": 0.41})
 
-    `quiet` shows nothing but the closing summary. Leaving the `with` gives the terminal back in any case.
+    `quiet` shows the closing summary, and warnings on stderr; nothing else. Leaving the `with` gives the terminal back
+    in any case.
     """
 
     def __init__(self, name: str, steps: int, *, quiet: bool = False, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
+        self._stderr = Console(stderr=True, highlight=False)
         self._quiet = quiet
         self._view = View(name, steps)
         self._training = False
         self._stage: tuple[str, float] | None = None
+        self._stage_shown = 0.0
         self._spinner = Spinner("dots", style="cyan")
         self._live: Live | None = None
 
@@ -77,15 +83,25 @@ class RunConsole:
         """What is being done now and may take a while. Texts that differ in numbers only are one stage."""
         if self._stage is not None and _without_numbers(self._stage[0]) == _without_numbers(text):
             self._stage = (text, self._stage[1])
-            return
-        self._end_stage()
-        self._stage = (text, time.monotonic())
+            if time.monotonic() - self._stage_shown < PLAIN_PROGRESS_S:
+                return
+        else:
+            self._end_stage()
+            self._stage = (text, time.monotonic())
+        self._stage_shown = time.monotonic()
         if self._live is None and not self._training:
             self._line(text)
 
     def event(self, text: str) -> None:
         """Something worth a line of its own, with the time of day."""
         self._line(text)
+
+    def warning(self, text: str) -> None:
+        """An event that says that something failed: nobody is too busy to hear of it."""
+        if self._quiet:
+            self._stderr.print(_with_time(text), soft_wrap=True)
+        else:
+            self.event(text)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self._end_stage()
@@ -133,11 +149,15 @@ class RunConsole:
 
     def _line(self, text: str) -> None:
         if not self._quiet:
-            self._print(Text.assemble((time.strftime("%H:%M:%S  "), "dim"), text))
+            self._print(_with_time(text))
 
     def _print(self, text: Text) -> None:
         # In a log, a line is a line: only a terminal wraps.
         self._console.print(text, soft_wrap=not self._console.is_terminal)
+
+
+def _with_time(text: str) -> Text:
+    return Text.assemble((time.strftime("%H:%M:%S  "), "dim"), text)
 
 
 def _without_numbers(text: str) -> str:

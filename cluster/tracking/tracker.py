@@ -89,6 +89,10 @@ class Tracker:
         """One line for the person at the terminal (or for the log)."""
         self._console.event(text)
 
+    def warning(self, text: str) -> None:
+        """The same for something that failed: it is shown in quiet mode too."""
+        self._console.warning(text)
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Training ran to its end: hands everything over, shows the summary and writes it, last, as the seal.
 

@@ -120,14 +120,48 @@ def test_beginning_a_step_again_forgets_its_first_attempt(store: CheckpointStore
     assert list(store.begin(50).iterdir()) == []
 
 
-@pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_a_crash_while_committing_is_harmless(
-    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, failing: str
+def test_all_is_on_the_disk_before_the_checkpoint_counts_and_then_the_marker_too(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At each of the calls that make it durable."""
+    """Every file and every directory. Only then may an older checkpoint go."""
+    for step in (1, 2):
+        save(store, step)
+    path = store.begin(3)
+    write_learner(path)
+    synced: set[Path] = set()
+    real_fsync, real_replace, real_rmtree = os.fsync, os.replace, shutil.rmtree
+
+    def fsync(descriptor: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+        real_fsync(descriptor)
+
+    def replace(source: Path, target: Path) -> None:
+        if target.name == "COMPLETE":
+            assert source in synced
+            assert {path.parent, path, *path.rglob("*")} - {source} <= synced
+            synced.clear()
+        real_replace(source, target)
+
+    def rmtree(old: Path) -> None:
+        assert path in synced
+        real_rmtree(old)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    store.commit(path, progress_at(3))
+    assert synced == {path}, "the marker was written, and then its directory was synced"
+    assert sorted(path.parent.iterdir()) == [path.with_name("step-000002"), path]
+
+
+@pytest.mark.parametrize(("failing", "calls_made"), [("fsync", 10), ("replace", 2)])
+def test_a_crash_while_committing_is_harmless(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, failing: str, calls_made: int
+) -> None:
+    """At each of the calls that make it durable. It counts from the moment on at which its marker is there."""
     save(store, 50)
     real = getattr(os, failing)
-    for survived in range(2):
+    for survived in range(calls_made):
         calls = iter([real] * survived)
 
         def crash(*arguments: object, calls: object = calls) -> None:
@@ -141,7 +175,7 @@ def test_a_crash_while_committing_is_harmless(
         with monkeypatch.context() as patch, pytest.raises(OSError, match="cut off"):
             patch.setattr(os, failing, crash)
             store.commit(path, progress_at(100))
-        assert newest_step(store) == 50
+        assert newest_step(store) == (100 if (path / "COMPLETE").exists() else 50)
     save(store, 100)
     assert newest_step(store) == 100
 
@@ -181,6 +215,13 @@ def test_newest_is_by_number_not_by_name(store: CheckpointStore) -> None:
     for step in (999_998, 999_999, 1_000_000):
         save(store, step)
         assert newest_step(store) == step
+
+
+def test_the_complete_ones_are_listed_by_step(store: CheckpointStore) -> None:
+    assert store.complete() == {}
+    paths = {step: save(store, step) for step in (999_999, 1_000_000)}
+    write_learner(store.begin(1_000_001))
+    assert list(store.complete().items()) == list(paths.items())
 
 
 def test_an_incomplete_checkpoint_does_not_push_out_a_good_one(store: CheckpointStore) -> None:

@@ -6,7 +6,8 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -250,27 +251,63 @@ def test_an_interrupted_build_leaves_nothing_behind(
     assert ready_directory(config(tmp_path)) is None
 
 
-def test_a_killed_build_is_not_taken_for_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def a_build_half_way(cache: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has written its model and does not come to an end. The block ends it by SIGKILL."""
     code = """
-import os, sys
+import sys
 from pathlib import Path
 from cluster import models
 from tests.cluster.test_models import config, make_model
 
 def build(_task, directory, _progress):
     make_model(directory)
-    os.kill(os.getpid(), 9)
+    print("written", flush=True)
+    sys.stdin.read()
 
 models.build_starter = build
 models.prepare_model(config(Path(sys.argv[1])), progress=print)
 """
-    process = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True
-    )
-    assert process.returncode == -9, process.stderr
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(cache)],
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n", process.stderr and process.stderr.read()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_killed_build_is_no_model_and_is_cleared_away_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with a_build_half_way(tmp_path):
+        pass
     assert ready_directory(config(tmp_path)) is None
+    assert len(list(tmp_path.iterdir())) == 1, "a killed process cannot tidy up"
     building(monkeypatch, make_model)
-    assert prepare_model(config(tmp_path), progress=print) == ready_directory(config(tmp_path))
+    directory = prepare_model(config(tmp_path), progress=print)
+    assert directory == ready_directory(config(tmp_path))
+    assert list(tmp_path.iterdir()) == [directory]
+
+
+def test_a_build_of_another_process_is_left_alone_while_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building(monkeypatch, make_model)
+    with a_build_half_way(tmp_path) as other:
+        (written,) = tmp_path.rglob("model.safetensors")
+        first = prepare_model(config(tmp_path), progress=print)
+        assert written.exists()
+        _, errors = other.communicate("")  # it goes on
+        assert other.returncode == 0, errors
+    assert list(tmp_path.iterdir()) == [first]
 
 
 def test_two_builders_at_once_both_get_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

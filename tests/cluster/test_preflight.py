@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from cluster.config import RunConfig
 from cluster.config_loading import Problem
-from cluster.preflight import check_resources, preflight
+from cluster.preflight import check_context, check_resources, preflight
 from cluster.starter import RECIPE, prompt_tokens
 from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 from reward.countdown.task import CountdownOptions, CountdownTask
@@ -228,6 +229,18 @@ def test_just_as_many_cpus_as_there_are_will_do(
     )
 
 
+def test_only_actors_that_will_run_are_counted(tmp_path: Path) -> None:
+    """An evaluation has no learner, an export nothing else."""
+    config = run_config(tmp_path, rollout={"cpus_per_worker": 3}, learner={"ranks": 9, "gpus_per_rank": 1})
+    assert preflight(config, ["rollout", "reward"]) == []
+    cpus, gpus = check_resources(config, ["learner"])
+    assert "asks for 9 CPUs (learner.ranks × cpus_per_rank)" in cpus.what
+    assert "asks for 9 GPUs" in gpus.what
+    config = run_config(tmp_path, rollout={"gpus_per_worker": 1})
+    assert len(preflight(config, ["rollout", "reward"])) == 1
+    assert list(check_resources(config, ["learner"])) == []
+
+
 @pytest.mark.parametrize(
     ("visible", "gpus"), [("", 0), ("-1", 0), ("0", 1), ("0,1,2", 3), ("GPU-5ab,GPU-6cd", 2)]
 )
@@ -262,6 +275,46 @@ def test_a_model_that_is_not_there(tmp_path: Path, source: str) -> None:
     problem = only_problem(run_config(tmp_path, model={"source": source}))
     assert problem.where == "model.source"
     assert "nowhere" in problem.what or source in problem.what
+
+
+def directory_model(tmp_path: Path, known: Any) -> Path:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(known))
+    return directory
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_context_longer_than_the_model_takes(tmp_path: Path, more: int) -> None:
+    """To the token; vLLM would refuse it a minute later."""
+    model = directory_model(tmp_path, {"max_position_embeddings": 512})
+    config = run_config(tmp_path, model={"source": str(model), "max_context_tokens": 512 + more})
+    problems = list(check_context(config))
+    assert len(problems) == more
+    for problem in problems:
+        assert problem.where == "model.max_context_tokens"
+        assert "more than the 512" in problem.what
+        assert str(model) in problem.what
+        assert problem.fix == "lower it to 512"
+        assert problem in preflight(config)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {},
+        [],
+        {"max_position_embeddings": None},
+        {"max_position_embeddings": 128, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        {"max_position_embeddings": 128, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+        {"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        {"max_position_embeddings": 4096, "rope_scaling": None},
+    ],
+)
+def test_a_context_that_may_fit_is_not_refused(tmp_path: Path, known: Any) -> None:
+    model = directory_model(tmp_path, known)
+    config = run_config(tmp_path, model={"source": str(model), "max_context_tokens": 512})
+    assert list(check_context(config)) == []
 
 
 # --- The run directory

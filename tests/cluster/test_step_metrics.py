@@ -63,18 +63,25 @@ def test_staleness_counts_from_the_oldest_weights_of_a_response() -> None:
 
 def test_pass_at_1_is_the_mean_over_prompts() -> None:
     """1, 1/2 and 0: their deviation is 1/2, so the standard error 1/2 / √3."""
-    groups = [make_group([1.0, 1.0]), make_group([1.0, 0.0]), make_group([0.0, None])]
+    cut_off = [make_response(), make_response(finish_reason="length")]
+    groups = [make_group([1.0, 1.0]), make_group([1.0, 0.0]), make_group([0.0, None], cut_off)]
     assert evaluation_metrics(groups) == pytest.approx(
         {
             "eval/pass_at_1": 0.5,
             "eval/stderr": 0.5 / math.sqrt(3),
             "eval/response_tokens_mean": 3.0,
+            "eval/truncated_share": 1 / 6,
+            "eval/error_share": 1 / 6,
         }
     )
 
 
-def test_a_failed_verifier_does_not_pass() -> None:
-    assert make_group([1.0, None, 0.0, None]).mean_correct == 1 / 4
+def test_a_failed_verifier_says_nothing_about_the_model() -> None:
+    """Neither of one response, nor, where all of them failed, of a prompt."""
+    failed = [make_group([1.0, None, 0.0, None]), make_group([None, None])]
+    assert evaluation_metrics(failed)["eval/pass_at_1"] == 1 / 2
+    assert evaluation_metrics(failed)["eval/error_share"] == pytest.approx(4 / 6)
+    assert math.isnan(evaluation_metrics(failed[1:])["eval/pass_at_1"])
 
 
 def test_one_prompt_has_no_standard_error() -> None:

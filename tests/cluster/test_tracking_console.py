@@ -194,6 +194,16 @@ def test_a_log_has_one_line_per_stage_step_and_event() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+def test_a_log_hears_of_a_long_stage_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, stream = plain_console()
+    with RunConsole("run", 2, console=console) as run:
+        run.stage("building the starter model 0 %")
+        run.stage("building the starter model 1 %")
+        monkeypatch.setattr("cluster.tracking.console.PLAIN_PROGRESS_S", 0.0)
+        run.stage("building the starter model 40 %")
+    assert re.findall(r"\d+ %", stream.getvalue()) == ["0 %", "40 %"]
+
+
 def test_a_failure_says_during_what() -> None:
     console, stream = plain_console()
     run = RunConsole("run", 2, console=console)
@@ -211,6 +221,19 @@ def test_quiet_says_the_summary_alone() -> None:
         run.step(1, TYPICAL)
         run.summary({"pass_at_1": 0.5})
     assert stream.getvalue() == "pass_at_1  0.5\n"
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_warning_is_heard_in_quiet_mode_too(quiet: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """On stderr there, so that stdout has the summary alone; once in either mode, and as it is."""
+    text = "rollout-1 was lost [no markup]; " + 30 * "long "
+    with RunConsole("run", 2, quiet=quiet) as run:
+        run.event("hello")
+        run.warning(text)
+    output, errors = capsys.readouterr()
+    (line,) = (errors if quiet else output.partition("hello\n")[2]).splitlines()
+    assert line.endswith(text)
+    assert text not in (output if quiet else errors)
 
 
 def test_a_resumed_run_shows_where_it_began() -> None:

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import load_file
 
 from cluster.config import RunConfig
 from cluster.config_loading import load_config
@@ -24,7 +26,7 @@ from rollout.prompt_encoder import PromptEncoder
 from tests.cluster.test_tracking_wandb import name_of, records
 
 ROOT = Path(__file__).parent.parent.parent
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 ENGINE_ENVIRONMENT = os.environ | {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -64,12 +66,21 @@ def finish(process: subprocess.Popen[str], config: RunConfig, timeout_s: float =
     return output
 
 
+def launch(*arguments: str, timeout_s: float = 300) -> str:
+    """What another command prints on stdout."""
+    result = subprocess.run(
+        [sys.executable, "launch.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout_s
+    )
+    assert result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
 def rows_of(config: RunConfig) -> list[dict[str, Any]]:
     return list(read_metrics(RunDirectory(config.run_directory).metrics_file))
 
 
 def wait_for_step(
-    config: RunConfig, step: int, process: subprocess.Popen[str], timeout_s: float = 300
+    config: RunConfig, step: int, process: subprocess.Popen[str], timeout_s: float = 500
 ) -> None:
     deadline = time.monotonic() + timeout_s
     while not any(row["step"] >= step for row in rows_of(config)):
@@ -155,6 +166,7 @@ def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(
     assert "weights v" in directory.transcript_file(6).read_text()
     assert_offline_run_holds(directory, rows)
     assert_export_is_the_same_model_everywhere(config)
+    assert_the_last_checkpoint_is_the_final_model(directory, exported=directory.path.with_name("exported"))
 
 
 def assert_export_is_the_same_model_everywhere(config: RunConfig) -> None:
@@ -164,6 +176,35 @@ def assert_export_is_the_same_model_everywhere(config: RunConfig) -> None:
         list(encoder.encode(task.render(problem)).token_ids) for problem in task.problems("held_out")[:8]
     ]
     assert greedy_in_vllm(model, prompts, 24) == greedy_in_transformers(model, prompts, 24)
+
+
+def assert_the_last_checkpoint_is_the_final_model(directory: RunDirectory, exported: Path) -> None:
+    """Put together again by `launch.py export` from the two ranks' halves."""
+    launch("export", str(directory.path), str(exported))
+    found, expected = (load_file(model / "model.safetensors") for model in (exported, directory.final_model))
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        np.testing.assert_array_equal(found[name], weight, err_msg=name)
+    files = {file.name for file in directory.final_model.iterdir()}
+    assert {file.name for file in exported.iterdir()} == files
+    assert [path.name for path in exported.parent.glob("*exported*")] == ["exported"], "half of it lies about"
+
+
+def assert_eval_finds_what_the_last_evaluation_found(config_file: Path, config: RunConfig) -> None:
+    """`launch.py eval` samples the same prompts with the same seeds, from weights that it loaded and did not pull."""
+    model = RunDirectory(config.run_directory).final_model
+    report = json.loads(launch("eval", str(config_file), f"model.source={model}", "--json"))
+    last = rows_of(config)[-1]
+    assert (report["prompts"], report["responses_per_prompt"], report["seed"]) == (8, 8, 0)
+    assert report["pass_at_1"] == last["eval/pass_at_1"]
+    assert report["pass_at_1_stderr"] == last["eval/stderr"]
+    assert report["response_tokens_mean"] == last["eval/response_tokens_mean"]
+    passed = [report["pass_at_k"][k] for k in ("1", "2", "4", "8")]
+    assert 0 <= report["pass_at_1"] == passed[0]
+    assert passed == sorted(passed)
+    assert passed[-1] <= 1
+    logs = RunDirectory(config.run_directory).evaluation.logs
+    assert {log.name for log in logs.iterdir()} == {"reward-0.log", "rollout-0.log", "rollout-1.log"}
 
 
 def assert_offline_run_holds(directory: RunDirectory, rows: list[dict[str, Any]]) -> None:
@@ -184,7 +225,7 @@ def test_a_run_outlives_a_killed_worker_and_a_refused_network(write_config: Call
         name="killed", steps=24, evaluation={"every_steps": 12}, tracking={"wandb": "online"}
     )
     config = load_config(config_file).config
-    process = start(config_file, WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
+    process = start(config_file, "--quiet", WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
     wait_for_step(config, 3, process)
     victim = next(
         child
@@ -209,7 +250,10 @@ def test_a_run_outlives_a_killed_worker_and_a_refused_network(write_config: Call
 def test_a_run_cut_short_is_resumed_by_the_same_command(write_config: Callable[..., Path]) -> None:
     """Ctrl-C ends a run cleanly; started again it goes on from its checkpoint, and the ledger still adds up."""
     config_file = write_config(
-        name="resumed", steps=12, checkpoint={"every_steps": 3}, evaluation={"every_steps": 6}
+        name="resumed",
+        steps=12,
+        checkpoint={"every_steps": 3},
+        evaluation={"every_steps": 6, "responses_per_prompt": 8},
     )
     config = load_config(config_file).config
     process = start(config_file)
@@ -222,9 +266,10 @@ def test_a_run_cut_short_is_resumed_by_the_same_command(write_config: Callable[.
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive, f"left behind: {[child.cmdline() for child in alive]}"
 
-    output = finish(start(config_file), config)
+    output = finish(start(config_file, "--resume"), config)
     assert "resuming at step" in output
     rows = rows_of(config)
     assert [row["step"] for row in rows] == list(range(13))
     assert_every_prompt_trained_once(rows, config)
     assert "finished" in finish(start(config_file), config)
+    assert_eval_finds_what_the_last_evaluation_found(config_file, config)

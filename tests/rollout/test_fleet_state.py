@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rollout.fleet_state import FleetState, WorkerState
+from rollout.fleet_state import LOADED_VERSION, FleetState, WorkerState
 
 NAMES = ["rollout-0", "rollout-1"]
 NAME = st.sampled_from(NAMES)
@@ -27,6 +27,7 @@ class FleetModel(RuleBasedStateMachine):
         self.version: dict[str, int | None] = dict.fromkeys(NAMES)
         self.losses: Counter[str] = Counter()
         self.published_versions: list[int] = []
+        self.as_loaded = False
 
     def dead(self, name: str) -> bool:
         return self.losses[name] > self.budget
@@ -39,6 +40,7 @@ class FleetModel(RuleBasedStateMachine):
             return
         self.fleet.started(name)
         self.up[name] = True
+        self.version[name] = LOADED_VERSION if self.as_loaded else None
 
     @precondition(lambda self: self.published_versions)
     @rule(name=NAME, behind=st.integers(0, 2))
@@ -62,6 +64,17 @@ class FleetModel(RuleBasedStateMachine):
         expected = WorkerState.DEAD if self.dead(name) else WorkerState.RESTARTING
         assert self.fleet.lost(name) is expected
         self.up[name], self.version[name] = False, None
+
+    @rule()
+    def serve_as_loaded(self) -> None:
+        if self.published_versions:
+            with pytest.raises(ValueError, match="too late"):
+                self.fleet.serve_as_loaded()
+            return
+        self.fleet.serve_as_loaded()
+        self.as_loaded = True
+        self.published_versions.append(LOADED_VERSION)
+        self.version = {name: LOADED_VERSION if up else None for name, up in self.up.items()}
 
     @rule(step=st.integers(-1, 3))
     def published(self, step: int) -> None:
@@ -104,10 +117,11 @@ TestFleet = FleetModel.TestCase
 TestFleet.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def fleet_in(state: WorkerState) -> FleetState:
-    """One worker w in `state`, after version 1 was published; a place is given up at the second loss."""
+def fleet_in(state: WorkerState, published: bool = True) -> FleetState:
+    """One worker w in `state`, after version 1 was published, or not; a place is given up at the second loss."""
     fleet = FleetState(["w"], restarts_per_worker=1)
-    fleet.published(1)
+    if published:
+        fleet.published(1)
     if state in UP:
         fleet.started("w")
     if state is WorkerState.HEALTHY:
@@ -155,3 +169,27 @@ def test_a_replaced_worker_holds_no_weights() -> None:
     fleet.started("w")
     assert fleet["w"].version is None
     assert fleet["w"].incarnation == 1
+
+
+@pytest.mark.parametrize("state", [state for state in WorkerState if state is not WorkerState.HEALTHY])
+def test_served_as_loaded_whoever_is_up_is_healthy(state: WorkerState) -> None:
+    """Nothing was published, so nobody is healthy before; afterwards a new process is healthy from its start."""
+    fleet = fleet_in(state, published=False)
+    fleet.serve_as_loaded()
+    assert fleet.current_version == LOADED_VERSION
+    assert fleet["w"].state is (WorkerState.HEALTHY if state is WorkerState.STALE else state)
+    if state in (WorkerState.STARTING, WorkerState.RESTARTING):
+        fleet.started("w")
+        assert (fleet["w"].state, fleet["w"].version) == (WorkerState.HEALTHY, LOADED_VERSION)
+
+
+def test_what_was_loaded_is_stale_once_something_is_published() -> None:
+    fleet = fleet_in(WorkerState.STALE, published=False)
+    fleet.serve_as_loaded()
+    fleet.published(1)
+    assert fleet["w"].state is WorkerState.STALE
+    fleet.lost("w")
+    fleet.started("w")
+    assert (fleet["w"].state, fleet["w"].version) == (WorkerState.STALE, LOADED_VERSION)
+    fleet.pulled("w", 1)
+    assert fleet["w"].state is WorkerState.HEALTHY

@@ -1,0 +1,43 @@
+"""`launch.py eval`: pass@1 and pass@k of a model, with a run's rollout workers and reward actors and no learner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.actor_graph import ActorGraph
+from cluster.config import RunConfig
+from cluster.contracts import Prompt, ScoredGroup
+from cluster.evaluation_report import evaluation_report
+from cluster.questions import encode_questions, evaluation_prompts
+from cluster.run_directory import RunDirectory
+from cluster.stage import prepare_in_cluster, ray_started, run_to_the_end
+from cluster.tracking import RunConsole
+from reward.task import Split
+
+
+def evaluate(config: RunConfig, split: Split, console: RunConsole) -> dict[str, Any]:
+    """Sample and judge the responses that `config.evaluation` asks for, and return `evaluation_report`'s numbers.
+
+    The actors' logs go to `RunDirectory.evaluation`; nothing else is written.
+
+    Raises:
+        PlacementError, FleetLostError, UnusablePromptError: what their names say.
+    """
+    directory = RunDirectory(config.run_directory).evaluation
+    with ray_started(config, console):
+        model = prepare_in_cluster(config, console)
+        console.stage("reading the prompts")
+        prompts = evaluation_prompts(config, encode_questions(config, model), split)
+        groups = run_to_the_end(_sample(ActorGraph(config, directory, model), prompts, console))
+    return evaluation_report(config, split, groups)
+
+
+async def _sample(graph: ActorGraph, prompts: Sequence[Prompt], console: RunConsole) -> list[ScoredGroup]:
+    """Start the actors and have `prompts` answered. Whatever happens, the actors are gone afterwards."""
+    async with graph.rewards() as rewards, graph.fleet(rewards, console.warning) as fleet:
+        console.stage(f"starting {graph.config.rollout.workers} vLLM workers")
+        fleet.serve_as_loaded()
+        await fleet.wait_until(lambda: fleet.state.healthy > 0)
+        console.stage(f"sampling {len(prompts)} × {prompts[0].sampling.responses} responses")
+        return await fleet.sample(prompts)

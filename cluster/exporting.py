@@ -1,0 +1,43 @@
+"""`launch.py export`: the model of a checkpoint as an ordinary Hugging Face directory.
+
+A checkpoint holds what each learner rank had, cut up by the ZeRO stage. The same ranks put it together again, as they
+do at the end of a run, so it does not matter how it was cut.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from cluster.actor_graph import ActorGraph
+from cluster.checkpoints import learner_state
+from cluster.export_plan import ExportPlan
+from cluster.stage import prepare_in_cluster, ray_started, run_to_the_end
+from cluster.tracking import RunConsole
+
+
+def export(plan: ExportPlan, console: RunConsole) -> None:
+    """Carry `plan` out. `plan.destination` appears whole or not at all; the ranks' logs go to the run's own.
+
+    Raises:
+        PlacementError: the cluster has no room for the ranks.
+    """
+    scratch = plan.destination.with_name(f".{plan.destination.name}.{os.getpid()}.partial")
+    try:
+        with ray_started(plan.config, console):
+            model = prepare_in_cluster(plan.config, console)
+            run_to_the_end(_export(ActorGraph(plan.config, plan.run, model), plan, scratch, console))
+        scratch.rename(plan.destination)  # over an empty directory, or none
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+async def _export(graph: ActorGraph, plan: ExportPlan, directory: Path, console: RunConsole) -> None:
+    async with graph.learner(probe_tokens=()) as learner:
+        console.stage(f"starting {plan.config.learner.ranks} DeepSpeed rank(s)")
+        await learner.start()
+        console.stage(f"loading the checkpoint of step {plan.step}")
+        await learner.load(learner_state(plan.checkpoint))
+        console.stage("exporting the model")
+        await learner.export(directory)

@@ -1,0 +1,92 @@
+"""What every command with actors does first and last: start Ray, make the model ready, clear all of it away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+
+from cluster.config import RunConfig
+from cluster.fleet import FleetLostError, first_cause
+from cluster.models import prepare_model
+from cluster.placement import PlacementError, connect
+from cluster.questions import UnusablePromptError
+from cluster.tracking import RunConsole
+
+ResultT = TypeVar("ResultT")
+
+RUN_ERRORS = (
+    PlacementError,
+    FleetLostError,
+    UnusablePromptError,
+    TimeoutError,
+    ConnectionError,
+    OSError,
+    ray.exceptions.RayError,
+)
+"""What may stop a command through no fault of this program, and says by itself what happened."""
+
+
+@contextmanager
+def ray_started(config: RunConfig, console: RunConsole) -> Iterator[None]:
+    """The configured cluster is joined, or Ray runs on this machine, while the block does."""
+    console.stage("starting Ray")
+    place = connect(config.cluster)
+    try:
+        console.event(f"on {place}")
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """The result of `work`. Of tasks that failed together, the first failure is raised."""
+    try:
+        return asyncio.run(work)
+    except BaseExceptionGroup as group:
+        raise first_cause(group) from group
+
+
+def prepare_in_cluster(config: RunConfig, console: RunConsole) -> Path:
+    """Build, convert or download the model in a process of its own, so that the driver never loads torch."""
+
+    @ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)
+    def prepare(config: RunConfig) -> Iterator[str | Path]:
+        # Nothing else runs yet. Ray allows one thread per reserved CPU; torch, not loaded so far, reads this.
+        os.environ["OMP_NUM_THREADS"] = str(os.cpu_count())
+        yield from _progress_then_result(config)
+
+    for reference in prepare.remote(config):
+        news = ray.get(reference)
+        if isinstance(news, Path):
+            return news
+        console.stage(news)
+    raise RuntimeError("preparing the model ended without a model")
+
+
+def _progress_then_result(config: RunConfig) -> Iterator[str | Path]:
+    """`prepare_model` as a stream: its lines of progress, then the directory."""
+    from queue import SimpleQueue
+    from threading import Thread
+
+    news: SimpleQueue[str | Path | BaseException] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            news.put(prepare_model(config, news.put))
+        except BaseException as error:
+            news.put(error)
+
+    Thread(target=work, daemon=True).start()
+    while True:
+        item = news.get()
+        if isinstance(item, BaseException):
+            raise item
+        yield item
+        if isinstance(item, Path):
+            return

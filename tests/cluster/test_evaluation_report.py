@@ -1,0 +1,80 @@
+"""What `launch.py eval` says, to a program and to a person."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from cluster.config import RunConfig
+from cluster.contracts import ScoredGroup
+from cluster.evaluation_report import evaluation_report, report_table
+from tests.builders import make_group, make_prompt, make_response
+
+CONFIG = RunConfig.model_validate({"seed": 7, "model": {"source": "./[bold]model"}})
+
+
+def shown(groups: Sequence[ScoredGroup]) -> str:
+    console = Console(width=80, file=StringIO())
+    with console.capture() as capture:
+        console.print(report_table(evaluation_report(CONFIG, "held_out", groups)))
+    return capture.get()
+
+
+def groups() -> list[ScoredGroup]:
+    responses = [make_response(2), make_response(4), make_response(6, finish_reason="length")]
+    return [make_group([1.0, 0.0, 0.0], responses), make_group([1.0, 1.0, None], responses)]
+
+
+def test_the_report_in_numbers() -> None:
+    report = evaluation_report(CONFIG, "train", groups())
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert report == {
+        "model": "./[bold]model",
+        "task": "countdown",
+        "split": "train",
+        "prompts": 2,
+        "responses_per_prompt": 3,
+        "temperature": 1.0,
+        "max_response_tokens": 256,
+        "seed": 7,
+        "pass_at_1": pytest.approx((1 / 3 + 1) / 2),
+        "pass_at_1_stderr": pytest.approx(1 / 3),  # deviation 2/3 / √2, over √2
+        "pass_at_k": {"1": pytest.approx(2 / 3), "2": pytest.approx((2 / 3 + 1) / 2)},
+        "cut_off_share": pytest.approx(1 / 3),
+        "response_tokens_mean": 4.0,
+        "failed_verdicts": 1,
+    }
+
+
+def test_the_report_for_a_person() -> None:
+    cells = [line.split("│")[1:3] for line in shown(groups()).splitlines()[1:-1]]
+    assert [(name.strip(), value.strip()) for name, value in cells] == [
+        ("model", "./[bold]model"),
+        ("asked", "countdown, held_out: 2 prompts × 3 responses"),
+        ("sampled", "temperature 1, seed 7"),
+        ("pass@1", "66.7 ± 33.3 %"),
+        ("pass@2", "83.3 %"),
+        ("mean length", "4.0 tokens"),
+        ("cut off", "33 % at 256 tokens"),
+        ("failed verdicts", "1"),
+    ]
+
+
+def test_what_cannot_be_known_is_null_and_a_question_mark() -> None:
+    unseeded = make_prompt()
+    unseeded = replace(unseeded, sampling=replace(unseeded.sampling, seed=None))
+    nothing_judged = [make_group([None, None], prompt=unseeded)]
+    report = evaluation_report(CONFIG, "held_out", nothing_judged)
+    unknown = {key for key, value in report.items() if value is None}
+    assert unknown == {"seed", "pass_at_1", "pass_at_1_stderr"}
+    assert report["pass_at_k"] == {"1": None, "2": None}
+    assert report["failed_verdicts"] == 2
+    assert not any(isinstance(value, float) and math.isnan(value) for value in report.values())
+    assert shown(nothing_judged).count("?") == 2
+    assert "no seed" in shown(nothing_judged)
