@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -83,7 +83,7 @@ class NodeWeightFiles:
             except FileNotFoundError:  # another worker, already further, removed it
                 continue
             fcntl.flock(file, fcntl.LOCK_SH)
-            if os.fstat(file.fileno()).st_nlink:
+            if _is_at(file, path):
                 return file
             file.close()
 
@@ -113,14 +113,12 @@ class NodeWeightFiles:
 
 
 def _write_whole(path: Path, packed: np.ndarray) -> None:
-    """The file appears under its name only when it is complete, so two writers at once do no harm."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            packed.tofile(file)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)  # memory is short: half a file must not take what is left of it
-            raise
+    """The file appears under its name only when it is complete. The first of two writers wins, and is not replaced:
+    its file may be held already, and what took its place would be held by nobody."""
+    with tempfile.NamedTemporaryFile(dir=path.parent) as file:
+        packed.tofile(file)
+        with suppress(FileExistsError):
+            os.link(file.name, path)
 
 
 def _remove_unless_locked(path: Path) -> None:
@@ -133,4 +131,14 @@ def _remove_unless_locked(path: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        path.unlink(missing_ok=True)
+        if _is_at(file, path):
+            path.unlink()
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether the open `file` is what `path` names. If it is and is locked, it stays there: who removes a file has its
+    exclusive lock, and nobody replaces one."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

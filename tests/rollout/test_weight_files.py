@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollout.weight_files import NodeWeightFiles
+from rollout.weight_files import NodeWeightFiles, _write_whole
 
 PROJECT = Path(__file__).parents[2]
 
@@ -153,7 +153,7 @@ def test_a_file_cut_off_by_a_kill_is_never_taken_for_whole(tmp_path: Path) -> No
     files = NodeWeightFiles("run", tmp_path)
     code = """
 import os, rollout.weight_files
-rollout.weight_files.os.replace = lambda *_: os.kill(os.getpid(), 9)
+rollout.weight_files.os.link = lambda *_: os.kill(os.getpid(), 9)
 with NodeWeightFiles("run", Path(sys.argv[1])).held(1, np.zeros(10, dtype=np.uint8)):
     pass
 """
@@ -163,6 +163,18 @@ with NodeWeightFiles("run", Path(sys.argv[1])).held(1, np.zeros(10, dtype=np.uin
     assert versions(tmp_path) == []
     with files.held(1, packed(1)) as path:
         assert path.read_bytes() == packed(1).tobytes()
+
+
+def test_a_late_writer_leaves_a_held_file_alone(tmp_path: Path) -> None:
+    """What took the place of a held file would be held by nobody, and be deleted under who uses it."""
+    with NodeWeightFiles("run", tmp_path).held(1, packed(1)) as path:
+        before = path.stat().st_ino
+        _write_whole(path, packed(1))
+        assert path.stat().st_ino == before
+        with NodeWeightFiles("run", tmp_path).held(2, packed(2)):
+            pass
+        assert path.exists()
+    assert len(list(path.parent.iterdir())) == len({"presence", "1", "2"}), "no scratch file is left"
 
 
 def test_bytes_that_do_not_fit_are_an_error_and_leave_nothing(tmp_path: Path) -> None:
