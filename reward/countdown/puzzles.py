@@ -1,5 +1,6 @@
 """Seeded, solvable Countdown puzzles, cut into a train and a held-out split that cannot overlap."""
 
+import functools
 import hashlib
 import itertools
 import math
@@ -108,14 +109,15 @@ def in_several_orders(puzzles: Sequence[Puzzle], orders: int, seed: int) -> list
     return reordered
 
 
-def _list_all(span: range, targets: range, numbers: int) -> list[Puzzle]:
+@functools.lru_cache(maxsize=2)  # both splits are cut from the same list
+def _list_all(span: range, targets: range, numbers: int) -> tuple[Puzzle, ...]:
     """Every puzzle over these numbers and targets, in a fixed order."""
     sets = itertools.combinations_with_replacement(span, numbers)
-    return [
+    return tuple(
         Puzzle(drawn, int(value))
         for drawn in sets
         for value in sorted(value for value in reachable_values(drawn) if value in targets)
-    ]
+    )
 
 
 def _sample(
