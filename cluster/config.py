@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+ObjectiveName = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "hpo", "a_hpo"]
 
 
 class Section(BaseModel):
@@ -83,16 +84,20 @@ class RolloutConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """The loss. Formulas: `learner/objectives.py`."""
+    """The loss. Formulas, defaults and sources: `docs/objectives.md`. A setting that is null has its objective's
+    default."""
 
-    name: Literal["a_hpo", "hpo", "grpo"] = "a_hpo"
+    name: ObjectiveName = "a_hpo"
+    """`dapo` is its loss: groups that teach nothing are not replaced, and over-long responses not penalised, yet."""
     alpha: Share = 1.0
     """`hpo` only: weight of negative advantages. 1 is token-mean aggregation, 0 learns from right answers alone."""
     alpha_min: Share = 0.1
     """`a_hpo` only: lower bound of the adaptive weight (our default; the paper's is not known)."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    clip_high: Annotated[float, Field(gt=0)] = 0.2
-    advantage_scaling: Literal["group", "batch", "none"] = "group"
+    clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The ratio is clipped below 1 - clip_low. Without effect for `sapo`, which has no clip."""
+    clip_high: Annotated[float, Field(gt=0)] | None = None
+    """The ratio is clipped above 1 + clip_high. Without effect for `sapo`."""
+    advantage_scaling: Literal["group", "batch", "none"] | None = None
     """By which standard deviation advantages are divided."""
     importance_cap: Annotated[float, Field(ge=1)] | None = None
     """Cap of the detached weight min(π_old / μ, cap) that corrects for stale or imprecise sampling; null turns it

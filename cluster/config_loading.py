@@ -122,6 +122,10 @@ def _problem(schema: type[BaseModel], detail: Any, prefix: str) -> Problem:
         fix = f"did you mean {' or '.join(meant)}?" if meant else f"known here: {', '.join(known)}"
         return Problem(where, "there is no such setting", fix)
     message = detail["msg"][0].lower() + detail["msg"][1:]
+    if detail["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+        near = difflib.get_close_matches(str(detail["input"]), choices, n=1, cutoff=0.5)
+        message = "".join(f"did you mean {choice}? " for choice in near) + message
     return Problem(where, f"{detail['input']!r} will not do", message)
 
 

@@ -118,8 +118,9 @@ class Controller:
     async def _learn(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
         """One optimiser step per mini-batch, each weighed as a whole before the ranks see any of it."""
         size = len(groups) // self._config.learner.mini_batches
+        max_response_tokens = self._config.rollout.max_response_tokens
         mini_batches = [
-            weigh(groups[start : start + size], self._config.objective)
+            weigh(groups[start : start + size], self._config.objective, max_response_tokens)
             for start in range(0, len(groups), size)
         ]
         weighed = {

@@ -18,11 +18,17 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
     lengths = np.array([len(response.token_ids) for response in responses])
     staleness = np.array([learner_version - response.min_version for response in responses])
     judged = [verdict for verdict in verdicts if verdict.outcome in ("right", "wrong")]
+    by_outcome = {}
+    for outcome in ("right", "wrong"):
+        having_it = np.array([verdict.outcome == outcome for verdict in verdicts])
+        if having_it.any():  # else there is no mean, and the key is left out
+            by_outcome[f"lengths/{outcome}_mean"] = float(lengths[having_it].mean())
     return {
         "reward/mean": float(np.mean([verdict.reward for verdict in judged])) if judged else math.nan,
         "reward/right_share": sum(verdict.outcome == "right" for verdict in verdicts) / len(verdicts),
         "reward/error_share": 1 - len(judged) / len(verdicts),
         "lengths/mean": float(lengths.mean()),
+        **by_outcome,
         "lengths/std": float(lengths.std()),
         "lengths/min": float(lengths.min()),
         "lengths/max": float(lengths.max()),

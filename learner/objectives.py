@@ -1,21 +1,102 @@
 """The loss, in the method's own terms. Pure torch functions over one micro-batch.
 
-    L(θ) = − Σ_i scale_i Σ_t min( r_it A_i , clip(r_it, 1 − ε_low, 1 + ε_high) A_i )        r_it = π_θ / π_old
+    L(θ) = − Σ_i scale_i Σ_t surrogate_it          e.g. min( r_it A_i , clip(r_it, 1 − ε_low, 1 + ε_high) A_i )
 
-`A_i` already carries the hysteretic weight and `scale_i` the batch's denominator (`learner/weighing.py`), so GRPO,
-HPO and A-HPO are this one sum. (HPO: arXiv 2605.30201.)
+`A_i` already carries the hysteretic weight and `scale_i` the batch's denominator (`learner/weighing.py`), so the
+objectives differ here in their surrogates alone. Which has which: `learner/objective_table.py`. r = π_θ / π_old.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from learner.objective_table import Objective, SurrogateName
+
+POSITIVE_TEMPERATURE, NEGATIVE_TEMPERATURE = 1.0, 1.05
+"""SAPO's τ: the gate of a negative advantage closes sooner."""
+
 
 @dataclass(frozen=True, slots=True)
-class ClippedLoss:
+class Tokens:
+    """A micro-batch as surrogates see it: zeros in the padding, which may have held anything (0 × inf is not 0)."""
+
+    logprobs_BT: Tensor
+    """log π_θ, with gradient."""
+    log_ratio_BT: Tensor
+    """log r, with gradient."""
+    advantages_B1: Tensor
+    """w_i A_i."""
+    mask_BT: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Surrogate:
+    """What is maximised, per token, and where a bound acted. Padding is not masked yet."""
+
+    values_BT: Tensor
+    clipped_low_BT: Tensor
+    clipped_high_BT: Tensor
+
+
+def token_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
+    """min(r A, clip(r) A) of each token's ratio."""
+    return _pessimistic(tokens.log_ratio_BT.exp(), tokens.advantages_B1, clip_low, clip_high)
+
+
+def sequence_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
+    """min(s A, clip(s) A) of s_i = exp(mean_t log r_it), said by each token of the response: over its tokens the scale
+    1 / (N |τ_i|) adds up to 1 / N."""
+    length_B1 = tokens.mask_BT.sum(dim=1, keepdim=True)
+    ratio_B1 = (tokens.log_ratio_BT.sum(dim=1, keepdim=True) / length_B1).exp()
+    ratio_BT = ratio_B1.expand_as(tokens.log_ratio_BT)
+    return _pessimistic(ratio_BT, tokens.advantages_B1, clip_low, clip_high)
+
+
+def _pessimistic(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Surrogate:
+    return Surrogate(
+        torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages),
+        (ratio < 1 - clip_low) & (advantages < 0),
+        (ratio > 1 + clip_high) & (advantages > 0),
+    )
+
+
+def soft_gate(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
+    """(4/τ) σ(τ (r − 1)) A: its slope is A at r = 1 and fades on both sides. There is no bound, so none acts."""
+    advantages = tokens.advantages_B1
+    temperature = torch.full_like(advantages, NEGATIVE_TEMPERATURE)
+    temperature = temperature.masked_fill(advantages > 0, POSITIVE_TEMPERATURE)
+    gate = 4 / temperature * torch.sigmoid(temperature * (tokens.log_ratio_BT.exp() - 1))
+    nowhere = torch.zeros_like(tokens.mask_BT)
+    return Surrogate(gate * advantages, nowhere, nowhere)
+
+
+def detached_weight(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
+    """stopgrad(clip(r)) A log π: a bound limits a token's weight and never takes its gradient away, whatever its
+    sign."""
+    ratio = tokens.log_ratio_BT.exp().detach()
+    weight = ratio.clamp(1 - clip_low, 1 + clip_high)
+    pushed = tokens.advantages_B1 != 0
+    return Surrogate(
+        weight * tokens.advantages_B1 * tokens.logprobs_BT,
+        (ratio < 1 - clip_low) & pushed,
+        (ratio > 1 + clip_high) & pushed,
+    )
+
+
+SURROGATES: dict[SurrogateName, Callable[[Tokens, float, float], Surrogate]] = {
+    "token_clip": token_clip,
+    "sequence_clip": sequence_clip,
+    "soft_gate": soft_gate,
+    "detached_weight": detached_weight,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
     """Loss of one micro-batch (a scalar to be summed over micro-batches and ranks) and its clip counts."""
 
     loss: Tensor
@@ -23,39 +104,40 @@ class ClippedLoss:
     clipped_high_tokens: Tensor
 
 
-def clipped_loss(
+def policy_loss(
+    objective: Objective,
     logprobs_BT: Tensor,
     old_logprobs_BT: Tensor,
     advantages_B: Tensor,
     scales_B: Tensor,
     mask_BT: Tensor,
-    clip_low: float,
-    clip_high: float,
     token_weights_BT: Tensor | None = None,
-) -> ClippedLoss:
-    """The clipped surrogate, weighed and summed.
+) -> PolicyLoss:
+    """The objective's surrogate, weighed and summed.
 
     Args:
+        objective: with its settings resolved.
         logprobs_BT: log π_θ of the response tokens, with gradient.
         old_logprobs_BT: log π_old of the same tokens.
         advantages_B: w_i A_i.
         scales_B: weight of each token of response i.
         mask_BT: True on response tokens.
-        clip_low, clip_high: ε_low and ε_high.
         token_weights_BT: detached importance weights for the sampler's mismatch, or None for 1.
     """
-    # Masked before the exponential: padding may hold anything, and 0 × inf is not 0.
-    log_ratio = torch.where(mask_BT, logprobs_BT - old_logprobs_BT, 0.0)
-    ratio = log_ratio.exp()
-    advantages = advantages_B[:, None]
-    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+    tokens = Tokens(
+        logprobs_BT=torch.where(mask_BT, logprobs_BT, 0.0),
+        log_ratio_BT=torch.where(mask_BT, logprobs_BT - old_logprobs_BT, 0.0),
+        advantages_B1=advantages_B[:, None],
+        mask_BT=mask_BT,
+    )
+    surrogate = SURROGATES[objective.surrogate](tokens, objective.clip_low, objective.clip_high)
+    values_BT = surrogate.values_BT
     if token_weights_BT is not None:
-        surrogate = surrogate * token_weights_BT
-    loss = -(scales_B[:, None] * surrogate * mask_BT).sum()
-    with torch.no_grad():
-        low = ((ratio < 1 - clip_low) & (advantages < 0) & mask_BT).sum()
-        high = ((ratio > 1 + clip_high) & (advantages > 0) & mask_BT).sum()
-    return ClippedLoss(loss, low, high)
+        values_BT = values_BT * token_weights_BT
+    loss = -(scales_B[:, None] * values_BT * mask_BT).sum()
+    return PolicyLoss(
+        loss, (surrogate.clipped_low_BT & mask_BT).sum(), (surrogate.clipped_high_BT & mask_BT).sum()
+    )
 
 
 def truncated_importance_weights(

@@ -22,6 +22,7 @@ import ray
 from cluster.config import LearnerConfig, ObjectiveConfig
 from cluster.contracts import Publication
 from learner.batching import MicroBatch
+from learner.objective_table import resolve
 from learner.rate_schedule import rate_share
 
 
@@ -145,27 +146,26 @@ class LearnerRank:
     def _accumulate(self, rows: MicroBatch, old_BT: Any, sums: dict[str, float]) -> None:
         """Forward and backward of one micro-batch; add what is to be known of it to `sums`."""
         from learner.logprobs import TokenBatch, response_logprobs
-        from learner.objectives import clipped_loss, truncated_importance_weights
+        from learner.objectives import policy_loss, truncated_importance_weights
 
-        objective = self._options.objective
+        importance_cap = self._options.objective.importance_cap
         batch = TokenBatch.from_rows(rows, self._engine.device)
         logprobs_BT, entropy_BT = response_logprobs(self._engine, batch, self._options.temperature)
         mask_BT = batch.response_mask_BT
         if old_BT is None:
             old_BT = logprobs_BT.detach()
         weights_BT = None
-        if objective.importance_cap is not None:
+        if importance_cap is not None:
             weights_BT = truncated_importance_weights(
-                old_BT, batch.sampler_logprobs_BT, mask_BT, objective.importance_cap
+                old_BT, batch.sampler_logprobs_BT, mask_BT, importance_cap
             )
-        result = clipped_loss(
+        result = policy_loss(
+            resolve(self._options.objective),
             logprobs_BT,
             old_BT,
             batch.advantages_B,
             batch.scales_B,
             mask_BT,
-            objective.clip_low,
-            objective.clip_high,
             weights_BT,
         )
         # DeepSpeed averages gradients over the ranks; the denominators in `scales_B` are the whole batch's already.

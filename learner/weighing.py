@@ -14,7 +14,8 @@ import numpy as np
 
 from cluster.config import ObjectiveConfig
 from cluster.contracts import ScoredGroup
-from learner.advantages import adaptive_alpha, group_advantages, hysteretic, sign_shares
+from learner.advantages import group_advantages, hysteretic, sign_shares
+from learner.objective_table import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,12 @@ class WeighedBatch:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def weigh(groups: Sequence[ScoredGroup], objective: ObjectiveConfig) -> WeighedBatch:
-    """Turn the scored groups of one optimiser batch, all with G responses, into weighed rows."""
+def weigh(groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_tokens: int) -> WeighedBatch:
+    """Turn the scored groups of one optimiser batch, all with G responses, into weighed rows.
+
+    `max_response_tokens` is the limit under which they were sampled.
+    """
+    objective = resolve(config)
     rewards = np.array([[verdict.reward for verdict in group.verdicts] for group in groups])
     valid = np.array(
         [[verdict.outcome in ("right", "wrong") for verdict in group.verdicts] for group in groups]
@@ -55,15 +60,9 @@ def weigh(groups: Sequence[ScoredGroup], objective: ObjectiveConfig) -> WeighedB
 
     plain = group_advantages(rewards, valid, objective.advantage_scaling)
     shares = sign_shares(plain)
-    alpha = {
-        "a_hpo": adaptive_alpha(shares, objective.alpha_min),
-        "hpo": objective.alpha,
-        "grpo": 1.0,
-    }[objective.name]
+    alpha = objective.alpha_rule(shares, config)
     advantages = hysteretic(plain, alpha)
-    per_response = 1.0 / (lengths.size * lengths)  # mean over responses of the mean over tokens
-    per_token = np.full(lengths.shape, 1.0 / lengths.sum())  # N · L̄ = Σ|τ_i|
-    scales = per_response if objective.name == "grpo" else per_token
+    scales = objective.scale_rule(lengths, max_response_tokens)
 
     rows = tuple(
         Row(
@@ -81,6 +80,8 @@ def weigh(groups: Sequence[ScoredGroup], objective: ObjectiveConfig) -> WeighedB
         "objective/alpha": alpha,
         "objective/positive_share": shares.positive,
         "objective/negative_share": shares.negative,
+        "objective/push_positive": float(advantages[advantages > 0].sum() / advantages.size),
+        "objective/push_negative": float(-advantages[advantages < 0].sum() / advantages.size),
         "reward/zero_variance_share": float((plain == 0).all(axis=1).mean()),
     }
     return WeighedBatch(rows=rows, metrics=metrics)

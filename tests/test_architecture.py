@@ -133,6 +133,7 @@ def test_what_everybody_imports_is_light(module: str) -> None:
     [
         "rollout.work_buffer",
         "rollout.fleet_state",
+        "learner.objective_table",
         "learner.weighing",
         "learner.batching",
         "cluster.pass_at_k",

@@ -118,7 +118,7 @@ def test_a_misspelt_section_is_recognised() -> None:
         ("rollout.temperature", 0, "greater than 0"),
         ("learner.max_logprob_gap", float("nan"), "greater than 0"),
         ("objective.alpha", 1.5, "less than or equal to 1"),
-        ("objective.name", "ppo", "'a_hpo', 'hpo' or 'grpo'"),
+        ("objective.name", "ppo", "'grpo', 'dr_grpo', 'dapo', 'gspo', 'sapo', 'cispo', 'hpo' or 'a_hpo'"),
         ("objective.importance_cap", "much", "number"),
         ("name", "../other", "pattern"),
         ("tracking.wandb_tags", ["a", ["b"]], "string"),
@@ -130,6 +130,13 @@ def test_an_impossible_value_is_named_with_what_would_do(setting: str, value: An
     problem = only_problem(setting, value)
     assert problem.where.startswith(setting)
     assert needle in problem.fix
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"), [("gpso", "gspo"), ("drgrpo", "dr_grpo"), ("ahpo", "a_hpo"), ("Sapo", "sapo")]
+)
+def test_a_misspelt_choice_is_recognised(misspelt: str, meant: str) -> None:
+    assert only_problem("objective.name", misspelt).fix.startswith(f"did you mean {meant}? ")
 
 
 @pytest.mark.parametrize(

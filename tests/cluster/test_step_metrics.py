@@ -36,6 +36,8 @@ def test_what_is_said_of_a_batch() -> None:
             "reward/right_share": 3 / 8,  # of all
             "reward/error_share": 2 / 8,
             "lengths/mean": 5.0,
+            "lengths/right_mean": (2 + 5 + 5) / 3,
+            "lengths/wrong_mean": (4 + 6 + 5) / 3,
             "lengths/std": math.sqrt((9 + 1 + 1 + 9) / 8),
             "lengths/min": 2.0,
             "lengths/max": 8.0,
@@ -51,6 +53,17 @@ def test_without_any_verdict_there_is_no_mean_reward() -> None:
     assert math.isnan(metrics["reward/mean"])
     assert metrics["reward/right_share"] == 0
     assert metrics["reward/error_share"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rewards", "said"),
+    [([1.0, 1.0], {"lengths/right_mean"}), ([0.0, None], {"lengths/wrong_mean"}), ([None, None], set())],
+)
+def test_lengths_by_outcome_are_left_out_where_nothing_had_it(
+    rewards: list[float | None], said: set[str]
+) -> None:
+    metrics = batch_metrics([make_group(rewards)], learner_version=0)
+    assert metrics.keys() & {"lengths/right_mean", "lengths/wrong_mean"} == said
 
 
 def test_staleness_counts_from_the_oldest_weights_of_a_response() -> None:

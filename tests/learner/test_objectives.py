@@ -15,18 +15,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cluster.config import ObjectiveConfig
+from cluster.config import ObjectiveConfig, ObjectiveName
 from cluster.contracts import ScoredGroup
 from learner.advantages import STD_EPSILON
 from learner.batching import EMPTY, MicroBatch, shard
 from learner.logprobs import TokenBatch, response_logprobs
-from learner.objectives import clipped_loss, truncated_importance_weights
-from learner.weighing import Row, weigh
+from learner.objective_table import OBJECTIVES, Objective, resolve
+from learner.objectives import PolicyLoss, policy_loss, truncated_importance_weights
+from learner.weighing import Row, WeighedBatch
+from learner.weighing import weigh as weigh_under_limit
 from tests.builders import make_group, make_prompt, make_response, tiny_llama
 
 GRPO = ObjectiveConfig(name="grpo")
 HPO_ONE = ObjectiveConfig(name="hpo", alpha=1)
+HPO = ObjectiveConfig(name="hpo", alpha=0.6)
 A_HPO = ObjectiveConfig(name="a_hpo")
+MAX_RESPONSE_TOKENS = 12
+
+
+def weigh(groups: Sequence[ScoredGroup], objective: ObjectiveConfig) -> WeighedBatch:
+    return weigh_under_limit(groups, objective, MAX_RESPONSE_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -63,14 +71,13 @@ class Batch:
         numbers = [int(row.response_token_ids[0]) for row in rows]
         pad = torch.nn.utils.rnn.pad_sequence
         new_BT = pad([self.new[i] for i in numbers], batch_first=True)
-        return clipped_loss(
+        return policy_loss(
+            resolve(objective),
             new_BT,
             pad([self.old[i] for i in numbers], batch_first=True),
             torch.tensor([row.advantage for row in rows], dtype=torch.float64),
             torch.tensor([row.scale for row in rows], dtype=torch.float64),
             pad([torch.ones(len(self.new[i]), dtype=torch.bool) for i in numbers], batch_first=True),
-            objective.clip_low,
-            objective.clip_high,
         ).loss
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
@@ -78,12 +85,14 @@ class Batch:
         leaves = list(self.new.values())
         return list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
 
-    def responses(self) -> list[tuple[Tensor, Tensor, float]]:
+    def responses(self, divided: bool = True) -> list[tuple[Tensor, Tensor, float]]:
         """Log π_θ, log π_old and the plain advantage of every response, computed apart from the code under test."""
         found = []
         for group in self.groups:
             rewards = torch.tensor([verdict.reward for verdict in group.verdicts], dtype=torch.float64)
-            advantages = (rewards - rewards.mean()) / (rewards.std() + STD_EPSILON)
+            advantages = rewards - rewards.mean()
+            if divided:
+                advantages = advantages / (rewards.std() + STD_EPSILON)
             for response, advantage in zip(group.responses, advantages.tolist(), strict=True):
                 i = int(response.token_ids[0])
                 found.append((self.new[i], self.old[i], advantage if rewards.std() > 0 else 0.0))
@@ -97,22 +106,52 @@ def surrogates(new: Tensor, old: Tensor, advantage: float, low: float = 0.2, hig
     return torch.minimum(ratio * advantage, clipped * advantage)
 
 
-def dapo_loss(batch: Batch) -> Tensor:
-    """Token-mean aggregation: every token of the batch weighs the same."""
-    return -torch.cat([surrogates(*response) for response in batch.responses()]).mean()
-
-
 def grpo_loss(batch: Batch) -> Tensor:
     """The mean over responses of the mean over their tokens."""
     return -torch.stack([surrogates(*response).mean() for response in batch.responses()]).mean()
 
 
-def a_hpo_loss(batch: Batch) -> Tensor:
-    """As the method has it: α from the counts, L̄ the mean length, N responses."""
+def dr_grpo_loss(batch: Batch) -> Tensor:
+    """Neither a deviation nor a length that was sampled divides anything."""
+    responses = batch.responses(divided=False)
+    return -torch.cat([surrogates(*r) for r in responses]).sum() / (len(responses) * MAX_RESPONSE_TOKENS)
+
+
+def dapo_loss(batch: Batch) -> Tensor:
+    """Token-mean aggregation, every token of the batch weighs the same; more room above than below."""
+    return -torch.cat([surrogates(*response, low=0.2, high=0.28) for response in batch.responses()]).mean()
+
+
+def gspo_loss(batch: Batch) -> Tensor:
+    """One ratio and one clip per response."""
+    found = []
+    for new, old, advantage in batch.responses():
+        ratio = torch.exp(new - old).prod() ** (1 / len(new))
+        found.append(torch.minimum(ratio * advantage, torch.clip(ratio, 1 - 3e-4, 1 + 4e-4) * advantage))
+    return -torch.stack(found).mean()
+
+
+def sapo_loss(batch: Batch) -> Tensor:
+    found = []
+    for new, old, advantage in batch.responses():
+        tau = 1.0 if advantage > 0 else 1.05
+        gate = 1 / (1 + torch.exp(-tau * (torch.exp(new - old) - 1)))
+        found.append((4 / tau * gate * advantage).mean())
+    return -torch.stack(found).mean()
+
+
+def cispo_loss(batch: Batch) -> Tensor:
+    """REINFORCE, with the truncated ratio as a weight that carries no gradient."""
+    weighted = [
+        torch.exp(new.detach() - old).clip(max=5.0) * advantage * new
+        for new, old, advantage in batch.responses()
+    ]
+    return -torch.cat(weighted).mean()
+
+
+def hysteretic_loss(batch: Batch, alpha: float) -> Tensor:
+    """As the method has it: L̄ the mean length, N responses."""
     responses = batch.responses()
-    positive = sum(advantage > 0 for *_, advantage in responses)
-    negative = sum(advantage < 0 for *_, advantage in responses)
-    alpha = 1.0 if negative == 0 else min(max(positive / negative, 0.1), 1.0)
     mean_length = sum(len(new) for new, *_ in responses) / len(responses)
     total = torch.zeros((), dtype=torch.float64)
     for new, old, advantage in responses:
@@ -121,34 +160,64 @@ def a_hpo_loss(batch: Batch) -> Tensor:
     return -total / len(responses)
 
 
+def hpo_loss(batch: Batch) -> Tensor:
+    return hysteretic_loss(batch, HPO.alpha)
+
+
+def a_hpo_loss(batch: Batch) -> Tensor:
+    """α from the counts."""
+    positive = sum(advantage > 0 for *_, advantage in batch.responses())
+    negative = sum(advantage < 0 for *_, advantage in batch.responses())
+    return hysteretic_loss(batch, 1.0 if negative == 0 else min(max(positive / negative, 0.1), 1.0))
+
+
+FORMULAS: dict[str, tuple[ObjectiveConfig, Callable[[Batch], Tensor]]] = {
+    "grpo": (GRPO, grpo_loss),
+    "dr_grpo": (ObjectiveConfig(name="dr_grpo"), dr_grpo_loss),
+    "dapo": (ObjectiveConfig(name="dapo"), dapo_loss),
+    "gspo": (ObjectiveConfig(name="gspo"), gspo_loss),
+    "sapo": (ObjectiveConfig(name="sapo"), sapo_loss),
+    "cispo": (ObjectiveConfig(name="cispo"), cispo_loss),
+    "hpo": (HPO, hpo_loss),
+    "a_hpo": (A_HPO, a_hpo_loss),
+}
+
+
 def policy_gradient_loss(batch: Batch) -> Tensor:
     """REINFORCE with the group's advantages: no ratio, no clip."""
     return -torch.stack([(advantage * new).mean() for new, _, advantage in batch.responses()]).mean()
 
 
-@pytest.mark.parametrize(
-    ("objective", "written_out"),
-    [(HPO_ONE, dapo_loss), (GRPO, grpo_loss), (A_HPO, a_hpo_loss)],
-    ids=["hpo with alpha 1 is token-mean aggregation", "grpo", "a_hpo"],
-)
-@given(seed=st.integers(0, 10**6))
-def test_objectives_are_their_formulas(
-    objective: ObjectiveConfig, written_out: Callable[[Batch], Tensor], seed: int
-) -> None:
-    batch = Batch.draw(seed)
-    ours, expected = batch.loss(objective), written_out(batch)
-    assert ours.item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
+def assert_gradients_equal(batch: Batch, ours: Tensor, expected: Tensor) -> None:
     for gradient, wanted in zip(batch.gradients(ours), batch.gradients(expected), strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+@given(seed=st.integers(0, 10**6), spread=st.sampled_from([5e-4, 0.4, 1.2]))
+def test_objectives_are_their_formulas(name: str, seed: int, spread: float) -> None:
+    """Within all bounds, beyond some, beyond most."""
+    objective, written_out = FORMULAS[name]
+    batch = Batch.draw(seed, spread=spread)
+    ours, expected = batch.loss(objective), written_out(batch)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
+    assert_gradients_equal(batch, ours, expected)
+
+
 @given(seed=st.integers(0, 10**6))
-def test_on_policy_grpo_has_the_policy_gradient(seed: int) -> None:
+def test_hpo_with_alpha_1_is_dapo_with_a_symmetric_clip(seed: int) -> None:
+    batch = Batch.draw(seed)
+    ours, expected = batch.loss(HPO_ONE), batch.loss(ObjectiveConfig(name="dapo", clip_high=0.2))
+    assert ours.item() == expected.item()
+    assert_gradients_equal(batch, ours, expected)
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "sapo"])
+@given(seed=st.integers(0, 10**6))
+def test_on_policy_these_have_the_policy_gradient(name: ObjectiveName, seed: int) -> None:
+    """And so the same one: a comparison of them with one step per batch compares nothing."""
     batch = Batch.draw(seed, spread=0.0)
-    for gradient, wanted in zip(
-        batch.gradients(batch.loss(GRPO)), batch.gradients(policy_gradient_loss(batch)), strict=True
-    ):
-        torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
+    assert_gradients_equal(batch, batch.loss(ObjectiveConfig(name=name)), policy_gradient_loss(batch))
 
 
 @given(ratio=st.floats(0.3, 3), advantage=st.floats(-3, 3), factor=st.floats(0, 5))
@@ -162,21 +231,20 @@ def test_the_surrogate_is_positively_homogeneous(ratio: float, advantage: float,
 def loss_of_one_token(
     ratio: float | Tensor, advantage: float, low: float = 0.2, high: float = 0.2, scale: float = 1.0
 ) -> Tensor:
-    return clip_of_one_token(ratio, advantage, low, high, scale).loss
+    return one_token(replace(OBJECTIVES["grpo"], clip_low=low, clip_high=high), ratio, advantage, scale).loss
 
 
-def clip_of_one_token(
-    ratio: float | Tensor, advantage: float, low: float = 0.2, high: float = 0.2, scale: float = 1.0
-) -> Any:
+def one_token(
+    objective: Objective, ratio: float | Tensor, advantage: float, scale: float = 1.0
+) -> PolicyLoss:
     ratio = torch.as_tensor(ratio, dtype=torch.float64)
-    return clipped_loss(
+    return policy_loss(
+        objective,
         ratio.log().reshape(1, 1),
         torch.zeros(1, 1, dtype=torch.float64),
         torch.tensor([advantage], dtype=torch.float64),
         torch.tensor([scale], dtype=torch.float64),
         torch.ones(1, 1, dtype=torch.bool),
-        low,
-        high,
     )
 
 
@@ -201,15 +269,54 @@ def test_the_clip_by_hand(
 ) -> None:
     """ε_low 0.2, ε_high 0.28. `slope` is d surrogate / d ratio."""
     leaf = torch.tensor(ratio, dtype=torch.float64, requires_grad=True)
-    result = clip_of_one_token(leaf, advantage, low=0.2, high=0.28, scale=0.5)
+    result = one_token(OBJECTIVES["dapo"], leaf, advantage, scale=0.5)
     assert result.loss.item() == pytest.approx(-0.5 * surrogate)
     (gradient,) = torch.autograd.grad(result.loss, leaf)
     assert gradient.item() == pytest.approx(-0.5 * slope)
     assert (result.clipped_low_tokens.item(), result.clipped_high_tokens.item()) == clipped
 
 
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize(
+    ("name", "ratio", "slope", "clipped"),
+    [
+        ("sapo", 1e-9, 0.777, (0, 0)),  # 4 σ'(τ (r − 1)): 0.786 for τ = 1, 0.768 for 1.05
+        ("sapo", 1.0, 1.00, (0, 0)),
+        ("sapo", 2.0, 0.777, (0, 0)),
+        ("cispo", 0.01, 1.0, (0, 0)),  # weight / ratio: the slope of weight × log ratio
+        ("cispo", 4.99, 1.0, (0, 0)),
+        ("cispo", 10.0, 5 / 10, (0, 1)),
+    ],
+)
+def test_bounds_that_leave_a_gradient(
+    name: ObjectiveName, ratio: float, slope: float, clipped: tuple[int, int], advantage: float
+) -> None:
+    """For either sign of the advantage."""
+    leaf = torch.tensor(ratio, dtype=torch.float64, requires_grad=True)
+    result = one_token(OBJECTIVES[name], leaf, advantage)
+    (gradient,) = torch.autograd.grad(result.loss, leaf)
+    assert gradient.item() == pytest.approx(-advantage * slope, rel=0.02)
+    assert (result.clipped_low_tokens.item(), result.clipped_high_tokens.item()) == clipped
+
+
+@pytest.mark.parametrize(
+    ("advantages", "clipped"), [((1.0, 1.0), (0, 2)), ((-1.0, -1.0), (3, 0)), ((-1.0, 1.0), (0, 0))]
+)
+def test_a_clipped_sequence_counts_with_all_its_tokens(
+    advantages: tuple[float, float], clipped: tuple[int, int]
+) -> None:
+    """The first has two tokens and a ratio above the bounds, though one token's is below; the second three, and
+    below."""
+    log_ratio = torch.tensor([[0.3, -0.1, 0.0], [-0.1, -0.1, -0.1]])
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    zeros = torch.zeros_like(log_ratio)
+    result = policy_loss(OBJECTIVES["gspo"], log_ratio, zeros, torch.tensor(advantages), torch.ones(2), mask)
+    assert (result.clipped_low_tokens.item(), result.clipped_high_tokens.item()) == clipped
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("rubbish", [float("nan"), float("inf"), float("-inf"), 1e30])
-def test_what_padding_holds_reaches_neither_loss_nor_gradient(rubbish: float) -> None:
+def test_what_padding_holds_reaches_neither_loss_nor_gradient(rubbish: float, name: ObjectiveName) -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     clean = torch.tensor([[-1.0, -2.0, 0.0], [-0.5, 0.0, 0.0]])
 
@@ -218,9 +325,12 @@ def test_what_padding_holds_reaches_neither_loss_nor_gradient(rubbish: float) ->
         logprobs = dirty.clone().requires_grad_()
         weights = truncated_importance_weights(dirty, dirty * 0.9, mask, cap=2.0)
         advantages, scales = torch.tensor([1.0, -1.0]), torch.tensor([0.5, 0.25])
-        result = clipped_loss(logprobs, dirty * 0.95, advantages, scales, mask, 0.2, 0.2, weights)
+        result = policy_loss(
+            OBJECTIVES[name], logprobs, dirty * 0.95, advantages, scales, mask, token_weights_BT=weights
+        )
         result.loss.backward()
-        assert result.clipped_low_tokens + result.clipped_high_tokens == 0
+        if name != "gspo":  # whose bounds are narrower than what is in here
+            assert result.clipped_low_tokens + result.clipped_high_tokens == 0
         assert logprobs.grad is not None
         return logprobs.grad, result.loss
 
@@ -246,7 +356,8 @@ def test_importance_weights_multiply_each_tokens_surrogate() -> None:
     new, old = batch.new[0][None], batch.old[0][None]
     weights = torch.linspace(0.1, 2, new.shape[1], dtype=torch.float64)[None]
     one = torch.ones(1, dtype=torch.float64)
-    result = clipped_loss(new, old, -one, one, torch.ones_like(new, dtype=torch.bool), 0.2, 0.2, weights)
+    mask = torch.ones_like(new, dtype=torch.bool)
+    result = policy_loss(OBJECTIVES["grpo"], new, old, -one, one, mask, weights)
     assert result.loss.item() == pytest.approx(-(weights[0] * surrogates(new[0], old[0], -1.0)).sum().item())
 
 
@@ -282,7 +393,7 @@ def groups(model: Any) -> list[ScoredGroup]:
     return found
 
 
-def rank_loss(model: Any, micro_batches: Sequence[MicroBatch]) -> Tensor:
+def rank_loss(model: Any, micro_batches: Sequence[MicroBatch], name: ObjectiveName) -> Tensor:
     """As a learner rank sums it, with the sampler's log-probabilities as π_old and weights as of a third policy."""
     losses = []
     for rows in micro_batches:
@@ -290,15 +401,18 @@ def rank_loss(model: Any, micro_batches: Sequence[MicroBatch]) -> Tensor:
         logprobs, _ = response_logprobs(model, batch, temperature=1.0)
         old, mask = batch.sampler_logprobs_BT, batch.response_mask_BT
         weights = truncated_importance_weights(logprobs.detach(), old, mask, CAP)
-        losses.append(
-            clipped_loss(logprobs, old, batch.advantages_B, batch.scales_B, mask, 0.2, 0.2, weights).loss
+        result = policy_loss(
+            OBJECTIVES[name], logprobs, old, batch.advantages_B, batch.scales_B, mask, weights
         )
+        losses.append(result.loss)
     return torch.stack(losses).sum()
 
 
-def loss_and_gradient(model: Any, ranks: Sequence[Sequence[MicroBatch]]) -> tuple[float, Tensor]:
+def loss_and_gradient(
+    model: Any, ranks: Sequence[Sequence[MicroBatch]], name: ObjectiveName = "a_hpo"
+) -> tuple[float, Tensor]:
     """Summed over ranks."""
-    loss = torch.stack([rank_loss(model, micro_batches) for micro_batches in ranks]).sum()
+    loss = torch.stack([rank_loss(model, micro_batches, name) for micro_batches in ranks]).sum()
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     return loss.item(), torch.cat([gradient.flatten() for gradient in gradients])
 
@@ -315,24 +429,29 @@ def whole(model: Any, groups: list[ScoredGroup]) -> tuple[float, Tensor]:
     return loss_and_gradient(model, [[weigh(groups, A_HPO).rows]])
 
 
-@pytest.mark.parametrize(("ranks", "micro_batch_tokens"), [(1, 1), (1, 40), (2, 10**6), (3, 60), (30, 25)])
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_loss_does_not_depend_on_ranks_or_micro_batches(
-    model: Any, groups: list[ScoredGroup], whole: tuple[float, Tensor], ranks: int, micro_batch_tokens: int
+    model: Any, groups: list[ScoredGroup], name: ObjectiveName
 ) -> None:
-    rows = weigh(groups, A_HPO).rows
-    assert_same(loss_and_gradient(model, shard(rows, ranks, micro_batch_tokens)), whole)
+    rows = weigh(groups, ObjectiveConfig(name=name)).rows
+    whole = loss_and_gradient(model, [[rows]], name)
+    for ranks, micro_batch_tokens in [(1, 1), (1, 40), (2, 10**6), (3, 60), (30, 25)]:
+        assert_same(loss_and_gradient(model, shard(rows, ranks, micro_batch_tokens), name), whole)
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_loss_does_not_depend_on_the_order_of_groups_or_responses(
-    model: Any, groups: list[ScoredGroup], whole: tuple[float, Tensor]
+    model: Any, groups: list[ScoredGroup], name: ObjectiveName
 ) -> None:
+    objective = ObjectiveConfig(name=name)
     order = random.Random(0)
     shuffled = []
     for group in order.sample(groups, len(groups)):
         pairs = list(zip(group.responses, group.verdicts, strict=True))
         responses, verdicts = zip(*order.sample(pairs, len(pairs)), strict=True)
         shuffled.append(replace(group, group=replace(group.group, responses=responses), verdicts=verdicts))
-    assert_same(loss_and_gradient(model, [[weigh(shuffled, A_HPO).rows]]), whole)
+    whole = loss_and_gradient(model, [[weigh(groups, objective).rows]], name)
+    assert_same(loss_and_gradient(model, [[weigh(shuffled, objective).rows]], name), whole)
 
 
 def test_rows_without_an_advantage_may_be_left_out(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config import ObjectiveConfig
+from cluster.config import ObjectiveConfig, ObjectiveName
 from cluster.contracts import ScoredGroup
 from learner.advantages import group_advantages
-from learner.weighing import Row, weigh
+from learner.objective_table import OBJECTIVES, resolve
+from learner.weighing import Row, WeighedBatch
+from learner.weighing import weigh as weigh_under_limit
 from tests.builders import make_group, make_prompt, make_response
 
 HPO = ObjectiveConfig(name="hpo", alpha=0.6)
@@ -23,6 +27,11 @@ GRPO = ObjectiveConfig(name="grpo")
 REWARDS: list[list[float | None]] = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, None]]
 LENGTHS = [[2, 3, 4, 5], [1, 1, 2, 2], [7, 7, 7, 7], [3, 1, 1, 9]]
 N, TOKENS = 16, 62
+MAX_RESPONSE_TOKENS = 10
+
+
+def weigh(groups: Sequence[ScoredGroup], objective: ObjectiveConfig) -> WeighedBatch:
+    return weigh_under_limit(groups, objective, MAX_RESPONSE_TOKENS)
 
 
 def scored(rewards: Sequence[Sequence[float | None]], lengths: Sequence[Sequence[int]]) -> list[ScoredGroup]:
@@ -42,24 +51,30 @@ def test_the_batch_of_these_tests_has_the_sizes_they_name() -> None:
     assert np.sum(LENGTHS) == TOKENS
 
 
-@pytest.mark.parametrize("objective", [HPO, A_HPO])
-def test_hpo_divides_by_all_tokens_of_the_batch(objective: ObjectiveConfig) -> None:
+@pytest.mark.parametrize("name", ["dapo", "cispo", "hpo", "a_hpo"])
+def test_token_means_divide_by_all_tokens_of_the_batch(name: ObjectiveName) -> None:
     """1 / (N · L̄) = 1 / Σ|τ|. Responses without an advantage, right, failed or otherwise, are counted."""
-    rows = weigh(scored(REWARDS, LENGTHS), objective).rows
+    rows = weigh(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).rows
     assert [row.scale for row in rows] == pytest.approx([1 / TOKENS] * len(rows))
 
 
-def test_grpo_divides_each_response_by_its_own_tokens() -> None:
-    rows = weigh(scored(REWARDS, LENGTHS), GRPO).rows
+@pytest.mark.parametrize("name", ["grpo", "gspo", "sapo"])
+def test_means_of_means_divide_each_response_by_its_own_tokens(name: ObjectiveName) -> None:
+    rows = weigh(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).rows
     assert [row.scale for row in rows] == pytest.approx(
         [1 / (N * len(row.response_token_ids)) for row in rows]
     )
 
 
-@pytest.mark.parametrize("objective", [HPO, A_HPO, GRPO])
-def test_rows_are_the_responses_with_an_advantage(objective: ObjectiveConfig) -> None:
+def test_dr_grpo_divides_by_a_length_that_was_not_sampled() -> None:
+    rows = weigh(scored(REWARDS, LENGTHS), ObjectiveConfig(name="dr_grpo")).rows
+    assert [row.scale for row in rows] == pytest.approx([1 / (N * MAX_RESPONSE_TOKENS)] * len(rows))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_rows_are_the_responses_with_an_advantage(name: ObjectiveName) -> None:
     """Not those of the group that is all right, nor the one whose verifier failed."""
-    rows = weigh(scored(REWARDS, LENGTHS), objective).rows
+    rows = weigh(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).rows
     assert [int(row.response_token_ids[0]) for row in rows] == [*range(8), 12, 13, 14]
 
 
@@ -78,11 +93,14 @@ def test_alpha_of_zero_keeps_right_responses_alone() -> None:
 def test_adaptive_alpha_is_counted_over_the_batch() -> None:
     """4 responses have a positive and 7 a negative advantage."""
     batch = weigh(scored(REWARDS, LENGTHS), A_HPO)
+    pushed = sum(row.advantage for row in batch.rows if row.advantage > 0) / N
     assert batch.metrics == pytest.approx(
         {
             "objective/alpha": 4 / 7,
             "objective/positive_share": 4 / N,
             "objective/negative_share": 7 / N,
+            "objective/push_positive": pytest.approx(pushed),
+            "objective/push_negative": pytest.approx(4 / 7 * pushed),  # without α as much as the other side
             "reward/zero_variance_share": 1 / 4,
         }
     )
@@ -95,9 +113,10 @@ def test_adaptive_hpo_is_hpo_with_that_alpha() -> None:
     assert [row.scale for row in adaptive.rows] == [row.scale for row in fixed.rows]
 
 
-def test_alpha_is_not_grpos_affair() -> None:
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo"])
+def test_alpha_is_not_the_others_affair(name: ObjectiveName) -> None:
     groups = scored(REWARDS, LENGTHS)
-    one, other = (weigh(groups, ObjectiveConfig(name="grpo", alpha=a, alpha_min=a)) for a in (0.2, 0.9))
+    one, other = (weigh(groups, ObjectiveConfig(name=name, alpha=a, alpha_min=a)) for a in (0.2, 0.9))
     assert one.metrics["objective/alpha"] == 1
     assert [row.advantage for row in one.rows] == [row.advantage for row in other.rows]
 
@@ -107,16 +126,34 @@ def test_the_configured_scaling_is_used(scaling: str) -> None:
     objective = ObjectiveConfig.model_validate({"name": "grpo", "advantage_scaling": scaling})
     rows = by_number(weigh(scored(REWARDS[:3], LENGTHS[:3]), objective).rows)
     rewards = np.array(REWARDS[:3], dtype=float)
-    expected = group_advantages(rewards, np.ones((3, 4), dtype=bool), objective.advantage_scaling)
+    expected = group_advantages(rewards, np.ones((3, 4), dtype=bool), resolve(objective).advantage_scaling)
     assert {i: row.advantage for i, row in rows.items()} == pytest.approx(
         {i: value for i, value in enumerate(expected.flatten().tolist()) if value}
     )
+
+
+def test_dr_grpo_does_not_divide_by_a_deviation() -> None:
+    rows = by_number(weigh(scored(REWARDS[:1], LENGTHS[:1]), ObjectiveConfig(name="dr_grpo")).rows)
+    assert [rows[i].advantage for i in range(4)] == pytest.approx([0.75, -0.25, -0.25, -0.25])
+
+
+def test_the_table_has_the_names_of_the_configuration() -> None:
+    assert tuple(OBJECTIVES) == get_args(ObjectiveName)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_setting_that_is_given_takes_the_place_of_the_default(name: ObjectiveName) -> None:
+    default = OBJECTIVES[name]
+    assert resolve(ObjectiveConfig(name=name)) == default
+    given = ObjectiveConfig(name=name, clip_low=0.125, clip_high=0.375, advantage_scaling="batch")
+    assert resolve(given) == replace(default, clip_low=0.125, clip_high=0.375, advantage_scaling="batch")
 
 
 def test_a_batch_without_any_advantage_has_no_rows() -> None:
     batch = weigh(scored([[1, 1], [0, 0], [None, None], [None, 1]], [[1, 2]] * 4), A_HPO)
     assert batch.rows == ()
     assert batch.metrics["objective/alpha"] == 1
+    assert batch.metrics["objective/push_positive"] == batch.metrics["objective/push_negative"] == 0
     assert batch.metrics["reward/zero_variance_share"] == 1
 
 
