@@ -25,10 +25,6 @@ from rollout.weight_files import NodeWeightFiles
 
 logger = logging.getLogger(__name__)
 
-_ENGINE_GRACE_S = 1.0
-"""What an engine of one process gets to remove its files when it is ended. Its interpreter would take some seconds more
-to unload torch, for nobody."""
-
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
@@ -149,9 +145,8 @@ class RolloutWorker:
         """End the engine's processes; the actor can be killed afterwards."""
         self._ending = True
         if self._engine is not None:
-            # Processes that share an engine share memory too: they get vLLM's own, longer time to give it back.
-            alone = self._options.tensor_parallel == 1
-            self._engine.shutdown(timeout=_ENGINE_GRACE_S if alone else None)
+            # In its own time, some seconds: an engine that is cut short leaves semaphores in shared memory.
+            self._engine.shutdown()
         self._weight_files.close()
 
     async def _sample(self, token_ids: Sequence[int], sampling: Sampling) -> Any:
