@@ -41,7 +41,8 @@ def connect(config: ClusterConfig) -> str:
             str(Path(importlib.import_module(p).__file__ or "").parent) for p in _PACKAGES
         ]
     else:
-        options |= {"include_dashboard": False, "num_cpus": os.cpu_count()}
+        # Without an address Ray would join any cluster that was started on this machine, or fail if it is gone.
+        options |= {"address": "local", "include_dashboard": False, "num_cpus": os.cpu_count()}
         # Processes of this machine import the project from where the driver did, whatever their working directory.
         root = str(Path(__file__).resolve().parent.parent)
         search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
