@@ -89,12 +89,13 @@ check_imports() {
         export DS_ACCELERATOR=cpu
     fi
     say "checking that the engines import, and preparing their first start"
-    "$python" -c "$vllm" >"$log" 2>&1 &
+    timeout 300 "$python" -c "$vllm" >"$log" 2>&1 &
     half=$!
-    if ! PATH="$(cd "$venv/bin" && pwd):$PATH" "$python" -c "$others" >>"$log" 2>&1 || ! wait "$half"; then
+    if ! PATH="$(cd "$venv/bin" && pwd):$PATH" timeout 300 "$python" -c "$others" >>"$log" 2>&1 || ! wait "$half"; then
         wait
         cat "$log" >&2
-        fail "what was installed does not import (above)."
+        fail "what was installed does not import within 300 s (above)." \
+            "if an earlier set-up or run was killed while DeepSpeed compiled: rm -r ~/.cache/torch_extensions"
     fi
 }
 
