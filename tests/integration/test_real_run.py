@@ -90,16 +90,19 @@ def wait_for_step(
 
 
 def assert_every_prompt_trained_once(rows: list[dict[str, Any]], config: RunConfig) -> None:
-    """The ledger: the first prompts of the first epochs, each exactly once and none missing."""
+    """The ledger: the first prompts of the first epochs, each exactly once and none missing, but for those that are
+    still in flight when an asynchronous run ends."""
     trained = [prompt for row in rows for prompt in row.get("prompts", [])]
     problems = len(build_task(config.task.name, config.task.options).problems("train"))
     assert len(trained) == config.steps * config.rollout.prompts_per_step
     assert len(set(trained)) == len(trained)
+    missing = 0
     for epoch in range(len(trained) // problems):
         rows_of_epoch = {
             int(prompt.split("/")[2]) for prompt in trained if prompt.startswith(f"train/{epoch}/")
         }
-        assert rows_of_epoch == set(range(problems))
+        missing += len(set(range(problems)) - rows_of_epoch)
+    assert missing <= config.rollout.max_staleness * config.rollout.prompts_per_step
 
 
 def greedy_in_transformers(model: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
