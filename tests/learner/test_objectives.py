@@ -18,9 +18,10 @@ from torch import Tensor
 from cluster.config import ObjectiveConfig
 from cluster.contracts import ScoredGroup
 from learner.advantages import STD_EPSILON
-from learner.batching import EMPTY, MicroBatch, shard
+from learner.batching import EMPTY, MicroBatch, Packing, shard
 from learner.logprobs import TokenBatch, response_logprobs
 from learner.objectives import clipped_loss, truncated_importance_weights
+from learner.policy import Policy
 from learner.weighing import Row, weigh
 from tests.builders import make_group, make_prompt, make_response, tiny_llama
 
@@ -256,8 +257,8 @@ CAP = 1.2
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_llama()
+def model() -> Policy:
+    return Policy(tiny_llama())
 
 
 @pytest.fixture(scope="module")
@@ -285,8 +286,8 @@ def groups(model: Any) -> list[ScoredGroup]:
 def rank_loss(model: Any, micro_batches: Sequence[MicroBatch]) -> Tensor:
     """As a learner rank sums it, with the sampler's log-probabilities as π_old and weights as of a third policy."""
     losses = []
-    for rows in micro_batches:
-        batch = TokenBatch.from_rows(rows, torch.device("cpu"))
+    for micro_batch in micro_batches:
+        batch = TokenBatch.from_micro_batch(micro_batch, torch.device("cpu"))
         logprobs, _ = response_logprobs(model, batch, temperature=1.0)
         old, mask = batch.sampler_logprobs_BT, batch.response_mask_BT
         weights = truncated_importance_weights(logprobs.detach(), old, mask, CAP)
@@ -294,6 +295,10 @@ def rank_loss(model: Any, micro_batches: Sequence[MicroBatch]) -> Tensor:
             clipped_loss(logprobs, old, batch.advantages_B, batch.scales_B, mask, 0.2, 0.2, weights).loss
         )
     return torch.stack(losses).sum()
+
+
+def each_alone(rows: Sequence[Row]) -> MicroBatch:
+    return tuple((row,) for row in rows)
 
 
 def loss_and_gradient(model: Any, ranks: Sequence[Sequence[MicroBatch]]) -> tuple[float, Tensor]:
@@ -312,7 +317,7 @@ def assert_same(ours: tuple[float, Tensor], expected: tuple[float, Tensor]) -> N
 @pytest.fixture(scope="module")
 def whole(model: Any, groups: list[ScoredGroup]) -> tuple[float, Tensor]:
     """The whole batch in one micro-batch."""
-    return loss_and_gradient(model, [[weigh(groups, A_HPO).rows]])
+    return loss_and_gradient(model, [[each_alone(weigh(groups, A_HPO).rows)]])
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch_tokens"), [(1, 1), (1, 40), (2, 10**6), (3, 60), (30, 25)])
@@ -320,7 +325,7 @@ def test_the_loss_does_not_depend_on_ranks_or_micro_batches(
     model: Any, groups: list[ScoredGroup], whole: tuple[float, Tensor], ranks: int, micro_batch_tokens: int
 ) -> None:
     rows = weigh(groups, A_HPO).rows
-    assert_same(loss_and_gradient(model, shard(rows, ranks, micro_batch_tokens)), whole)
+    assert_same(loss_and_gradient(model, shard(rows, ranks, Packing(micro_batch_tokens, "off"))), whole)
 
 
 def test_the_loss_does_not_depend_on_the_order_of_groups_or_responses(
@@ -332,7 +337,7 @@ def test_the_loss_does_not_depend_on_the_order_of_groups_or_responses(
         pairs = list(zip(group.responses, group.verdicts, strict=True))
         responses, verdicts = zip(*order.sample(pairs, len(pairs)), strict=True)
         shuffled.append(replace(group, group=replace(group.group, responses=responses), verdicts=verdicts))
-    assert_same(loss_and_gradient(model, [[weigh(shuffled, A_HPO).rows]]), whole)
+    assert_same(loss_and_gradient(model, [[each_alone(weigh(shuffled, A_HPO).rows)]]), whole)
 
 
 def test_rows_without_an_advantage_may_be_left_out(
@@ -354,7 +359,7 @@ def test_rows_without_an_advantage_may_be_left_out(
     ]
     assert left_out
     assert len(left_out) + len(weighed.rows) == sum(len(group.responses) for group in groups)
-    assert_same(loss_and_gradient(model, [[(*weighed.rows, *left_out)]]), whole)
+    assert_same(loss_and_gradient(model, [[each_alone([*weighed.rows, *left_out])]]), whole)
 
 
 def test_rows_without_an_advantage_count_in_the_denominator(
@@ -364,7 +369,7 @@ def test_rows_without_an_advantage_count_in_the_denominator(
     *varied, all_right = groups
     lengths = [sum(len(response.token_ids) for response in group.responses) for group in groups]
     assert len({verdict.reward for verdict in all_right.verdicts}) == 1
-    loss, gradient = loss_and_gradient(model, [[weigh(varied, A_HPO).rows]])
+    loss, gradient = loss_and_gradient(model, [[each_alone(weigh(varied, A_HPO).rows)]])
     share = sum(lengths[:-1]) / sum(lengths)
     assert_same((loss * share, gradient * share), whole)
 
@@ -375,4 +380,4 @@ def test_an_empty_micro_batch_adds_nothing(
     loss, gradient = loss_and_gradient(model, [[EMPTY]])
     assert loss == 0
     assert (gradient == 0).all()
-    assert_same(loss_and_gradient(model, [[EMPTY, weigh(groups, A_HPO).rows, EMPTY]]), whole)
+    assert_same(loss_and_gradient(model, [[EMPTY, each_alone(weigh(groups, A_HPO).rows), EMPTY]]), whole)
