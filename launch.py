@@ -24,6 +24,7 @@ from cluster.exits import explained_exits, refuse
 from cluster.export_plan import ExportRefusedError, plan_export
 from cluster.preflight import ROOMS, Room, preflight
 from cluster.run_directory import RunDirectory
+from learner.objectives.words import in_words
 from reward.task import Split
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -160,7 +161,7 @@ def export(
 def check(config_file: ConfigFile, overrides: Overrides = None, address: Address = None) -> None:
     """Find every mistake in a configuration, one line each. Starts nothing."""
     config = _checked(config_file, overrides, address)
-    typer.echo(f"{config_file}: ok. {arithmetic(config)}")
+    typer.echo(f"{config_file}: ok. {arithmetic(config)}; {in_words(config.objective)}")
 
 
 @app.command()
@@ -179,10 +180,14 @@ def tasks() -> None:
 def arithmetic(config: RunConfig) -> str:
     """The batch sizes in words that cannot be misread."""
     rollout, learner = config.rollout, config.learner
+    extra = (
+        f" (+ up to {rollout.max_extra_prompts_per_step} more)" if config.objective.dynamic_sampling else ""
+    )
     return (
-        f"{config.steps} steps of {rollout.prompts_per_step} prompts × {rollout.responses_per_prompt} responses = "
-        f"{config.responses_per_step} responses, in {learner.mini_batches} optimiser step(s) over {learner.ranks} "
-        f"learner rank(s), micro-batches of up to {learner.micro_batch_tokens} tokens; {rollout.workers} workers"
+        f"{config.steps} steps of {rollout.prompts_per_step} prompts{extra} × {rollout.responses_per_prompt} "
+        f"responses = {config.responses_per_step} responses, in {config.optimiser_steps_per_batch} optimiser "
+        f"step(s) over {learner.ranks} learner rank(s), micro-batches of up to {learner.micro_batch_tokens} "
+        f"tokens; {rollout.workers} workers"
     )
 
 

@@ -49,7 +49,7 @@ class ActorGraph:
             learner=config,
             objective=self.config.objective,
             probe_tokens=probe_tokens,
-            steps=self.config.steps * config.mini_batches,
+            steps=self.config.steps * self.config.optimiser_steps_per_batch,
         )
         bundles = [bundle(config.cpus_per_rank, config.gpus_per_rank)] * config.ranks
         async with Reservation("the learner", bundles, self.config.cluster.placement_timeout_s) as place:

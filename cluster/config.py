@@ -9,11 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _checked_alpha(alpha: float | str) -> float | str:
+    if alpha == "adaptive" or (isinstance(alpha, float) and 0 <= alpha <= 1):
+        return alpha
+    raise ValueError("Input should be a number from 0 to 1, or adaptive")
+
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Alpha = Annotated[float | str, AfterValidator(_checked_alpha)]
 
 
 class Section(BaseModel):
@@ -52,6 +60,9 @@ class RolloutConfig(Section):
     """Prompts (groups) that one batch is made of."""
     responses_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 16
     """The group size G."""
+    max_extra_prompts_per_step: Count | None = None
+    """With dynamic sampling: prompts that one step may ask for beyond prompts_per_step. After that it trains on the
+    groups that there are. Null: twice prompts_per_step."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """The learner divides its logits by it too."""
     max_response_tokens: Count = 256
@@ -83,20 +94,41 @@ class RolloutConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """The loss. Formulas: `learner/objectives.py`."""
+    """The loss. Formulas and sources: `docs/objectives.md`. What is null takes the objective's own default, which
+    `launch.py check` and the run's `config.yaml` show."""
 
-    name: Literal["a_hpo", "hpo", "grpo"] = "a_hpo"
-    alpha: Share = 1.0
-    """`hpo` only: weight of negative advantages. 1 is token-mean aggregation, 0 learns from right answers alone."""
+    name: Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "hpo", "a_hpo"] = "a_hpo"
+    """Ratio and clip, aggregation, and the defaults below; `learner/objectives/` has a file for each."""
+    alpha: Alpha | None = None
+    """Weight of negative advantages, from 0 (learns from right answers alone) to 1 (leaves them as they are), or
+    `adaptive`: A-HPO's rule."""
     alpha_min: Share = 0.1
-    """`a_hpo` only: lower bound of the adaptive weight (our default; the paper's is not known)."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    clip_high: Annotated[float, Field(gt=0)] = 0.2
-    advantage_scaling: Literal["group", "batch", "none"] = "group"
+    """Lower bound of an adaptive alpha (our default; the paper's is not known)."""
+    advantage_scaling: Literal["group", "batch", "none"] | None = None
     """By which standard deviation advantages are divided."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The ratio is clipped below 1 - clip_low."""
+    clip_high: Annotated[float, Field(gt=0)] | None = None
+    """The ratio is clipped above 1 + clip_high."""
+    dynamic_sampling: Annotated[bool, Field(strict=True)] | None = None
+    """Whether groups whose responses are all right, or all wrong, are dropped and replaced by other prompts, up to
+    rollout.max_extra_prompts_per_step."""
+    overlong_tokens: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Soft over-long penalty: over the last so many tokens before rollout.max_response_tokens, a response's reward
+    falls linearly by 1. 0 turns it off."""
+    mask_cut_off: Annotated[bool, Field(strict=True)] = False
+    """Whether responses that were cut off get no gradient. They still count in their group's mean and deviation."""
     importance_cap: Annotated[float, Field(ge=1)] | None = None
     """Cap of the detached weight min(π_old / μ, cap) that corrects for stale or imprecise sampling; null turns it
     off."""
+    importance_level: Literal["token", "sequence"] = "token"
+    """Whether that weight is a token's own, or the product over its response."""
+    entropy_bonus: Annotated[float, Field(ge=0)] = 0.0
+    """Multiplies the policy's entropy at each response token, which is added to what is maximised."""
+    kl_beta: Annotated[float, Field(ge=0)] = 0.0
+    """Multiplies the divergence from the model that the run started with. 0 does not load that model a second time."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """With d = log π_ref - log π: -d, d² / 2, or e^d - d - 1."""
 
 
 class LearnerConfig(Section):
@@ -114,7 +146,9 @@ class LearnerConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
     mini_batches: Count = 1
-    """Optimiser steps that one batch is cut into, by prompts."""
+    """Parts, by prompts, that one batch is cut into; each is an optimiser step."""
+    epochs_per_batch: Count = 1
+    """How often each batch is learned from."""
     micro_batch_tokens: Count = 16384
     """Tokens (padding included) of one forward pass on one rank."""
     gradient_checkpointing: Annotated[bool, Field(strict=True)] = False
@@ -207,3 +241,7 @@ class RunConfig(Section):
     def responses_per_step(self) -> int:
         """N of the method: responses in one optimiser batch."""
         return self.rollout.prompts_per_step * self.rollout.responses_per_prompt
+
+    @property
+    def optimiser_steps_per_batch(self) -> int:
+        return self.learner.mini_batches * self.learner.epochs_per_batch

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from cluster.config import RunConfig
+from learner.objectives import chosen
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _OVERRIDE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*=")
@@ -38,8 +39,8 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """`config` holds everything that could be read; what was wrong in it has its default. It may be used if there
-    are no problems."""
+    """`config` holds everything that could be read; what was wrong in it has its default, and so has what was left to
+    others to decide (`with_defaults`). It may be used if there are no problems."""
 
     config: RunConfig
     problems: tuple[Problem, ...]
@@ -62,7 +63,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
             )
     values = _resolved(OmegaConf.merge(*layers), path, problems) if layers else {}
     config, schema_problems = validate(RunConfig, values)
-    return Loaded(config, (*problems, *schema_problems), readable)
+    return Loaded(with_defaults(config), (*problems, *schema_problems), readable)
+
+
+def with_defaults(config: RunConfig) -> RunConfig:
+    """`config` with a value for each setting whose default depends on another one."""
+    _, objective = chosen(config.objective)
+    rollout = config.rollout
+    if rollout.max_extra_prompts_per_step is None:
+        rollout = rollout.model_copy(update={"max_extra_prompts_per_step": 2 * rollout.prompts_per_step})
+    return config.model_copy(update={"objective": objective, "rollout": rollout})
 
 
 def _read_file(path: Path) -> tuple[list[Any], list[Problem]]:
@@ -121,8 +131,8 @@ def _problem(schema: type[BaseModel], detail: Any, prefix: str) -> Problem:
         meant = [*elsewhere[:1], *near]
         fix = f"did you mean {' or '.join(meant)}?" if meant else f"known here: {', '.join(known)}"
         return Problem(where, "there is no such setting", fix)
-    message = detail["msg"][0].lower() + detail["msg"][1:]
-    return Problem(where, f"{detail['input']!r} will not do", message)
+    message = detail["msg"].removeprefix("Value error, ")
+    return Problem(where, f"{detail['input']!r} will not do", message[0].lower() + message[1:])
 
 
 def _section(schema: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:

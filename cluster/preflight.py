@@ -20,6 +20,7 @@ from cluster.config import RunConfig
 from cluster.config_loading import Problem, validate
 from cluster.models import locate, ready_directory
 from cluster.starter import RECIPE
+from learner.objectives import OBJECTIVES
 from reward.task import Task
 from reward.tasks import task_class, task_names
 
@@ -53,6 +54,30 @@ def check_arithmetic(config: RunConfig) -> Iterator[Problem]:
             f"{rollout.max_response_tokens} leave no room for a prompt in model.max_context_tokens = "
             f"{config.model.max_context_tokens}",
             "lower the one or raise the other",
+        )
+
+
+def check_objective(config: RunConfig) -> Iterator[Problem]:
+    """No setting is given that the objective would not heed."""
+    objective = config.objective
+    defaults = OBJECTIVES[objective.name].defaults
+    for clip in ("clip_low", "clip_high"):
+        if getattr(defaults, clip) is None and getattr(objective, clip) is not None:
+            yield Problem(
+                f"objective.{clip}", f"{objective.name} has no such clip", "leave it out, or set it to null"
+            )
+    if defaults.alpha == "adaptive" and objective.alpha not in (None, "adaptive"):
+        yield Problem(
+            "objective.alpha",
+            f"{objective.name} sets it anew in each batch",
+            "leave it out, or take objective.name=hpo for a fixed one",
+        )
+    if objective.overlong_tokens > config.rollout.max_response_tokens:
+        yield Problem(
+            "objective.overlong_tokens",
+            f"{objective.overlong_tokens} is more than rollout.max_response_tokens = "
+            f"{config.rollout.max_response_tokens}: the penalty would begin before the response does",
+            f"lower it to {config.rollout.max_response_tokens} or less",
         )
 
 
@@ -227,6 +252,7 @@ def check_packages(config: RunConfig) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     check_arithmetic,
+    check_objective,
     check_model,
     check_context,
     check_task,

@@ -18,6 +18,8 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
     lengths = np.array([len(response.token_ids) for response in responses])
     staleness = np.array([learner_version - response.min_version for response in responses])
     judged = [verdict for verdict in verdicts if verdict.outcome in ("right", "wrong")]
+    right = np.array([verdict.outcome == "right" for verdict in verdicts])
+    wrong = np.array([verdict.outcome == "wrong" for verdict in verdicts])
     return {
         "reward/mean": float(np.mean([verdict.reward for verdict in judged])) if judged else math.nan,
         "reward/right_share": sum(verdict.outcome == "right" for verdict in verdicts) / len(verdicts),
@@ -26,6 +28,8 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
         "lengths/std": float(lengths.std()),
         "lengths/min": float(lengths.min()),
         "lengths/max": float(lengths.max()),
+        "lengths/right_mean": float(lengths[right].mean()) if right.any() else math.nan,
+        "lengths/wrong_mean": float(lengths[wrong].mean()) if wrong.any() else math.nan,
         "lengths/truncated_share": sum(r.finish_reason == "length" for r in responses) / len(responses),
         "staleness/mean": float(staleness.mean()),
         "staleness/max": float(staleness.max()),

@@ -17,6 +17,7 @@ from cluster.questions import Questions, encode_questions, evaluation_prompts, t
 from cluster.run_directory import RunDirectory
 from cluster.stage import RUN_ERRORS, prepare_in_cluster, ray_started, run_to_the_end
 from cluster.tracking import RunConsole, Tracker
+from learner.objectives.words import in_words
 
 TRAINING_ERRORS = (*RUN_ERRORS, LogprobGapError)
 """What may stop a run through no fault of this program, and says by itself what happened."""
@@ -42,6 +43,7 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
         if seen_before:
             _announce_resumption(config, run_directory, tracker, newest[1].step if newest else None)
         run_directory.write_config(config)
+        tracker.event(in_words(config.objective))
         with ray_started(config, console):
             model = prepare_in_cluster(config, console)
             console.stage("reading the prompts")

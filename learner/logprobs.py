@@ -52,11 +52,13 @@ class TokenBatch:
         )
 
 
-def response_logprobs(model: torch.nn.Module, batch: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
+def response_logprobs(
+    model: torch.nn.Module, batch: TokenBatch, temperature: float, *, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log π(response token) and the policy's entropy at each response position, both float32 [B, T].
 
-    Logits are computed for response positions only and divided by the sampling temperature. The entropy carries no
-    gradient.
+    Logits are computed for response positions only and divided by the sampling temperature. The entropy carries a
+    gradient if `entropy_gradient` says so, and then costs what a second set of log-probabilities would.
     """
     response_width = batch.response_ids_BT.shape[1]
     position_ids = (batch.attention_mask_BL.long().cumsum(dim=1) - 1).clamp(min=0)
@@ -70,7 +72,7 @@ def response_logprobs(model: torch.nn.Module, batch: TokenBatch, temperature: fl
     # The logits at position t predict token t + 1.
     all_logprobs = (output.logits[:, :-1].float() / temperature).log_softmax(dim=-1)
     chosen = all_logprobs.gather(-1, batch.response_ids_BT[:, :, None]).squeeze(-1)
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = -(all_logprobs.exp() * all_logprobs).sum(dim=-1)
     return chosen, entropy
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from cluster.config import LearnerConfig, ObjectiveConfig
 from cluster.contracts import Publication
 from learner.batching import MicroBatch
 from learner.rate_schedule import rate_share
+from learner.reference import FrozenReference
+from learner.statistics import merge
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class LearnerRank:
     def __init__(self, rank: int, options: LearnerOptions) -> None:
         self._rank = rank
         self._options = options
+        self._reference: FrozenReference | None = None
 
     def rendezvous(self) -> tuple[str, int]:
         """This node's address and a port that is free on it."""
@@ -89,6 +91,10 @@ class LearnerRank:
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, lr_scheduler=schedule, config=self._deepspeed_config()
         )
+        if options.objective.kl_beta > 0:
+            self._reference = FrozenReference(
+                options.model, options.dtype, learner.zero_stage, self._engine.device
+            )
         return os.getpid()
 
     def _deepspeed_config(self) -> dict[str, Any]:
@@ -107,16 +113,18 @@ class LearnerRank:
         }
 
     def learn(self, mini_batches: Sequence[Sequence[MicroBatch]]) -> list[dict[str, float]]:
-        """One optimiser step per mini-batch. Returns this rank's sums (see `LearnerGroup`), one dict per step.
+        """One optimiser step per mini-batch and epoch. Returns this rank's statistics, one dict per step.
 
-        π_old is the policy before the first of these steps: with one step it is π_θ itself and costs nothing, with
-        several it is computed for the later ones before the first is taken.
+        π_old is the policy before the first of these steps. For the first mini-batch that is π_θ as its step finds it,
+        and costs nothing; for the others it is computed before the first step is taken.
         """
         old_logprobs = [None, *(self._all_logprobs(micro_batches) for micro_batches in mini_batches[1:])]
-        return [
-            self._step(micro_batches, old)
-            for micro_batches, old in zip(mini_batches, old_logprobs, strict=True)
-        ]
+        statistics = []
+        for _ in range(self._options.learner.epochs_per_batch):
+            for index, micro_batches in enumerate(mini_batches):
+                of_step, old_logprobs[index] = self._step(micro_batches, old_logprobs[index])
+                statistics.append(of_step)
+        return statistics
 
     def _all_logprobs(self, micro_batches: Sequence[MicroBatch]) -> list[Any]:
         import torch
@@ -131,55 +139,46 @@ class LearnerRank:
                 for rows in micro_batches
             ]
 
-    def _step(self, micro_batches: Sequence[MicroBatch], old_logprobs: list[Any] | None) -> dict[str, float]:
-        sums: dict[str, float] = defaultdict(float)
+    def _step(
+        self, micro_batches: Sequence[MicroBatch], old_logprobs: list[Any] | None
+    ) -> tuple[dict[str, float], list[Any]]:
+        """One optimiser step. Returns its statistics, and the log-probabilities of π_old that it was taken with."""
+        parts, used = [], []
         for index, rows in enumerate(micro_batches):
-            self._accumulate(rows, old_logprobs[index] if old_logprobs else None, sums)
-        sums["learning_rate"] = self._engine.get_lr()[0]
+            of_micro_batch, old_BT = self._accumulate(rows, old_logprobs[index] if old_logprobs else None)
+            parts.append(of_micro_batch)
+            used.append(old_BT)
+        statistics = merge(parts) | {"learning_rate": self._engine.get_lr()[0]}
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         if norm is not None:
-            sums["gradient_norm"] = float(norm)
-        return dict(sums)
+            statistics["gradient_norm"] = float(norm)
+        return statistics, used
 
-    def _accumulate(self, rows: MicroBatch, old_BT: Any, sums: dict[str, float]) -> None:
-        """Forward and backward of one micro-batch; add what is to be known of it to `sums`."""
+    def _accumulate(self, rows: MicroBatch, old_BT: Any) -> tuple[dict[str, float], Any]:
+        """Forward and backward of one micro-batch: its statistics, and its log-probabilities under π_old."""
         from learner.logprobs import TokenBatch, response_logprobs
-        from learner.objectives import clipped_loss, truncated_importance_weights
+        from learner.objectives.loss import PolicyLogprobs, policy_loss
 
-        objective = self._options.objective
+        objective, temperature = self._options.objective, self._options.temperature
         batch = TokenBatch.from_rows(rows, self._engine.device)
-        logprobs_BT, entropy_BT = response_logprobs(self._engine, batch, self._options.temperature)
-        mask_BT = batch.response_mask_BT
+        logprobs_BT, entropy_BT = response_logprobs(
+            self._engine, batch, temperature, entropy_gradient=objective.entropy_bonus > 0
+        )
         if old_BT is None:
             old_BT = logprobs_BT.detach()
-        weights_BT = None
-        if objective.importance_cap is not None:
-            weights_BT = truncated_importance_weights(
-                old_BT, batch.sampler_logprobs_BT, mask_BT, objective.importance_cap
-            )
-        result = clipped_loss(
-            logprobs_BT,
-            old_BT,
+        reference_BT = self._reference.logprobs(batch, temperature) if self._reference else None
+        result = policy_loss(
+            objective,
+            PolicyLogprobs(logprobs_BT, old_BT, batch.sampler_logprobs_BT, reference_BT),
+            entropy_BT,
             batch.advantages_B,
             batch.scales_B,
-            mask_BT,
-            objective.clip_low,
-            objective.clip_high,
-            weights_BT,
+            batch.response_mask_BT,
         )
         # DeepSpeed averages gradients over the ranks; the denominators in `scales_B` are the whole batch's already.
         self._engine.backward(result.loss * self._options.learner.ranks)
-
-        counted_BT = mask_BT & (batch.scales_B[:, None] != 0)  # not the empty micro-batch's token
-        gap_BT = (old_BT - batch.sampler_logprobs_BT).abs() * counted_BT
-        sums["loss"] += result.loss.item()
-        sums["tokens"] += counted_BT.sum().item()
-        sums["entropy"] += (entropy_BT * counted_BT).sum().item()
-        sums["logprob_gap"] += gap_BT.sum().item()
-        sums["max_logprob_gap"] = max(sums["max_logprob_gap"], gap_BT.max().item())
-        sums["clipped_low"] += result.clipped_low_tokens.item()
-        sums["clipped_high"] += result.clipped_high_tokens.item()
+        return result.statistics, old_BT
 
     @contextmanager
     def _whole_weights(self) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """The batch is weighed once, globally, before it is split: advantages, α and denominators become two numbers per
 response.
 
-After this, learner ranks only sum `scale_i × Σ_t surrogate(ratio_it, advantage_i)`. Nothing in a rank depends on
-how many ranks there are or how the batch was cut into micro-batches, so neither does the loss. Pure numpy.
+After this, learner ranks only sum `scale_i × Σ_t surrogate(ratio_it, advantage_i)`, with what the options add to each
+token. Nothing in a rank depends on how many ranks there are or how the batch was cut into micro-batches, so neither
+does the loss. Pure numpy.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ import numpy as np
 
 from cluster.config import ObjectiveConfig
 from cluster.contracts import ScoredGroup
-from learner.advantages import adaptive_alpha, group_advantages, hysteretic, sign_shares
+from learner.advantages import (
+    adaptive_alpha,
+    group_advantages,
+    hysteretic,
+    overlong_penalties,
+    sign_shares,
+)
+from learner.objectives import chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +35,7 @@ class Row:
     advantage: float
     """w_i A_i."""
     scale: float
-    """What each of its tokens' surrogates is multiplied by: 1 / (N · L̄) for HPO."""
+    """What each of its tokens is multiplied by: 1 / (N · L̄) for HPO."""
 
     @property
     def tokens(self) -> int:
@@ -38,32 +46,40 @@ class Row:
 class WeighedBatch:
     """What one optimiser step sees.
 
-    `rows` leaves out responses with advantage 0: their gradient is exactly 0. They have been counted in N, L̄ and α.
+    `rows` leaves out responses whose gradient is exactly 0: those that are masked and, unless an entropy bonus or a
+    divergence acts on every response, those with advantage 0. They have been counted in N, L̄ and α.
     """
 
     rows: tuple[Row, ...]
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def weigh(groups: Sequence[ScoredGroup], objective: ObjectiveConfig) -> WeighedBatch:
-    """Turn the scored groups of one optimiser batch, all with G responses, into weighed rows."""
-    rewards = np.array([[verdict.reward for verdict in group.verdicts] for group in groups])
-    valid = np.array(
-        [[verdict.outcome in ("right", "wrong") for verdict in group.verdicts] for group in groups]
-    )
-    lengths = np.array([[len(response.token_ids) for response in group.responses] for group in groups])
+def weigh(groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_tokens: int) -> WeighedBatch:
+    """Turn the scored groups of one optimiser batch, all with G responses, into weighed rows.
 
-    plain = group_advantages(rewards, valid, objective.advantage_scaling)
-    shares = sign_shares(plain)
-    alpha = {
-        "a_hpo": adaptive_alpha(shares, objective.alpha_min),
-        "hpo": objective.alpha,
-        "grpo": 1.0,
-    }[objective.name]
+    With `mask_cut_off`, responses that were cut off count in their group's mean and deviation, and in N, but not in the
+    sums of tokens (all as in TRL); nor on either side for α, since they push neither way (ours).
+    """
+    objective, settings = chosen(config)
+    if not groups:
+        return WeighedBatch(rows=(), metrics=_metrics(1.0, np.zeros((1, 1)), zero_variance_share=0.0))
+    verdicts = [group.verdicts for group in groups]
+    responses = [group.responses for group in groups]
+    rewards = np.array([[verdict.reward for verdict in row] for row in verdicts])
+    valid = np.array([[verdict.outcome in ("right", "wrong") for verdict in row] for row in verdicts])
+    lengths = np.array([[len(response.token_ids) for response in row] for row in responses])
+    cut_off = np.array([[response.finish_reason == "length" for response in row] for row in responses])
+    masked = cut_off & settings.mask_cut_off
+
+    penalties = overlong_penalties(lengths, max_response_tokens, settings.overlong_tokens)
+    assert settings.advantage_scaling is not None
+    in_group = group_advantages(rewards + penalties, valid, settings.advantage_scaling)
+    plain = np.where(masked, 0.0, in_group)
+    alpha = _alpha(settings, plain)
     advantages = hysteretic(plain, alpha)
-    per_response = 1.0 / (lengths.size * lengths)  # mean over responses of the mean over tokens
-    per_token = np.full(lengths.shape, 1.0 / lengths.sum())  # N · L̄ = Σ|τ_i|
-    scales = per_response if objective.name == "grpo" else per_token
+    scales = objective.scales(np.where(masked, 0, lengths), max_response_tokens)
+    everywhere = settings.entropy_bonus > 0 or settings.kl_beta > 0
+    learned = ~masked if everywhere else advantages != 0
 
     rows = tuple(
         Row(
@@ -75,12 +91,29 @@ def weigh(groups: Sequence[ScoredGroup], objective: ObjectiveConfig) -> WeighedB
         )
         for p, group in enumerate(groups)
         for g, response in enumerate(group.responses)
-        if advantages[p, g] != 0
+        if learned[p, g]
     )
-    metrics = {
+    metrics = _metrics(alpha, plain, zero_variance_share=float((in_group == 0).all(axis=1).mean()))
+    if settings.overlong_tokens:
+        metrics["reward/overlong_penalty_mean"] = float(penalties.mean())
+    return WeighedBatch(rows=rows, metrics=metrics)
+
+
+def _alpha(settings: ObjectiveConfig, plain: np.ndarray) -> float:
+    if settings.alpha == "adaptive":
+        return adaptive_alpha(sign_shares(plain), settings.alpha_min)
+    assert isinstance(settings.alpha, float)
+    return settings.alpha
+
+
+def _metrics(alpha: float, plain: np.ndarray, zero_variance_share: float) -> dict[str, float]:
+    """`plain`: advantages before they are weighed by α."""
+    shares = sign_shares(plain)
+    return {
         "objective/alpha": alpha,
         "objective/positive_share": shares.positive,
         "objective/negative_share": shares.negative,
-        "reward/zero_variance_share": float((plain == 0).all(axis=1).mean()),
+        "objective/positive_push": float(plain[plain > 0].sum()),
+        "objective/negative_push": float(-alpha * plain[plain < 0].sum()),
+        "reward/zero_variance_share": zero_variance_share,
     }
-    return WeighedBatch(rows=rows, metrics=metrics)

@@ -135,6 +135,9 @@ def test_what_everybody_imports_is_light(module: str) -> None:
         "rollout.fleet_state",
         "learner.weighing",
         "learner.batching",
+        "learner.objectives",
+        "learner.statistics",
+        "cluster.batch_collector",
         "cluster.pass_at_k",
         "cluster.evaluation_report",
         "cluster.export_plan",
@@ -142,7 +145,7 @@ def test_what_everybody_imports_is_light(module: str) -> None:
 )
 def test_the_pure_cores_need_neither_ray_nor_torch(module: str) -> None:
     loaded = loaded_after(f"import {module}")
-    assert "numpy" in loaded or module == "rollout.fleet_state"
+    assert module.partition(".")[0] in loaded
     assert not loaded & {"torch", "ray", "vllm"}
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.config import RunConfig
-from cluster.config_loading import Loaded, Problem, load_config, setting_names, validate
+from cluster.config_loading import Loaded, Problem, load_config, setting_names, validate, with_defaults
 
 PROJECT = Path(__file__).parents[2]
 SETTINGS = list(setting_names(RunConfig))
@@ -50,15 +50,15 @@ def test_there_are_fewer_than_a_hundred_settings() -> None:
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
-    assert load(tmp_path, "") == Loaded(RunConfig(), ())
+    assert load(tmp_path, "") == Loaded(with_defaults(RunConfig()), ())
 
 
 def test_what_the_file_says_is_read(tmp_path: Path) -> None:
     loaded = load(tmp_path, "steps: 7\nrollout: {workers: 3}\nlearner: {learning_rate: 1e-4}\n")
-    assert loaded == Loaded(
-        RunConfig.model_validate({"steps": 7, "rollout": {"workers": 3}, "learner": {"learning_rate": 1e-4}}),
-        (),
+    expected = RunConfig.model_validate(
+        {"steps": 7, "rollout": {"workers": 3}, "learner": {"learning_rate": 1e-4}}
     )
+    assert loaded == Loaded(with_defaults(expected), ())
 
 
 def test_overrides_win_and_the_last_of_them_most(tmp_path: Path) -> None:
@@ -117,8 +117,10 @@ def test_a_misspelt_section_is_recognised() -> None:
         ("rollout.responses_per_prompt", 1, "greater than or equal to 2"),
         ("rollout.temperature", 0, "greater than 0"),
         ("learner.max_logprob_gap", float("nan"), "greater than 0"),
-        ("objective.alpha", 1.5, "less than or equal to 1"),
-        ("objective.name", "ppo", "'a_hpo', 'hpo' or 'grpo'"),
+        ("objective.alpha", 1.5, "input should be a number from 0 to 1, or adaptive"),
+        ("objective.alpha", "adaptve", "input should be a number from 0 to 1, or adaptive"),
+        ("objective.alpha_min", 1.5, "less than or equal to 1"),
+        ("objective.name", "ppo", "'cispo', 'hpo' or 'a_hpo'"),
         ("objective.importance_cap", "much", "number"),
         ("name", "../other", "pattern"),
         ("tracking.wandb_tags", ["a", ["b"]], "string"),
@@ -130,6 +132,19 @@ def test_an_impossible_value_is_named_with_what_would_do(setting: str, value: An
     problem = only_problem(setting, value)
     assert problem.where.startswith(setting)
     assert needle in problem.fix
+
+
+def test_settings_that_depend_on_others_are_filled_in(tmp_path: Path) -> None:
+    """And only where nothing else was said."""
+    config = load(tmp_path, "objective: {name: dapo, clip_low: 0.1}\nrollout: {prompts_per_step: 6}\n").config
+    assert (config.objective.clip_low, config.objective.clip_high) == (0.1, 0.28)
+    assert (config.objective.advantage_scaling, config.objective.alpha) == ("group", 1.0)
+    assert config.objective.dynamic_sampling
+    assert config.rollout.max_extra_prompts_per_step == 12
+    assert with_defaults(config) == config
+    off = load(tmp_path, "objective: {name: dapo, dynamic_sampling: false, alpha: 0.0}\n").config.objective
+    assert off.dynamic_sampling is False
+    assert off.alpha == 0.0
 
 
 @pytest.mark.parametrize(
@@ -161,7 +176,8 @@ def test_what_is_wrong_is_set_aside_and_the_rest_kept(tmp_path: Path) -> None:
         "stepps",
         "tracking.wandb_tags.1",
     ]
-    assert loaded.config == RunConfig.model_validate({"steps": 7, "rollout": {"temperature": 0.5}})
+    expected = RunConfig.model_validate({"steps": 7, "rollout": {"temperature": 0.5}})
+    assert loaded.config == with_defaults(expected)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +215,9 @@ def test_an_interpolation_that_leads_nowhere_hides_nothing_else(tmp_path: Path) 
 
 
 def test_an_interpolation_is_resolved(tmp_path: Path) -> None:
-    assert load(tmp_path, "steps: 7\nseed: ${steps}\n") == Loaded(RunConfig(steps=7, seed=7), ())
+    assert load(tmp_path, "steps: 7\nseed: ${steps}\n") == Loaded(
+        with_defaults(RunConfig(steps=7, seed=7)), ()
+    )
 
 
 @pytest.mark.parametrize(

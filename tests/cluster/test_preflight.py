@@ -6,14 +6,14 @@ import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cluster.config import RunConfig
-from cluster.config_loading import Problem
+from cluster.config import ObjectiveConfig, RunConfig
+from cluster.config_loading import Problem, with_defaults
 from cluster.preflight import check_context, check_resources, preflight
 from cluster.starter import RECIPE, prompt_tokens
 from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
@@ -86,6 +86,43 @@ def test_a_batch_divides_into_its_mini_batches(
         assert preflight(config) == []
     else:
         assert only_problem(config).where == "rollout.prompts_per_step"
+
+
+# --- The objective
+
+
+@pytest.mark.parametrize(
+    ("objective", "setting"),
+    [
+        ({"name": "sapo", "clip_low": 0.2}, "clip_low"),
+        ({"name": "sapo", "clip_high": 0.2}, "clip_high"),
+        ({"name": "cispo", "clip_low": 0.2}, "clip_low"),
+        ({"name": "a_hpo", "alpha": 0.6}, "alpha"),
+        ({"overlong_tokens": 65}, "overlong_tokens"),
+    ],
+)
+def test_a_setting_that_would_not_be_heeded_is_refused(
+    tmp_path: Path, objective: dict[str, Any], setting: str
+) -> None:
+    assert only_problem(run_config(tmp_path, objective=objective)).where == f"objective.{setting}"
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"name": "cispo", "clip_high": 3.0},
+        {"name": "grpo", "alpha": 0.5},
+        {"name": "gspo", "alpha": "adaptive"},
+        {"name": "a_hpo", "alpha": "adaptive"},
+        {"overlong_tokens": 64},
+        *({"name": name} for name in get_args(ObjectiveConfig.model_fields["name"].annotation)),
+    ],
+)
+def test_settings_that_are_heeded_are_not_refused(tmp_path: Path, objective: dict[str, Any]) -> None:
+    """With what the objective's defaults add to them, too."""
+    config = run_config(tmp_path, objective=objective)
+    assert preflight(config) == []
+    assert preflight(with_defaults(config)) == []
 
 
 # --- The task and its prompts

@@ -39,6 +39,8 @@ def test_what_is_said_of_a_batch() -> None:
             "lengths/std": math.sqrt((9 + 1 + 1 + 9) / 8),
             "lengths/min": 2.0,
             "lengths/max": 8.0,
+            "lengths/right_mean": (2 + 5 + 5) / 3,
+            "lengths/wrong_mean": (4 + 6 + 5) / 3,
             "lengths/truncated_share": 1 / 8,
             "staleness/mean": (1 + 0 + 5 + 5) / 8,
             "staleness/max": 5.0,
@@ -48,7 +50,9 @@ def test_what_is_said_of_a_batch() -> None:
 
 def test_without_any_verdict_there_is_no_mean_reward() -> None:
     metrics = batch_metrics([make_group([None, None])], learner_version=0)
-    assert math.isnan(metrics["reward/mean"])
+    assert all(
+        math.isnan(metrics[key]) for key in ("reward/mean", "lengths/right_mean", "lengths/wrong_mean")
+    )
     assert metrics["reward/right_share"] == 0
     assert metrics["reward/error_share"] == 1
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +12,16 @@ from hypothesis import strategies as st
 
 from cluster.config import ObjectiveConfig
 from cluster.contracts import ScoredGroup
+from learner import weighing
 from learner.advantages import group_advantages
-from learner.weighing import Row, weigh
+from learner.objectives import OBJECTIVES
+from learner.weighing import Row, WeighedBatch
 from tests.builders import make_group, make_prompt, make_response
 
 HPO = ObjectiveConfig(name="hpo", alpha=0.6)
 A_HPO = ObjectiveConfig(name="a_hpo", alpha_min=0.1)
 GRPO = ObjectiveConfig(name="grpo")
+MAX_TOKENS = 10
 
 # 1 of 4 right, 2 of 4 right, all right, one verifier failed; responses are numbered by their first token.
 REWARDS: list[list[float | None]] = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, None]]
@@ -31,6 +35,10 @@ def scored(rewards: Sequence[Sequence[float | None]], lengths: Sequence[Sequence
         make_group(of_group, [make_response([next(number)] * length) for length in of_lengths])
         for of_group, of_lengths in zip(rewards, lengths, strict=True)
     ]
+
+
+def weigh(groups: Sequence[ScoredGroup], objective: ObjectiveConfig) -> WeighedBatch:
+    return weighing.weigh(groups, objective, MAX_TOKENS)
 
 
 def by_number(rows: Sequence[Row]) -> dict[int, Row]:
@@ -56,6 +64,11 @@ def test_grpo_divides_each_response_by_its_own_tokens() -> None:
     )
 
 
+def test_dr_grpo_divides_by_the_longest_length_that_is_allowed() -> None:
+    rows = weigh(scored(REWARDS, LENGTHS), ObjectiveConfig(name="dr_grpo")).rows
+    assert [row.scale for row in rows] == pytest.approx([1 / (N * MAX_TOKENS)] * len(rows))
+
+
 @pytest.mark.parametrize("objective", [HPO, A_HPO, GRPO])
 def test_rows_are_the_responses_with_an_advantage(objective: ObjectiveConfig) -> None:
     """Not those of the group that is all right, nor the one whose verifier failed."""
@@ -78,13 +91,17 @@ def test_alpha_of_zero_keeps_right_responses_alone() -> None:
 def test_adaptive_alpha_is_counted_over_the_batch() -> None:
     """4 responses have a positive and 7 a negative advantage."""
     batch = weigh(scored(REWARDS, LENGTHS), A_HPO)
+    right = [1.5 * (1 / 2), 2 * (1 / 2) / (1 / 3) ** 0.5, 0, (2 / 3) / (1 / 3) ** 0.5]  # Σ A⁺ of each group
     assert batch.metrics == pytest.approx(
         {
             "objective/alpha": 4 / 7,
             "objective/positive_share": 4 / N,
             "objective/negative_share": 7 / N,
+            "objective/positive_push": sum(right) + 0.75,
+            "objective/negative_push": 4 / 7 * (sum(right) + 0.75),  # Σ A = 0 in each group
             "reward/zero_variance_share": 1 / 4,
-        }
+        },
+        rel=1e-3,  # the 1e-4 that is added to deviations
     )
 
 
@@ -95,11 +112,20 @@ def test_adaptive_hpo_is_hpo_with_that_alpha() -> None:
     assert [row.scale for row in adaptive.rows] == [row.scale for row in fixed.rows]
 
 
-def test_alpha_is_not_grpos_affair() -> None:
+def test_the_pushes_are_of_what_the_rows_carry() -> None:
+    batch = weigh(scored(REWARDS, LENGTHS), HPO)
+    advantages = np.array([row.advantage for row in batch.rows])
+    assert batch.metrics["objective/positive_push"] == pytest.approx(advantages[advantages > 0].sum())
+    assert batch.metrics["objective/negative_push"] == pytest.approx(-advantages[advantages < 0].sum())
+
+
+def test_alpha_min_bounds_an_adaptive_alpha_and_nothing_else() -> None:
     groups = scored(REWARDS, LENGTHS)
-    one, other = (weigh(groups, ObjectiveConfig(name="grpo", alpha=a, alpha_min=a)) for a in (0.2, 0.9))
-    assert one.metrics["objective/alpha"] == 1
-    assert [row.advantage for row in one.rows] == [row.advantage for row in other.rows]
+    for alpha_min in (0.2, 0.9):
+        grpo = weigh(groups, ObjectiveConfig(name="grpo", alpha_min=alpha_min))
+        assert grpo.metrics["objective/alpha"] == 1
+        adaptive = weigh(groups, ObjectiveConfig(name="a_hpo", alpha_min=alpha_min))
+        assert adaptive.metrics["objective/alpha"] == max(alpha_min, 4 / 7)
 
 
 @pytest.mark.parametrize("scaling", ["group", "batch", "none"])
@@ -129,3 +155,128 @@ def test_a_row_carries_the_very_tokens_that_were_sampled() -> None:
     assert row.response_token_ids.tolist() == [9, 3, 1]
     assert row.sampler_logprobs.tolist() == [-0.5, -1.5, -2.5]
     assert row.tokens == 5
+
+
+# --- Responses that were cut off.
+
+
+def with_cut_off(groups: Sequence[ScoredGroup], numbers: Collection[int]) -> list[ScoredGroup]:
+    """The same groups, with those responses cut off."""
+
+    def cut(group: ScoredGroup) -> ScoredGroup:
+        responses = tuple(
+            replace(response, finish_reason="length") if int(response.token_ids[0]) in numbers else response
+            for response in group.responses
+        )
+        return replace(group, group=replace(group.group, responses=responses))
+
+    return [cut(group) for group in groups]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_masked_response_stays_in_its_groups_statistics_and_gets_no_row(name: str) -> None:
+    """The others keep the advantages that they have with it."""
+    groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 6})
+    plain = by_number(weigh(groups, ObjectiveConfig(name=name, alpha=1.0)).rows)
+    masked = by_number(weigh(groups, ObjectiveConfig(name=name, alpha=1.0, mask_cut_off=True)).rows)
+    assert plain.keys() - masked.keys() == {3, 6}
+    assert {i: row.advantage for i, row in masked.items()} == {i: plain[i].advantage for i in masked}
+
+
+@pytest.mark.parametrize(
+    ("name", "denominator"),
+    [("hpo", TOKENS - 5 - 2), ("dapo", TOKENS - 5 - 2), ("grpo", N * 2), ("dr_grpo", N * MAX_TOKENS)],
+)
+def test_a_masked_response_leaves_the_sums_of_tokens_and_stays_one_of_n(name: str, denominator: int) -> None:
+    """Responses 3 and 6 have 5 and 2 tokens; response 0 has 2."""
+    groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 6})
+    rows = by_number(weigh(groups, ObjectiveConfig(name=name, mask_cut_off=True)).rows)
+    assert rows[0].scale == pytest.approx(1 / denominator)
+
+
+def test_a_masked_response_counts_on_neither_side() -> None:
+    """Of 4 positive and 7 negative responses, one positive and two negative are masked."""
+    groups = with_cut_off(scored(REWARDS, LENGTHS), {0, 3, 6})
+    metrics = weigh(groups, ObjectiveConfig(name="a_hpo", mask_cut_off=True)).metrics
+    assert metrics["objective/alpha"] == 3 / 5
+    assert metrics["objective/positive_share"] == 3 / N
+    assert metrics["objective/negative_share"] == 5 / N
+    assert metrics["reward/zero_variance_share"] == 1 / 4, "a group does not become alike by masking"
+
+
+def test_a_batch_that_is_all_masked_has_no_rows() -> None:
+    groups = with_cut_off(scored(REWARDS, LENGTHS), range(N))
+    batch = weigh(groups, ObjectiveConfig(mask_cut_off=True, kl_beta=0.1, entropy_bonus=0.1))
+    assert batch.rows == ()
+    assert batch.metrics["objective/alpha"] == 1
+
+
+@pytest.mark.parametrize("option", [{"kl_beta": 0.1}, {"entropy_bonus": 0.1}])
+def test_what_acts_on_every_response_keeps_those_without_an_advantage(option: dict[str, float]) -> None:
+    """But not those that are masked."""
+    groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 9})
+    objective = ObjectiveConfig.model_validate({"mask_cut_off": True, **option})
+    rows = by_number(weigh(groups, objective).rows)
+    assert rows.keys() == set(range(N)) - {3, 9}
+    assert rows[8].advantage == 0
+    assert rows[8].scale == rows[0].scale
+
+
+# --- The soft over-long penalty.
+
+
+def test_an_over_long_response_is_penalised_in_its_advantage_alone() -> None:
+    """Of a group that is all right: 10 tokens allowed, the last 4 penalised, by 0, 0, 1/4 and 1."""
+    groups = scored([[1, 1, 1, 1]], [[2, 6, 7, 10]])
+    batch = weigh(groups, ObjectiveConfig(name="dr_grpo", overlong_tokens=4))
+    mean = 1 - (1 / 4 + 1) / 4
+    assert [row.advantage for row in batch.rows] == pytest.approx([1 - mean, 1 - mean, 0.75 - mean, -mean])
+    assert batch.metrics["reward/overlong_penalty_mean"] == -(1 / 4 + 1) / 4
+    assert batch.metrics["reward/zero_variance_share"] == 0
+    assert groups[0].right == 4, "the verifier's outcome is what it was"
+
+
+def test_without_a_penalty_there_is_none() -> None:
+    batch = weigh(scored([[1, 1]], [[2, 10]]), ObjectiveConfig())
+    assert batch.rows == ()
+    assert "reward/overlong_penalty_mean" not in batch.metrics
+
+
+# --- Batches of an unusual shape.
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    "rewards", [[[1.0]], [[0.1] * 16], [[0.1] * 3], [[0.3] * 7, [0.7] * 7]], ids=["G = 1", "0.1", "3", "two"]
+)
+def test_a_batch_of_equal_rewards_teaches_nothing(name: str, rewards: list[list[float | None]]) -> None:
+    """Whether the rewards can be written exactly or not, and where a response is alone in its group."""
+    for scaling in ("group", "batch", "none"):
+        objective = ObjectiveConfig.model_validate({"name": name, "advantage_scaling": scaling})
+        batch = weigh(scored(rewards, [[2] * len(row) for row in rewards]), objective)
+        assert batch.rows == ()
+        assert batch.metrics["objective/positive_push"] == batch.metrics["objective/negative_push"] == 0
+        assert batch.metrics["reward/zero_variance_share"] == 1
+        if name == "a_hpo":
+            assert batch.metrics["objective/alpha"] == 1
+
+
+@pytest.mark.parametrize(
+    ("masked", "alpha", "numbers"),
+    [({0}, 0.1, [1, 2, 3]), ({1, 2, 3}, 1.0, [0]), (set(range(4)), 1.0, [])],
+    ids=["no positives", "no negatives", "all zero"],
+)
+def test_adaptive_alpha_on_one_sided_batches(masked: set[int], alpha: float, numbers: list[int]) -> None:
+    groups = with_cut_off(scored([[1, 0, 0, 0]], [[2, 3, 4, 5]]), masked)
+    batch = weigh(groups, ObjectiveConfig(name="a_hpo", mask_cut_off=True))
+    assert batch.metrics["objective/alpha"] == alpha
+    assert [int(row.response_token_ids[0]) for row in batch.rows] == numbers
+    assert all(np.isfinite([row.advantage, row.scale]).all() for row in batch.rows)
+
+
+def test_a_batch_without_groups_has_no_rows_and_the_same_metrics() -> None:
+    """Dynamic sampling may find nothing to learn from."""
+    empty = weigh([], A_HPO)
+    assert empty.rows == ()
+    assert empty.metrics.keys() == weigh(scored(REWARDS, LENGTHS), A_HPO).metrics.keys()
+    assert empty.metrics["objective/alpha"] == 1
