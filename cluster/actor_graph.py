@@ -50,6 +50,7 @@ class ActorGraph:
             objective=self.config.objective,
             probe_tokens=probe_tokens,
             steps=self.config.steps * config.mini_batches,
+            max_context_tokens=self.config.model.max_context_tokens,
         )
         bundles = [bundle(config.cpus_per_rank, config.gpus_per_rank)] * config.ranks
         async with Reservation("the learner", bundles, self.config.cluster.placement_timeout_s) as place:

@@ -121,7 +121,10 @@ class LearnerConfig(Section):
     mini_batches: Count = 1
     """Optimiser steps that one batch is cut into, by prompts."""
     micro_batch_tokens: Count = 16384
-    """Tokens (padding included) of one forward pass on one rank."""
+    """Tokens (padding included) of one forward pass on one rank. A prompt that responses share counts once."""
+    prefix_sharing: Literal["auto", "on", "off"] = "auto"
+    """Whether the responses of a group share one computation of their prompt: `auto` where the model allows it and it
+    costs less, `on` everywhere (refused for models that do not allow it), `off` nowhere. The loss is the same."""
     gradient_checkpointing: Annotated[bool, Field(strict=True)] = False
     max_logprob_gap: Annotated[float, Field(gt=0)] = 1.0
     """The run stops when sampler and learner disagree by more than this, in mean over a batch, on equal weights."""

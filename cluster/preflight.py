@@ -20,6 +20,7 @@ from cluster.config import RunConfig
 from cluster.config_loading import Problem, validate
 from cluster.models import locate, ready_directory
 from cluster.starter import RECIPE
+from learner.prefix_support import prefix_obstacle
 from reward.task import Task
 from reward.tasks import task_class, task_names
 
@@ -115,12 +116,8 @@ def check_context(config: RunConfig) -> Iterator[Problem]:
     """A model takes no more tokens than its configuration says."""
     if config.model.source == "starter":  # see check_arithmetic
         return
-    try:
-        directory = ready_directory(config)
-        known = json.loads((directory / "config.json").read_text(encoding="utf-8")) if directory else {}
-    except ValueError:  # not there: reported by check_model; not JSON: whoever loads it says so
-        return
-    if not isinstance(known, dict) or not isinstance(limit := known.get("max_position_embeddings"), int):
+    known = _model_configuration(config)
+    if not isinstance(limit := known.get("max_position_embeddings"), int):
         return
     if "factor" in (known.get("rope_parameters") or known.get("rope_scaling") or {}):
         return  # how far it goes depends on the kind of scaling
@@ -131,6 +128,29 @@ def check_context(config: RunConfig) -> Iterator[Problem]:
             "(max_position_embeddings in its config.json)",
             f"lower it to {limit}",
         )
+
+
+def check_prefix_sharing(config: RunConfig) -> Iterator[Problem]:
+    """As far as the model's configuration tells; the rest shows when the learner starts."""
+    if config.learner.prefix_sharing != "on" or config.model.source == "starter":
+        return
+    obstacle = prefix_obstacle(_model_configuration(config), config.model.max_context_tokens)
+    if obstacle is not None:
+        yield Problem(
+            "learner.prefix_sharing",
+            f"the responses of a group cannot share the computation of their prompt: {obstacle}",
+            "set it to auto or off",
+        )
+
+
+def _model_configuration(config: RunConfig) -> dict[str, Any]:
+    """The model's config.json; empty if it is not there yet, or not to be read."""
+    try:
+        directory = ready_directory(config)
+        known = json.loads((directory / "config.json").read_text(encoding="utf-8")) if directory else {}
+    except ValueError:  # not there: reported by check_model; not JSON: whoever loads it says so
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def check_task(config: RunConfig) -> Iterator[Problem]:
@@ -229,6 +249,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     check_arithmetic,
     check_model,
     check_context,
+    check_prefix_sharing,
     check_task,
     check_run_directory,
     check_packages,

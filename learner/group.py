@@ -35,13 +35,13 @@ class LearnerGroup:
     async def start(self) -> list[int]:
         """Build all engines. Returns the process ids, by rank."""
         (address, port), *_ = await self._all("rendezvous", timeout_s=self._config.start_timeout_s)
-        return await self._all("start", address, port, timeout_s=self._config.start_timeout_s)
+        process_ids = await self._all("start", address, port, timeout_s=self._config.start_timeout_s)
+        self._packing, *_ = await self._all("packing", timeout_s=self._config.start_timeout_s)
+        return process_ids
 
     async def learn(self, mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
         """One optimiser step per mini-batch; metrics over all of them."""
-        sharded = [
-            shard(batch.rows, len(self._ranks), self._config.micro_batch_tokens) for batch in mini_batches
-        ]
+        sharded = [shard(batch.rows, len(self._ranks), self._packing) for batch in mini_batches]
         per_rank = [[shards[rank] for shards in sharded] for rank in range(len(self._ranks))]
         references = [rank.learn.remote(work) for rank, work in zip(self._ranks, per_rank, strict=True)]
         results = await self._gather(references, "learn", self._config.step_timeout_s)

@@ -21,7 +21,7 @@ import ray
 
 from cluster.config import LearnerConfig, ObjectiveConfig
 from cluster.contracts import Publication
-from learner.batching import MicroBatch
+from learner.batching import MicroBatch, Packing
 from learner.objective_table import resolve
 from learner.rate_schedule import rate_share
 
@@ -39,6 +39,8 @@ class LearnerOptions:
     probe_tokens: tuple[tuple[int, ...], ...]
     steps: int
     """Optimiser steps of the whole run, over which the learning rate is scheduled."""
+    max_context_tokens: int | None = None
+    """Longest prompt and response together; None if that is not known."""
 
 
 class LearnerRank:
@@ -68,6 +70,8 @@ class LearnerRank:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from learner.policy import prepare_policy
+
         torch.manual_seed(options.seed)
         on_gpu = options.learner.gpus_per_rank > 0
         if not on_gpu:
@@ -78,6 +82,7 @@ class LearnerRank:
         if options.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         learner = options.learner
+        policy, self._packing = prepare_policy(model, learner, options.max_context_tokens)
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=learner.learning_rate,
@@ -88,9 +93,13 @@ class LearnerRank:
             optimizer, partial(rate_share, steps=options.steps, learner=learner)
         )
         self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, lr_scheduler=schedule, config=self._deepspeed_config()
+            model=policy, optimizer=optimizer, lr_scheduler=schedule, config=self._deepspeed_config()
         )
         return os.getpid()
+
+    def packing(self) -> Packing:
+        """How micro-batches are to be cut for this model. Known after `start`, and the same on all ranks."""
+        return self._packing
 
     def _deepspeed_config(self) -> dict[str, Any]:
         learner = self._options.learner
@@ -127,15 +136,17 @@ class LearnerRank:
         with torch.no_grad():
             return [
                 response_logprobs(
-                    self._engine, TokenBatch.from_rows(rows, self._engine.device), self._options.temperature
+                    self._engine,
+                    TokenBatch.from_micro_batch(micro_batch, self._engine.device),
+                    self._options.temperature,
                 )[0]
-                for rows in micro_batches
+                for micro_batch in micro_batches
             ]
 
     def _step(self, micro_batches: Sequence[MicroBatch], old_logprobs: list[Any] | None) -> dict[str, float]:
         sums: dict[str, float] = defaultdict(float)
-        for index, rows in enumerate(micro_batches):
-            self._accumulate(rows, old_logprobs[index] if old_logprobs else None, sums)
+        for index, micro_batch in enumerate(micro_batches):
+            self._accumulate(micro_batch, old_logprobs[index] if old_logprobs else None, sums)
         sums["learning_rate"] = self._engine.get_lr()[0]
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
@@ -143,13 +154,13 @@ class LearnerRank:
             sums["gradient_norm"] = float(norm)
         return dict(sums)
 
-    def _accumulate(self, rows: MicroBatch, old_BT: Any, sums: dict[str, float]) -> None:
+    def _accumulate(self, micro_batch: MicroBatch, old_BT: Any, sums: dict[str, float]) -> None:
         """Forward and backward of one micro-batch; add what is to be known of it to `sums`."""
         from learner.logprobs import TokenBatch, response_logprobs
         from learner.objectives import policy_loss, truncated_importance_weights
 
         importance_cap = self._options.objective.importance_cap
-        batch = TokenBatch.from_rows(rows, self._engine.device)
+        batch = TokenBatch.from_micro_batch(micro_batch, self._engine.device)
         logprobs_BT, entropy_BT = response_logprobs(self._engine, batch, self._options.temperature)
         mask_BT = batch.response_mask_BT
         if old_BT is None:
@@ -187,7 +198,7 @@ class LearnerRank:
         ZeRO 3."""
         import deepspeed
 
-        module = self._engine.module
+        module = self._engine.module.model
         partitioned = self._options.learner.zero_stage == 3
         with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=partitioned):
             yield {name: parameter.detach() for name, parameter in module.named_parameters()}
@@ -221,7 +232,7 @@ class LearnerRank:
             if self._rank != 0:
                 return
             state = {name: weight.cpu().clone() for name, weight in weights.items()}
-        self._engine.module.save_pretrained(directory, state_dict=state)
+        self._engine.module.model.save_pretrained(directory, state_dict=state)
         AutoTokenizer.from_pretrained(self._options.model).save_pretrained(directory)
 
     def save(self, directory: Path) -> None:

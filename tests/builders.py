@@ -49,20 +49,30 @@ def make_group(
 
 def tiny_llama(vocabulary: int = 32) -> Any:
     """A randomly initialised Llama in float64, always the same, whose predictions are far from uniform."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    return tiny_model("llama", vocab_size=vocabulary)
 
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        initializer_range=0.5,
-        tie_word_embeddings=False,
-    )
+
+def tiny_model(model_type: str, tied: bool = False, **settings: Any) -> Any:
+    """A randomly initialised model of one of transformers' architectures, in float64, always the same, whose
+    predictions are far from uniform and depend on all tokens before. `settings` are its configuration's."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    known = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.5,
+        "tie_word_embeddings": tied,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return LlamaForCausalLM(config).double().eval()
+        config = AutoConfig.for_model(model_type, **known | settings)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()

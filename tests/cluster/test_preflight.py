@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cluster.config import RunConfig
 from cluster.config_loading import Problem
-from cluster.preflight import check_context, check_resources, preflight
+from cluster.preflight import check_context, check_prefix_sharing, check_resources, preflight
 from cluster.starter import RECIPE, prompt_tokens
 from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 from reward.countdown.task import CountdownOptions, CountdownTask
@@ -315,6 +315,31 @@ def test_a_context_that_may_fit_is_not_refused(tmp_path: Path, known: Any) -> No
     model = directory_model(tmp_path, known)
     config = run_config(tmp_path, model={"source": str(model), "max_context_tokens": 512})
     assert list(check_context(config)) == []
+
+
+@pytest.mark.parametrize(
+    ("known", "fit"),
+    [
+        ({"model_type": "llama"}, True),
+        ({"model_type": "mistral", "sliding_window": 512}, True),
+        ({"model_type": "mistral", "sliding_window": 511}, False),
+        ({"model_type": "jamba", "mamba_d_state": 16}, False),
+        ([], True),
+    ],
+)
+@pytest.mark.parametrize("sharing", ["auto", "on", "off"])
+def test_prefix_sharing_is_refused_for_models_that_cannot(
+    tmp_path: Path, known: Any, fit: bool, sharing: str
+) -> None:
+    """If it was asked for: `auto` does without."""
+    source = {"source": str(directory_model(tmp_path, known)), "max_context_tokens": 512}
+    config = run_config(tmp_path, model=source, learner={"prefix_sharing": sharing})
+    problems = list(check_prefix_sharing(config))
+    assert len(problems) == (0 if fit or sharing != "on" else 1)
+    for problem in problems:
+        assert problem.where == "learner.prefix_sharing"
+        assert problem.fix == "set it to auto or off"
+        assert problem in preflight(config)
 
 
 # --- The run directory

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,17 +27,23 @@ def local_ray() -> Iterator[None]:
 
 
 def make_batch(seed: int) -> WeighedBatch:
+    """Groups of 1 to 6 responses: those without an advantage have been left out."""
     generator = np.random.default_rng(seed)
-    lengths = generator.integers(1, 20, size=24)
+    prompts = [
+        prompt
+        for responses in range(1, 7)
+        for prompt in [generator.integers(3, 20, size=generator.integers(3, 12))] * responses
+    ]
+    lengths = generator.integers(1, 20, size=len(prompts))
     rows = tuple(
         Row(
-            prompt_token_ids=generator.integers(3, 20, size=generator.integers(3, 12)),
+            prompt_token_ids=prompt,
             response_token_ids=generator.integers(3, 20, size=length),
             sampler_logprobs=np.full(length, -3.0, dtype=np.float32),
             advantage=float(generator.normal()),
             scale=1.0 / lengths.sum(),
         )
-        for length in lengths
+        for prompt, length in zip(prompts, lengths, strict=True)
     )
     return WeighedBatch(rows=rows)
 
@@ -51,13 +58,10 @@ class Outcome:
     """The same weights as `restored`, in a Hugging Face directory."""
 
 
-async def learn(
-    model: Path, directory: Path, ranks: int, zero_stage: int, micro_batch_tokens: int
-) -> Outcome:
+async def learn(model: Path, directory: Path, **settings: Any) -> Outcome:
     """Three steps; a checkpoint after the second, from which the third is done again."""
-    learner = LearnerConfig(
-        ranks=ranks, zero_stage=zero_stage, micro_batch_tokens=micro_batch_tokens, learning_rate=1e-3
-    )
+    learner = LearnerConfig(learning_rate=1e-3, **settings)
+    ranks = learner.ranks
     options = LearnerOptions(str(model), "float32", 0.7, 0, learner, ObjectiveConfig(), ((3, 4, 5, 6),), 4)
     actor = ray.remote(LearnerRank).options(
         num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)}
@@ -93,14 +97,24 @@ async def published(group: LearnerGroup, version: int) -> dict[str, np.ndarray]:
     return load(bytes(await publication.weights))
 
 
-async def test_learning_does_not_depend_on_ranks_stages_or_micro_batches(
+async def test_learning_does_not_depend_on_ranks_stages_micro_batches_or_sharing(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    one = await learn(tiny_model, tmp_path / "one", ranks=1, zero_stage=2, micro_batch_tokens=100_000)
-    for name, ranks, stage, tokens in (("two", 2, 2, 100), ("sharded", 2, 3, 150)):
-        many = await learn(
-            tiny_model, tmp_path / name, ranks=ranks, zero_stage=stage, micro_batch_tokens=tokens
-        )
+    one = await learn(tiny_model, tmp_path / "one", zero_stage=0, prefix_sharing="off")
+    others: dict[str, dict[str, Any]] = {
+        "sharing": {"zero_stage": 2, "prefix_sharing": "on"},
+        "two ranks": {"ranks": 2, "zero_stage": 2, "micro_batch_tokens": 100},
+        "sharded": {"ranks": 2, "zero_stage": 3, "micro_batch_tokens": 150, "prefix_sharing": "on"},
+        "sharded and checkpointed": {
+            "ranks": 2,
+            "zero_stage": 3,
+            "micro_batch_tokens": 150,
+            "prefix_sharing": "on",
+            "gradient_checkpointing": True,
+        },
+    }
+    for name, settings in others.items():
+        many = await learn(tiny_model, tmp_path / name, **settings)
         assert many.losses == pytest.approx(one.losses, rel=1e-5), name
         assert many.gradient_norms == pytest.approx(one.gradient_norms, rel=1e-4), name
         assert many.exported.keys() == many.weights.keys() == one.weights.keys()

@@ -18,10 +18,11 @@ from torch import Tensor
 from cluster.config import ObjectiveConfig, ObjectiveName
 from cluster.contracts import ScoredGroup
 from learner.advantages import STD_EPSILON
-from learner.batching import EMPTY, MicroBatch, shard
+from learner.batching import EMPTY, MicroBatch, Packing, shard
 from learner.logprobs import TokenBatch, response_logprobs
 from learner.objective_table import OBJECTIVES, Objective, resolve
 from learner.objectives import PolicyLoss, policy_loss, truncated_importance_weights
+from learner.policy import Policy
 from learner.weighing import Row, WeighedBatch
 from learner.weighing import weigh as weigh_under_limit
 from tests.builders import make_group, make_prompt, make_response, tiny_llama
@@ -367,8 +368,8 @@ CAP = 1.2
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_llama()
+def model() -> Policy:
+    return Policy(tiny_llama())
 
 
 @pytest.fixture(scope="module")
@@ -396,8 +397,8 @@ def groups(model: Any) -> list[ScoredGroup]:
 def rank_loss(model: Any, micro_batches: Sequence[MicroBatch], name: ObjectiveName) -> Tensor:
     """As a learner rank sums it, with the sampler's log-probabilities as π_old and weights as of a third policy."""
     losses = []
-    for rows in micro_batches:
-        batch = TokenBatch.from_rows(rows, torch.device("cpu"))
+    for micro_batch in micro_batches:
+        batch = TokenBatch.from_micro_batch(micro_batch, torch.device("cpu"))
         logprobs, _ = response_logprobs(model, batch, temperature=1.0)
         old, mask = batch.sampler_logprobs_BT, batch.response_mask_BT
         weights = truncated_importance_weights(logprobs.detach(), old, mask, CAP)
@@ -406,6 +407,10 @@ def rank_loss(model: Any, micro_batches: Sequence[MicroBatch], name: ObjectiveNa
         )
         losses.append(result.loss)
     return torch.stack(losses).sum()
+
+
+def each_alone(rows: Sequence[Row]) -> MicroBatch:
+    return tuple((row,) for row in rows)
 
 
 def loss_and_gradient(
@@ -426,7 +431,7 @@ def assert_same(ours: tuple[float, Tensor], expected: tuple[float, Tensor]) -> N
 @pytest.fixture(scope="module")
 def whole(model: Any, groups: list[ScoredGroup]) -> tuple[float, Tensor]:
     """The whole batch in one micro-batch."""
-    return loss_and_gradient(model, [[weigh(groups, A_HPO).rows]])
+    return loss_and_gradient(model, [[each_alone(weigh(groups, A_HPO).rows)]])
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -434,9 +439,10 @@ def test_the_loss_does_not_depend_on_ranks_or_micro_batches(
     model: Any, groups: list[ScoredGroup], name: ObjectiveName
 ) -> None:
     rows = weigh(groups, ObjectiveConfig(name=name)).rows
-    whole = loss_and_gradient(model, [[rows]], name)
+    whole = loss_and_gradient(model, [[each_alone(rows)]], name)
     for ranks, micro_batch_tokens in [(1, 1), (1, 40), (2, 10**6), (3, 60), (30, 25)]:
-        assert_same(loss_and_gradient(model, shard(rows, ranks, micro_batch_tokens), name), whole)
+        packing = Packing(micro_batch_tokens, "off")
+        assert_same(loss_and_gradient(model, shard(rows, ranks, packing), name), whole)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -450,8 +456,8 @@ def test_the_loss_does_not_depend_on_the_order_of_groups_or_responses(
         pairs = list(zip(group.responses, group.verdicts, strict=True))
         responses, verdicts = zip(*order.sample(pairs, len(pairs)), strict=True)
         shuffled.append(replace(group, group=replace(group.group, responses=responses), verdicts=verdicts))
-    whole = loss_and_gradient(model, [[weigh(groups, objective).rows]], name)
-    assert_same(loss_and_gradient(model, [[weigh(shuffled, objective).rows]], name), whole)
+    whole = loss_and_gradient(model, [[each_alone(weigh(groups, objective).rows)]], name)
+    assert_same(loss_and_gradient(model, [[each_alone(weigh(shuffled, objective).rows)]], name), whole)
 
 
 def test_rows_without_an_advantage_may_be_left_out(
@@ -473,7 +479,7 @@ def test_rows_without_an_advantage_may_be_left_out(
     ]
     assert left_out
     assert len(left_out) + len(weighed.rows) == sum(len(group.responses) for group in groups)
-    assert_same(loss_and_gradient(model, [[(*weighed.rows, *left_out)]]), whole)
+    assert_same(loss_and_gradient(model, [[each_alone([*weighed.rows, *left_out])]]), whole)
 
 
 def test_rows_without_an_advantage_count_in_the_denominator(
@@ -483,7 +489,7 @@ def test_rows_without_an_advantage_count_in_the_denominator(
     *varied, all_right = groups
     lengths = [sum(len(response.token_ids) for response in group.responses) for group in groups]
     assert len({verdict.reward for verdict in all_right.verdicts}) == 1
-    loss, gradient = loss_and_gradient(model, [[weigh(varied, A_HPO).rows]])
+    loss, gradient = loss_and_gradient(model, [[each_alone(weigh(varied, A_HPO).rows)]])
     share = sum(lengths[:-1]) / sum(lengths)
     assert_same((loss * share, gradient * share), whole)
 
@@ -494,4 +500,4 @@ def test_an_empty_micro_batch_adds_nothing(
     loss, gradient = loss_and_gradient(model, [[EMPTY]])
     assert loss == 0
     assert (gradient == 0).all()
-    assert_same(loss_and_gradient(model, [[EMPTY, weigh(groups, A_HPO).rows, EMPTY]]), whole)
+    assert_same(loss_and_gradient(model, [[EMPTY, each_alone(weigh(groups, A_HPO).rows), EMPTY]]), whole)
