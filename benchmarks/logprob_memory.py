@@ -1,0 +1,97 @@
+"""Peak memory of log-probabilities at a large vocabulary: in chunks, and with all logits at once.
+
+Measured from the hidden states to the gradients of hidden states and output weights, above what is there before: the
+weights, a gradient for them as earlier micro-batches leave it, and the hidden states. Each way runs in a process of its
+own, and the operating system says what the peak was (resident memory; Linux).
+
+    python benchmarks/logprob_memory.py
+    python benchmarks/logprob_memory.py --ways chunked --hidden-size 1536
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.report import write
+
+WAYS = ("chunked", "whole")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vocabulary", type=int, default=150_000)
+    parser.add_argument("--tokens", type=int, default=8192, help="response tokens of one micro-batch")
+    parser.add_argument("--hidden-size", type=int, default=576, help="of the model; SmolLM2-135M has 576")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=["chunked"], help="`whole` needs 3 × the logits"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run?")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/logprob_memory.json")
+    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.vocabulary, arguments.tokens, arguments.ways = 5000, 256, list(WAYS)
+    sizes = {name: getattr(arguments, name) for name in ("vocabulary", "tokens", "hidden_size", "threads")}
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure, **sizes)))
+        return
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
+    found = {}
+    for way in arguments.ways:
+        child = subprocess.run(
+            [sys.executable, __file__, "--measure", way, *options],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        found[way] = json.loads(child.stdout.splitlines()[-1])
+        print(way, found[way], flush=True)
+    logits_gib = round(sizes["vocabulary"] * sizes["tokens"] * 4 / 2**30, 3)
+    write("logprob_memory", {"sizes": sizes, "logits_gib": logits_gib, "ways": found}, arguments.output)
+
+
+def measure(way: str, vocabulary: int, tokens: int, hidden_size: int, threads: int) -> dict[str, float]:
+    import torch
+
+    from learner.token_logprobs import TokenLogprobs
+
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    head = torch.nn.Linear(hidden_size, vocabulary, bias=False)
+    hidden = torch.randn(tokens, hidden_size, requires_grad=True)
+    ids = torch.randint(vocabulary, (tokens,))
+    head.weight.grad = torch.ones_like(head.weight)
+    (
+        torch.ones(64, 64, requires_grad=True) @ torch.ones(64, 64)
+    ).sum().backward()  # threads and libraries are there
+    before = memory_gib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    started = time.perf_counter()
+    if way == "chunked":
+        logprobs, _ = TokenLogprobs(head)(hidden, ids, 1.0)
+    else:
+        logprobs = head(hidden).log_softmax(-1).gather(-1, ids[:, None])
+    logprobs.sum().backward()
+    return {
+        "peak_above_model_gib": round(memory_gib("VmHWM") - before, 3),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def memory_gib(name: str) -> float:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1]) / 2**20
+
+
+if __name__ == "__main__":
+    main()
