@@ -1,10 +1,15 @@
-"""Runs inside vLLM's worker process: replaces the model's weights in place."""
+"""Runs inside vLLM's worker process: replaces the model's weights in place, and mends what vLLM leaves undone there."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
+
+# Linux lends a process the CPU's tile registers (AMX) only when it asks. vLLM's bfloat16 attention takes them without
+# asking, and dies of an illegal instruction unless something else in its process has asked before.
+torch.cpu._init_amx()
 
 
 class WeightReceiver:
