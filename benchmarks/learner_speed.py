@@ -225,7 +225,8 @@ def measure_steps(case: Case, threads: int) -> dict[str, Any]:
 
 def started_rank(case: Case, directory: str, threads: int) -> tuple[Any, Packing]:
     """A learner rank in this process."""
-    from learner.rank import LearnerOptions, LearnerRank
+    from learner.engine import LearnerOptions
+    from learner.rank import LearnerRank
 
     learner = LearnerConfig(
         zero_stage=0,

@@ -16,8 +16,9 @@ from cluster.config import RunConfig
 from cluster.fleet import RolloutFleet
 from cluster.placement import Reservation, bundle, cpu_environment
 from cluster.run_directory import RunDirectory
+from learner.engine import LearnerOptions
 from learner.group import LearnerGroup
-from learner.rank import LearnerOptions, LearnerRank
+from learner.rank import LearnerRank
 from reward.scoring import RewardActor, RewardPool
 from rollout.worker import EngineOptions
 

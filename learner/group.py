@@ -13,7 +13,7 @@ import ray
 
 from cluster.contracts import Publication
 from learner.batching import shard
-from learner.rank import LearnerOptions
+from learner.engine import LearnerOptions
 from learner.weighing import WeighedBatch
 
 
@@ -88,7 +88,7 @@ def _merge(results: Sequence[dict[str, float]], steps: int) -> dict[str, float]:
         return sum(result[key] for result in results)
 
     tokens = max(total("tokens"), 1.0)
-    metrics = {
+    return {
         "objective/loss": total("loss") / steps,
         "objective/entropy": total("entropy") / tokens,
         "objective/clip_share_low": total("clipped_low") / tokens,
@@ -97,8 +97,5 @@ def _merge(results: Sequence[dict[str, float]], steps: int) -> dict[str, float]:
         "logprob_gap/mean": total("logprob_gap") / tokens,
         "logprob_gap/max": max(result["max_logprob_gap"] for result in results),
         "learner_tokens": total("tokens"),
+        "objective/gradient_norm": float(np.mean([result["gradient_norm"] for result in results])),
     }
-    norms = [result["gradient_norm"] for result in results if "gradient_norm" in result]
-    if norms:
-        metrics["objective/gradient_norm"] = float(np.mean(norms))
-    return metrics

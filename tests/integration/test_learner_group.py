@@ -14,8 +14,9 @@ from safetensors.numpy import load, load_file
 
 from cluster.config import ClusterConfig, LearnerConfig, ObjectiveConfig
 from cluster.placement import connect, cpu_environment
+from learner.engine import LearnerOptions
 from learner.group import LearnerGroup
-from learner.rank import LearnerOptions, LearnerRank
+from learner.rank import LearnerRank
 from learner.weighing import Row, WeighedBatch
 
 

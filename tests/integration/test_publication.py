@@ -18,9 +18,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from cluster.config import ClusterConfig, LearnerConfig, ObjectiveConfig
 from cluster.contracts import Group, Prompt, Publication, Sampling
 from cluster.placement import connect, cpu_environment
+from learner.engine import LearnerOptions
 from learner.group import LearnerGroup
 from learner.logprobs import sequence_logprobs
-from learner.rank import LearnerOptions, LearnerRank
+from learner.policy import Policy
+from learner.rank import LearnerRank
 from learner.supervised import character_tokenizer
 from learner.weighing import Row, WeighedBatch
 from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
@@ -157,13 +159,11 @@ def batch() -> WeighedBatch:
 
 def sampling_gap(group: Group, model: Path, dtype: str) -> float:
     """The largest |Δ log p| between what the engine says of its own responses and `model` in transformers."""
-    causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+    policy = Policy(AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)))
     prompt = group.prompt.token_ids
     return max(
         np.abs(
-            sequence_logprobs(causal_lm, [*prompt, *response.token_ids], torch.device("cpu"))[
-                len(prompt) - 1 :
-            ]
+            sequence_logprobs(policy, [*prompt, *response.token_ids], torch.device("cpu"))[len(prompt) - 1 :]
             - response.logprobs
         ).max()
         for response in group.responses
