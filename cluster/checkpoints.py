@@ -19,7 +19,7 @@ from pathlib import Path
 from cluster import manifest
 from cluster.manifest import Manifest, files_in
 from cluster.progress import Progress
-from learner.state_files import CheckpointError, CheckpointWriteError, FileRecord, seal
+from learner.state_files import CheckpointError, CheckpointWriteError, FileRecord, reason, seal
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +146,13 @@ class CheckpointStore:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _failure(self, step: int, error: Exception) -> str:
+        why = reason(error, self._directory) if isinstance(error, OSError) else error
         disk = shutil.disk_usage(self._directory)
         before = self.complete()
         needed = f", and the one before took {_mebibytes(_size(before[max(before)]))}" if before else ""
         then = f"from step {max(before)}" if before else "from the beginning"
         return (
-            f"the checkpoint of step {step} could not be written ({_reason(error)}): in {self._directory} "
+            f"the checkpoint of step {step} could not be written ({why}): in {self._directory} "
             f"{_mebibytes(disk.free)} of {_mebibytes(disk.total)} are free{needed}. Make room there; then the run goes "
             f"on {then}"
         )
@@ -204,10 +205,6 @@ def _size(checkpoint: Path) -> int:
 
 def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _sync(path: Path) -> None:

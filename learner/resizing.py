@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from learner.state_files import CheckpointWriteError
+from learner.state_files import CheckpointWriteError, reason
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -29,10 +29,10 @@ def load_resized(engine: DeepSpeedEngine, state: Path, scratch: Path) -> None:
         try:
             _convert(state, scratch / state.name)
         except (OSError, RuntimeError) as error:  # torch.save says RuntimeError on a full disk
+            why = reason(error, scratch)
             shutil.rmtree(scratch, ignore_errors=True)
             raise CheckpointWriteError(
-                f"{scratch}: {' '.join(str(error).split())}, while {state} was cut up for another number of ranks; it "
-                "needs as much room there once more"
+                f"{scratch}: {why}, while {state} was cut up for other ranks, which takes as much room again"
             ) from error
     comm.barrier()
     # DeepSpeed asks its configuration, and only when it loads. An engine that was built for it would read nothing else.

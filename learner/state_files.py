@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,3 +50,20 @@ def record(file: Path) -> FileRecord:
     with open(file, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256")
         return FileRecord(stream.tell(), digest.hexdigest())
+
+
+def reason(error: Exception, directory: Path) -> str:
+    """Why something could not be written in `directory`, in one line.
+
+    On a full disk torch says where in its file it was, and not why: what the system says of one more attempt is
+    clearer.
+    """
+    if not isinstance(error, OSError):
+        try:
+            with tempfile.TemporaryFile(dir=directory) as attempt:
+                attempt.write(bytes(2**20))
+                attempt.flush()
+                os.fsync(attempt.fileno())
+        except OSError as refusal:
+            error = refusal
+    return (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from learner.random_state import load_random_state, save_random_state
 from learner.resizing import load_resized
 from learner.state_description import FILE_NAME, StateDescription, obstacle, other_model, resizing
-from learner.state_files import CheckpointError, CheckpointWriteError, FileRecord, seal
+from learner.state_files import CheckpointError, CheckpointWriteError, FileRecord, reason, seal
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -44,7 +44,7 @@ def save_training_state(
             (directory / FILE_NAME).write_text(describe(engine, options).to_json(), encoding="utf-8")
         return {file: seal(file) for file in directory.rglob("*") if file.is_file() and _writer(file) == rank}
     except (OSError, RuntimeError) as error:  # torch.save says RuntimeError on a full disk
-        raise CheckpointWriteError(f"{directory}: {_one_line(error)}") from error
+        raise CheckpointWriteError(f"{directory}: {reason(error, directory)}") from error
 
 
 def load_training_state(
@@ -62,13 +62,13 @@ def load_training_state(
     try:
         saved = StateDescription.from_json((directory / FILE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / FILE_NAME} cannot be read: {_one_line(error)}") from error
+        raise CheckpointError(f"{directory / FILE_NAME} cannot be read: {error}") from error
     learner = options.learner
-    reason = obstacle(saved, options.dtype, learner.zero_stage) or other_model(
+    in_the_way = obstacle(saved, options.dtype, learner.zero_stage) or other_model(
         saved, describe(engine, options)
     )
-    if reason is not None:
-        raise CheckpointError(f"{directory}: cannot go on from this checkpoint: {reason}")
+    if in_the_way is not None:
+        raise CheckpointError(f"{directory}: cannot go on from this checkpoint: {in_the_way}")
     if resizing(saved, learner.ranks, learner.zero_stage):
         load_resized(engine, directory / _TAG, scratch)
     else:
@@ -125,7 +125,3 @@ def _writer(file: Path) -> int:
     """The rank that wrote a file, by its name, as DeepSpeed's are too; rank 0 writes those without one."""
     named = re.search(r"rank_(\d+)", file.name)
     return int(named[1]) if named else 0
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
