@@ -117,7 +117,12 @@ def configuration(directory: Path, name: str, steps: int, max_staleness: int) ->
             "directory": str(directory),
             "steps": steps,
             "rollout": {"prompts_per_step": 4, "responses_per_prompt": 4, "max_staleness": max_staleness},
-            "learner": {"ranks": 2, "learning_rate": 1e-3, "learning_rate_schedule": "cosine"},
+            "learner": {
+                "ranks": 2,
+                "learning_rate": 1e-3,
+                "learning_rate_schedule": "cosine",
+                "max_logprob_gap": 100.0,  # the sampler's log-probabilities are made up
+            },
             "evaluation": {"every_steps": steps, "prompts": 1},
             "checkpoint": {"every_steps": 1, "keep": 1},
             "tracking": {"wandb": "disabled"},
