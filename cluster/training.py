@@ -34,6 +34,7 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
     started = time.monotonic()
     run_directory = RunDirectory(config.run_directory)
     checkpoints = CheckpointStore(run_directory.checkpoints, config.checkpoint.keep)
+    console.stage("looking for a checkpoint to go on from")
     newest = checkpoints.newest_intact(console.warning)
     if newest is not None:
         _refuse_other_settings(newest, config)
@@ -42,7 +43,7 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
         config,
         run_directory,
         console,
-        resume_step=(newest.progress.step if newest else -1) if seen_before else None,
+        resume_step=newest.progress.step if newest else -1 if seen_before else None,
         wandb_run_id=newest.progress.wandb_run_id if newest else None,
     ) as tracker:
         if seen_before:
