@@ -52,11 +52,15 @@ class Tracker:
         self._finished = False
         run_directory.create()
         run_directory.remove_summary()
+        earlier = (run_directory.metrics_file, run_directory.superseded_metrics_file)
+        shown_step = max((row["step"] for file in earlier for row in read_metrics(file)), default=-1)
         self._metrics = MetricsFile(run_directory.metrics_file, run_directory.superseded_metrics_file)
         if resume_step is not None:
             self._metrics.truncate_after(resume_step)
         console.restore(read_metrics(run_directory.metrics_file))
-        self._wandb = WandbSink(config, run_directory, console.event, resumed_id=wandb_run_id)
+        self._wandb = WandbSink(
+            config, run_directory, console.event, resumed_id=wandb_run_id, shown_step=shown_step
+        )
 
     @property
     def wandb_run_id(self) -> str | None:

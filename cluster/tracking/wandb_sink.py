@@ -28,6 +28,9 @@ Job = Callable[[Any], None]  # is given the wandb run
 class WandbSink:
     """Passes metrics, sample tables and the summary on to W&B, in order, without ever raising.
 
+    W&B appends, and cannot take back what it was told: of steps that a resumed run does again, those up to
+    `shown_step`, it keeps the first account.
+
     `notify` is called, mostly from the sink's thread, with the place to look at the run and with warnings.
     """
 
@@ -38,12 +41,14 @@ class WandbSink:
         notify: Callable[[str], None],
         *,
         resumed_id: str | None = None,
+        shown_step: int = -1,
         init_timeout_s: float = 20.0,
         finish_timeout_s: float = 30.0,
     ) -> None:
         self._config = config
         self._run_directory = run_directory
         self._notify = notify
+        self._shown_step = shown_step
         self._init_timeout_s = init_timeout_s
         self._finish_timeout_s = finish_timeout_s
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -63,11 +68,13 @@ class WandbSink:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         row = {"step": step, **metrics}
-        self._submit(lambda run: run.log(row))
+        if step > self._shown_step:
+            self._submit(lambda run: run.log(row))
 
     def table(self, step: int, rows: Sequence[Sequence[Any]]) -> None:
         """Shows sampled responses; each row has the values of `TABLE_COLUMNS`."""
-        self._submit(lambda run: _log_table(run, step, rows))
+        if step > self._shown_step:
+            self._submit(lambda run: _log_table(run, step, rows))
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         self._submit(lambda run: run.summary.update(dict(summary)))

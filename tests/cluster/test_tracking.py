@@ -111,6 +111,19 @@ def test_resuming_keeps_the_steps_that_are_not_done_again(
     assert [row["step"] for row in read_metrics(run.metrics_file)] == [*kept, len(kept)]
 
 
+def test_wandb_is_told_each_step_once(
+    config: RunConfig, run: RunDirectory, console: RunConsole, wandb_run: Recorder
+) -> None:
+    """However often a step is done again: the second resumption goes back behind what the first had shown."""
+    for resume_step, steps in ((None, range(5)), (1, range(2, 3)), (1, range(2, 7))):
+        with Tracker(config, run, console, resume_step=resume_step) as tracker:
+            for step in steps:
+                tracker.log(step, {"reward/mean": 0.1 * step})
+    told = [call["step"] for call in wandb_run.calls if isinstance(call, dict) and "step" in call]
+    assert told == list(range(7))
+    assert [row["step"] for row in read_metrics(run.metrics_file)] == list(range(7))
+
+
 def test_a_full_disk_reaches_the_caller_and_wandb_is_closed_even_so(
     config: RunConfig, run: RunDirectory, console: RunConsole, wandb_run: Recorder
 ) -> None:
