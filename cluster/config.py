@@ -9,12 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ObjectiveName = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "hpo", "a_hpo"]
+
+
+def _switch(value: Any) -> Any:
+    """YAML reads the words `on` and `off` as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class Section(BaseModel):
@@ -122,7 +127,7 @@ class LearnerConfig(Section):
     """Optimiser steps that one batch is cut into, by prompts."""
     micro_batch_tokens: Count = 16384
     """Tokens (padding included) of one forward pass on one rank. A prompt that responses share counts once."""
-    prefix_sharing: Literal["auto", "on", "off"] = "auto"
+    prefix_sharing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     """Whether the responses of a group share one computation of their prompt: `auto` where the model allows it and it
     costs less, `on` everywhere (refused for models that do not allow it), `off` nowhere. The loss is the same."""
     gradient_checkpointing: Annotated[bool, Field(strict=True)] = False
