@@ -34,7 +34,7 @@ test: setup-test lint typecheck ## set up, then lint, types and every test
 	@echo "==> running the tests"
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(ARGS)
 
-test-slow: setup-test ## the tests that take minutes: three steps of SmolLM2-135M
+test-slow: setup-test ## the tests that take minutes: three steps of SmolLM2-135M, the resume drill
 	@echo "==> running the slow tests"
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m slow $(ARGS)
 

@@ -23,14 +23,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from cluster.checkpoints import CheckpointStore, Progress, learner_state
+from cluster.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.config import RunConfig
 from cluster.contracts import Prompt, ScoredGroup
 from cluster.fleet import RolloutFleet
+from cluster.progress import Progress
 from cluster.prompt_source import PromptSource
 from cluster.step_metrics import batch_metrics, evaluation_metrics
 from cluster.tracking import Tracker
 from learner.group import LearnerGroup
+from learner.state_files import CheckpointError
 from learner.weighing import weigh
 from rollout.work_buffer import WorkBuffer
 
@@ -52,6 +54,7 @@ class Controller:
         learner: LearnerGroup,
         checkpoints: CheckpointStore,
         tracker: Tracker,
+        start: Checkpoint | None = None,
     ) -> None:
         self._config = config
         self._source = source
@@ -60,6 +63,7 @@ class Controller:
         self._learner = learner
         self._checkpoints = checkpoints
         self._tracker = tracker
+        self._start = start
         rollout = config.rollout
         self._buffer = WorkBuffer(capacity=(rollout.max_staleness + 1) * rollout.prompts_per_step)
         self._times_s: dict[str, float] = defaultdict(float)
@@ -69,17 +73,25 @@ class Controller:
         """By step."""
 
     async def run(self) -> None:
-        """Train until the configured number of steps, from the newest checkpoint if there is one."""
+        """Train until the configured number of steps, from the checkpoint `start` if there is one.
+
+        Raises:
+            CheckpointError: it is of another model or other prompts, or a new one cannot be written.
+            LogprobGapError: what its name says.
+        """
         await self._restore()
         while self.step < self._config.steps:
-            self._times_s.clear()
             with self._timed("step"):
                 metrics, trained = await self._train_one_batch()
             if self._due(self._config.evaluation.every_steps):
                 metrics |= await self._evaluate()
+            # Before the checkpoint: a step that a resumed run does not do again has its row, and one that it does again
+            # gets a new one.
+            self._log(metrics, trained)
             if self._due(self._config.checkpoint.every_steps):
                 await self._save()
-            self._tracker.log(self.step, metrics | self._state_metrics(), trained)
+        if self.step not in self.pass_at_1:  # resumed when all was done but for saying so
+            await self._evaluate()
 
     async def _train_one_batch(self) -> tuple[dict[str, float], list[str]]:
         """One turn of the loop: its metrics, and the ids of the prompts that were learned from."""
@@ -140,37 +152,40 @@ class Controller:
         return metrics
 
     async def _restore(self) -> None:
-        """Begin where the newest checkpoint ended, or at the beginning. Publishing comes first: the workers wait
-        for it."""
-        newest = self._checkpoints.newest()
-        if newest is None:
+        """Begin where the checkpoint ended, or at the beginning. Publishing comes first: the workers wait for it."""
+        if self._start is None:
             await self._publish(version=0)
-            self._tracker.log(0, await self._evaluate() | self._state_metrics())
+            self._log(await self._evaluate())
             return
-        path, progress = newest
-        await self._learner.load(learner_state(path))
+        path, progress = self._start.path, self._start.progress
+        if progress.data != self._source.fingerprint:
+            raise CheckpointError(
+                f"{path}: cannot go on from this checkpoint: the training prompts are not those that it counts (seed, "
+                "task.* or the tokenizer changed). Set them back, or train under another name"
+            )
+        await self._learner.load(learner_state(path), self._checkpoints.scratch)
         self.step = progress.step
         self.pass_at_1[0] = progress.first_pass_at_1
         self._started -= progress.elapsed_s
-        self._source.position = progress.position
+        self._source.resume(progress.position, progress.in_flight)
         self._buffer.trained_prompts = progress.trained_prompts
-        for prompt_id in progress.in_flight:
-            self._buffer.admit(self._source.by_id(prompt_id))
         await self._publish(self.step)
 
     async def _save(self) -> None:
-        with self._timed("checkpoint"):
-            path = self._checkpoints.begin(self.step)
-            await self._learner.save(learner_state(path))
+        with self._timed("checkpoint"), self._checkpoints.attempt(self.step) as path:
+            sealed = await self._learner.save(learner_state(path))
             progress = Progress(
                 step=self.step,
                 position=self._source.position,
-                in_flight=self._buffer.in_flight,
+                in_flight=(*self._buffer.in_flight, *self._source.coming_again),
                 trained_prompts=self._buffer.trained_prompts,
                 first_pass_at_1=self.pass_at_1[0],
                 elapsed_s=self.elapsed_s,
+                data=self._source.fingerprint,
+                wandb_run_id=self._tracker.wandb_run_id,
             )
-            await asyncio.to_thread(self._checkpoints.commit, path, progress)  # the fleet goes on meanwhile
+            # In a thread: the fleet goes on meanwhile.
+            await asyncio.to_thread(self._checkpoints.commit, path, progress, sealed)
 
     @property
     def elapsed_s(self) -> float:
@@ -188,6 +203,10 @@ class Controller:
                 f"in step {self.step + 1} sampler and learner differ by {gap:.3g} per log-probability in mean "
                 f"(learner.max_logprob_gap: {limit:g}). Check model.dtype and rollout.temperature."
             )
+
+    def _log(self, metrics: dict[str, float], trained: Sequence[str] = ()) -> None:
+        self._tracker.log(self.step, metrics | self._state_metrics(), trained)
+        self._times_s.clear()  # that of a checkpoint is in the next row
 
     def _state_metrics(self) -> dict[str, float]:
         state = self._fleet.state

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from cluster.checkpoints import CheckpointStore
 from cluster.config import RunConfig
+from cluster.manifest import Manifest
 from cluster.models import locate, ready_directory
 from cluster.preflight import check_resources
 from cluster.run_directory import RunDirectory
+from learner.state_files import CheckpointError
 
 
 class ExportRefusedError(ValueError):
@@ -40,7 +42,10 @@ def plan_export(
     config = _config(run)
     if address:
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": address})})
-    checkpoints = CheckpointStore(run.checkpoints, config.checkpoint.keep).complete()
+    try:
+        checkpoints = CheckpointStore(run.checkpoints, config.checkpoint.keep).complete()
+    except CheckpointError as error:
+        raise ExportRefusedError(str(error)) from error
     if not checkpoints:
         raise ExportRefusedError(f"{run_directory}: it has no complete checkpoint yet; let the run reach one")
     chosen = max(checkpoints) if step is None else step
@@ -52,7 +57,10 @@ def plan_export(
     _refuse_missing_model(run, config)
     for problem in check_resources(config, ["learner"]):
         raise ExportRefusedError(str(problem))
-    return ExportPlan(run, config, chosen, checkpoints[chosen], _free_destination(destination))
+    plan = ExportPlan(run, config, chosen, checkpoints[chosen], _free_destination(destination))
+    if fault := Manifest.read(plan.checkpoint).content_fault(plan.checkpoint):
+        raise ExportRefusedError(f"{plan.checkpoint} is damaged: {fault}; export another one with --step")
+    return plan
 
 
 def _config(run: RunDirectory) -> RunConfig:

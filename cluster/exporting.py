@@ -38,6 +38,6 @@ async def _export(graph: ActorGraph, plan: ExportPlan, directory: Path, console:
         console.stage(f"starting {plan.config.learner.ranks} DeepSpeed rank(s)")
         await learner.start()
         console.stage(f"loading the checkpoint of step {plan.step}")
-        await learner.load(learner_state(plan.checkpoint))
+        await learner.load(learner_state(plan.checkpoint), directory.with_suffix(".resized"))
         console.stage("exporting the model")
         await learner.export(directory)

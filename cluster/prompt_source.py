@@ -4,9 +4,10 @@ Pure."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,9 @@ class PromptSource:
     """An endless sequence of training prompts. Each row comes exactly once per epoch.
 
     `position` is the number of prompts handed out; together with the ids still in flight it is all that a
-    checkpoint needs.
+    checkpoint needs:
+
+        source.resume(position, in_flight)  # those in flight come again, in their order, before any new one
     """
 
     def __init__(
@@ -53,12 +56,34 @@ class PromptSource:
         self._seed = seed
         self._sampling = sampling
         self.position = position
+        self._again: deque[str] = deque()
+
+    def resume(self, position: int, in_flight: Iterable[str]) -> None:
+        """Go on where another source of the same prompts was, whose prompts `in_flight` came to nothing."""
+        self.position = position
+        self._again = deque(in_flight)
+
+    @property
+    def coming_again(self) -> tuple[str, ...]:
+        """Ids of the prompts that are still to be handed out again."""
+        return tuple(self._again)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all prompts, their order and seeds: a position means the same in two runs that share it."""
+        digest = hashlib.sha256(str(self._seed).encode())
+        for question in self._questions:
+            tokens = np.asarray(question.encoded.token_ids, dtype=np.int64)
+            digest.update(len(tokens).to_bytes(8, "big") + tokens.tobytes())
+        return digest.hexdigest()
 
     @property
     def epoch(self) -> int:
         return self.position // len(self._questions)
 
     def next(self) -> Prompt:
+        if self._again:
+            return self.by_id(self._again.popleft())
         epoch, place = divmod(self.position, len(self._questions))
         self.position += 1
         return self.by_id(f"train/{epoch}/{_order(self._seed, epoch, len(self._questions))[place]}")

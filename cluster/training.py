@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.actor_graph import ActorGraph
-from cluster.checkpoints import CheckpointStore
+from cluster.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.config import RunConfig
 from cluster.controller import Controller, LogprobGapError
 from cluster.prompt_source import PromptSource
@@ -17,6 +17,9 @@ from cluster.questions import Questions, encode_questions, evaluation_prompts, t
 from cluster.run_directory import RunDirectory
 from cluster.stage import RUN_ERRORS, prepare_in_cluster, ray_started, run_to_the_end
 from cluster.tracking import RunConsole, Tracker
+from learner import state_description
+from learner.state_description import StateDescription, obstacle
+from learner.state_files import CheckpointError
 
 TRAINING_ERRORS = (*RUN_ERRORS, LogprobGapError)
 """What may stop a run through no fault of this program, and says by itself what happened."""
@@ -26,28 +29,31 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
     """Run the training that `config` describes and return its summary. A run that was cut short is resumed.
 
     Raises:
-        PlacementError, FleetLostError, LogprobGapError, UnusablePromptError: what their names say.
+        PlacementError, FleetLostError, LogprobGapError, UnusablePromptError, CheckpointError: what their names say.
     """
     started = time.monotonic()
     run_directory = RunDirectory(config.run_directory)
     checkpoints = CheckpointStore(run_directory.checkpoints, config.checkpoint.keep)
-    newest = checkpoints.newest()
+    newest = checkpoints.newest_intact(console.warning)
+    if newest is not None:
+        _refuse_other_settings(newest, config)
     seen_before = run_directory.config_file.exists()
     with Tracker(
         config,
         run_directory,
         console,
-        resume_step=(newest[1].step if newest else -1) if seen_before else None,
+        resume_step=(newest.progress.step if newest else -1) if seen_before else None,
+        wandb_run_id=newest.progress.wandb_run_id if newest else None,
     ) as tracker:
         if seen_before:
-            _announce_resumption(config, run_directory, tracker, newest[1].step if newest else None)
+            _announce_resumption(config, run_directory, tracker, newest.progress.step if newest else None)
         run_directory.write_config(config)
         with ray_started(config, console):
             model = prepare_in_cluster(config, console)
             console.stage("reading the prompts")
             questions = encode_questions(config, model)
             graph = ActorGraph(config, run_directory, model)
-            controller = run_to_the_end(_run(graph, questions, checkpoints, tracker, console))
+            controller = run_to_the_end(_run(graph, questions, checkpoints, newest, tracker, console))
         summary = _summary(config, run_directory, controller, time.monotonic() - started)
         tracker.finish(summary)
     return summary
@@ -65,6 +71,21 @@ def set_aside(config: RunConfig) -> Path | None:
     return aside
 
 
+def _refuse_other_settings(newest: Checkpoint, config: RunConfig) -> None:
+    """What its description tells already, before anything starts. Whether the model is the same shows when it is
+    loaded.
+
+    Raises:
+        CheckpointError: the run cannot go on from it with these settings.
+    """
+    file = learner_state(newest.path) / state_description.FILE_NAME
+    saved = StateDescription.from_json(file.read_text(encoding="utf-8"))
+    if reason := obstacle(saved, config.model.dtype, config.learner.zero_stage):
+        raise CheckpointError(
+            f"{newest.path}: cannot go on from this checkpoint: {reason}, or train under another name"
+        )
+
+
 def _announce_resumption(
     config: RunConfig, run_directory: RunDirectory, tracker: Tracker, step: int | None
 ) -> None:
@@ -80,6 +101,7 @@ async def _run(
     graph: ActorGraph,
     questions: Questions,
     checkpoints: CheckpointStore,
+    start: Checkpoint | None,
     tracker: Tracker,
     console: RunConsole,
 ) -> Controller:
@@ -107,6 +129,7 @@ async def _run(
             learner,
             checkpoints,
             tracker,
+            start,
         )
         await controller.run()
         console.stage("exporting the model")

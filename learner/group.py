@@ -4,7 +4,8 @@ ranks say."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import ray
 from cluster.contracts import Publication
 from learner.batching import shard
 from learner.engine import LearnerOptions
+from learner.state_files import CheckpointError, FileRecord
 from learner.weighing import WeighedBatch
 
 
@@ -55,11 +57,24 @@ class LearnerGroup:
     async def export(self, directory: Path) -> None:
         await self._all("export", directory, timeout_s=self._config.step_timeout_s)
 
-    async def save(self, directory: Path) -> None:
-        await self._all("save", directory, timeout_s=self._config.step_timeout_s)
+    async def save(self, directory: Path) -> dict[Path, FileRecord]:
+        """Write the training state under `directory`. Returns all files that were written.
 
-    async def load(self, directory: Path) -> None:
-        await self._all("load", directory, timeout_s=self._config.start_timeout_s)
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        with _plain_checkpoint_errors():
+            written = await self._all("save", directory, timeout_s=self._config.step_timeout_s)
+        return {file: record for files in written for file, record in files.items()}
+
+    async def load(self, directory: Path, scratch: Path) -> None:
+        """Restore what `save` wrote, with any number of ranks; `scratch` is a directory for what that may take.
+
+        Raises:
+            CheckpointError: it is of another model, or cannot be read with these settings.
+        """
+        with _plain_checkpoint_errors():
+            await self._all("load", directory, scratch, timeout_s=self._config.start_timeout_s)
 
     async def _all(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
         references = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
@@ -79,6 +94,17 @@ class LearnerGroup:
                 f"learner rank(s) {late} did not finish {method!r} within {timeout_s:g} s; "
                 "see logs/learner-*.log in the run directory, or raise learner.step_timeout_s / start_timeout_s"
             ) from None
+
+
+@contextmanager
+def _plain_checkpoint_errors() -> Iterator[None]:
+    """What a rank says of a checkpoint is one line; Ray would make its traceback of it."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, CheckpointError):
+            raise error.cause from error
+        raise
 
 
 def _merge(results: Sequence[dict[str, float]], steps: int) -> dict[str, float]:

@@ -17,6 +17,7 @@ import ray
 from cluster.contracts import Publication
 from learner.batching import MicroBatch, Packing
 from learner.engine import LearnerOptions, build_engine, whole_weights
+from learner.state_files import FileRecord
 
 
 class LearnerRank:
@@ -80,14 +81,14 @@ class LearnerRank:
         self._engine.module.model.save_pretrained(directory, state_dict=state)
         AutoTokenizer.from_pretrained(self._options.model).save_pretrained(directory)
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's part of a checkpoint. The caller marks it complete."""
+    def save(self, directory: Path) -> dict[Path, FileRecord]:
+        """Write this rank's part of a checkpoint. Returns the files that it wrote; the caller marks it complete."""
         from learner.training_state import save_training_state
 
-        save_training_state(self._engine, directory)
+        return save_training_state(self._engine, directory, self._options)
 
-    def load(self, directory: Path) -> None:
-        """Restore what `save` wrote."""
+    def load(self, directory: Path, scratch: Path) -> None:
+        """Restore what `save` wrote, with any number of ranks."""
         from learner.training_state import load_training_state
 
-        load_training_state(self._engine, directory)
+        load_training_state(self._engine, directory, self._options, scratch)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cluster.contracts import FinishReason, Group, Prompt, Response, Sampling, ScoredGroup, Verdict
+from cluster.progress import Progress
 
 
 def make_prompt(id_: str = "train/0/0", token_ids: Sequence[int] = (5, 6, 7), problem: Any = None) -> Prompt:
@@ -45,6 +46,20 @@ def make_group(
     responses = [make_response() for _ in rewards] if responses is None else responses
     group = Group(prompt or make_prompt(), tuple(responses), worker)
     return ScoredGroup(group, tuple(make_verdict(reward) for reward in rewards))
+
+
+def make_progress(step: int, **changes: Any) -> Progress:
+    values: dict[str, Any] = {
+        "step": step,
+        "position": 0,
+        "in_flight": (),
+        "trained_prompts": 0,
+        "first_pass_at_1": 0.1,
+        "elapsed_s": 1.5 * step,
+        "data": "fingerprint",
+        "wandb_run_id": "abc123",
+    }
+    return Progress(**values | changes)
 
 
 def tiny_llama(vocabulary: int = 32) -> Any:

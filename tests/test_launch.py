@@ -15,13 +15,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from cluster.checkpoints import CheckpointStore, learner_state
 from cluster.config import RunConfig
 from cluster.evaluation_report import evaluation_report
 from cluster.run_directory import RunDirectory
 from cluster.tracking import RunConsole
 from launch import app, arithmetic
+from learner.state_description import StateDescription
 from reward.task import Split
-from tests.builders import make_group
+from tests.builders import make_group, make_progress
 
 PROJECT = Path(__file__).parents[1]
 cli = CliRunner()
@@ -299,6 +301,41 @@ def test_an_interrupted_fresh_run_does_not_advise_to_throw_it_away(sound: Path, 
     result = cli.invoke(app, ["train", str(sound), "--fresh"])
     assert result.exit_code == 130
     assert "--resume in place of --fresh goes on from the last checkpoint" in result.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "damage", "said"),
+    [
+        (["model.dtype=bfloat16"], None, "its weights are float32, and model.dtype is bfloat16: set it back"),
+        (["learner.zero_stage=3"], None, "learner.zero_stage 2 and cannot be read with 3"),
+        ([], ("COMPLETE", '{"format": 3, "files": {}}'), "format 3 by another version of this program"),
+        ([], ("progress.json", "{"), "no checkpoint is left to go on from"),
+    ],
+)
+def test_a_checkpoint_that_the_run_cannot_go_on_from_is_one_line_and_is_left_alone(
+    sound: Path, settings: list[str], damage: tuple[str, str] | None, said: str
+) -> None:
+    """Nothing is patched here: it is refused before anything starts."""
+    run = RunDirectory(sound.parent / "runs" / "sound")
+    run.create()
+    run.write_config(RunConfig())
+    store = CheckpointStore(run.checkpoints, keep=2)
+    path = store.begin(50)
+    learner_state(path).mkdir()
+    description = StateDescription("LlamaForCausalLM", "float32", 2, 2, {}).to_json()
+    (learner_state(path) / "description.json").write_text(description)
+    store.commit(path, make_progress(50))
+    if damage:
+        (path / damage[0]).write_text(damage[1])
+    before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+
+    result = cli.invoke(app, ["train", str(sound), *settings])
+    assert result.exit_code == 1
+    stopped = " ".join(result.output.partition("stopped: ")[2].split())
+    assert str(path) in stopped.replace(" ", "")
+    assert said in stopped
+    assert "Traceback" not in result.output
+    assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
 
 
 def test_quiet_says_nothing_of_a_run_that_goes_well(sound: Path, training: Training) -> None:

@@ -29,7 +29,8 @@ class Tracker:
 
     `resume_step` is the step of the checkpoint that the run goes on from: later steps in `metrics.jsonl` are
     moved aside, since they are done again. -1 moves all of them (a restart without a checkpoint), None none
-    (a new run).
+    (a new run). `wandb_run_id` is the checkpoint's: the page to go on in, should the run directory
+    not know it any more.
 
     Raises:
         OSError: the run directory cannot be written.
@@ -43,6 +44,7 @@ class Tracker:
         console: RunConsole,
         *,
         resume_step: int | None = None,
+        wandb_run_id: str | None = None,
     ) -> None:
         self._run = run_directory
         self._console = console
@@ -54,7 +56,12 @@ class Tracker:
         if resume_step is not None:
             self._metrics.truncate_after(resume_step)
         console.restore(read_metrics(run_directory.metrics_file))
-        self._wandb = WandbSink(config, run_directory, console.event)
+        self._wandb = WandbSink(config, run_directory, console.event, resumed_id=wandb_run_id)
+
+    @property
+    def wandb_run_id(self) -> str | None:
+        """Of the W&B page that the run goes on in when it is resumed; None if W&B is disabled."""
+        return self._wandb.run_id
 
     def log(self, step: int, metrics: Mapping[str, float], prompts: Sequence[str] = ()) -> None:
         """Logs all there is to say about `step`; step k is after k updates. Keys may be absent.

@@ -37,6 +37,7 @@ class WandbSink:
         run_directory: RunDirectory,
         notify: Callable[[str], None],
         *,
+        resumed_id: str | None = None,
         init_timeout_s: float = 20.0,
         finish_timeout_s: float = 30.0,
     ) -> None:
@@ -50,10 +51,13 @@ class WandbSink:
         self._exit_code = 1
         self.off_reason: str | None = None
         """Why nothing is logged (any more); None while the sink works."""
+        self.run_id: str | None = None
+        """Kept in the run directory, so that a resumed run goes on in the same W&B page; else `resumed_id`, or new."""
         self._thread: threading.Thread | None = None
         if config.tracking.wandb == "disabled":
             self.off_reason = "as configured"
         else:
+            self.run_id = self._kept_id() or resumed_id or secrets.token_hex(6)
             self._thread = threading.Thread(target=self._work, name="wandb-sink", daemon=True)
             self._thread.start()
 
@@ -143,6 +147,7 @@ class WandbSink:
         if self.off_reason is not None:
             raise TimeoutError(self.off_reason)  # `close` gave up on us meanwhile
         tracking = self._config.tracking
+        self._keep_id()
         run = wandb.init(
             mode=mode,  # type: ignore[arg-type]
             dir=self._run_directory.path,  # wandb makes `wandb/` in it
@@ -150,7 +155,7 @@ class WandbSink:
             group=tracking.wandb_group,
             tags=tracking.wandb_tags,
             name=self._config.name,
-            id=self._run_id(),
+            id=self.run_id,
             resume="allow",
             config=self._config.model_dump(mode="json"),
             allow_val_change=True,  # a resumed run may be told something else
@@ -163,13 +168,16 @@ class WandbSink:
             self._notify(f"W&B is offline: {why}. Upload later with `wandb sync {run.settings.sync_dir}`")
         return run
 
-    def _run_id(self) -> str:
-        """Kept in the run directory, so that a resumed run goes on in the same W&B page."""
+    def _kept_id(self) -> str:
+        try:
+            return self._run_directory.wandb_run_id_file.read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
+
+    def _keep_id(self) -> None:
         file = self._run_directory.wandb_run_id_file
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(secrets.token_hex(6) + "\n", encoding="utf-8")
-        return file.read_text(encoding="utf-8").strip()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{self.run_id}\n", encoding="utf-8")
 
     def _tear_down(self) -> None:
         """Ends wandb's service process here, so that wandb's own exit hook finds nothing to wait for."""

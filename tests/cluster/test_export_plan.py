@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from cluster.checkpoints import CheckpointStore, Progress
+from cluster.checkpoints import CheckpointStore
 from cluster.config import RunConfig
 from cluster.export_plan import ExportRefusedError, plan_export
 from cluster.run_directory import RunDirectory
+from tests.builders import make_progress
 
 
 @pytest.fixture
@@ -36,7 +37,8 @@ def save(run: RunDirectory, step: int) -> None:
     store = CheckpointStore(run.checkpoints, keep=2)
     path = store.begin(step)
     (path / "learner").mkdir()
-    store.commit(path, Progress(step, 0, (), 0, 0.0, 0.0))
+    (path / "learner" / "weights").write_bytes(bytes(100))
+    store.commit(path, make_progress(step))
 
 
 def refusal(*arguments: Any, **options: Any) -> str:
@@ -159,3 +161,16 @@ def test_only_the_learner_must_fit_on_the_machine(
     assert plan_export(run.path, tmp_path / "here")
     write_config(run, model=model, learner={"ranks": 1000})
     assert "asks for 1000 CPUs" in refusal(run.path, tmp_path / "here")
+
+
+def test_a_damaged_one_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    """Also where its size is right. The others can be exported."""
+    (run.checkpoints / "step-000100" / "learner" / "weights").write_bytes(b"1" * 100)
+    assert "learner/weights has SHA-256" in refusal(run.path, tmp_path / "here")
+    assert plan_export(run.path, tmp_path / "here", 50).step == 50
+
+
+def test_one_of_another_version_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    (run.checkpoints / "step-000100" / "COMPLETE").write_text('{"format": 3, "files": {}}')
+    with pytest.raises(ExportRefusedError, match="another version of this program"):
+        plan_export(run.path, tmp_path / "here")

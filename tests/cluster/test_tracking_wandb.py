@@ -39,8 +39,11 @@ config = RunConfig.model_validate({"directory": directory, "seed": 7, "tracking"
 run = RunDirectory(config.run_directory)
 run.create()
 hooks = sys.excepthook, sys.exit
-for part in range(runs):  # the second is a resumed run
-    sink = WandbSink(config, run, lambda text: print(text, flush=True), **deadlines)
+known_id = None
+for part in range(runs):  # the second is a resumed run, which knows the page from its checkpoint alone
+    run.wandb_run_id_file.unlink(missing_ok=True)
+    sink = WandbSink(config, run, lambda text: print(text, flush=True), resumed_id=known_id, **deadlines)
+    known_id = sink.run_id
     for step in range(2):
         sink.log(2 * part + step, {"reward/mean": 0.125 + part, "eval/pass_at_1": float("nan")})
     sink.table(part, [[part, "2 + 2?", "four", "right", 1.0, "equals 4"]])
@@ -307,10 +310,33 @@ def test_the_trainer_does_not_wait_for_a_slow_start(
     assert "does not keep up" in told[0]
 
 
+def test_the_page_is_that_of_the_run_directory_else_of_the_checkpoint_else_new(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WandbSink, "_start", lambda self: None)
+    monkeypatch.setattr(WandbSink, "_tear_down", lambda self: None)
+    run = RunDirectory(config.run_directory)
+
+    def id_of(resumed_id: str | None) -> str | None:
+        sink = WandbSink(config, run, pytest.fail, resumed_id=resumed_id)
+        sink.close(finished=True)
+        return sink.run_id
+
+    new, newer = id_of(None), id_of(None)
+    assert new
+    assert newer
+    assert new != newer
+    assert id_of("from-checkpoint") == "from-checkpoint"
+    run.wandb.mkdir(parents=True)
+    run.wandb_run_id_file.write_text("kept\n")
+    assert id_of("from-checkpoint") == id_of(None) == "kept"
+
+
 def test_off_starts_nothing(config: RunConfig) -> None:
     off = RunConfig.model_validate({"tracking": {"wandb": "disabled"}})
     threads = threading.active_count()
-    sink = WandbSink(off, RunDirectory(off.run_directory), pytest.fail)
+    sink = WandbSink(off, RunDirectory(off.run_directory), pytest.fail, resumed_id="abc")
+    assert sink.run_id is None
     sink.log(0, {})
     sink.close(finished=True)
     assert threading.active_count() == threads

@@ -1,0 +1,230 @@
+"""The resume drill: `kill -9` of a learner rank in the middle of a save, at random moments, again and again.
+
+The real controller, checkpoint store and tracker, and real DeepSpeed ranks in processes of their own; only what is
+learned from is made up (tests/synthetic.py). After each kill a new life begins, as the same command would begin it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import ray
+from safetensors.numpy import load
+
+from cluster.checkpoints import CheckpointStore
+from cluster.config import ClusterConfig, RunConfig
+from cluster.controller import Controller
+from cluster.placement import connect, cpu_environment
+from cluster.run_directory import RunDirectory
+from cluster.tracking import RunConsole, Tracker
+from cluster.tracking.jsonl import read_metrics
+from learner.engine import LearnerOptions
+from learner.group import LearnerGroup
+from learner.rank import LearnerRank
+from learner.state_files import FileRecord
+from tests.builders import tiny_model
+from tests.synthetic import SyntheticFleet, expected_prompts, synthetic_source
+
+ROWS = 11
+"""Training prompts, so that there are several epochs."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    connect(ClusterConfig())
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So large that saving it takes a while: 4 million parameters, with Adam's moments 50 MB."""
+    directory = tmp_path_factory.mktemp("models") / "random"
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
+    tiny_model("llama", tied=True, **sizes, initializer_range=0.02).float().save_pretrained(directory)
+    return directory
+
+
+@dataclass
+class Executioner:
+    """Decides when which rank dies, and keeps count of the deaths."""
+
+    chance: random.Random
+    save_s: float | None = None
+    """How long the last whole save took; before there is one, nobody dies."""
+    in_a_save: int = 0
+    missed: int = 0
+    report: list[str] = field(default_factory=list)
+
+
+class MortalLearner(LearnerGroup):
+    """One of whose ranks is killed in its `doomed`-th save, at a random moment; 0: in none."""
+
+    def __init__(
+        self, ranks: list[Any], options: LearnerOptions, executioner: Executioner, doomed: int
+    ) -> None:
+        super().__init__(ranks, options)
+        self._executioner = executioner
+        self._doomed = doomed
+
+    async def start(self) -> list[int]:
+        self._process_ids = await super().start()
+        return self._process_ids
+
+    async def save(self, directory: Path) -> dict[Path, FileRecord]:
+        started, executioner = time.monotonic(), self._executioner
+        saving = asyncio.ensure_future(super().save(directory))
+        if executioner.save_s is not None:
+            self._doomed -= 1
+            if self._doomed == 0:
+                await self._kill_one(directory, saving, executioner)
+        written = await saving
+        executioner.save_s = time.monotonic() - started
+        return written
+
+    async def _kill_one(self, directory: Path, saving: asyncio.Future[Any], executioner: Executioner) -> None:
+        assert executioner.save_s is not None
+        wait_s = executioner.chance.random() * executioner.save_s
+        await asyncio.sleep(wait_s)
+        rank = executioner.chance.randrange(len(self._process_ids))
+        os.kill(self._process_ids[rank], signal.SIGKILL)
+        if saving.done():
+            executioner.missed += 1
+            return
+        executioner.in_a_save += 1
+        files = [file for file in directory.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        executioner.report.append(
+            f"kill {executioner.in_a_save:2}: rank {rank}, {1000 * wait_s:4.0f} ms into the save of "
+            f"{directory.parent.name} ({len(files)} files, {size / 2**20:4.1f} MiB were there)"
+        )
+
+
+def configuration(directory: Path, name: str, steps: int, max_staleness: int) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": name,
+            "directory": str(directory),
+            "steps": steps,
+            "rollout": {"prompts_per_step": 4, "responses_per_prompt": 4, "max_staleness": max_staleness},
+            "learner": {
+                "ranks": 2,
+                "learning_rate": 1e-3,
+                "learning_rate_schedule": "cosine",
+                "max_logprob_gap": 100.0,  # the sampler's log-probabilities are made up
+            },
+            "evaluation": {"every_steps": steps, "prompts": 1},
+            "checkpoint": {"every_steps": 1, "keep": 1},
+            "tracking": {"wandb": "disabled"},
+        }
+    )
+
+
+async def live(
+    config: RunConfig, model: Path, executioner: Executioner, doomed: int
+) -> dict[str, np.ndarray] | None:
+    """Start or resume the run, as the command does. The weights in the end, or None if it died before."""
+    run = RunDirectory(config.run_directory)
+    store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
+    start = store.newest_intact(pytest.fail)
+    if start is not None:
+        progress = start.progress
+        assert progress.trained_prompts == 4 * progress.step
+        assert progress.trained_prompts + len(progress.in_flight) == progress.position, "a prompt is lost"
+        if executioner.report:
+            executioner.report[-1] += f"; resumed from step {progress.step}"
+    options = LearnerOptions(
+        str(model), "float32", 1.0, 0, config.learner, config.objective, (), config.steps, 64
+    )
+    actor = ray.remote(LearnerRank).options(
+        num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)}
+    )
+    ranks = [actor.remote(rank, options) for rank in range(2)]
+    learner = MortalLearner(ranks, options, executioner, doomed)
+    console = RunConsole(config.name, config.steps, quiet=True)
+    try:
+        with Tracker(config, run, console, resume_step=start.progress.step if start else -1) as tracker:
+            await learner.start()
+            controller = Controller(
+                config,
+                synthetic_source(config, ROWS),
+                [synthetic_source(config, ROWS).by_id("eval/0")],
+                cast(Any, SyntheticFleet(executioner.chance)),
+                learner,
+                store,
+                tracker,
+                start,
+            )
+            await controller.run()
+        return load(bytes(await (await learner.publish(config.steps)).weights))
+    except ray.exceptions.RayActorError:
+        return None
+    finally:
+        for rank in ranks:
+            ray.kill(rank)
+
+
+async def drill(config: RunConfig, model: Path, kills: int, seed: int) -> dict[str, np.ndarray]:
+    """Live and die until `kills` deaths were in the middle of a save; then live to the end."""
+    executioner = Executioner(random.Random(seed))
+    while executioner.in_a_save < kills:
+        assert executioner.missed <= kills, "the kills do not land in saves: this tests nothing"
+        died = await live(config, model, executioner, doomed=executioner.chance.choice([1, 2]))
+        assert died is None, "nobody was killed"
+    weights = await live(config, model, executioner, doomed=0)
+    assert weights is not None
+    assert executioner.in_a_save == kills
+    print(
+        *executioner.report,
+        f"{kills} kills in the middle of a save, {executioner.missed} more between saves; the last whole save took "
+        f"{1000 * (executioner.save_s or 0):.0f} ms",
+        sep="\n",
+    )
+    return weights
+
+
+def trained_prompts(config: RunConfig) -> list[str]:
+    rows = list(read_metrics(RunDirectory(config.run_directory).metrics_file))
+    assert [row["step"] for row in rows] == list(range(config.steps + 1))
+    return [prompt for row in rows for prompt in row.get("prompts", [])]
+
+
+@pytest.mark.timeout(900)
+async def test_killed_in_three_saves_it_ends_with_the_weights_of_a_run_that_was_left_alone(
+    model: Path, tmp_path: Path
+) -> None:
+    """To the last bit, after training on the same prompts in the same order with the same seeds."""
+    config = configuration(tmp_path, "killed", steps=7, max_staleness=0)
+    weights = await drill(config, model, kills=3, seed=0)
+    expected = expected_prompts(config, ROWS, 4 * config.steps)
+    source = synthetic_source(config, ROWS)
+    assert [(p, source.by_id(p).sampling.seed) for p in trained_prompts(config)] == expected
+
+    alone = configuration(tmp_path, "alone", steps=7, max_staleness=0)
+    others = await live(alone, model, Executioner(random.Random(1)), doomed=0)
+    assert others is not None
+    assert weights.keys() == others.keys()
+    for name, weight in others.items():
+        np.testing.assert_array_equal(weights[name], weight, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+async def test_killed_in_twenty_saves_it_loses_no_prompt(model: Path, tmp_path: Path) -> None:
+    """Asynchronously, so that prompts are in flight in every checkpoint."""
+    config = configuration(tmp_path, "killed", steps=24, max_staleness=1)
+    await drill(config, model, kills=20, seed=0)
+    trained = trained_prompts(config)
+    assert len(trained) == len(set(trained)) == 4 * config.steps
+    handed_out = [prompt for prompt, _ in expected_prompts(config, ROWS, 4 * (config.steps + 1))]
+    assert set(trained) <= set(handed_out)

@@ -1,0 +1,169 @@
+"""Real DeepSpeed: a learner that resumes goes on exactly, with as many ranks as before, and closely with others."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from safetensors.numpy import load
+
+from cluster.config import ClusterConfig, LearnerConfig, ObjectiveConfig
+from cluster.placement import connect, cpu_environment
+from learner.engine import LearnerOptions
+from learner.group import LearnerGroup
+from learner.rank import LearnerRank
+from learner.state_files import CheckpointError, CheckpointWriteError, record
+from tests.integration.test_learner_group import make_batch
+
+Weights = Mapping[str, np.ndarray]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    connect(ClusterConfig())
+    yield
+    ray.shutdown()
+
+
+@asynccontextmanager
+async def fresh_learner(model: Path, ranks: int, zero_stage: int) -> AsyncIterator[LearnerGroup]:
+    """Processes of its own, which know nothing of any other."""
+    learner = LearnerConfig(
+        learning_rate=1e-3,
+        learning_rate_schedule="cosine",
+        warmup_steps=3,
+        weight_decay=0.01,
+        mini_batches=2,
+        micro_batch_tokens=150,
+        ranks=ranks,
+        zero_stage=zero_stage,
+    )
+    options = LearnerOptions(
+        str(model), "float32", 0.7, 0, learner, ObjectiveConfig(), ((3, 4, 5, 6),), steps=20
+    )
+    actor = ray.remote(LearnerRank).options(
+        num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)}
+    )
+    actors = [actor.remote(rank, options) for rank in range(ranks)]
+    try:
+        group = LearnerGroup(actors, options)
+        await group.start()
+        yield group
+    finally:
+        for handle in actors:
+            ray.kill(handle)
+
+
+async def learn(group: LearnerGroup, steps: range) -> list[dict[str, float]]:
+    """Two mini-batches per step. What is learned in a step depends on its number alone."""
+    return [await group.learn([make_batch(2 * step), make_batch(2 * step + 1)]) for step in steps]
+
+
+async def weights_of(group: LearnerGroup) -> Weights:
+    publication = await group.publish(0)
+    return load(bytes(await publication.weights))
+
+
+def assert_same(found: Weights, expected: Weights, what: str) -> None:
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        np.testing.assert_array_equal(found[name], weight, err_msg=f"{what}: {name}")
+
+
+def assert_close(found: Weights, expected: Weights, what: str) -> None:
+    for name, weight in expected.items():
+        np.testing.assert_allclose(found[name], weight, atol=1e-5, err_msg=f"{what}: {name}")
+
+
+def contents(directory: Path) -> dict[str, Any]:
+    return {str(file): record(file) for file in sorted(directory.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+async def test_five_steps_and_five_more_are_ten(
+    tiny_model: Path, tmp_path: Path, small_disk: Path | None, zero_stage: int
+) -> None:
+    """To the last bit in processes of their own; to rounding, because gradients are summed up in another order, with
+    one rank in place of two, and with two again."""
+    at_5, at_6, scratch = tmp_path / "at_5", tmp_path / "at_6", tmp_path / "scratch"
+    async with fresh_learner(tiny_model, 2, zero_stage) as whole:
+        await learn(whole, range(5))
+        sealed = await whole.save(at_5)
+        w5 = await weights_of(whole)
+        first = await learn(whole, range(5, 6))
+        w6 = await weights_of(whole)
+        rest = [*first, *await learn(whole, range(6, 7))]
+        w7 = await weights_of(whole)
+        rest += await learn(whole, range(7, 10))
+        w10 = await weights_of(whole)
+    before = contents(at_5)
+    assert {str(file): sealed[file] for file in sealed} == before, (
+        "every file is sealed by the rank that wrote it"
+    )
+
+    async with fresh_learner(tiny_model, 1, zero_stage) as alone:
+        await alone.load(at_5, scratch)
+        assert_same(await weights_of(alone), w5, "one rank in place of two")
+        (resized,) = await learn(alone, range(5, 6))
+        assert resized["objective/loss"] == pytest.approx(first[0]["objective/loss"], rel=1e-4)
+        assert resized["objective/gradient_norm"] == pytest.approx(
+            first[0]["objective/gradient_norm"], rel=1e-4
+        )
+        assert resized["objective/learning_rate"] == first[0]["objective/learning_rate"]
+        assert_close(await weights_of(alone), w6, "one rank in place of two")
+        await alone.save(at_6)
+
+    async with fresh_learner(tiny_model, 2, zero_stage) as resumed:
+        await resumed.load(at_5, scratch)
+        assert_same(await weights_of(resumed), w5, "as loaded")
+        assert await learn(resumed, range(5, 10)) == rest
+        assert_same(await weights_of(resumed), w10, "after ten steps")
+
+        await resumed.load(at_6, scratch)
+        await learn(resumed, range(6, 7))
+        assert_close(await weights_of(resumed), w7, "two ranks in place of one")
+        assert contents(at_5) == before, "a checkpoint is only read"
+        assert not scratch.exists()
+
+        if zero_stage == 2:
+            await assert_refusals_are_one_line(resumed, at_5, scratch, small_disk)
+
+
+async def assert_refusals_are_one_line(
+    learner: LearnerGroup, state: Path, scratch: Path, small_disk: Path | None
+) -> None:
+    """A damaged state, and a disk that is full; the last thing that these ranks are asked for."""
+    description = (state / "description.json").read_text()
+    (state / "description.json").write_text(description.replace('"LlamaForCausalLM"', '"Qwen2ForCausalLM"'))
+    with pytest.raises(
+        CheckpointError, match="it is of a Qwen2ForCausalLM, and this run's model is"
+    ) as caught:
+        await learner.load(state, scratch)
+    assert "\n" not in str(caught.value)
+    if small_disk is None:
+        return
+    with pytest.raises(CheckpointWriteError, match=str(small_disk)) as caught:
+        await learner.save(small_disk / "learner")
+    assert "\n" not in str(caught.value)
+    assert "No space left on device" in str(caught.value)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path | None]:
+    """A file system that has room for less than the tiny model; None where mounting one is not allowed."""
+    path = tmp_path / "small"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        yield None
+        return
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
