@@ -108,10 +108,10 @@ class ActorGraph:
             kv_cache_gib=rollout.kv_cache_gib,
             gpu_memory_share=rollout.gpu_memory_share,
             on_gpu=rollout.gpus_per_worker > 0,
+            on_new_weights=rollout.on_new_weights,
         )
         async with asyncio.TaskGroup() as background:
-            fleet = RolloutFleet(self.config, options, self.run_directory, rewards, on_event)
-            fleet.start(background)
+            fleet = RolloutFleet(self.config, options, self.run_directory, rewards, on_event, background)
             try:
                 yield fleet
             finally:

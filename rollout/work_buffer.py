@@ -2,9 +2,11 @@
 
 A prompt is always in exactly one place:
 
-    admit ─▶ waiting ─lease─▶ generating ─complete─▶ scored ─take_batch─▶ learning ─settle─▶ trained
-                 ▲                │                     │
-                 └──return_leases─┘                     └─drop(reason)─▶ dropped
+    admit ─▶ waiting ─lease─▶ generating ─deliver all─▶ scored ─take_batch─▶ learning ─settle─▶ trained
+                 ▲                │                        │
+                 └──return_leases─┘                        └─drop(reason)─▶ dropped
+
+Responses are delivered one by one, each with its verdict. They lie with the lease, so that they go with it.
 
 Invariants (tested as laws):
     1. waiting + generating + scored + learning ≤ capacity. With capacity = (max_staleness + 1) × prompts_per_step
@@ -17,8 +19,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import dataclass, field
 
-from cluster.contracts import Prompt, ScoredGroup
+from cluster.contracts import Group, Prompt, Response, ScoredGroup, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    prompt: Prompt
+    worker: str
+    delivered: dict[int, tuple[Response, Verdict]] = field(default_factory=dict)
+    """By the response's number."""
+
+    @property
+    def group(self) -> ScoredGroup:
+        responses, verdicts = zip(*(self.delivered[index] for index in sorted(self.delivered)), strict=True)
+        return ScoredGroup(Group(self.prompt, responses, self.worker), verdicts)
 
 
 class WorkBuffer:
@@ -31,7 +47,7 @@ class WorkBuffer:
         self._order: dict[str, int] = {}
         self._admissions = 0
         self._waiting: dict[str, Prompt] = {}
-        self._generating: dict[str, tuple[Prompt, str]] = {}
+        self._generating: dict[str, _Lease] = {}
         self._scored: dict[str, ScoredGroup] = {}
         self._learning: dict[str, ScoredGroup] = {}
         self.trained_prompts = 0
@@ -69,31 +85,36 @@ class WorkBuffer:
         self._waiting[prompt.id] = prompt
 
     def lease(self, worker: str, limit: int) -> list[Prompt]:
-        """Hand up to `limit` of the oldest waiting prompts to `worker`."""
+        """Hand up to `limit` of the oldest waiting prompts to `worker`: one process, whose replacement has another
+        name."""
         ids = sorted(self._waiting, key=self._order.__getitem__)[:limit]
         prompts = [self._waiting.pop(id_) for id_ in ids]
-        self._generating.update({prompt.id: (prompt, worker) for prompt in prompts})
+        self._generating.update({prompt.id: _Lease(prompt, worker) for prompt in prompts})
         return prompts
 
     def leases(self, worker: str) -> int:
         """How many prompts `worker` has."""
-        return sum(holder == worker for _, holder in self._generating.values())
+        return sum(lease.worker == worker for lease in self._generating.values())
 
     def return_leases(self, worker: str) -> list[str]:
-        """Take back what `worker` holds, to be leased again. Returns the prompts' ids."""
-        lost = [prompt for prompt, holder in self._generating.values() if holder == worker]
+        """Take back what `worker` holds, to be leased again, and forget what it delivered of it. Returns the prompts'
+        ids."""
+        lost = [lease.prompt for lease in self._generating.values() if lease.worker == worker]
         for prompt in lost:
             del self._generating[prompt.id]
             self._waiting[prompt.id] = prompt
         return [prompt.id for prompt in lost]
 
-    def complete(self, group: ScoredGroup) -> bool:
-        """Take in a scored group. False if its lease was taken back meanwhile: then another copy is on its way."""
-        held = self._generating.get(group.prompt.id)
-        if held is None or held[1] != group.group.worker:
+    def deliver(self, worker: str, prompt_id: str, index: int, response: Response, verdict: Verdict) -> bool:
+        """Take in response `index` of a prompt. False if its lease was taken back meanwhile: then another copy is on
+        its way."""
+        lease = self._generating.get(prompt_id)
+        if lease is None or lease.worker != worker:
             return False
-        del self._generating[group.prompt.id]
-        self._scored[group.prompt.id] = group
+        lease.delivered[index] = response, verdict
+        if len(lease.delivered) == lease.prompt.sampling.responses:
+            del self._generating[prompt_id]
+            self._scored[prompt_id] = lease.group
         return True
 
     def drop(self, prompt_id: str, reason: str) -> None:

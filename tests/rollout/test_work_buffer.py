@@ -9,15 +9,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cluster.contracts import ScoredGroup
 from rollout.work_buffer import WorkBuffer
-from tests.builders import make_group, make_prompt
+from tests.builders import make_prompt, make_response, make_verdict
 
 WORKERS = ("rollout-0", "rollout-1", "rollout-2")
 
 
-def group_of(prompt_id: str, worker: str) -> ScoredGroup:
-    return make_group(prompt=make_prompt(prompt_id), worker=worker)
+RESPONSES = make_prompt().sampling.responses
+
+
+def deliver(buffer: WorkBuffer, prompt_id: str, worker: str, index: int) -> bool:
+    """A response that says which it is."""
+    return buffer.deliver(worker, prompt_id, index, make_response([index]), make_verdict(index))
+
+
+def deliver_all(buffer: WorkBuffer, prompt_id: str, worker: str) -> bool:
+    return all(deliver(buffer, prompt_id, worker, index) for index in range(RESPONSES))
 
 
 class WorkBufferModel(RuleBasedStateMachine):
@@ -31,6 +38,8 @@ class WorkBufferModel(RuleBasedStateMachine):
         self.capacity = capacity
         self.buffer = WorkBuffer(capacity)
         self.places: dict[str, str] = {}
+        self.delivered: dict[str, set[int]] = {}
+        """Of prompts that are being generated, the responses that are there."""
 
     def at(self, *places: str) -> list[str]:
         """Oldest admission first."""
@@ -69,22 +78,28 @@ class WorkBufferModel(RuleBasedStateMachine):
         lost = self.at(worker)
         assert sorted(self.buffer.return_leases(worker)) == sorted(lost)
         self.places |= dict.fromkeys(lost, "waiting")
+        for prompt_id in lost:
+            self.delivered.pop(prompt_id, None)
 
     @precondition(lambda self: self.at(*WORKERS))
-    @rule(data=st.data())
-    def complete(self, data: Any) -> None:
-        """A holder of a lease delivers, in no particular order."""
+    @rule(data=st.data(), index=st.integers(0, RESPONSES - 1))
+    def deliver(self, data: Any, index: int) -> None:
+        """A holder of a lease delivers, in no particular order, and one response perhaps twice."""
         prompt_id = data.draw(st.sampled_from(self.at(*WORKERS)))
-        assert self.buffer.complete(group_of(prompt_id, self.places[prompt_id]))
-        self.places[prompt_id] = "scored"
+        assert deliver(self.buffer, prompt_id, self.places[prompt_id], index)
+        there = self.delivered.setdefault(prompt_id, set())
+        there.add(index)
+        if len(there) == RESPONSES:
+            self.places[prompt_id] = "scored"
+            del self.delivered[prompt_id]
 
     @precondition(lambda self: self.places)
     @rule(worker=st.sampled_from(WORKERS), data=st.data())
-    def complete_without_a_lease(self, worker: str, data: Any) -> None:
-        """A result comes late, twice, or of a prompt long gone."""
+    def deliver_without_a_lease(self, worker: str, data: Any) -> None:
+        """A response comes late, or is of a prompt long gone."""
         prompt_id = data.draw(st.sampled_from(list(self.places)))
         if self.places[prompt_id] != worker:
-            assert not self.buffer.complete(group_of(prompt_id, worker))
+            assert not deliver(self.buffer, prompt_id, worker, 0)
 
     @precondition(lambda self: self.at("scored"))
     @rule(data=st.data(), reason=st.sampled_from(["stale", "zero variance"]))
@@ -103,7 +118,13 @@ class WorkBufferModel(RuleBasedStateMachine):
             with pytest.raises(ValueError, match="scored groups were asked for"):
                 self.buffer.take_batch(prompts)
             return
-        taken = [group.prompt.id for group in self.buffer.take_batch(prompts)]
+        groups = self.buffer.take_batch(prompts)
+        taken = [group.prompt.id for group in groups]
+        for group in groups:
+            assert [response.token_ids.tolist() for response in group.responses] == [
+                [i] for i in range(RESPONSES)
+            ]
+            assert [verdict.reward for verdict in group.verdicts] == list(range(RESPONSES))
         assert taken == scored[:prompts], "the oldest admissions, not the fastest workers"
         self.places |= dict.fromkeys(taken, "learning")
 
@@ -140,7 +161,7 @@ def scored_buffer() -> WorkBuffer:
     buffer = WorkBuffer(1)
     buffer.admit(make_prompt("train/0/0"))
     buffer.lease("rollout-0", 1)
-    assert buffer.complete(group_of("train/0/0", "rollout-0"))
+    assert deliver_all(buffer, "train/0/0", "rollout-0")
     return buffer
 
 
@@ -148,12 +169,13 @@ def test_a_death_frees_no_slot_and_a_late_result_is_refused() -> None:
     buffer = WorkBuffer(1)
     buffer.admit(make_prompt("train/0/0"))
     buffer.lease("rollout-0", 1)
+    assert deliver(buffer, "train/0/0", "rollout-0", 0)
     assert buffer.return_leases("rollout-0") == ["train/0/0"]
     assert buffer.free_slots == 0
-    assert not buffer.complete(group_of("train/0/0", "rollout-0"))
+    assert not deliver(buffer, "train/0/0", "rollout-0", 1)
     assert [prompt.id for prompt in buffer.lease("rollout-1", 1)] == ["train/0/0"]
-    assert not buffer.complete(group_of("train/0/0", "rollout-0"))
-    assert buffer.complete(group_of("train/0/0", "rollout-1"))
+    assert not deliver(buffer, "train/0/0", "rollout-0", 1)
+    assert deliver_all(buffer, "train/0/0", "rollout-1")
 
 
 def test_a_slot_is_freed_by_publication_not_by_learning() -> None:
