@@ -59,11 +59,11 @@ class Dispatch:
         finally:
             self._buffers.remove(buffer)
 
-    def lease(self, worker: str, limit: int) -> list[Prompt]:
-        """Up to `limit` prompts of the first buffer that has any."""
+    def lease(self, worker: str, limit: int, version: int) -> list[Prompt]:
+        """Up to `limit` prompts of the first buffer that has any, for a worker that serves `version`."""
         for buffer in self._buffers:
             if limit > 0 and buffer.waiting_prompts:
-                return buffer.lease(worker, limit)
+                return buffer.lease(worker, limit, version)
         return []
 
     def leases(self, worker: str) -> int:

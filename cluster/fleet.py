@@ -17,7 +17,7 @@ from cluster.worker_keeper import FleetRoom, WorkerKeeper
 from reward.scoring import RewardPool
 from rollout.fleet_state import FleetState, Resizing, WorkerState
 from rollout.work_buffer import WorkBuffer
-from rollout.worker import EngineOptions
+from rollout.worker import EngineOptions, RolloutWorker
 
 
 class RolloutFleet:
@@ -43,11 +43,20 @@ class RolloutFleet:
         rewards: RewardPool,
         on_event: Callable[[str], None],
         background: asyncio.TaskGroup,
+        worker_class: type = RolloutWorker,
     ) -> None:
         self.state = FleetState(config.rollout.workers, config.rollout.restarts_in_a_row)
         self._dispatch = Dispatch()
         self._room = FleetRoom(
-            config, options, run_directory, rewards, on_event, self.state, self._dispatch, background
+            config,
+            options,
+            run_directory,
+            rewards,
+            on_event,
+            self.state,
+            self._dispatch,
+            background,
+            worker_class,
         )
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._start_keepers([member.name for member in self.state.members])
@@ -94,12 +103,12 @@ class RolloutFleet:
 
     async def sample(self, prompts: Sequence[Prompt]) -> list[ScoredGroup]:
         """Sample and score `prompts`, before anything else that waits."""
-        buffer = WorkBuffer(capacity=len(prompts))
+        buffer = WorkBuffer(len(prompts))
         for prompt in prompts:
             buffer.admit(prompt)
         with self._dispatch.ahead(buffer):
             await self.wait_until(lambda: buffer.scored_groups == len(prompts))
-        return buffer.take_batch(len(prompts))
+        return buffer.take_batch(version=0)  # what it was sampled under does not matter
 
     @property
     def sampled_tokens(self) -> int:

@@ -62,6 +62,8 @@ class FleetRoom:
     state: FleetState
     dispatch: Dispatch
     background: asyncio.TaskGroup
+    worker_class: type = RolloutWorker
+    """Made into the actors."""
     publication: Publication | None = None
     probe_gaps: list[float] = field(default_factory=list)
     process_ids: dict[str, int] = field(default_factory=dict)
@@ -135,7 +137,7 @@ class WorkerKeeper:
         async with AsyncExitStack() as stack:
             place = await self._placed(stack)
             worker = place.actor(
-                RolloutWorker,
+                room.worker_class,
                 name,
                 room.options,
                 bundle=0,
@@ -201,7 +203,9 @@ class WorkerKeeper:
     def _lease(self) -> list[Prompt]:
         held = self._room.dispatch.leases(self._process)
         room = min(self._rollout.prompts_per_request, self._rollout.inflight_prompts_per_worker - held)
-        prompts = self._room.dispatch.lease(self._process, room)
+        version = self._room.state.current_version
+        assert version is not None, "a worker is healthy only when it serves the current version"
+        prompts = self._room.dispatch.lease(self._process, room, version)
         deadline = time.monotonic() + self._rollout.request_timeout_s
         self._held |= {prompt.id: _Held(prompt, prompt.sampling.responses, deadline) for prompt in prompts}
         return prompts
@@ -250,6 +254,7 @@ class WorkerKeeper:
             done, _ = await asyncio.wait({answer}, timeout=timeout_s / 2)
             if not done and self._state in (WorkerState.STALE, WorkerState.HEALTHY):
                 self._room.state.silent(self._name)
+                self._room.dispatch.announce()
                 self._room.on_event(f"nothing heard of {self._name} for {timeout_s / 2:g} s")
             return await _within(
                 timeout_s / 2, answer, f"any sign of life of {self._name} (rollout.silence_timeout_s)"
