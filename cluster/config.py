@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+OnNewWeights = Literal["continue", "finish", "restart"]
 ObjectiveName = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "hpo", "a_hpo"]
 
 
@@ -63,6 +64,9 @@ class RolloutConfig(Section):
     max_response_tokens: Count = 256
     max_staleness: Annotated[int, Field(ge=0, strict=True)] = 0
     """How many weight versions a sample may be behind when it is learned from. 0 is exactly on-policy."""
+    on_new_weights: OnNewWeights = "continue"
+    """What responses in flight do when a worker gets new weights: `continue` under them, `finish` under the old ones
+    first (the worker waits for its slowest), or `restart` from their first token."""
     prompts_per_request: Count = 4
     """Prompts that travel to a worker in one call."""
     inflight_prompts_per_worker: Count = 64
@@ -81,11 +85,14 @@ class RolloutConfig(Section):
     """Of each GPU's memory, on GPU."""
     start_timeout_s: Seconds = 600.0
     request_timeout_s: Seconds = 600.0
-    """Longest wait for the responses to one request."""
+    """Longest wait for all responses to a prompt."""
+    silence_timeout_s: Seconds = 120.0
+    """A worker whose engine answers nothing for so long is replaced. After half of it, it is sent no more prompts."""
     update_timeout_s: Seconds = 300.0
     """Longest wait until a worker has pulled a weight version."""
-    restarts_per_worker: Annotated[int, Field(ge=0, strict=True)] = 3
-    """How often a dead worker is replaced before its place is given up."""
+    restarts_in_a_row: Annotated[int, Field(ge=0, strict=True)] = 3
+    """How often a worker is replaced that was lost before it had sampled anything; then its place is given up. One
+    that has sampled something is always replaced."""
 
 
 class ObjectiveConfig(Section):
