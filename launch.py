@@ -4,6 +4,7 @@ python launch.py train configs/demo.yaml         train, or resume a run cut shor
 python launch.py train configs/demo.yaml seed=1  with a setting changed
 python launch.py eval configs/demo.yaml          pass@1 and pass@k of a model
 python launch.py export runs/demo my-model       a run's checkpoint as a model
+python launch.py scale runs/demo --rollout-workers 4   give a live run another number of rollout workers
 python launch.py check configs/demo.yaml         find all mistakes, start nothing
 python launch.py tasks                           what can be trained on
 """
@@ -154,6 +155,34 @@ def export(
     with RunConsole(plan.config.name, 0) as console, explained_exits(console, RUN_ERRORS, plan.run.logs):
         run_export(plan, console)
         console.event(f"{plan.destination} is the model of step {plan.step}")
+
+
+@app.command()
+def scale(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN_DIRECTORY", help="Such as runs/demo.")],
+    rollout_workers: Annotated[
+        int, typer.Option("--rollout-workers", min=1, help="How many there are to be.")
+    ],
+    address: Annotated[
+        str | None, typer.Option(help="The run's Ray cluster (default: what the run directory says).")
+    ] = None,
+) -> None:
+    """Change the number of rollout workers of a live run.
+
+    For example:
+      python launch.py scale runs/demo --rollout-workers 4
+      python launch.py scale runs/demo --rollout-workers 1
+
+    Returns at once. New workers start, pull the current weights and then take
+    prompts; those that go finish what they hold first. Training does not stop.
+    """
+    from cluster.run_control import NoLiveRunError
+    from cluster.run_control import scale as scale_run
+
+    try:
+        typer.echo(scale_run(run_directory, rollout_workers, address))
+    except (NoLiveRunError, TimeoutError) as error:
+        refuse(error)
 
 
 @app.command()

@@ -97,22 +97,27 @@ class ActorGraph:
         self, rewards: RewardPool, on_event: Callable[[str], None]
     ) -> AsyncIterator[RolloutFleet]:
         """The rollout workers, starting in the background. Their fatal failures are raised in the block."""
-        rollout = self.config.rollout
-        options = EngineOptions(
-            run_id=uuid.uuid4().hex,  # of this execution: files that an earlier one left behind are not ours
-            model=str(self.model),
-            dtype=self.config.model.dtype,
-            max_context_tokens=self.config.model.max_context_tokens,
-            max_sequences=rollout.max_sequences,
-            tensor_parallel=rollout.tensor_parallel,
-            kv_cache_gib=rollout.kv_cache_gib,
-            gpu_memory_share=rollout.gpu_memory_share,
-            on_gpu=rollout.gpus_per_worker > 0,
-        )
+        options = engine_options(self.config, self.model)
         async with asyncio.TaskGroup() as background:
-            fleet = RolloutFleet(self.config, options, self.run_directory, rewards, on_event)
-            fleet.start(background)
+            fleet = RolloutFleet(self.config, options, self.run_directory, rewards, on_event, background)
             try:
                 yield fleet
             finally:
                 await fleet.stop()
+
+
+def engine_options(config: RunConfig, model: Path) -> EngineOptions:
+    """What the rollout workers of one execution of the run are told."""
+    rollout = config.rollout
+    return EngineOptions(
+        run_id=uuid.uuid4().hex,  # of this execution: files that an earlier one left behind are not ours
+        model=str(model),
+        dtype=config.model.dtype,
+        max_context_tokens=config.model.max_context_tokens,
+        max_sequences=rollout.max_sequences,
+        tensor_parallel=rollout.tensor_parallel,
+        kv_cache_gib=rollout.kv_cache_gib,
+        gpu_memory_share=rollout.gpu_memory_share,
+        on_gpu=rollout.gpus_per_worker > 0,
+        on_new_weights=rollout.on_new_weights,
+    )

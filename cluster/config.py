@@ -9,12 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+OnNewWeights = Literal["continue", "finish", "restart"]
 ObjectiveName = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "hpo", "a_hpo"]
+
+
+def _switch(value: Any) -> Any:
+    """YAML reads the words `on` and `off` as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class Section(BaseModel):
@@ -58,6 +64,9 @@ class RolloutConfig(Section):
     max_response_tokens: Count = 256
     max_staleness: Annotated[int, Field(ge=0, strict=True)] = 0
     """How many weight versions a sample may be behind when it is learned from. 0 is exactly on-policy."""
+    on_new_weights: OnNewWeights = "continue"
+    """What responses in flight do when a worker gets new weights: `continue` under them, `finish` under the old ones
+    first (the worker waits for its slowest), or `restart` from their first token."""
     prompts_per_request: Count = 4
     """Prompts that travel to a worker in one call."""
     inflight_prompts_per_worker: Count = 64
@@ -76,11 +85,14 @@ class RolloutConfig(Section):
     """Of each GPU's memory, on GPU."""
     start_timeout_s: Seconds = 600.0
     request_timeout_s: Seconds = 600.0
-    """Longest wait for the responses to one request."""
+    """Longest wait for all responses to a prompt."""
+    silence_timeout_s: Seconds = 120.0
+    """A worker whose engine answers nothing for so long is replaced. After half of it, it is sent no more prompts."""
     update_timeout_s: Seconds = 300.0
     """Longest wait until a worker has pulled a weight version."""
-    restarts_per_worker: Annotated[int, Field(ge=0, strict=True)] = 3
-    """How often a dead worker is replaced before its place is given up."""
+    restarts_in_a_row: Annotated[int, Field(ge=0, strict=True)] = 3
+    """How often a worker is replaced that was lost before it had sampled anything; then its place is given up. One
+    that has sampled something is always replaced."""
 
 
 class ObjectiveConfig(Section):
@@ -122,7 +134,7 @@ class LearnerConfig(Section):
     """Optimiser steps that one batch is cut into, by prompts."""
     micro_batch_tokens: Count = 16384
     """Tokens (padding included) of one forward pass on one rank. A prompt that responses share counts once."""
-    prefix_sharing: Literal["auto", "on", "off"] = "auto"
+    prefix_sharing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     """Whether the responses of a group share one computation of their prompt: `auto` where the model allows it and it
     costs less, `on` everywhere (refused for models that do not allow it), `off` nowhere. The loss is the same."""
     gradient_checkpointing: Annotated[bool, Field(strict=True)] = False

@@ -56,6 +56,15 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled:
+    """A response as a rollout worker hands it over: number `index` of the G to a prompt."""
+
+    prompt_id: str
+    index: int
+    response: Response
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What the verifier says of one response. `reward` is what is learned from; `outcome` is what pass@k counts."""
 
@@ -67,7 +76,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The G responses to one prompt, before scoring."""
+    """The G responses to one prompt, and the process that sampled them."""
 
     prompt: Prompt
     responses: tuple[Response, ...]

@@ -10,7 +10,7 @@ work buffer ─lease─▶ rollout workers ─▶ reward actors          workers
 
 step            waits for                            is unblocked by
 admit           nothing (takes the free slots)       settle frees slots
-collect         prompts_per_step scored groups       the fleet, which samples and scores on its own
+collect         a batch of scored groups             the fleet, which samples and scores on its own
 learn           the learner ranks                    —
 publish         the learner ranks                    nobody waits for the workers: each pulls before it leases again
 """
@@ -65,7 +65,7 @@ class Controller:
         self._tracker = tracker
         self._start = start
         rollout = config.rollout
-        self._buffer = WorkBuffer(capacity=(rollout.max_staleness + 1) * rollout.prompts_per_step)
+        self._buffer = WorkBuffer(rollout.prompts_per_step, rollout.max_staleness)
         self._times_s: dict[str, float] = defaultdict(float)
         self._started = time.monotonic()
         self.step = 0
@@ -100,11 +100,13 @@ class Controller:
 
         tokens_before = self._fleet.sampled_tokens
         with self._timed("rollout"):
-            await self._fleet.wait_until(lambda: self._buffer.scored_groups >= rollout.prompts_per_step)
+            await self._fleet.wait_until(lambda: self._buffer.batch_is_ready(self.step))
         sampled_tokens = self._fleet.sampled_tokens - tokens_before
-        groups = self._buffer.take_batch(rollout.prompts_per_step)
+        groups = self._buffer.take_batch(self.step)
         metrics = batch_metrics(groups, learner_version=self.step)
-        assert metrics["staleness/max"] <= rollout.max_staleness, "admission by slots bounds staleness"
+        assert metrics["staleness/max"] <= rollout.max_staleness, (
+            "no batch is ready that leaves too old a prompt"
+        )
 
         with self._timed("learn"):
             metrics |= await self._learn(groups)

@@ -30,6 +30,7 @@ One training run. What lies here:
 | `metrics.jsonl` | one JSON object per step, the truth about the run; step k is after k updates |
 | `metrics.superseded.jsonl` | steps that were done again after a resume (only if there were any) |
 | `transcripts/` | sampled responses with their verdicts, one Markdown file per step, for a person to read |
+| `ray_address` | of the Ray cluster it ran in last; `launch.py scale` reads it |
 | `logs/` | one log file per actor; look here when an actor died |
 | `checkpoints/` | what a crashed run resumes from; old ones are deleted; `launch.py export` makes a model of one |
 | `final_model/` | the trained model as a Hugging Face directory (at the end of the run) |
@@ -77,6 +78,10 @@ class RunDirectory:
     @property
     def summary_file(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def ray_address_file(self) -> Path:
+        return self.path / "ray_address"
 
     @property
     def readme_file(self) -> Path:

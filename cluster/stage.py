@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import ray
 
 from cluster.config import RunConfig
-from cluster.fleet import FleetLostError, first_cause
 from cluster.models import prepare_model
 from cluster.placement import PlacementError, connect
 from cluster.questions import UnusablePromptError
 from cluster.tracking import RunConsole
+from cluster.worker_keeper import FleetLostError, first_cause
 from learner.state_files import CheckpointError
 
 ResultT = TypeVar("ResultT")

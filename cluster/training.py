@@ -8,12 +8,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from cluster.actor_graph import ActorGraph
 from cluster.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.config import RunConfig
 from cluster.controller import Controller, LogprobGapError
 from cluster.prompt_source import PromptSource
 from cluster.questions import Questions, encode_questions, evaluation_prompts, training_sampling
+from cluster.run_control import RunIsLiveError, listening
 from cluster.run_directory import RunDirectory
 from cluster.stage import RUN_ERRORS, prepare_in_cluster, ray_started, run_to_the_end
 from cluster.tracking import RunConsole, Tracker
@@ -21,7 +24,7 @@ from learner import state_description
 from learner.state_description import StateDescription, obstacle
 from learner.state_files import CheckpointError
 
-TRAINING_ERRORS = (*RUN_ERRORS, LogprobGapError)
+TRAINING_ERRORS = (*RUN_ERRORS, LogprobGapError, RunIsLiveError)
 """What may stop a run through no fault of this program, and says by itself what happened."""
 
 
@@ -29,7 +32,8 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
     """Run the training that `config` describes and return its summary. A run that was cut short is resumed.
 
     Raises:
-        PlacementError, FleetLostError, LogprobGapError, UnusablePromptError, CheckpointError: what their names say.
+        PlacementError, FleetLostError, LogprobGapError, RunIsLiveError, UnusablePromptError,
+            CheckpointError: what their names say.
     """
     started = time.monotonic()
     run_directory = RunDirectory(config.run_directory)
@@ -50,6 +54,7 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
             _announce_resumption(config, run_directory, tracker, newest.progress.step if newest else None)
         run_directory.write_config(config)
         with ray_started(config, console):
+            run_directory.ray_address_file.write_text(ray.get_runtime_context().gcs_address + "\n")
             model = prepare_in_cluster(config, console)
             console.stage("reading the prompts")
             questions = encode_questions(config, model)
@@ -113,6 +118,7 @@ async def _run(
         graph.learner(probe_tokens) as learner,
         graph.rewards() as rewards,
         graph.fleet(rewards, tracker.warning) as fleet,
+        listening(config.name, fleet, tracker.event),
     ):
         console.stage(
             f"starting {config.rollout.workers} vLLM workers and {config.learner.ranks} DeepSpeed rank(s)"

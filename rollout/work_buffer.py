@@ -2,37 +2,61 @@
 
 A prompt is always in exactly one place:
 
-    admit ─▶ waiting ─lease─▶ generating ─complete─▶ scored ─take_batch─▶ learning ─settle─▶ trained
-                 ▲                │                     │
-                 └──return_leases─┘                     └─drop(reason)─▶ dropped
+    admit ─▶ waiting ─lease─▶ generating ─deliver all─▶ scored ─take_batch─▶ learning ─settle─▶ trained
+                 ▲                │                        │
+                 └──return_leases─┘                        └─drop(reason)─▶ dropped
+
+Responses are delivered one by one, each with its verdict. They lie with the lease, so that they go with it.
 
 Invariants (tested as laws):
-    1. waiting + generating + scored + learning ≤ capacity. With capacity = (max_staleness + 1) × prompts_per_step
-       a prompt admitted now is learned from at most max_staleness versions later.
-    2. A slot is freed by `settle`, after the weights learned from it were published, or by `drop`. Never by a
-    worker's death. 3. A prompt id is admitted once, and ends trained or dropped once.
+    1. waiting + generating + scored + learning ≤ capacity = (max_staleness + 1) × prompts_per_batch.
+    2. What is learned from was leased at most max_staleness versions ago. Slots alone do not see to that: a slow prompt
+       may be overtaken by any number of quick ones. So a batch is ready only when what would become too old is in it:
+       of the prompts leased under version v − max_staleness + k or before, no more than k further batches have room for
+       may be left behind, for every k.
+    3. A slot is freed by `settle`, after the weights learned from it were published, or by `drop`. Never by a
+       worker's death.
+    4. A prompt id is admitted once, and ends trained or dropped once.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import dataclass, field
 
-from cluster.contracts import Prompt, ScoredGroup
+from cluster.contracts import Group, Prompt, Response, ScoredGroup, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    prompt: Prompt
+    worker: str
+    delivered: dict[int, tuple[Response, Verdict]] = field(default_factory=dict)
+    """By the response's number."""
+
+    @property
+    def group(self) -> ScoredGroup:
+        responses, verdicts = zip(*(self.delivered[index] for index in sorted(self.delivered)), strict=True)
+        return ScoredGroup(Group(self.prompt, responses, self.worker), verdicts)
 
 
 class WorkBuffer:
     """Prompts in flight, in the order of their admission."""
 
-    def __init__(self, capacity: int) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity is {capacity}; at least one prompt must be able to be in flight")
-        self._capacity = capacity
+    def __init__(self, prompts_per_batch: int, max_staleness: int = 0) -> None:
+        if prompts_per_batch < 1:
+            raise ValueError(f"a batch of {prompts_per_batch} prompts: there must be at least one")
+        self._prompts_per_batch = prompts_per_batch
+        self._max_staleness = max_staleness
+        self._capacity = (max_staleness + 1) * prompts_per_batch
         self._order: dict[str, int] = {}
         self._admissions = 0
         self._waiting: dict[str, Prompt] = {}
-        self._generating: dict[str, tuple[Prompt, str]] = {}
+        self._generating: dict[str, _Lease] = {}
         self._scored: dict[str, ScoredGroup] = {}
+        self._leased_under: dict[str, int] = {}
+        """The version, of what is generating or scored."""
         self._learning: dict[str, ScoredGroup] = {}
         self.trained_prompts = 0
         self.dropped_prompts: Counter[str] = Counter()
@@ -68,51 +92,72 @@ class WorkBuffer:
         self._admissions += 1
         self._waiting[prompt.id] = prompt
 
-    def lease(self, worker: str, limit: int) -> list[Prompt]:
-        """Hand up to `limit` of the oldest waiting prompts to `worker`."""
+    def lease(self, worker: str, limit: int, version: int) -> list[Prompt]:
+        """Hand up to `limit` of the oldest waiting prompts to `worker`: one process, whose replacement has another
+        name. It serves `version`, which is the current one."""
         ids = sorted(self._waiting, key=self._order.__getitem__)[:limit]
         prompts = [self._waiting.pop(id_) for id_ in ids]
-        self._generating.update({prompt.id: (prompt, worker) for prompt in prompts})
+        self._generating.update({prompt.id: _Lease(prompt, worker) for prompt in prompts})
+        self._leased_under |= dict.fromkeys(ids, version)
         return prompts
 
     def leases(self, worker: str) -> int:
         """How many prompts `worker` has."""
-        return sum(holder == worker for _, holder in self._generating.values())
+        return sum(lease.worker == worker for lease in self._generating.values())
 
     def return_leases(self, worker: str) -> list[str]:
-        """Take back what `worker` holds, to be leased again. Returns the prompts' ids."""
-        lost = [prompt for prompt, holder in self._generating.values() if holder == worker]
+        """Take back what `worker` holds, to be leased again, and forget what it delivered of it. Returns the prompts'
+        ids."""
+        lost = [lease.prompt for lease in self._generating.values() if lease.worker == worker]
         for prompt in lost:
-            del self._generating[prompt.id]
+            del self._generating[prompt.id], self._leased_under[prompt.id]
             self._waiting[prompt.id] = prompt
         return [prompt.id for prompt in lost]
 
-    def complete(self, group: ScoredGroup) -> bool:
-        """Take in a scored group. False if its lease was taken back meanwhile: then another copy is on its way."""
-        held = self._generating.get(group.prompt.id)
-        if held is None or held[1] != group.group.worker:
+    def deliver(self, worker: str, prompt_id: str, index: int, response: Response, verdict: Verdict) -> bool:
+        """Take in response `index` of a prompt. False if its lease was taken back meanwhile: then another copy is on
+        its way."""
+        lease = self._generating.get(prompt_id)
+        if lease is None or lease.worker != worker:
             return False
-        del self._generating[group.prompt.id]
-        self._scored[group.prompt.id] = group
+        lease.delivered[index] = response, verdict
+        if len(lease.delivered) == lease.prompt.sampling.responses:
+            del self._generating[prompt_id]
+            self._scored[prompt_id] = lease.group
         return True
 
     def drop(self, prompt_id: str, reason: str) -> None:
         """Give a scored group up, free its slot, and count why."""
-        del self._scored[prompt_id]
-        del self._order[prompt_id]
+        del self._scored[prompt_id], self._leased_under[prompt_id], self._order[prompt_id]
         self.dropped_prompts[reason] += 1
 
-    def take_batch(self, prompts: int) -> list[ScoredGroup]:
-        """The `prompts` oldest scored groups, by admission, so that a batch does not depend on who was fastest.
+    def batch_is_ready(self, version: int) -> bool:
+        """Whether a batch may be taken for the learner that is at `version`: enough groups are scored, and among them
+        those that must not be left behind."""
+        oldest = version - self._max_staleness
+        return len(self._scored) >= self._prompts_per_batch and all(
+            sum(self._leased_under[id_] <= oldest + k for id_ in self._scored)
+            >= sum(leased <= oldest + k for leased in self._leased_under.values())
+            - k * self._prompts_per_batch
+            for k in range(self._max_staleness)
+        )
+
+    def take_batch(self, version: int) -> list[ScoredGroup]:
+        """The scored groups that were leased under the oldest weights, and of those the oldest admissions, so that a
+        batch does not depend on who was fastest.
 
         Raises:
-            ValueError: fewer are scored.
+            ValueError: none is ready.
         """
-        if len(self._scored) < prompts:
-            raise ValueError(f"{prompts} scored groups were asked for, {len(self._scored)} are there")
-        ids = sorted(self._scored, key=self._order.__getitem__)[:prompts]
-        groups = [self._scored.pop(id_) for id_ in ids]
-        self._learning.update({group.prompt.id: group for group in groups})
+        if not self.batch_is_ready(version):
+            raise ValueError(
+                f"no batch of {self._prompts_per_batch} is ready: {len(self._scored)} groups are scored"
+            )
+        by_age = sorted(self._scored, key=lambda id_: (self._leased_under[id_], self._order[id_]))
+        groups = [self._scored.pop(id_) for id_ in by_age[: self._prompts_per_batch]]
+        for group in groups:
+            del self._leased_under[group.prompt.id]
+            self._learning[group.prompt.id] = group
         return groups
 
     def settle(self, prompt_ids: Collection[str]) -> None:

@@ -1,9 +1,8 @@
 """The rollout worker: a Ray actor around one vLLM engine.
 
-It samples groups of responses, pulls published weights by version, and proves after every pull that it serves
-them. It knows
-nothing of rewards or losses. An engine that died, or that failed to take new weights, ends the process:
-supervision replaces it.
+It is fed prompts at any time and hands over each response when it ends; it pulls published weights by version, and
+proves after every pull that it serves them. It knows nothing of rewards or losses. An engine that died, or that failed
+to take new weights, ends the process: supervision replaces it.
 """
 
 from __future__ import annotations
@@ -19,11 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from cluster.contracts import Group, Prompt, Publication, Response, Sampling
+from cluster.config import OnNewWeights
+from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling
 from rollout.fleet_state import LOADED_VERSION
 from rollout.weight_files import NodeWeightFiles
 
 logger = logging.getLogger(__name__)
+
+
+_PAUSE_MODES: dict[OnNewWeights, str] = {"continue": "keep", "finish": "wait", "restart": "abort"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class EngineOptions:
     kv_cache_gib: float
     gpu_memory_share: float
     on_gpu: bool
+    on_new_weights: OnNewWeights = "continue"
 
 
 class RolloutWorker:
@@ -48,7 +52,8 @@ class RolloutWorker:
         worker = ray.remote(RolloutWorker).remote("worker-0", options)
         await worker.start.remote()
         gap = await worker.pull_weights.remote(publication)
-        groups = await worker.generate.remote(prompts)
+        await worker.submit.remote(prompts)
+        sampled = await worker.collect.remote(max_wait_s=5.0)   # again and again
     """
 
     def __init__(self, name: str, options: EngineOptions) -> None:
@@ -59,14 +64,17 @@ class RolloutWorker:
         self._engine: Any = None
         self._version = LOADED_VERSION
         self._ending = False
+        self._sampling: set[asyncio.Task[None]] = set()
+        self._sampled: list[Sampled] = []
+        self._news = asyncio.Event()
+        self._failure: BaseException | None = None
 
     async def start(self) -> int:
         """Build the engine and generate once, so that nothing is compiled later. Returns the process id."""
         options = self._options
         if not options.on_gpu and options.tensor_parallel == 1:
             # Read by vLLM when it is imported. On CPU it would put the model into one more process, which costs
-            # seconds to start
-            # and a hop per decoding step, only to set the number of threads, and that is set already.
+            # seconds to start and a hop per decoding step, only to set the number of threads, and that is set already.
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
         from vllm import AsyncEngineArgs
@@ -99,32 +107,49 @@ class RolloutWorker:
                 **device_options,
             )
         )
-        warm_up = Sampling(responses=2, temperature=1.0, max_response_tokens=4, seed=None)
-        await self._sample((0, 1), warm_up)
+        warm_up = Sampling(responses=1, temperature=1.0, max_response_tokens=4, seed=None)
+        await self._sample((0, 1), warm_up, seed=None)
         await self._engine.update_weight_version(str(LOADED_VERSION))
         return os.getpid()
 
-    async def generate(self, prompts: Sequence[Prompt]) -> list[Group]:
-        """Sample every prompt's responses; groups in the order of `prompts`."""
-        outputs = await self._guarded(
-            asyncio.gather(*(self._sample(prompt.token_ids, prompt.sampling) for prompt in prompts))
-        )
-        return [
-            Group(prompt, tuple(self._to_response(completion) for completion in output.outputs), self._name)
-            for prompt, output in zip(prompts, outputs, strict=True)
-        ]
+    async def submit(self, prompts: Sequence[Prompt]) -> None:
+        """Begin to sample every prompt's responses. They are handed over by `collect`."""
+        for prompt in prompts:
+            for index in range(prompt.sampling.responses):
+                task = asyncio.create_task(self._sample_response(prompt, index))
+                self._sampling.add(task)
+                task.add_done_callback(self._note_end)
+
+    async def collect(self, max_wait_s: float) -> list[Sampled]:
+        """The responses that ended since the last call, after waiting for one if there is none.
+
+        After `max_wait_s` without any, an empty list is the engine's sign of life: it was asked for one.
+
+        Raises:
+            Exception: sampling failed, though the engine lives.
+        """
+        try:
+            async with asyncio.timeout(max_wait_s):
+                await self._news.wait()
+        except TimeoutError:
+            await self._guarded(self._engine.is_sleeping())
+        if self._failure is not None:
+            raise self._failure
+        self._news.clear()
+        sampled, self._sampled = self._sampled, []
+        return sampled
 
     async def pull_weights(self, publication: Publication) -> float:
         """Fetch a published version, serve it, and return the largest |Δ log p| against the learner on the probe.
 
-        Responses in flight are held, and go on under the new weights; their caches are computed anew.
+        What becomes of responses in flight is `options.on_new_weights`; their caches are computed anew.
         """
         packed = await publication.weights
         with self._weight_files.held(publication.version, packed) as path:
             return await self._guarded(self._swap(str(path), publication))
 
     async def _swap(self, path: str, publication: Publication) -> float:
-        await self._engine.pause_generation(mode="keep", clear_cache=True)
+        await self._engine.pause_generation(mode=_PAUSE_MODES[self._options.on_new_weights], clear_cache=True)
         await self._engine.collective_rpc("receive_weights", args=(path,))
         await self._engine.update_weight_version(str(publication.version))
         await self._engine.resume_generation()
@@ -149,22 +174,39 @@ class RolloutWorker:
             self._engine.shutdown()
         self._weight_files.close()
 
-    async def _sample(self, token_ids: Sequence[int], sampling: Sampling) -> Any:
+    async def _sample_response(self, prompt: Prompt, index: int) -> None:
+        seed = prompt.sampling.seed
+        seed = None if seed is None else seed + index
+        completion = await self._guarded(self._sample(prompt.token_ids, prompt.sampling, seed))
+        while completion.finish_reason == "abort":  # by new weights, under which it begins again
+            completion = await self._guarded(self._sample(prompt.token_ids, prompt.sampling, seed))
+        self._sampled.append(Sampled(prompt.id, index, self._to_response(completion)))
+        self._news.set()
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._sampling.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failure = failure
+            self._news.set()
+
+    async def _sample(self, token_ids: Sequence[int], sampling: Sampling, seed: int | None) -> Any:
+        """One vLLM completion."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         parameters = SamplingParams(
-            n=sampling.responses,
             temperature=sampling.temperature,
             max_tokens=sampling.max_response_tokens,
-            seed=sampling.seed,
+            seed=seed,
             logprobs=0,
             # Per token vLLM would make a dictionary and a text; a response is put into words once, at its end.
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        return await self._run(token_ids, parameters)
+        output = await self._run(token_ids, parameters)
+        (completion,) = output.outputs
+        return completion
 
     async def _score(self, token_ids: Sequence[int]) -> np.ndarray:
         """Log-probabilities at temperature 1 of `token_ids[1:]` under the served weights, float32 [T - 1]."""

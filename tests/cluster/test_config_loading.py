@@ -61,6 +61,16 @@ def test_what_the_file_says_is_read(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("word", ["on", "off", "auto"])
+def test_on_and_off_are_words_for_a_setting_that_knows_them(tmp_path: Path, word: str) -> None:
+    for loaded in (
+        load(tmp_path, f"learner: {{prefix_sharing: {word}}}\n"),
+        load(tmp_path, "", f"learner.prefix_sharing={word}"),
+    ):
+        assert loaded.problems == ()
+        assert loaded.config.learner.prefix_sharing == word
+
+
 def test_overrides_win_and_the_last_of_them_most(tmp_path: Path) -> None:
     loaded = load(
         tmp_path,

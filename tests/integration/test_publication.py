@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cluster.config import ClusterConfig, LearnerConfig, ObjectiveConfig
-from cluster.contracts import Group, Prompt, Publication, Sampling
+from cluster.contracts import Group, Prompt, Publication, Response, Sampling
 from cluster.placement import connect, cpu_environment
 from learner.engine import LearnerOptions
 from learner.group import LearnerGroup
@@ -63,8 +63,11 @@ class Engines:
         return await self._worker.pull_weights(publication)
 
     async def generate(self, prompt: Prompt) -> Group:
-        (group,) = await self._worker.generate([prompt])
-        return group
+        await self._worker.submit([prompt])
+        sampled: dict[int, Response] = {}
+        while len(sampled) < prompt.sampling.responses:
+            sampled |= {one.index: one.response for one in await self._worker.collect(max_wait_s=60)}
+        return Group(prompt, tuple(sampled[index] for index in sorted(sampled)), "rollout-0")
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,11 @@ import pytest
 
 from reward.countdown.puzzles import Puzzle
 from reward.countdown.task import CountdownOptions, CountdownTask
-from reward.scoring import judge
-from tests.builders import make_response
+from reward.scoring import Judgeable, judge
 
 TASK = CountdownTask(CountdownOptions())
 PUZZLE = Puzzle((3, 5, 7), 38)
-RIGHT = replace(make_response(), text="<answer>3+5*7</answer>", finish_reason="stop")
+RIGHT = Judgeable(PUZZLE, "<answer>3+5*7</answer>", "stop")
 CUT_OFF = replace(RIGHT, finish_reason="length")
 
 
@@ -23,9 +22,9 @@ CUT_OFF = replace(RIGHT, finish_reason="length")
     [(RIGHT, True, "right"), (RIGHT, False, "right"), (CUT_OFF, True, "wrong"), (CUT_OFF, False, "right")],
 )
 def test_a_response_cut_off_is_wrong_unless_told_otherwise(
-    response: Any, cut_off_is_wrong: bool, outcome: str
+    response: Judgeable, cut_off_is_wrong: bool, outcome: str
 ) -> None:
-    verdict = judge(TASK, PUZZLE, response, cut_off_is_wrong)
+    verdict = judge(TASK, response, cut_off_is_wrong)
     assert verdict.outcome == outcome
     assert verdict.reward == (outcome == "right")
 
@@ -35,6 +34,6 @@ def test_a_verifier_that_raises_gives_an_error_and_not_a_wrong() -> None:
         def verify(self, problem: Puzzle, response: str) -> Any:
             raise ZeroDivisionError("oops")
 
-    verdict = judge(Broken(CountdownOptions()), PUZZLE, RIGHT, cut_off_is_wrong=True)
+    verdict = judge(Broken(CountdownOptions()), RIGHT, cut_off_is_wrong=True)
     assert verdict.outcome == "error"
     assert "ZeroDivisionError: oops" in verdict.reason

@@ -5,19 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cluster.contracts import ScoredGroup
 from rollout.work_buffer import WorkBuffer
-from tests.builders import make_group, make_prompt
+from tests.builders import make_prompt, make_response, make_verdict
 
 WORKERS = ("rollout-0", "rollout-1", "rollout-2")
 
 
-def group_of(prompt_id: str, worker: str) -> ScoredGroup:
-    return make_group(prompt=make_prompt(prompt_id), worker=worker)
+RESPONSES = make_prompt().sampling.responses
+
+
+def deliver(buffer: WorkBuffer, prompt_id: str, worker: str, index: int) -> bool:
+    """A response that says which it is."""
+    return buffer.deliver(worker, prompt_id, index, make_response([index]), make_verdict(index))
+
+
+def deliver_all(buffer: WorkBuffer, prompt_id: str, worker: str) -> bool:
+    return all(deliver(buffer, prompt_id, worker, index) for index in range(RESPONSES))
 
 
 class WorkBufferModel(RuleBasedStateMachine):
@@ -26,11 +33,16 @@ class WorkBufferModel(RuleBasedStateMachine):
     A place is "waiting", the name of the worker that generates, "scored", "learning", "trained" or "dropped".
     """
 
-    @initialize(capacity=st.integers(1, 6))
-    def begin(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.buffer = WorkBuffer(capacity)
+    @initialize(prompts=st.integers(1, 4), max_staleness=st.integers(0, 3))
+    def begin(self, prompts: int, max_staleness: int) -> None:
+        self.prompts, self.max_staleness = prompts, max_staleness
+        self.capacity = prompts * (max_staleness + 1)
+        self.buffer = WorkBuffer(prompts, max_staleness)
+        self.version = 0
+        self.leased_under: dict[str, int] = {}
         self.places: dict[str, str] = {}
+        self.delivered: dict[str, set[int]] = {}
+        """Of prompts that are being generated, the responses that are there."""
 
     def at(self, *places: str) -> list[str]:
         """Oldest admission first."""
@@ -60,8 +72,9 @@ class WorkBufferModel(RuleBasedStateMachine):
     @rule(worker=st.sampled_from(WORKERS), limit=st.integers(0, 4))
     def lease(self, worker: str, limit: int) -> None:
         expected = self.at("waiting")[:limit]
-        assert [prompt.id for prompt in self.buffer.lease(worker, limit)] == expected
+        assert [prompt.id for prompt in self.buffer.lease(worker, limit, self.version)] == expected
         self.places |= dict.fromkeys(expected, worker)
+        self.leased_under |= dict.fromkeys(expected, self.version)
 
     @rule(worker=st.sampled_from(WORKERS))
     def lose(self, worker: str) -> None:
@@ -69,22 +82,28 @@ class WorkBufferModel(RuleBasedStateMachine):
         lost = self.at(worker)
         assert sorted(self.buffer.return_leases(worker)) == sorted(lost)
         self.places |= dict.fromkeys(lost, "waiting")
+        for prompt_id in lost:
+            self.delivered.pop(prompt_id, None)
 
     @precondition(lambda self: self.at(*WORKERS))
-    @rule(data=st.data())
-    def complete(self, data: Any) -> None:
-        """A holder of a lease delivers, in no particular order."""
+    @rule(data=st.data(), index=st.integers(0, RESPONSES - 1))
+    def deliver(self, data: Any, index: int) -> None:
+        """A holder of a lease delivers, in no particular order, and one response perhaps twice."""
         prompt_id = data.draw(st.sampled_from(self.at(*WORKERS)))
-        assert self.buffer.complete(group_of(prompt_id, self.places[prompt_id]))
-        self.places[prompt_id] = "scored"
+        assert deliver(self.buffer, prompt_id, self.places[prompt_id], index)
+        there = self.delivered.setdefault(prompt_id, set())
+        there.add(index)
+        if len(there) == RESPONSES:
+            self.places[prompt_id] = "scored"
+            del self.delivered[prompt_id]
 
     @precondition(lambda self: self.places)
     @rule(worker=st.sampled_from(WORKERS), data=st.data())
-    def complete_without_a_lease(self, worker: str, data: Any) -> None:
-        """A result comes late, twice, or of a prompt long gone."""
+    def deliver_without_a_lease(self, worker: str, data: Any) -> None:
+        """A response comes late, or is of a prompt long gone."""
         prompt_id = data.draw(st.sampled_from(list(self.places)))
         if self.places[prompt_id] != worker:
-            assert not self.buffer.complete(group_of(prompt_id, worker))
+            assert not deliver(self.buffer, prompt_id, worker, 0)
 
     @precondition(lambda self: self.at("scored"))
     @rule(data=st.data(), reason=st.sampled_from(["stale", "zero variance"]))
@@ -95,24 +114,50 @@ class WorkBufferModel(RuleBasedStateMachine):
         assert self.buffer.dropped_prompts[reason] == before + 1
         self.places[prompt_id] = "dropped"
 
-    @precondition(lambda self: self.at("scored"))
-    @rule(prompts=st.integers(1, 4))
-    def take_batch(self, prompts: int) -> None:
-        scored = self.at("scored")
-        if prompts > len(scored):
-            with pytest.raises(ValueError, match="scored groups were asked for"):
-                self.buffer.take_batch(prompts)
+    @precondition(lambda self: not self.at("learning"))
+    @rule()
+    def take_batch(self) -> None:
+        if not self.buffer.batch_is_ready(self.version):
+            with pytest.raises(ValueError, match="groups are scored"):
+                self.buffer.take_batch(self.version)
             return
-        taken = [group.prompt.id for group in self.buffer.take_batch(prompts)]
-        assert taken == scored[:prompts], "the oldest admissions, not the fastest workers"
+        scored = sorted(self.at("scored"), key=self.leased_under.__getitem__)
+        groups = self.buffer.take_batch(self.version)
+        taken = [group.prompt.id for group in groups]
+        assert taken == scored[: self.prompts], "the oldest leases and admissions, not the fastest workers"
+        assert all(self.version - self.leased_under[id_] <= self.max_staleness for id_ in taken), (
+            "the hard bound"
+        )
+        for group in groups:
+            assert [response.token_ids.tolist() for response in group.responses] == [
+                [i] for i in range(RESPONSES)
+            ]
+            assert [verdict.reward for verdict in group.verdicts] == list(range(RESPONSES))
         self.places |= dict.fromkeys(taken, "learning")
 
     @precondition(lambda self: self.at("learning"))
-    @rule(data=st.data())
-    def settle(self, data: Any) -> None:
-        learned = self.at("learning")[: data.draw(st.integers(1, 5))]
+    @rule()
+    def settle(self) -> None:
+        """The weights learned from the batch were published."""
+        self.version += 1
+        learned = self.at("learning")
         self.buffer.settle(learned)
         self.places |= dict.fromkeys(learned, "trained")
+
+    @invariant()
+    def nobody_waits_for_ever(self) -> None:
+        """When all that is in flight is scored, a full buffer has a batch."""
+        if self.at("scored") == self.in_flight and len(self.in_flight) == self.capacity:
+            assert self.buffer.batch_is_ready(self.version)
+
+    @invariant()
+    def nothing_in_flight_can_become_too_old(self) -> None:
+        """Of what was leased at some time, the batches that may still have it have room for all."""
+        for k in range(self.max_staleness + 1):
+            oldest = self.version - self.max_staleness
+            left = [id_ for id_ in self.at(*WORKERS, "scored") if self.leased_under[id_] <= oldest + k]
+            batches = k + 1 - bool(self.at("learning"))
+            assert len(left) <= batches * self.prompts
 
     @invariant()
     def every_prompt_is_in_exactly_one_place(self) -> None:
@@ -135,30 +180,69 @@ TestWorkBuffer = WorkBufferModel.TestCase
 TestWorkBuffer.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 
 
+@given(
+    prompts=st.integers(1, 4),
+    max_staleness=st.integers(0, 3),
+    slowness=st.lists(st.integers(0, 20), min_size=60, max_size=60),
+    losses=st.lists(st.booleans(), min_size=30, max_size=30),
+)
+def test_however_slow_a_prompt_is_it_is_learned_from_in_time(
+    prompts: int, max_staleness: int, slowness: list[int], losses: list[bool]
+) -> None:
+    """Prompts are leased as soon as they can be and finish after `slowness` turns; now and then all is lost. Batches
+    are taken as soon as they are ready."""
+    buffer = WorkBuffer(prompts, max_staleness)
+    version = admitted = trained = 0
+    under: dict[str, int] = {}
+    due: dict[str, int] = {}
+    for turn in range(400):
+        while buffer.free_slots:
+            buffer.admit(make_prompt(f"train/0/{admitted}"))
+            admitted += 1
+        if turn < len(losses) and losses[turn]:
+            for prompt_id in buffer.return_leases("rollout-0"):
+                del due[prompt_id]
+        for prompt in buffer.lease("rollout-0", admitted, version):
+            under[prompt.id] = version
+            due[prompt.id] = turn + slowness[int(prompt.id.split("/")[2]) % len(slowness)]
+        for prompt_id in [prompt_id for prompt_id, end in due.items() if end <= turn]:
+            del due[prompt_id]
+            assert deliver_all(buffer, prompt_id, "rollout-0")
+        if buffer.batch_is_ready(version):
+            batch = [group.prompt.id for group in buffer.take_batch(version)]
+            assert all(version - under[prompt_id] <= max_staleness for prompt_id in batch)
+            version += 1
+            buffer.settle(batch)
+            trained += len(batch)
+    assert trained == version * prompts == buffer.trained_prompts
+    assert version >= 400 // 21 - 1, "it goes on, however slow"
+
+
 def scored_buffer() -> WorkBuffer:
     """One prompt, train/0/0, scored."""
     buffer = WorkBuffer(1)
     buffer.admit(make_prompt("train/0/0"))
-    buffer.lease("rollout-0", 1)
-    assert buffer.complete(group_of("train/0/0", "rollout-0"))
+    buffer.lease("rollout-0", 1, 0)
+    assert deliver_all(buffer, "train/0/0", "rollout-0")
     return buffer
 
 
 def test_a_death_frees_no_slot_and_a_late_result_is_refused() -> None:
     buffer = WorkBuffer(1)
     buffer.admit(make_prompt("train/0/0"))
-    buffer.lease("rollout-0", 1)
+    buffer.lease("rollout-0", 1, 0)
+    assert deliver(buffer, "train/0/0", "rollout-0", 0)
     assert buffer.return_leases("rollout-0") == ["train/0/0"]
     assert buffer.free_slots == 0
-    assert not buffer.complete(group_of("train/0/0", "rollout-0"))
-    assert [prompt.id for prompt in buffer.lease("rollout-1", 1)] == ["train/0/0"]
-    assert not buffer.complete(group_of("train/0/0", "rollout-0"))
-    assert buffer.complete(group_of("train/0/0", "rollout-1"))
+    assert not deliver(buffer, "train/0/0", "rollout-0", 1)
+    assert [prompt.id for prompt in buffer.lease("rollout-1", 1, 0)] == ["train/0/0"]
+    assert not deliver(buffer, "train/0/0", "rollout-0", 1)
+    assert deliver_all(buffer, "train/0/0", "rollout-1")
 
 
 def test_a_slot_is_freed_by_publication_not_by_learning() -> None:
     buffer = scored_buffer()
-    buffer.take_batch(1)
+    buffer.take_batch(0)
     assert buffer.free_slots == 0
     buffer.settle(["train/0/0"])
     assert buffer.free_slots == 1
@@ -168,7 +252,7 @@ def test_a_prompt_ends_once() -> None:
     buffer = scored_buffer()
     with pytest.raises(KeyError):
         buffer.settle(["train/0/0"])  # it was not learned from
-    buffer.take_batch(1)
+    buffer.take_batch(0)
     with pytest.raises(KeyError):
         buffer.drop("train/0/0", "stale")
     buffer.settle(["train/0/0"])
@@ -178,5 +262,5 @@ def test_a_prompt_ends_once() -> None:
 
 
 def test_a_buffer_without_slots_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one prompt"):
+    with pytest.raises(ValueError, match="at least one"):
         WorkBuffer(0)

@@ -1,0 +1,150 @@
+"""How a live run is told to change: a mailbox in its Ray cluster, which `launch.py scale` writes to and the run reads.
+
+    launch.py scale ──ask(workers)──▶ Mailbox (a named actor of the run) ◀──next_request── the run, which answers
+
+The mailbox ends with the run, so one that can be found belongs to a run that lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from cluster.fleet import RolloutFleet
+from cluster.run_directory import RunDirectory
+
+NAMESPACE = "hpo-trainer"
+ANSWER_TIMEOUT_S = 60.0
+"""How long who asked waits for the run to answer."""
+
+
+class RunIsLiveError(RuntimeError):
+    """A run of this name is live in the cluster already."""
+
+
+class NoLiveRunError(RuntimeError):
+    """There is no run of this name in the cluster, or no cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Change the number of rollout workers."""
+
+    number: int
+    rollout_workers: int
+
+
+class Mailbox:
+    """Requests to a run, and its answers. An async Ray actor."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        self._requests: asyncio.Queue[Request] = asyncio.Queue()
+        self._answers: dict[int, asyncio.Future[str]] = {}
+
+    async def ask(self, rollout_workers: int) -> str:
+        """The run's answer, in words.
+
+        Raises:
+            TimeoutError: there is none.
+        """
+        request = Request(next(self._numbers), rollout_workers)
+        self._answers[request.number] = asyncio.get_running_loop().create_future()
+        await self._requests.put(request)
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                return await self._answers[request.number]
+        finally:
+            del self._answers[request.number]
+
+    async def next_request(self) -> Request:
+        return await self._requests.get()
+
+    async def answer(self, request: Request, text: str) -> None:
+        if request.number in self._answers:  # else nobody waits for it any more
+            self._answers[request.number].set_result(text)
+
+
+@asynccontextmanager
+async def listening(
+    run_name: str, fleet: RolloutFleet, on_event: Callable[[str], None]
+) -> AsyncIterator[None]:
+    """Do what the run is asked to while the block runs.
+
+    Raises:
+        RunIsLiveError: another one in this cluster has the same name.
+    """
+    kind = ray.remote(Mailbox).options(
+        name=run_name, namespace=NAMESPACE, num_cpus=0, max_restarts=-1, max_task_retries=-1
+    )
+    try:
+        mailbox = kind.remote()
+    except ValueError as error:
+        raise RunIsLiveError(
+            f"a run called {run_name} is live in this Ray cluster already; take another name"
+        ) from error
+
+    async def listen() -> None:
+        while True:
+            request = await mailbox.next_request.remote()
+            before, change = fleet.state.size, fleet.resize(request.rollout_workers)
+            answer = f"rollout workers: {before} → {fleet.state.size}" + "".join(
+                f"; {what} {', '.join(names)}"
+                for what, names in (("starting", change.added), ("draining", change.drained))
+                if names
+            )
+            on_event(answer)
+            await mailbox.answer.remote(request, answer)
+
+    listener = asyncio.create_task(listen())
+    try:
+        yield
+    finally:
+        listener.cancel()
+        await asyncio.gather(listener, return_exceptions=True)
+        ray.kill(mailbox)
+
+
+def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str:
+    """Tell the run that belongs to `run_directory` how many rollout workers it is to have. Returns its answer.
+
+    Args:
+        run_directory: its last part is the run's name. If it is not on this machine, `address` is needed.
+        rollout_workers: at least 1.
+        address: of the run's Ray cluster; None takes what the run has written down.
+
+    Raises:
+        NoLiveRunError: there is none.
+        TimeoutError: the run does not answer.
+    """
+    directory = RunDirectory(run_directory.absolute())
+    name = directory.path.name
+    known = directory.ray_address_file
+    if address is None:
+        if not known.exists():
+            raise NoLiveRunError(
+                f"{run_directory} does not say where its Ray cluster is: is it a run's directory? Give --address"
+            )
+        address = known.read_text().strip()
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise NoLiveRunError(
+            f"there is no Ray at {address}: the run {name} has ended, or its --address is another"
+        ) from error
+    try:
+        mailbox = ray.get_actor(name, NAMESPACE)
+        return ray.get(mailbox.ask.remote(rollout_workers), timeout=ANSWER_TIMEOUT_S + 10)
+    except ValueError:
+        raise NoLiveRunError(f"no live run in the Ray cluster at {address} is called {name}") from None
+    except ray.exceptions.ActorDiedError:
+        raise NoLiveRunError(f"the run {name} ended just now") from None
+    finally:
+        ray.shutdown()

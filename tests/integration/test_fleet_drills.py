@@ -1,0 +1,137 @@
+"""What may happen to rollout workers, made to happen: real processes are killed, stopped and told to go. Their engines
+are simulated, all else is real.
+
+Each drill: the run completes, every admitted prompt is trained exactly once, and no sample is older than allowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster.config import ClusterConfig
+from cluster.fleet import RolloutFleet
+from cluster.placement import connect
+from cluster.run_directory import RunDirectory
+from cluster.tracking import read_metrics
+from rollout.fleet_state import WorkerState
+from tests.simulated import Simulation, simulation
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    connect(ClusterConfig())
+    yield
+    ray.shutdown()
+
+
+def assert_complete(run: Simulation, trained_in_order: bool = True) -> None:
+    rows = list(read_metrics(RunDirectory(run.config.run_directory).metrics_file))
+    rollout = run.config.rollout
+    assert [row["step"] for row in rows] == list(range(run.config.steps + 1))
+    trained = [prompt for row in rows for prompt in row.get("prompts", [])]
+    assert len(trained) == len(set(trained)) == run.config.steps * rollout.prompts_per_step
+    assert all(row["staleness/max"] <= rollout.max_staleness for row in rows[1:])
+
+
+async def until(fleet: RolloutFleet, states: set[WorkerState], count: int) -> None:
+    async with asyncio.timeout(60):
+        await fleet.wait_until(lambda: fleet.state.count(states) >= count)
+
+
+async def test_a_random_worker_is_killed_again_and_again(tmp_path: Path) -> None:
+    run, order = simulation(tmp_path, steps=30, max_staleness=1), random.Random(0)
+    kills = 0
+    async with run.run() as (fleet, training):
+        while not training.done():
+            await asyncio.sleep(0.7)
+            if fleet.process_ids:
+                os.kill(order.choice(sorted(fleet.process_ids.values())), signal.SIGKILL)
+                kills += 1
+        await training
+    assert kills >= 3
+    assert fleet.state.restarts >= 3
+    assert_complete(run)
+
+
+async def test_a_wedged_worker_is_suspected_and_replaced(tmp_path: Path) -> None:
+    run = simulation(tmp_path, steps=40, silence_timeout_s=4.0)
+    async with run.run() as (fleet, training):
+        await until(fleet, {WorkerState.HEALTHY}, 3)
+        name, process = next(iter(fleet.process_ids.items()))
+        os.kill(process, signal.SIGSTOP)
+        await until(fleet, {WorkerState.SUSPECT}, 1)
+        assert fleet.state[name].state is WorkerState.SUSPECT
+        async with asyncio.timeout(60):
+            await fleet.wait_until(lambda: fleet.state[name].incarnation == 1)
+        await training
+    assert any(f"{name} was lost" in event and "silence_timeout_s" in event for event in run.events), (
+        run.events
+    )
+    assert_complete(run)
+
+
+async def test_all_workers_are_killed_at_once(tmp_path: Path) -> None:
+    run = simulation(tmp_path, steps=20)
+    async with run.run() as (fleet, training):
+        await until(fleet, {WorkerState.HEALTHY}, 3)
+        for process in fleet.process_ids.values():
+            os.kill(process, signal.SIGKILL)
+        await training
+    assert fleet.state.restarts == 3
+    assert_complete(run)
+
+
+async def test_the_fleet_grows_and_shrinks_under_load(tmp_path: Path) -> None:
+    run = simulation(tmp_path, steps=60, workers=1, max_staleness=1)
+    async with run.run() as (fleet, training):
+        await until(fleet, {WorkerState.HEALTHY}, 1)
+        assert len(fleet.resize(4).added) == 3
+        await until(fleet, {WorkerState.HEALTHY}, 4)
+        assert len(fleet.resize(1).drained) == 3
+        await until(fleet, {WorkerState.RETIRED}, 3)
+        assert len(fleet.process_ids) == 1
+        assert not training.done(), "else nothing was under load"
+        await training
+    assert fleet.state.restarts == 0, "who is drained is not killed"
+    assert_complete(run)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("pull-dies", "died"),
+        ("pull-half", "away from the learner's"),
+        ("engine-error", "the engine failed in a live actor"),
+        ("endless-response", "rollout.request_timeout_s"),
+    ],
+)
+async def test_a_worker_fails_in_its_own_way(tmp_path: Path, fault: str, said: str) -> None:
+    run = simulation(tmp_path, steps=12, request_timeout_s=5.0)
+    (run.faults / fault).touch()
+    await run.finish()
+    assert not list(run.faults.iterdir()), "it did not happen"
+    assert any("was lost" in event and said in event for event in run.events), run.events
+    assert_complete(run)
+
+
+async def test_the_controller_is_killed_and_the_run_resumed(tmp_path: Path) -> None:
+    run = simulation(tmp_path, steps=20, max_staleness=1)
+    run.config = run.config.model_copy(
+        update={"checkpoint": run.config.checkpoint.model_copy(update={"every_steps": 5})}
+    )
+    async with run.run() as (fleet, training):
+        async with asyncio.timeout(60):
+            await fleet.wait_until(lambda: 13 in run.learner.versions)
+        assert not training.done()
+    await run.finish()
+    assert_complete(run)

@@ -1,0 +1,218 @@
+"""A whole run without models: real Ray actors that sleep in place of engines, a learner that only counts, and the real
+controller, fleet, buffers and run directory between them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.actor_graph import engine_options
+from cluster.checkpoints import CheckpointStore
+from cluster.config import RunConfig
+from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling, Verdict
+from cluster.controller import Controller
+from cluster.fleet import RolloutFleet
+from cluster.prompt_source import PromptSource, Question
+from cluster.run_directory import RunDirectory
+from cluster.tracking import RunConsole, Tracker
+from learner.weighing import WeighedBatch
+from reward.scoring import Judgeable
+from rollout.fleet_state import LOADED_VERSION
+from rollout.prompt_encoder import EncodedPrompt
+from rollout.worker import EngineOptions
+
+TOKENS = 8
+
+
+def simulated_worker(response_s: float, faults: Path) -> type:
+    """A class with the calls of `RolloutWorker`. Responses take `response_s` in mean.
+
+    A file in folder `faults` makes one worker fail once, in the way that it is called: it is taken away by who fails.
+    """
+
+    def meets(fault: str) -> bool:
+        try:
+            os.unlink(faults / fault)
+        except FileNotFoundError:
+            return False
+        return True
+
+    class SimulatedWorker:
+        def __init__(self, name: str, options: EngineOptions) -> None:
+            self._random = random.Random(f"{name}{os.getpid()}")
+            self._version = LOADED_VERSION
+            self._sampled: list[Sampled] = []
+            self._news = asyncio.Event()
+            self._tasks: set[asyncio.Task[None]] = set()
+            self._failure: BaseException | None = None
+
+        async def start(self) -> int:
+            return os.getpid()
+
+        async def submit(self, prompts: Sequence[Prompt]) -> None:
+            if meets("engine-error"):
+                self._failure = RuntimeError("the engine failed in a live actor")
+                self._news.set()
+            for prompt in prompts:
+                for index in range(prompt.sampling.responses):
+                    task = asyncio.create_task(self._sample(prompt, index))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+
+        async def _sample(self, prompt: Prompt, index: int) -> None:
+            began_under = self._version
+            endless = meets("endless-response")
+            await asyncio.sleep(1e6 if endless else self._random.expovariate(1 / response_s))
+            tokens = np.arange(TOKENS)
+            logprobs = np.full(TOKENS, -1.0, dtype=np.float32)
+            response = Response(tokens, logprobs, "answer", "stop", began_under, self._version)
+            self._sampled.append(Sampled(prompt.id, index, response))
+            self._news.set()
+
+        async def collect(self, max_wait_s: float) -> list[Sampled]:
+            try:
+                async with asyncio.timeout(max_wait_s):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
+            if self._failure is not None:
+                raise self._failure
+            self._news.clear()
+            sampled, self._sampled = self._sampled, []
+            return sampled
+
+        async def pull_weights(self, publication: Publication) -> float:
+            if meets("pull-dies"):
+                os._exit(1)
+            if meets("pull-half"):
+                return 100.0
+            self._version = publication.version
+            return 0.0
+
+        async def shut_down(self) -> None:
+            pass
+
+    return SimulatedWorker
+
+
+class Rewards:
+    """Every second response is right."""
+
+    async def judge(self, answers: Sequence[Judgeable]) -> list[Verdict]:
+        return [
+            Verdict("right", 1.0, None, "") if index % 2 else Verdict("wrong", 0.0, None, "")
+            for index in range(len(answers))
+        ]
+
+
+@dataclass
+class CountingLearner:
+    learn_s: float = 0.0
+    versions: list[int] = field(default_factory=list)
+
+    async def learn(self, mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
+        await asyncio.sleep(self.learn_s)
+        return {"logprob_gap/mean": 0.0, "learner_tokens": 1.0}
+
+    async def publish(self, version: int) -> Publication:
+        self.versions.append(version)
+        return Publication(version, ray.put(np.zeros(1, dtype=np.uint8)), (), ())
+
+    async def save(self, directory: Path) -> None:
+        directory.mkdir()
+
+    async def load(self, directory: Path) -> None:
+        pass
+
+
+@dataclass
+class Simulation:
+    """A run of `config`. `events` are what its console would say."""
+
+    config: RunConfig
+    faults: Path
+    response_s: float = 0.05
+    learner: CountingLearner = field(default_factory=CountingLearner)
+    problems: int = 1000
+    events: list[str] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[tuple[RolloutFleet, asyncio.Task[None]]]:
+        """The fleet, and the controller's loop as a task."""
+        config = self.config
+        directory = RunDirectory(config.run_directory)
+        questions = [Question(None, EncodedPrompt("question", (1, 2, 3))) for _ in range(self.problems)]
+
+        def sampling(prompt_id: str) -> Sampling:
+            return Sampling(config.rollout.responses_per_prompt, 1.0, TOKENS, None)
+
+        held_out = [Prompt("eval/0", "question", (1, 2, 3), None, sampling("eval/0"))]
+        checkpoints = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
+        newest = checkpoints.newest()
+        with (
+            RunConsole(config.name, config.steps, quiet=True) as console,
+            Tracker(config, directory, console, resume_step=newest[1].step if newest else None) as tracker,
+        ):
+            async with asyncio.TaskGroup() as background:
+                fleet = RolloutFleet(
+                    config,
+                    engine_options(config, Path("no-model")),
+                    directory,
+                    Rewards(),  # type: ignore[arg-type]
+                    self.events.append,
+                    background,
+                    simulated_worker(self.response_s, self.faults),
+                )
+                controller = Controller(
+                    config,
+                    PromptSource(questions, config.seed, sampling),
+                    held_out,
+                    fleet,
+                    self.learner,  # type: ignore[arg-type]
+                    checkpoints,
+                    tracker,
+                )
+                training = asyncio.create_task(controller.run())
+                try:
+                    yield fleet, training
+                finally:
+                    training.cancel()
+                    await asyncio.gather(training, return_exceptions=True)
+                    await fleet.stop()
+
+    async def finish(self) -> None:
+        async with self.run() as (_, training):
+            await training
+
+
+def simulation(tmp_path: Path, steps: int = 10, **rollout: Any) -> Simulation:
+    faults = tmp_path / "faults"
+    faults.mkdir(exist_ok=True)
+    config = RunConfig.model_validate(
+        {
+            "directory": str(tmp_path / "runs"),
+            "steps": steps,
+            "rollout": {
+                "workers": 3,
+                "prompts_per_step": 8,
+                "responses_per_prompt": 4,
+                "prompts_per_request": 2,
+                "inflight_prompts_per_worker": 8,
+                "cpus_per_worker": 0.01,
+                **rollout,
+            },
+            "evaluation": {"every_steps": 1000},
+            "checkpoint": {"every_steps": 1000},
+            "tracking": {"wandb": "disabled"},
+        }
+    )
+    return Simulation(config, faults)
