@@ -37,7 +37,9 @@ def save_training_state(
     """
     rank = engine.global_rank
     try:
-        engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+        engine.save_checkpoint(
+            str(directory), tag=_TAG, save_latest=False, exclude_frozen_parameters=_has_frozen(engine)
+        )
         (directory / "random").mkdir(exist_ok=True)
         save_random_state(_random_file(directory, rank))
         if rank == 0:
@@ -72,7 +74,7 @@ def load_training_state(
     if resizing(saved, learner.ranks, learner.zero_stage):
         load_resized(engine, directory / _TAG, scratch)
     else:
-        path, _ = engine.load_checkpoint(str(directory), tag=_TAG)
+        path, _ = engine.load_checkpoint(str(directory), tag=_TAG, load_module_strict=not _has_frozen(engine))
         if path is None:
             raise CheckpointError(f"{directory}: DeepSpeed found no training state")
     _apply_settings(engine, options)
@@ -115,6 +117,11 @@ def _apply_settings(engine: DeepSpeedEngine, options: LearnerOptions) -> None:
         }
     if hasattr(engine.optimizer, "clip_grad"):
         engine.optimizer.clip_grad = learner.max_gradient_norm
+
+
+def _has_frozen(engine: DeepSpeedEngine) -> bool:
+    """Whether adapters alone are trained. The rest is what the model's own files say, and is not saved."""
+    return not all(parameter.requires_grad for parameter in engine.module.parameters())
 
 
 def _random_file(directory: Path, rank: int) -> Path:

@@ -24,6 +24,7 @@ from cluster.fleet import RolloutFleet
 from cluster.prompt_source import PromptSource, Question
 from cluster.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
+from learner.state_files import FileRecord
 from learner.weighing import WeighedBatch
 from reward.scoring import Judgeable
 from rollout.fleet_state import LOADED_VERSION
@@ -127,10 +128,11 @@ class CountingLearner:
         self.versions.append(version)
         return Publication(version, ray.put(np.zeros(1, dtype=np.uint8)), (), ())
 
-    async def save(self, directory: Path) -> None:
+    async def save(self, directory: Path) -> dict[Path, FileRecord]:
         directory.mkdir()
+        return {}
 
-    async def load(self, directory: Path) -> None:
+    async def load(self, directory: Path, scratch: Path) -> None:
         pass
 
 
@@ -157,10 +159,12 @@ class Simulation:
 
         held_out = [Prompt("eval/0", "question", (1, 2, 3), None, sampling("eval/0"))]
         checkpoints = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
-        newest = checkpoints.newest()
+        newest = checkpoints.newest_intact(self.events.append)
         with (
             RunConsole(config.name, config.steps, quiet=True) as console,
-            Tracker(config, directory, console, resume_step=newest[1].step if newest else None) as tracker,
+            Tracker(
+                config, directory, console, resume_step=newest.progress.step if newest else None
+            ) as tracker,
         ):
             async with asyncio.TaskGroup() as background:
                 fleet = RolloutFleet(
@@ -180,6 +184,7 @@ class Simulation:
                     self.learner,  # type: ignore[arg-type]
                     checkpoints,
                     tracker,
+                    newest,
                 )
                 training = asyncio.create_task(controller.run())
                 try:

@@ -8,37 +8,43 @@ from typing import Any
 
 import numpy as np
 
-from cluster.contracts import Prompt, Publication, ScoredGroup
+from cluster.contracts import Group, Prompt, Publication, Response, Sampled, ScoredGroup, Verdict
+from cluster.dispatch import Dispatch
 from cluster.prompt_source import PromptSource, Question, sampling_seed
 from cluster.questions import training_sampling
 from rollout.fleet_state import FleetState
 from rollout.prompt_encoder import EncodedPrompt
 from rollout.work_buffer import WorkBuffer
-from tests.builders import make_group, make_response
+from tests.builders import make_response, make_verdict
 
 WORKERS = ("rollout-0", "rollout-1")
 
 
 class SyntheticFleet:
-    """Stands in for `RolloutFleet`. Two workers lease, finish and lose prompts in an order that `chance` decides.
+    """Stands in for `RolloutFleet`. Two workers lease prompts, deliver responses and lose what they have, in an order
+    that `chance` decides.
 
-    A prompt's responses depend on its seed alone, or, where it has none, on `chance`. `tick` is called before each of
-    their moves.
+    What is sampled depends on a prompt's seed alone, or, where it has none, on `chance`. `tick` is called before each
+    of their moves.
     """
 
     def __init__(self, chance: random.Random, tick: Callable[[], None] = lambda: None) -> None:
         self._chance = chance
         self._tick = tick
-        self._buffers: list[WorkBuffer] = []
-        self._leased: dict[str, tuple[Prompt, str]] = {}
-        self.state = FleetState(list(WORKERS), restarts_per_worker=0)
-        self.sampled_tokens = 0
+        self._dispatch = Dispatch()
+        self._undelivered: dict[str, tuple[str, int, list[tuple[Response, Verdict]]]] = {}
+        """By prompt: its worker, how many responses are delivered, and all of them."""
+        self.state = FleetState(len(WORKERS), restarts_in_a_row=0)
+
+    @property
+    def sampled_tokens(self) -> int:
+        return self._dispatch.sampled_tokens
 
     def publish(self, publication: Publication) -> None:
         self.state.published(publication.version)
 
     def feed(self, buffer: WorkBuffer) -> None:
-        self._buffers = [buffer]
+        self._dispatch.feed(buffer)
 
     def take_probe_gap(self) -> float:
         return 0.0
@@ -46,36 +52,50 @@ class SyntheticFleet:
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             self._tick()
-            self._move(self._buffers[0])
+            self._move()
 
     async def sample(self, prompts: Sequence[Prompt]) -> list[ScoredGroup]:
         self._tick()
-        return [self._answer(prompt, WORKERS[0]) for prompt in prompts]
+        return [
+            ScoredGroup(Group(prompt, responses, WORKERS[0]), verdicts)
+            for prompt in prompts
+            for responses, verdicts in [zip(*self._answers(prompt), strict=True)]
+        ]
 
-    def _move(self, buffer: WorkBuffer) -> None:
+    def _move(self) -> None:
         worker = self._chance.choice(WORKERS)
         move = self._chance.random()
-        if move < 0.1:
-            for prompt_id in buffer.return_leases(worker):
-                del self._leased[prompt_id]
-        elif move < 0.5:
-            for prompt in buffer.lease(worker, self._chance.randint(1, 3)):
-                self._leased[prompt.id] = (prompt, worker)
-        elif self._leased:
-            prompt, holder = self._leased.pop(self._chance.choice(list(self._leased)))
-            assert buffer.complete(self._answer(prompt, holder))
+        if move < 0.05:
+            for prompt_id in self._dispatch.return_leases(worker):
+                del self._undelivered[prompt_id]
+        elif move < 0.4:
+            assert self.state.current_version is not None, "nothing is sampled before weights are published"
+            limit = self._chance.randint(1, 3)
+            for prompt in self._dispatch.lease(worker, limit, self.state.current_version):
+                self._undelivered[prompt.id] = (worker, 0, self._answers(prompt))
+        elif self._undelivered:
+            self._deliver(self._chance.choice(list(self._undelivered)))
 
-    def _answer(self, prompt: Prompt, worker: str) -> ScoredGroup:
-        assert self.state.current_version is not None, "nothing is sampled before weights are published"
+    def _deliver(self, prompt_id: str) -> None:
+        """The next of its responses."""
+        worker, index, answers = self._undelivered.pop(prompt_id)
+        response, verdict = answers[index]
+        self._dispatch.deliver(worker, [Sampled(prompt_id, index, response)], [verdict])
+        if index + 1 < len(answers):
+            self._undelivered[prompt_id] = (worker, index + 1, answers)
+
+    def _answers(self, prompt: Prompt) -> list[tuple[Response, Verdict]]:
+        version = self.state.current_version
+        assert version is not None
         seed = prompt.sampling.seed
         made_up = np.random.default_rng(self._chance.getrandbits(32) if seed is None else seed)
-        responses = [
-            make_response(
-                made_up.integers(3, 20, size=made_up.integers(1, 12)), version=self.state.current_version
+        return [
+            (
+                make_response(made_up.integers(3, 20, size=made_up.integers(1, 12)), version=version),
+                make_verdict(float(made_up.integers(2))),
             )
             for _ in range(prompt.sampling.responses)
         ]
-        return make_group([float(made_up.integers(2)) for _ in responses], responses, prompt, worker)
 
 
 def synthetic_source(config: Any, rows: int) -> PromptSource:

@@ -31,6 +31,23 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+class PartitionedRank(LearnerRank):
+    """A tiny model's parameters are all below the size from which on ZeRO 3 takes them apart; here it does."""
+
+    def start(self, address: str, port: int) -> int:
+        import learner.engine
+
+        as_configured = learner.engine.deepspeed_config
+
+        def everything_partitioned(*arguments: Any) -> dict[str, Any]:
+            config = as_configured(*arguments)
+            config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+            return config
+
+        learner.engine.deepspeed_config = everything_partitioned
+        return super().start(address, port)
+
+
 @asynccontextmanager
 async def fresh_learner(model: Path, ranks: int, zero_stage: int) -> AsyncIterator[LearnerGroup]:
     """Processes of its own, which know nothing of any other."""
@@ -47,7 +64,7 @@ async def fresh_learner(model: Path, ranks: int, zero_stage: int) -> AsyncIterat
     options = LearnerOptions(
         str(model), "float32", 0.7, 0, learner, ObjectiveConfig(), ((3, 4, 5, 6),), steps=20
     )
-    actor = ray.remote(LearnerRank).options(
+    actor = ray.remote(PartitionedRank).options(
         num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)}
     )
     actors = [actor.remote(rank, options) for rank in range(ranks)]

@@ -6,7 +6,6 @@ import random
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +20,14 @@ from learner.training_state import load_training_state, save_training_state
 from tests.builders import tiny_llama
 
 
+class Module(torch.nn.Module):
+    """What `Policy` is to DeepSpeed."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
 @dataclass
 class Engine:
     """Saves and loads as DeepSpeed does without ZeRO, on one rank of several."""
@@ -28,7 +35,7 @@ class Engine:
     options: LearnerOptions
     global_rank: int = 0
     fails: Exception | None = None
-    module: Any = field(default_factory=lambda: SimpleNamespace(model=tiny_llama()))
+    module: Any = field(default_factory=lambda: Module(tiny_llama()))
 
     def __post_init__(self) -> None:
         learner = self.options.learner
@@ -50,7 +57,7 @@ class Engine:
     def rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
-    def save_checkpoint(self, directory: str, tag: str, save_latest: bool) -> None:
+    def save_checkpoint(self, directory: str, tag: str, save_latest: bool, **_: bool) -> None:
         if self.fails:
             raise self.fails
         (Path(directory) / tag).mkdir(parents=True)
@@ -63,7 +70,7 @@ class Engine:
             state, Path(directory) / tag / f"zero_pp_rank_{self.global_rank}_mp_rank_00_optim_states.pt"
         )
 
-    def load_checkpoint(self, directory: str, tag: str) -> tuple[str, None]:
+    def load_checkpoint(self, directory: str, tag: str, **_: bool) -> tuple[str, None]:
         (file,) = (Path(directory) / tag).iterdir()
         state = torch.load(file, weights_only=False)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -174,7 +181,7 @@ def test_another_dtype_or_zero_stage_is_refused_before_anything_is_loaded(tmp_pa
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     save(Engine(options()), tmp_path / "state")
-    other = Engine(options(), module=SimpleNamespace(model=tiny_llama(vocabulary=40)))
+    other = Engine(options(), module=Module(tiny_llama(vocabulary=40)))
     with pytest.raises(
         CheckpointError, match=r"embed_tokens\.weight is 32 × 16, and in this run's model it is 40"
     ):
