@@ -55,6 +55,12 @@ class RolloutConfig(Section):
     """The vLLM workers that sample responses. They are scaled independently of the learner."""
 
     workers: Count = 2
+    """At the start. `launch.py scale` changes it while the run goes on."""
+    min_workers: Count = 1
+    """When the number adapts itself (see `max_workers`)."""
+    max_workers: Count | None = None
+    """If given, the number adapts itself: one more while the learner waits long for samples, one less while it hardly
+    waits at all."""
     prompts_per_step: Count = 32
     """Prompts (groups) that one batch is made of."""
     responses_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 16

@@ -83,6 +83,7 @@ class Controller:
         while self.step < self._config.steps:
             with self._timed("step"):
                 metrics, trained = await self._train_one_batch()
+            self._fleet.adapt_size(waited_s=self._times_s["rollout"], step_s=self._times_s["step"])
             if self._due(self._config.evaluation.every_steps):
                 metrics |= await self._evaluate()
             # Before the checkpoint: a step that a resumed run does not do again has its row, and one that it does again
@@ -214,7 +215,7 @@ class Controller:
         state = self._fleet.state
         return {
             "fleet/healthy_workers": float(state.started_workers),
-            "fleet/workers": float(len(state.members)),
+            "fleet/workers": float(state.size),
             "fleet/restarts": float(state.restarts),
             "logprob_gap/probe_max": self._fleet.take_probe_gap(),
             "progress/weight_version": float(self.step),

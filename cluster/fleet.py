@@ -15,6 +15,7 @@ from cluster.dispatch import Dispatch
 from cluster.run_directory import RunDirectory
 from cluster.worker_keeper import FleetRoom, WorkerKeeper
 from reward.scoring import RewardPool
+from rollout.autoscaling import Autoscaler
 from rollout.fleet_state import FleetState, Resizing, WorkerState
 from rollout.work_buffer import WorkBuffer
 from rollout.worker import EngineOptions, RolloutWorker
@@ -59,6 +60,10 @@ class RolloutFleet:
             worker_class,
         )
         self._keepers: dict[str, asyncio.Task[None]] = {}
+        rollout = config.rollout
+        self._autoscaler = (
+            Autoscaler(rollout.min_workers, rollout.max_workers) if rollout.max_workers else None
+        )
         self._start_keepers([member.name for member in self.state.members])
 
     async def stop(self) -> None:
@@ -81,6 +86,20 @@ class RolloutFleet:
                 self._keepers[name].cancel()
         self._dispatch.announce()
         return change
+
+    def adapt_size(self, waited_s: float, step_s: float) -> None:
+        """After a step: change the size if that is configured, and if waiting `waited_s` of `step_s` for samples, with
+        the whole fleet up, calls for it."""
+        workers = self.state.size
+        if self._autoscaler is None or self.state.started_workers < workers:
+            return
+        wanted = self._autoscaler.wanted(workers, waited_s, step_s)
+        if wanted != workers:
+            self.resize(wanted)
+            self._room.on_event(
+                f"rollout workers: {workers} → {wanted}; the learner waited for samples for {waited_s / step_s:.0%} "
+                "of a step"
+            )
 
     def publish(self, publication: Publication) -> None:
         """Make `publication` the version to serve. The one before is let go, and its memory with it."""

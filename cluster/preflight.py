@@ -42,6 +42,13 @@ def check_arithmetic(config: RunConfig) -> Iterator[Problem]:
             f"{rollout.prompts_per_step} prompts do not divide into learner.mini_batches = {learner.mini_batches}",
             f"take a multiple of {learner.mini_batches}",
         )
+    if rollout.max_workers is not None and not rollout.min_workers <= rollout.workers <= rollout.max_workers:
+        yield Problem(
+            "rollout.workers",
+            f"{rollout.workers} is not between rollout.min_workers = {rollout.min_workers} and rollout.max_workers = "
+            f"{rollout.max_workers}",
+            "start with a number between them",
+        )
     if config.model.source == "starter" and config.model.max_context_tokens > RECIPE.max_tokens:
         yield Problem(
             "model.max_context_tokens",

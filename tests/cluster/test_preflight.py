@@ -73,6 +73,15 @@ def test_all_mistakes_are_found_together(tmp_path: Path) -> None:
 # --- Arithmetic
 
 
+@pytest.mark.parametrize(("workers", "sound"), [(1, False), (2, True), (3, True), (4, False)])
+def test_a_fleet_that_adapts_itself_starts_within_its_range(
+    tmp_path: Path, workers: int, sound: bool
+) -> None:
+    rollout = {"workers": workers, "min_workers": 2, "max_workers": 3, "cpus_per_worker": 0.1}
+    problems = preflight(run_config(tmp_path, rollout=rollout))
+    assert [problem.where for problem in problems] == ([] if sound else ["rollout.workers"])
+
+
 @pytest.mark.parametrize(
     ("prompts", "mini_batches", "sound"), [(4, 3, False), (4, 8, False), (4, 2, True), (6, 3, True)]
 )

@@ -34,7 +34,7 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def assert_complete(run: Simulation, trained_in_order: bool = True) -> None:
+def assert_complete(run: Simulation) -> None:
     rows = list(read_metrics(RunDirectory(run.config.run_directory).metrics_file))
     rollout = run.config.rollout
     assert [row["step"] for row in rows] == list(range(run.config.steps + 1))
@@ -103,6 +103,15 @@ async def test_the_fleet_grows_and_shrinks_under_load(tmp_path: Path) -> None:
         assert not training.done(), "else nothing was under load"
         await training
     assert fleet.state.restarts == 0, "who is drained is not killed"
+    assert_complete(run)
+
+
+async def test_a_fleet_that_is_too_small_grows_by_itself(tmp_path: Path) -> None:
+    run = simulation(tmp_path, steps=60, workers=1, max_workers=2, inflight_prompts_per_worker=2)
+    async with run.run() as (fleet, training):
+        await until(fleet, {WorkerState.HEALTHY}, 2)
+        await training
+    assert any("rollout workers: 1 → 2" in event for event in run.events), run.events
     assert_complete(run)
 
 
