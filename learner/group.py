@@ -14,6 +14,7 @@ import ray
 from cluster.contracts import Publication
 from learner.batching import shard
 from learner.engine import LearnerOptions
+from learner.places import refuse_shared_devices
 from learner.weighing import WeighedBatch
 
 
@@ -33,10 +34,18 @@ class LearnerGroup:
         self._config = options.learner
 
     async def start(self) -> list[int]:
-        """Build all engines. Returns the process ids, by rank."""
-        (address, port), *_ = await self._all("rendezvous", timeout_s=self._config.start_timeout_s)
-        process_ids = await self._all("start", address, port, timeout_s=self._config.start_timeout_s)
-        self._packing, *_ = await self._all("packing", timeout_s=self._config.start_timeout_s)
+        """Build all engines. Returns the process ids, by rank.
+
+        Raises:
+            ValueError: two ranks have one GPU.
+            TimeoutError: some did not come; names them.
+        """
+        timeout_s = self._config.start_timeout_s
+        refuse_shared_devices(await self._all("place", timeout_s=timeout_s))
+        first = [self._ranks[0].rendezvous.remote()]
+        ((address, port),) = await self._gather(first, "rendezvous", timeout_s)
+        process_ids = await self._all("start", address, port, timeout_s=timeout_s)
+        self._packing, *_ = await self._all("packing", timeout_s=timeout_s)
         return process_ids
 
     async def learn(self, mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
