@@ -16,7 +16,7 @@ import psutil
 
 logger = logging.getLogger(__name__)
 
-STALE_AFTER_S = 120.0
+STALE_AFTER_S = 60.0
 """A lock that no process of this machine holds may be another machine's, if they share the folder. Compilation takes
 less than this."""
 
