@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -55,8 +56,8 @@ def _targeted(model: PreTrainedModel, targets: tuple[str, ...]) -> list[str]:
     if strangers := unmatched(targets, linear):
         known = sorted({name.rpartition(".")[2] for name in linear})
         raise ValueError(
-            f"learner.lora_target_modules: {', '.join(strangers)} is no linear layer of {type(model).__name__} that can "
-            f"have an adapter (there are {', '.join(known)})"
+            f"learner.lora_target_modules: {', '.join(strangers)} is no linear layer of {type(model).__name__} "
+            f"that can have an adapter (there are {', '.join(known)})"
         )
     return [name for name in linear if any(is_meant(target, name) for target in targets)]
 
@@ -83,7 +84,7 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def low_rank_factors(model: nn.Module) -> dict[str, Tensor]:
-    """What has been learned, float32: for each weight W of the base checkpoint that has an adapter two matrices L [m, r]
+    """What has been learned, float32: for each weight W of the checkpoint that has an adapter two matrices, L [m, r]
     and R [r, n], so that W + L @ R is the weight now. Under ZeRO 3 the adapters must have been gathered."""
     factors: dict[str, Tensor] = {}
     for name, layer in adapter_layers(model).items():
@@ -94,10 +95,16 @@ def low_rank_factors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
-    a_RI = layer.lora_A[_NAME].weight.detach().float()
-    b_OR = layer.lora_B[_NAME].weight.detach().float() * layer.scaling[_NAME]
+    a_RI, b_OR = _matrices(layer)
+    a_RI, b_OR = a_RI.float(), b_OR.float() * layer.scaling[_NAME]
     # GPT-2 keeps its weights as [in, out].
     return (a_RI.T, b_OR.T) if getattr(layer, "fan_in_fan_out", False) else (b_OR, a_RI)
+
+
+def _matrices(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """Peft's A [r, in] and B [out, r]."""
+    modules: tuple[Any, Any] = layer.lora_A[_NAME], layer.lora_B[_NAME]
+    return modules[0].weight.detach(), modules[1].weight.detach()
 
 
 def merged_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -143,8 +150,8 @@ def save_adapter(model: nn.Module, config: LearnerConfig, base: str, directory: 
     layers = adapter_layers(model)
     tensors = {}
     for name, layer in layers.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = layer.lora_A[_NAME].weight.detach().cpu().clone()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = layer.lora_B[_NAME].weight.detach().cpu().clone()
+        for letter, matrix in zip("AB", _matrices(layer), strict=True):
+            tensors[f"base_model.model.{name}.lora_{letter}.weight"] = matrix.cpu().clone()
     adapter = LoraConfig(
         r=config.lora_rank or 0,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]

@@ -48,7 +48,9 @@ def _remove(lock: Path, stale_after_s: float) -> None:
         fcntl.flock(guard, fcntl.LOCK_EX)
         age_s = _age_s(lock)
         if age_s is not None and age_s > stale_after_s and not _is_held(lock):
-            logger.warning("removing %s, %.0f s old: the compilation that it was for has been killed", lock, age_s)
+            logger.warning(
+                "removing %s, %.0f s old: the compilation that it was for has been killed", lock, age_s
+            )
             lock.unlink(missing_ok=True)
 
 

@@ -94,8 +94,8 @@ def _keep_gradient_norm(engine: DeepSpeedEngine) -> None:
 
 @contextmanager
 def whole_weights(engine: DeepSpeedEngine, learner: LearnerConfig) -> Iterator[dict[str, Tensor]]:
-    """All weights under their checkpoint names, tied ones once, adapters merged, whole on every rank. A collective under
-    ZeRO 3."""
+    """All weights under their checkpoint names, tied ones once, adapters merged, whole on every rank. A collective
+    under ZeRO 3."""
     model = engine.module.model
     with _gathered(engine, model.parameters()):
         if learner.lora_rank is None:

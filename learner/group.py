@@ -18,6 +18,10 @@ from learner.places import refuse_shared_devices
 from learner.weighing import WeighedBatch
 
 
+class LearnerStartError(RuntimeError):
+    """The ranks could not start, for a reason that the user can mend."""
+
+
 class LearnerGroup:
     """M DeepSpeed ranks.
 
@@ -37,10 +41,15 @@ class LearnerGroup:
         """Build all engines. Returns the process ids, by rank.
 
         Raises:
-            ValueError: two ranks have one GPU.
-            TimeoutError: some did not come; names them.
+            LearnerStartError: what was asked for cannot be done, or some ranks did not come; says which, in one line.
         """
-        timeout_s = self._config.start_timeout_s
+        try:
+            return await self._start(self._config.start_timeout_s)
+        except (ValueError, TimeoutError) as error:
+            cause = getattr(error, "cause", error)  # what a rank raised, without its stack
+            raise LearnerStartError(" ".join(str(cause).split())) from error
+
+    async def _start(self, timeout_s: float) -> list[int]:
         refuse_shared_devices(await self._all("place", timeout_s=timeout_s))
         first = [self._ranks[0].rendezvous.remote()]
         ((address, port),) = await self._gather(first, "rendezvous", timeout_s)

@@ -54,6 +54,6 @@ def refuse_shared_devices(places: Sequence[Place]) -> None:
     for (host, device), sharing in ranks.items():
         if len(sharing) > 1:
             raise ValueError(
-                f"learner ranks {sharing} were given the same GPU ({device} on {host}): set learner.gpus_per_rank to 1, "
-                "or lower learner.ranks"
+                f"learner ranks {sharing} were given the same GPU ({device} on {host}): set "
+                "learner.gpus_per_rank to 1, or lower learner.ranks"
             )

@@ -93,8 +93,8 @@ class LearnerRank:
         return self._update.learn(mini_batches)
 
     def publish(self, version: int) -> Publication | None:
-        """Put the current weights, or what adapters have learned, into the object store. Rank 0 returns the publication,
-        the others None."""
+        """Put the current weights, or what adapters have learned, into the object store. Rank 0 returns the
+        publication, the others None."""
         from safetensors.torch import save
 
         from learner.logprobs import sequence_logprobs

@@ -37,7 +37,13 @@ def join_store(address: str, port: int, timeout_s: float) -> TCPStore:
 
 
 def join_ranks(
-    store: TCPStore, rank: int, ranks: int, *, on_gpu: bool, meet_timeout_s: float, collective_timeout_s: float
+    store: TCPStore,
+    rank: int,
+    ranks: int,
+    *,
+    on_gpu: bool,
+    meet_timeout_s: float,
+    collective_timeout_s: float,
 ) -> None:
     """Make torch's and DeepSpeed's group of all ranks, once per process.
 

@@ -23,9 +23,7 @@ def load_training_state(engine: DeepSpeedEngine, directory: Path) -> None:
     Raises:
         RuntimeError: nothing was restored.
     """
-    path, _ = engine.load_checkpoint(
-        str(directory), tag="state", load_module_strict=not _has_frozen(engine)
-    )
+    path, _ = engine.load_checkpoint(str(directory), tag="state", load_module_strict=not _has_frozen(engine))
     if path is None:
         raise RuntimeError(f"DeepSpeed found no training state in {directory}")
 

@@ -21,8 +21,8 @@ class WeightReceiver:
     model_runner: Any
 
     def receive_weights(self, path: str) -> None:
-        """Load the safetensors file at `path` into the served model: all weights, under the names and with the shapes of
-        the Hugging Face checkpoint, or low-rank updates of those that the engine loaded at its start."""
+        """Load the safetensors file at `path` into the served model: all weights, under the names and with the shapes
+        of the Hugging Face checkpoint, or low-rank updates of those that the engine loaded at its start."""
         weights = load_file(path)
         if is_low_rank(weights):
             loaded = Path(self.model_runner.model_config.model)

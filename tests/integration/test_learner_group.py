@@ -1,5 +1,5 @@
-"""Real DeepSpeed engines: what is learned is what plain torch learns, whatever the ZeRO stage, the number of ranks, where
-things are kept, and how the batch is cut."""
+"""Real DeepSpeed engines: what is learned is what plain torch learns, whatever the ZeRO stage, the number of ranks,
+where things are kept, and how the batch is cut."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cluster.config import ClusterConfig, LearnerConfig, ObjectiveConfig
 from cluster.contracts import LEFT_FACTOR
 from cluster.placement import connect
 from learner.engine import LearnerOptions
-from learner.group import LearnerGroup
+from learner.group import LearnerGroup, LearnerStartError
 from learner.weighing import Row, WeighedBatch
 from rollout.weight_updates import updated_weights
 from tests.integration.learners import ReusedRanks, reused_ranks
@@ -50,8 +50,8 @@ def two_ranks(local_ray: None) -> Iterator[ReusedRanks]:
 
 
 def make_batch(step: int) -> WeighedBatch:
-    """Groups of 1 to 6 responses: those without an advantage have been left out. The second is far larger than the others,
-    so that it matters what it is clipped to."""
+    """Groups of 1 to 6 responses: those without an advantage have been left out. The second is far larger than the
+    others, so that it matters what it is clipped to."""
     generator = np.random.default_rng(step)
     prompts = [
         prompt
@@ -226,7 +226,7 @@ async def test_bfloat16_learns_nearly_the_same(
     zero_stage: int,
 ) -> None:
     ranks = request.getfixturevalue("one_rank" if count == 1 else "two_ranks")
-    outcome, group = await learn(
+    outcome, _ = await learn(
         ranks, tiny_model, tmp_path, "bfloat16", zero_stage=zero_stage, micro_batch_tokens=100
     )
     assert outcome.gradient_norms == pytest.approx(expected.gradient_norms, rel=0.03)
@@ -254,8 +254,8 @@ def optimizer_types(engine: Any) -> set[torch.dtype]:
 async def test_in_bfloat16_many_small_gradients_add_up(
     one_rank: ReusedRanks, tiny_model: Path, zero_stage: int
 ) -> None:
-    """200 times the same response is the same gradient, in one micro-batch or in 200. Summed up in bfloat16, each of the
-    last hundred would be rounded to a multiple of a 128th of the sum, on and on in the same direction."""
+    """200 times the same response is the same gradient, in one micro-batch or in 200. Summed up in bfloat16, each of
+    the last hundred would be rounded to a multiple of a 128th of the sum, on and on in the same direction."""
     row = make_batch(0).rows[0]
     norms = []
     for tokens in (200 * row.tokens, 1):
@@ -320,5 +320,5 @@ def transformers_logprobs(model: Path) -> np.ndarray:
 async def test_a_layer_that_is_not_there_gets_no_adapter(one_rank: ReusedRanks, tiny_model: Path) -> None:
     learner = LearnerConfig(lora_rank=4, lora_target_modules=("q_proj", "lm_head"))
     options = LearnerOptions(str(tiny_model), "float32", 1.0, 0, learner, ObjectiveConfig(), (), 1)
-    with pytest.raises(ValueError, match=r"lora_target_modules: lm_head is no linear layer .* v_proj"):
+    with pytest.raises(LearnerStartError, match=r"lora_target_modules: lm_head is no linear layer .* v_proj"):
         await one_rank.become(options)
