@@ -25,7 +25,7 @@ def checkpoint_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
             shapes |= {
                 name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
             }
-        except (KeyError, TypeError, OverflowError, MemoryError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, OverflowError, MemoryError, ValueError) as error:
             raise ValueError(f"{path} is not a safetensors file, or is damaged") from error
     return shapes
 

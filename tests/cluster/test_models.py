@@ -234,12 +234,12 @@ def test_a_changed_gguf_file_is_converted_anew(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("learner.gguf.convert_gguf", convert)
     file = tmp_path / "model.gguf"
-    file.write_bytes(b"one")
+    file.write_bytes(b"GGUF one")
     first = prepare_model(config(tmp_path / "cache", str(file)), progress=print)
     assert prepare_model(config(tmp_path / "cache", str(file)), progress=print) == first
-    file.write_bytes(b"another")
+    file.write_bytes(b"GGUF another")
     assert prepare_model(config(tmp_path / "cache", str(file)), progress=print) != first
-    assert converted == [b"one", b"another"]
+    assert converted == [b"GGUF one", b"GGUF another"]
     assert first.name.startswith("model-"), "a person may look for it"
 
 

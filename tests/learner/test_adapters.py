@@ -1,4 +1,4 @@
-"""Adapters change nothing until they are trained, and what is published, merged, saved or switched off is exactly them."""
+"""Adapters change nothing until they are trained, and what is published, merged, saved or off is exactly them."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_adapters_of_weights_that_no_file_holds_are_refused(tmp_path: Path) -> N
     save(model_of("llama"), tmp_path)
     model = adapted("llama")
     refuse_unnamed(model, tmp_path)
-    with pytest.raises(ValueError, match="have no model.layers.0.self_attn.q_proj.weight"):
+    with pytest.raises(ValueError, match=r"have no model\.layers\.0\.self_attn\.q_proj\.weight"):
         refuse_unnamed(model, tmp_path / "elsewhere")
 
 
