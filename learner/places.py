@@ -27,7 +27,7 @@ def own_place(rank: int, on_gpu: bool, threads: int) -> Place:
     """Where this process computes.
 
     Raises:
-        RuntimeError: it was given a GPU, and sees none.
+        ValueError: it was given a GPU, and sees none.
     """
     host = socket.gethostname()
     if not on_gpu:
@@ -35,7 +35,7 @@ def own_place(rank: int, on_gpu: bool, threads: int) -> Place:
     import torch
 
     if not torch.cuda.is_available():
-        raise RuntimeError(
+        raise ValueError(
             f"learner rank {rank} on {host} was given a GPU by Ray, but torch sees none: check the driver, "
             "CUDA_VISIBLE_DEVICES, and that the GPU build of torch is installed (make setup PLATFORM=gpu)"
         )

@@ -28,5 +28,5 @@ def test_two_ranks_with_one_gpu_are_refused() -> None:
 
 def test_a_gpu_that_torch_does_not_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(RuntimeError, match=r"rank 3 on .* torch sees none"):
+    with pytest.raises(ValueError, match=r"rank 3 on .* torch sees none"):
         own_place(3, on_gpu=True, threads=1)
