@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.config import LearnerConfig, RunConfig
 from cluster.config_loading import Problem
 from cluster.models import ready_directory
-from learner.checkpoint_names import checkpoint_shapes, matrix_names, unmatched
+from learner.checkpoint_names import checkpoint_shapes, matrix_layers, unmatched
 
 _NEVER_ADAPTED = ("lm_head", "embed_tokens", "embed_out", "wte", "wpe", "embed_in")
 
@@ -77,9 +77,9 @@ def _check_targets(config: RunConfig, shapes: dict[str, tuple[int, ...]]) -> Ite
     targets = config.learner.lora_target_modules
     if targets == ("all-linear",):
         return
-    full = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
-    known = [name for name in matrix_names(shapes) if name not in _NEVER_ADAPTED]
-    wrong = [*unmatched(targets, full), *(target for target in targets if target in _NEVER_ADAPTED)]
+    layers = matrix_layers(shapes)
+    known = sorted({layer.rpartition(".")[2] for layer in layers}.difference(_NEVER_ADAPTED))
+    wrong = [*unmatched(targets, layers), *(target for target in targets if target in _NEVER_ADAPTED)]
     if not targets:
         wrong = ["(none are named)"]
     if wrong:

@@ -7,7 +7,7 @@ header is that follows them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -30,10 +30,13 @@ def checkpoint_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def matrix_names(shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """The last names of the modules whose weight is a matrix: `q_proj` of `model.layers.0.self_attn.q_proj.weight`."""
-    paths = (name.split(".") for name, shape in shapes.items() if len(shape) == 2)
-    return sorted({path[-2] for path in paths if len(path) > 1 and path[-1] == "weight"})
+def matrix_layers(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Names of the modules whose weight is a matrix: linear layers and embeddings."""
+    return [
+        name.removesuffix(".weight")
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) == 2
+    ]
 
 
 def unmatched(targets: Sequence[str], modules: Sequence[str]) -> list[str]:

@@ -103,6 +103,7 @@ def test_settings_of_adapters_without_adapters(tmp_path: Path, setting: dict[str
         (["layers.1.self_attn.q_proj"], None),
         (["q_proj", "query"], "query"),
         (["proj"], "proj"),
+        (["input_layernorm"], "input_layernorm"),
         (["lm_head"], "lm_head"),
         (["embed_tokens"], "embed_tokens"),
         ([], "none are named"),

@@ -159,11 +159,11 @@ def served(model: Path, published: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def assert_same_weights(some: dict[str, Tensor], others: dict[str, Tensor], mean: float) -> None:
     """Adam moves a weight by its rate whichever way a gradient of nothing but rounding points, so single weights may
-    differ by that; not many."""
+    differ by six times that after three steps, and in bfloat16 by half a last bit; not many."""
     assert some.keys() == others.keys()
     differences = torch.cat([(some[name].float() - others[name].float()).abs().flatten() for name in some])
     assert differences.mean() <= mean
-    assert differences.max() <= 5e-3
+    assert differences.max() <= 1e-2
 
 
 def assert_consistent(outcome: Outcome) -> None:
