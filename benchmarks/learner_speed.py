@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -236,10 +235,7 @@ def started_rank(case: Case, directory: str, threads: int) -> tuple[Any, Packing
     )
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     rank = LearnerRank(0, LearnerOptions(directory, "float32", 1.0, 0, learner, ObjectiveConfig(), (), 1000))
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    rank.start("127.0.0.1", port)
+    rank.start(*rank.rendezvous())
     return rank, rank.packing()
 
 

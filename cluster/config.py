@@ -127,6 +127,16 @@ class LearnerConfig(Section):
 
     ranks: Count = 1
     zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What ZeRO keeps in host memory instead of the GPU's: the optimiser's state (ZeRO 2 and 3), or that and the
+    parameters too (ZeRO 3)."""
+    lora_rank: Count | None = None
+    """Train low-rank adapters (LoRA) of this rank and leave the model's own weights as they are; null trains all."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    """An adapter's product counts lora_alpha / lora_rank times."""
+    lora_target_modules: tuple[str, ...] = ("all-linear",)
+    """Names of the linear layers that get an adapter, as in `[q_proj, v_proj]`; `all-linear` is every one but the
+    output layer."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
     """Optimiser steps over which the learning rate rises linearly from 0."""

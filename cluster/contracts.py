@@ -112,11 +112,16 @@ class ScoredGroup:
         return sum(verdict.outcome == "right" for verdict in self.verdicts)
 
 
+LEFT_FACTOR, RIGHT_FACTOR = ".left", ".right"
+"""Of a low-rank update: `NAME.left` [m, r] @ `NAME.right` [r, n] is to be added to the weight NAME [m, n]."""
+
+
 @dataclass(frozen=True, slots=True)
 class Publication:
     """One published weight version and how to check that a worker really serves it.
 
-    `weights` is the Ray object reference of the packed safetensors bytes (uint8 [bytes]).
+    `weights` is the Ray object reference of the packed safetensors bytes (uint8 [bytes]): either all weights, or, of
+    adapters, the low-rank updates of those that the worker loaded at its start (float32, see `LEFT_FACTOR`).
     `probe_logprobs[k][t]` is the learner's log-probability (temperature 1) of token t + 1 of `probe_tokens[k]`.
     """
 

@@ -63,6 +63,8 @@ def locate(model: ModelConfig) -> ModelSource:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ValueError(f"there is no file {source}")
+        if _beginning(path) != b"GGUF":
+            raise ValueError(f"{source} is not a GGUF file")
         return ModelSource("gguf", str(path.resolve()))
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -71,6 +73,11 @@ def locate(model: ModelConfig) -> ModelSource:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return ModelSource("hub", _known_to_hub(source))
     raise ValueError(f"there is no model {source}: no such directory, file or hub id")
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(4)
 
 
 def _package_file(name: str) -> Path:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from cluster.config import RunConfig
 from cluster.config_loading import Problem, validate
+from cluster.learner_checks import check_adapters, check_learner
 from cluster.models import locate, ready_directory
 from cluster.starter import RECIPE
 from learner.prefix_support import prefix_obstacle
@@ -254,9 +255,11 @@ def check_packages(config: RunConfig) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     check_arithmetic,
+    check_learner,
     check_model,
     check_context,
     check_prefix_sharing,
+    check_adapters,
     check_task,
     check_run_directory,
     check_packages,

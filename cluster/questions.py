@@ -12,11 +12,11 @@ from cluster.contracts import Prompt, Sampling
 from cluster.prompt_source import Question, ask, sampling_seed
 from reward.task import Split
 from reward.tasks import build_task
-from rollout.prompt_encoder import PromptEncoder
+from rollout.prompt_encoder import NoEndTokenError, PromptEncoder
 
 
 class UnusablePromptError(ValueError):
-    """A prompt does not fit into the model's context."""
+    """A prompt does not fit into the model's context, or no response to it could end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,14 @@ def encode_questions(config: RunConfig, model: Path) -> Questions:
     """All problems of the configured task for the model in directory `model`.
 
     Raises:
-        UnusablePromptError: one is too long. (Preflight finds this earlier, unless the model had to be fetched first.)
+        UnusablePromptError: one is too long, or the tokenizer has no end of sequence. (Preflight finds this earlier,
+            unless the model had to be fetched first.)
     """
     task = build_task(config.task.name, config.task.options)
-    encoder = PromptEncoder(model)
+    try:
+        encoder = PromptEncoder(model)
+    except NoEndTokenError as error:
+        raise UnusablePromptError(str(error)) from error
     room = config.model.max_context_tokens - config.rollout.max_response_tokens
 
     def encode(problems: Sequence[Any]) -> list[Question]:

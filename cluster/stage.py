@@ -17,11 +17,19 @@ from cluster.placement import PlacementError, connect
 from cluster.questions import UnusablePromptError
 from cluster.tracking import RunConsole
 from cluster.worker_keeper import FleetLostError, first_cause
+from learner.group import LearnerStartError
 from learner.state_files import CheckpointError
 
 ResultT = TypeVar("ResultT")
 
+
+class UnusableModelError(ValueError):
+    """The model cannot be built, converted or downloaded; says why in one line."""
+
+
 RUN_ERRORS = (
+    UnusableModelError,
+    LearnerStartError,
     PlacementError,
     FleetLostError,
     UnusablePromptError,
@@ -55,7 +63,11 @@ def run_to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
 
 
 def prepare_in_cluster(config: RunConfig, console: RunConsole) -> Path:
-    """Build, convert or download the model in a process of its own, so that the driver never loads torch."""
+    """Build, convert or download the model in a process of its own, so that the driver never loads torch.
+
+    Raises:
+        UnusableModelError: it cannot be had.
+    """
 
     @ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)
     def prepare(config: RunConfig) -> Iterator[str | Path]:
@@ -64,7 +76,15 @@ def prepare_in_cluster(config: RunConfig, console: RunConsole) -> Path:
         yield from _progress_then_result(config)
 
     for reference in prepare.remote(config):
-        news = ray.get(reference)
+        try:
+            news = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError):
+                reason = " ".join(str(error.cause).split())
+                raise UnusableModelError(
+                    f"model.source: {config.model.source} cannot be used: {reason}"
+                ) from error
+            raise
         if isinstance(news, Path):
             return news
         console.stage(news)

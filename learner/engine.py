@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.config import LearnerConfig, ObjectiveConfig
 from learner.batching import Packing
 from learner.rate_schedule import rate_share
+from learner.zero import deepspeed_config
 
 if TYPE_CHECKING:  # an actor's options must be readable without them
-    import torch
     from deepspeed import DeepSpeedEngine
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,65 +36,50 @@ class LearnerOptions:
     """Longest prompt and response together; None if that is not known."""
 
 
-def build_engine(
-    rank: int, address: str, port: int, options: LearnerOptions
-) -> tuple[DeepSpeedEngine, Packing]:
-    """Join the other ranks at `address:port` and build the engine. Also says how its micro-batches are to be cut."""
-    learner = options.learner
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(learner.ranks),
-        "LOCAL_RANK": "0",  # Ray shows each rank its own devices only
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-    }
+def build_engine(options: LearnerOptions) -> tuple[DeepSpeedEngine, Packing]:
+    """Build the engine of this rank, after `join_ranks`. Also says how its micro-batches are to be cut.
+
+    Raises:
+        ValueError: the model cannot do what `options.learner` asks of it.
+    """
     import deepspeed
     import torch
     from transformers import AutoModelForCausalLM
 
     from learner.policy import prepare_policy
 
+    learner = options.learner
     torch.manual_seed(options.seed)
-    on_gpu = learner.gpus_per_rank > 0
-    if not on_gpu:
-        torch.set_num_threads(learner.threads_per_rank)
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
     model.train()
     if learner.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if learner.lora_rank is not None:
+        from learner.adapters import add_adapters, refuse_unnamed
+
+        add_adapters(model, learner)
+        refuse_unnamed(model, Path(options.model))
     policy, packing = prepare_policy(model, learner, options.max_context_tokens)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=learner.learning_rate,
         betas=(learner.adam_beta1, learner.adam_beta2),
         weight_decay=learner.weight_decay,
+        # In host memory, where torch's ordinary way is slow. DeepSpeed's own optimiser for that has to be compiled.
+        fused=True if learner.offload != "none" else None,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, partial(rate_share, steps=options.steps, learner=learner)
     )
     engine, *_ = deepspeed.initialize(
-        model=policy, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(options)
+        model=policy,
+        optimizer=optimizer,
+        lr_scheduler=schedule,
+        config=deepspeed_config(learner, options.dtype),
     )
     if learner.zero_stage == 0:
         _keep_gradient_norm(engine)
     return engine, packing
-
-
-def deepspeed_config(options: LearnerOptions) -> dict[str, Any]:
-    learner = options.learner
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        # We call step() when the batch is done: the number of micro-batches differs from batch to batch.
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": learner.max_gradient_norm,
-        "zero_optimization": {"stage": learner.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": options.dtype == "bfloat16"},
-        "steps_per_print": 10**9,
-    }
 
 
 def _keep_gradient_norm(engine: DeepSpeedEngine) -> None:
@@ -107,11 +93,39 @@ def _keep_gradient_norm(engine: DeepSpeedEngine) -> None:
 
 
 @contextmanager
-def whole_weights(engine: DeepSpeedEngine) -> Iterator[dict[str, torch.Tensor]]:
-    """All parameters under their checkpoint names, tied ones once, whole on every rank. A collective under ZeRO 3."""
+def whole_weights(engine: DeepSpeedEngine, learner: LearnerConfig) -> Iterator[dict[str, Tensor]]:
+    """All weights under their checkpoint names, tied ones once, adapters merged, whole on every rank. A collective
+    under ZeRO 3."""
+    model = engine.module.model
+    with _gathered(engine, model.parameters()):
+        if learner.lora_rank is None:
+            yield {name: parameter.detach() for name, parameter in model.named_parameters()}
+        else:
+            from learner.adapters import merged_weights
+
+            yield merged_weights(model)
+
+
+@contextmanager
+def published_tensors(engine: DeepSpeedEngine, learner: LearnerConfig) -> Iterator[dict[str, Tensor]]:
+    """What a rollout worker must be given to serve the current weights: all of them, or the low-rank updates of those
+    that it has loaded. A collective under ZeRO 3."""
+    if learner.lora_rank is None:
+        with whole_weights(engine, learner) as weights:
+            yield weights
+        return
+    from learner.adapters import low_rank_factors
+
+    model = engine.module.model
+    with _gathered(engine, (parameter for parameter in model.parameters() if parameter.requires_grad)):
+        yield low_rank_factors(model)
+
+
+@contextmanager
+def _gathered(engine: DeepSpeedEngine, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """In the block `parameters` are whole on every rank. A collective under ZeRO 3."""
     import deepspeed
 
-    module = engine.module.model
     partitioned = engine.zero_optimization_stage() == 3
-    with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=partitioned):
-        yield {name: parameter.detach() for name, parameter in module.named_parameters()}
+    with deepspeed.zero.GatheredParameters(list(parameters), enabled=partitioned):
+        yield

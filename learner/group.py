@@ -15,8 +15,13 @@ import ray
 from cluster.contracts import Publication
 from learner.batching import shard
 from learner.engine import LearnerOptions
+from learner.places import refuse_shared_devices
 from learner.state_files import CheckpointError, FileRecord
 from learner.weighing import WeighedBatch
+
+
+class LearnerStartError(RuntimeError):
+    """The ranks could not start, for a reason that the user can mend."""
 
 
 class LearnerGroup:
@@ -35,10 +40,23 @@ class LearnerGroup:
         self._config = options.learner
 
     async def start(self) -> list[int]:
-        """Build all engines. Returns the process ids, by rank."""
-        (address, port), *_ = await self._all("rendezvous", timeout_s=self._config.start_timeout_s)
-        process_ids = await self._all("start", address, port, timeout_s=self._config.start_timeout_s)
-        self._packing, *_ = await self._all("packing", timeout_s=self._config.start_timeout_s)
+        """Build all engines. Returns the process ids, by rank.
+
+        Raises:
+            LearnerStartError: what was asked for cannot be done, or some ranks did not come; says which, in one line.
+        """
+        try:
+            return await self._start(self._config.start_timeout_s)
+        except (ValueError, TimeoutError) as error:
+            cause = getattr(error, "cause", error)  # what a rank raised, without its stack
+            raise LearnerStartError(" ".join(str(cause).split())) from error
+
+    async def _start(self, timeout_s: float) -> list[int]:
+        refuse_shared_devices(await self._all("place", timeout_s=timeout_s))
+        first = [self._ranks[0].rendezvous.remote()]
+        ((address, port),) = await self._gather(first, "rendezvous", timeout_s)
+        process_ids = await self._all("start", address, port, timeout_s=timeout_s)
+        self._packing, *_ = await self._all("packing", timeout_s=timeout_s)
         return process_ids
 
     async def learn(self, mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:

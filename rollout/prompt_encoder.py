@@ -13,14 +13,27 @@ class EncodedPrompt:
     token_ids: tuple[int, ...]
 
 
+class NoEndTokenError(ValueError):
+    """A model with this tokenizer cannot come to an end."""
+
+
 class PromptEncoder:
-    """The tokenizer and chat template of the model in `directory`."""
+    """The tokenizer and chat template of the model in `directory`.
+
+    Raises:
+        NoEndTokenError: the tokenizer has no end-of-sequence token.
+    """
 
     def __init__(self, directory: Path) -> None:
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
         self._directory = directory
+        if self._tokenizer.eos_token_id is None:
+            raise NoEndTokenError(
+                f"the tokenizer in {directory} has no end-of-sequence token, so no response would ever end; set "
+                "eos_token in its tokenizer_config.json"
+            )
 
     def encode(self, question: str | list[dict[str, str]]) -> EncodedPrompt:
         """Plain text gets the special tokens the tokenizer adds by itself; chat messages get exactly their template's.

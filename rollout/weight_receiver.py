@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from rollout.weight_updates import is_low_rank, updated_weights
 
 # Linux lends a process the CPU's tile registers (AMX) only when it asks. vLLM's bfloat16 attention takes them without
 # asking, and dies of an illegal instruction unless something else in its process has asked before.
@@ -18,9 +21,14 @@ class WeightReceiver:
     model_runner: Any
 
     def receive_weights(self, path: str) -> None:
-        """Load the safetensors file at `path` (names and shapes of the Hugging Face checkpoint) into the served
-        model."""
-        self.model_runner.reload_weights(weights_iterator=iter(load_file(path).items()))
+        """Load the safetensors file at `path` into the served model: all weights, under the names and with the shapes
+        of the Hugging Face checkpoint, or low-rank updates of those that the engine loaded at its start."""
+        weights = load_file(path)
+        if is_low_rank(weights):
+            loaded = Path(self.model_runner.model_config.model)
+            self.model_runner.reload_weights(weights_iterator=updated_weights(loaded, weights))
+        else:
+            self.model_runner.reload_weights(weights_iterator=iter(weights.items()))
         self._repack_tied_head()
 
     def _repack_tied_head(self) -> None:

@@ -88,8 +88,15 @@ def test_a_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_gguf_file(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
-    file.touch()
+    file.write_bytes(b"GGUF and more")
     assert locate(ModelConfig(source=str(file))) == ModelSource("gguf", str(file))
+
+
+def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"git-lfs pointer")
+    with pytest.raises(ValueError, match=r"model\.gguf is not a GGUF file"):
+        locate(ModelConfig(source=str(file)))
 
 
 def test_a_file_in_a_package(tmp_path: Path, package: str) -> None:
@@ -227,12 +234,12 @@ def test_a_changed_gguf_file_is_converted_anew(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("learner.gguf.convert_gguf", convert)
     file = tmp_path / "model.gguf"
-    file.write_bytes(b"one")
+    file.write_bytes(b"GGUF one")
     first = prepare_model(config(tmp_path / "cache", str(file)), progress=print)
     assert prepare_model(config(tmp_path / "cache", str(file)), progress=print) == first
-    file.write_bytes(b"another")
+    file.write_bytes(b"GGUF another")
     assert prepare_model(config(tmp_path / "cache", str(file)), progress=print) != first
-    assert converted == [b"one", b"another"]
+    assert converted == [b"GGUF one", b"GGUF another"]
     assert first.name.startswith("model-"), "a person may look for it"
 
 

@@ -1,4 +1,5 @@
-"""Real DeepSpeed engines: what is learned does not depend on how many ranks learn it, or how the batch is cut."""
+"""Real DeepSpeed engines: what is learned is what plain torch learns, whatever the ZeRO stage, the number of ranks,
+where things are kept, and how the batch is cut."""
 
 from __future__ import annotations
 
@@ -10,14 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from safetensors.numpy import load, load_file
+import torch
+from safetensors.torch import load, load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from cluster.config import ClusterConfig, LearnerConfig, ObjectiveConfig
-from cluster.placement import connect, cpu_environment
+from cluster.contracts import LEFT_FACTOR
+from cluster.placement import connect
 from learner.engine import LearnerOptions
-from learner.group import LearnerGroup
-from learner.rank import LearnerRank
+from learner.group import LearnerGroup, LearnerStartError
 from learner.weighing import Row, WeighedBatch
+from rollout.weight_updates import updated_weights
+from tests.integration.learners import ReusedRanks, reused_ranks
+
+TEMPERATURE = 0.7
+PROBE = (3, 4, 5, 6)
+STEPS = 3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,9 +37,22 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def make_batch(seed: int) -> WeighedBatch:
-    """Groups of 1 to 6 responses: those without an advantage have been left out."""
-    generator = np.random.default_rng(seed)
+@pytest.fixture(scope="module")
+def one_rank(local_ray: None) -> Iterator[ReusedRanks]:
+    with reused_ranks(1) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def two_ranks(local_ray: None) -> Iterator[ReusedRanks]:
+    with reused_ranks(2) as ranks:
+        yield ranks
+
+
+def make_batch(step: int) -> WeighedBatch:
+    """Groups of 1 to 6 responses: those without an advantage have been left out. The second is far larger than the
+    others, so that it matters what it is clipped to."""
+    generator = np.random.default_rng(step)
     prompts = [
         prompt
         for responses in range(1, 7)
@@ -42,7 +65,7 @@ def make_batch(seed: int) -> WeighedBatch:
             response_token_ids=generator.integers(3, 20, size=length),
             sampler_logprobs=np.full(length, -3.0, dtype=np.float32),
             advantage=float(generator.normal()),
-            scale=1.0 / lengths.sum(),
+            scale=(10.0 if step == 1 else 1.0) / lengths.sum(),
         )
         for prompt, length in zip(prompts, lengths, strict=True)
     )
@@ -50,78 +73,252 @@ def make_batch(seed: int) -> WeighedBatch:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    losses: list[float]
+class Learned:
     gradient_norms: list[float]
-    weights: dict[str, np.ndarray]
-    restored: dict[str, np.ndarray]
-    exported: dict[str, np.ndarray]
-    """The same weights as `restored`, in a Hugging Face directory."""
+    weights: dict[str, Tensor]
 
 
-async def learn(model: Path, directory: Path, **settings: Any) -> Outcome:
+def learn_in_torch(model: Path, max_gradient_norm: float = 1.0) -> Learned:
+    """The same steps without any of our code: one response after the other, torch's AdamW and clipping. On policy the
+    gradient of every objective's surrogate is −A ∇ log π."""
+    causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(causal_lm.parameters(), lr=1e-3, weight_decay=0.0)
+    norms = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for row in make_batch(step).rows:
+            ids = torch.tensor(np.concatenate([row.prompt_token_ids, row.response_token_ids]))
+            start = len(row.prompt_token_ids)
+            logits = causal_lm(ids[None]).logits[0, start - 1 : -1] / TEMPERATURE
+            logprobs = logits.log_softmax(dim=-1).gather(-1, ids[start:, None])
+            (-row.scale * row.advantage * logprobs.sum()).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(causal_lm.parameters(), max_gradient_norm)))
+        optimizer.step()
+    return Learned(norms, {name: weight.detach() for name, weight in causal_lm.named_parameters()})
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model: Path) -> Learned:
+    return learn_in_torch(tiny_model)
+
+
+@dataclass(frozen=True)
+class Outcome(Learned):
+    losses: list[float]
+    published: dict[str, Tensor]
+    """What travelled to the rollout workers; `weights` is what they make of it."""
+    restored: dict[str, Tensor]
+    """Weights after a checkpoint from before the last step was loaded, and the step done again."""
+    exported: dict[str, Tensor]
+    """The same in a Hugging Face directory."""
+    probe: np.ndarray
+
+
+async def learn(
+    ranks: ReusedRanks, model: Path, directory: Path, dtype: str = "float32", **settings: Any
+) -> tuple[Outcome, LearnerGroup]:
     """Three steps; a checkpoint after the second, from which the third is done again."""
-    learner = LearnerConfig(learning_rate=1e-3, **settings)
-    ranks = learner.ranks
-    options = LearnerOptions(str(model), "float32", 0.7, 0, learner, ObjectiveConfig(), ((3, 4, 5, 6),), 4)
-    actor = ray.remote(LearnerRank).options(
-        num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)}
+    learner = LearnerConfig(learning_rate=1e-3, ranks=len(ranks.actors), **settings)
+    options = LearnerOptions(
+        str(model), dtype, TEMPERATURE, 0, learner, ObjectiveConfig(), (PROBE,), STEPS + 1
     )
-    actors = [actor.remote(rank, options) for rank in range(ranks)]
-    try:
-        group = LearnerGroup(actors, options)
-        await group.start()
-        metrics = []
-        for step in range(3):
-            if step == 2:
-                await group.save(directory)
-            metrics.append(await group.learn([make_batch(step)]))
-        weights = await published(group, 3)
-        await group.load(directory)
-        await group.learn([make_batch(2)])
-        restored = await published(group, 3)
-        await group.export(directory / "exported")
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-    return Outcome(
-        losses=[row["objective/loss"] for row in metrics],
+    group = await ranks.become(options)
+    metrics = []
+    for step in range(STEPS):
+        if step == STEPS - 1:
+            await group.save(directory)
+        metrics.append(await group.learn([make_batch(step)]))
+    published, _ = await pull(group)
+    await group.load(directory)
+    await group.learn([make_batch(STEPS - 1)])
+    restored, probe = await pull(group)
+    await group.export(directory / "exported")
+    outcome = Outcome(
         gradient_norms=[row["objective/gradient_norm"] for row in metrics],
-        weights=weights,
-        restored=restored,
+        losses=[row["objective/loss"] for row in metrics],
+        published=published,
+        weights=served(model, published),
+        restored=served(model, restored),
         exported=load_file(directory / "exported" / "model.safetensors"),
+        probe=probe,
     )
+    return outcome, group
 
 
-async def published(group: LearnerGroup, version: int) -> dict[str, np.ndarray]:
-    publication = await group.publish(version)
-    return load(bytes(await publication.weights))
+async def pull(group: LearnerGroup) -> tuple[dict[str, Tensor], np.ndarray]:
+    publication = await group.publish(version=3)
+    return load(bytes(await publication.weights)), publication.probe_logprobs[0]
 
 
-async def test_learning_does_not_depend_on_ranks_stages_micro_batches_or_sharing(
-    tiny_model: Path, tmp_path: Path
+def served(model: Path, published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a rollout worker makes of a publication."""
+    if any(name.endswith(LEFT_FACTOR) for name in published):
+        return dict(updated_weights(model, published))
+    return published
+
+
+def assert_same_weights(some: dict[str, Tensor], others: dict[str, Tensor], mean: float) -> None:
+    """Adam moves a weight by its rate whichever way a gradient of nothing but rounding points, so single weights may
+    differ by six times that after three steps, and in bfloat16 by half a last bit; not many."""
+    assert some.keys() == others.keys()
+    differences = torch.cat([(some[name].float() - others[name].float()).abs().flatten() for name in some])
+    assert differences.mean() <= mean
+    assert differences.max() <= 1e-2
+
+
+def assert_consistent(outcome: Outcome) -> None:
+    """A step is repeated to the last bit, and exported as it was published."""
+    assert outcome.exported.keys() == outcome.weights.keys()
+    for name, weight in outcome.weights.items():
+        torch.testing.assert_close(outcome.restored[name], weight, rtol=0, atol=0)
+        torch.testing.assert_close(outcome.exported[name], weight, rtol=0, atol=0)
+
+
+def test_clipping_matters_in_these_batches(tiny_model: Path, expected: Learned) -> None:
+    """Else what follows would not notice if it went wrong."""
+    assert min(expected.gradient_norms) > 1.5
+    unclipped = learn_in_torch(tiny_model, max_gradient_norm=1e9)
+    with pytest.raises(AssertionError):
+        assert_same_weights(unclipped.weights, expected.weights, mean=1e-5)
+
+
+FLOAT32: dict[str, dict[str, Any]] = {
+    "0": {"zero_stage": 0},
+    "1": {"zero_stage": 1},
+    "2": {"zero_stage": 2},
+    "3": {"zero_stage": 3, "micro_batch_tokens": 150},
+    "2-offload": {"zero_stage": 2, "offload": "optimizer"},
+    "3-offload": {"zero_stage": 3, "offload": "parameters"},
+    "3-checkpointing": {"zero_stage": 3, "gradient_checkpointing": True, "prefix_sharing": "on"},
+    "2-alone": {"zero_stage": 2, "prefix_sharing": "off"},
+}
+
+
+@pytest.mark.parametrize("settings", FLOAT32.values(), ids=FLOAT32)
+async def test_two_ranks_learn_what_torch_learns(
+    two_ranks: ReusedRanks, tiny_model: Path, tmp_path: Path, expected: Learned, settings: dict[str, Any]
 ) -> None:
-    one = await learn(tiny_model, tmp_path / "one", zero_stage=0, prefix_sharing="off")
-    others: dict[str, dict[str, Any]] = {
-        "sharing": {"zero_stage": 2, "prefix_sharing": "on"},
-        "two ranks": {"ranks": 2, "zero_stage": 2, "micro_batch_tokens": 100},
-        "sharded": {"ranks": 2, "zero_stage": 3, "micro_batch_tokens": 150, "prefix_sharing": "on"},
-        "sharded and checkpointed": {
-            "ranks": 2,
-            "zero_stage": 3,
-            "micro_batch_tokens": 150,
-            "prefix_sharing": "on",
-            "gradient_checkpointing": True,
-        },
+    settings = {"micro_batch_tokens": 100, "prefix_sharing": "on"} | settings
+    outcome, _ = await learn(two_ranks, tiny_model, tmp_path, **settings)
+    assert outcome.gradient_norms == pytest.approx(expected.gradient_norms, rel=1e-5)
+    assert_same_weights(outcome.weights, expected.weights, mean=1e-7)
+    assert_consistent(outcome)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+async def test_one_rank_learns_the_same(
+    one_rank: ReusedRanks, tiny_model: Path, tmp_path: Path, expected: Learned, zero_stage: int
+) -> None:
+    outcome, _ = await learn(one_rank, tiny_model, tmp_path, zero_stage=zero_stage, prefix_sharing="off")
+    assert outcome.gradient_norms == pytest.approx(expected.gradient_norms, rel=1e-5)
+    assert_same_weights(outcome.weights, expected.weights, mean=1e-7)
+    assert_consistent(outcome)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2])
+async def test_bfloat16_learns_nearly_the_same(
+    request: pytest.FixtureRequest,
+    tiny_model: Path,
+    tmp_path: Path,
+    expected: Learned,
+    count: int,
+    zero_stage: int,
+) -> None:
+    ranks = request.getfixturevalue("one_rank" if count == 1 else "two_ranks")
+    outcome, _ = await learn(
+        ranks, tiny_model, tmp_path, "bfloat16", zero_stage=zero_stage, micro_batch_tokens=100
+    )
+    assert outcome.gradient_norms == pytest.approx(expected.gradient_norms, rel=0.03)
+    assert_same_weights(outcome.weights, expected.weights, mean=1e-3)
+    assert {weight.dtype for weight in outcome.weights.values()} == {torch.bfloat16}
+    assert_consistent(outcome)
+    for actor in ranks.actors:
+        assert await actor.evaluate.remote(optimizer_types) == {torch.float32}
+
+
+def optimizer_types(engine: Any) -> set[torch.dtype]:
+    """Of the weights that the optimiser steps on, and of its moments."""
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    stepped = {parameter.dtype for group in inner.param_groups for parameter in group["params"]}
+    moments = {
+        value.dtype
+        for state in inner.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor) and value.numel() > 1
     }
-    for name, settings in others.items():
-        many = await learn(tiny_model, tmp_path / name, **settings)
-        assert many.losses == pytest.approx(one.losses, rel=1e-5), name
+    return stepped | moments
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+async def test_in_bfloat16_many_small_gradients_add_up(
+    one_rank: ReusedRanks, tiny_model: Path, zero_stage: int
+) -> None:
+    """200 times the same response is the same gradient, in one micro-batch or in 200. Summed up in bfloat16, each of
+    the last hundred would be rounded to a multiple of a 128th of the sum, on and on in the same direction."""
+    row = make_batch(0).rows[0]
+    norms = []
+    for tokens in (200 * row.tokens, 1):
+        learner = LearnerConfig(zero_stage=zero_stage, micro_batch_tokens=tokens, prefix_sharing="off")
+        options = LearnerOptions(str(tiny_model), "bfloat16", 1.0, 0, learner, ObjectiveConfig(), (), 1)
+        group = await one_rank.become(options)
+        norms.append((await group.learn([WeighedBatch((row,) * 200)]))["objective/gradient_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=0.01)
+
+
+LORA: dict[str, dict[str, Any]] = {
+    "sharded": {"zero_stage": 3, "prefix_sharing": "on", "micro_batch_tokens": 150},
+    "checkpointing": {"zero_stage": 3, "gradient_checkpointing": True, "prefix_sharing": "on"},
+    "offload": {"zero_stage": 3, "offload": "parameters"},
+    "whole": {"zero_stage": 0, "prefix_sharing": "off"},
+}
+
+
+async def test_adapters_learn_the_same_on_all_of_these_and_are_published_alone(
+    one_rank: ReusedRanks, two_ranks: ReusedRanks, tiny_model: Path, tmp_path: Path
+) -> None:
+    one, _ = await learn(one_rank, tiny_model, tmp_path / "one", zero_stage=2, lora_rank=4)
+    assert_consistent(one)
+    before = load_file(tiny_model / "model.safetensors")
+    changed = {name for name, weight in one.weights.items() if not torch.equal(weight, before[name])}
+    assert changed == {name for name in before if name.endswith("_proj.weight")}
+    assert sum(map(Tensor.numel, one.published.values())) < sum(map(Tensor.numel, before.values())) / 4
+    np.testing.assert_allclose(one.probe, transformers_logprobs(tmp_path / "one" / "exported"), atol=1e-5)
+
+    for name, settings in LORA.items():
+        many, group = await learn(two_ranks, tiny_model, tmp_path / name, lora_rank=4, **settings)
+        assert many.losses == pytest.approx(one.losses, rel=1e-4), name
         assert many.gradient_norms == pytest.approx(one.gradient_norms, rel=1e-4), name
-        assert many.exported.keys() == many.weights.keys() == one.weights.keys()
-        for parameter, weight in one.weights.items():
-            np.testing.assert_allclose(
-                many.weights[parameter], weight, atol=2e-4, err_msg=f"{name}: {parameter}"
-            )
-            np.testing.assert_allclose(many.restored[parameter], many.weights[parameter], atol=1e-6)
-            np.testing.assert_array_equal(many.exported[parameter], many.restored[parameter])
+        assert_same_weights(many.published, one.published, mean=1e-5)
+        assert_consistent(many)
+        assert many.exported.keys() == before.keys()
+
+        references = [actor.evaluate.remote(logprobs_without_adapters) for actor in two_ranks.actors]
+        for logprobs in [await reference for reference in references]:
+            np.testing.assert_allclose(logprobs, transformers_logprobs(tiny_model), atol=1e-5)
+        again = await group.learn([make_batch(0)])
+        assert np.isfinite(again["objective/gradient_norm"]), "the adapters are trained on after that"
+        now, _ = await pull(group)
+        assert any(not torch.equal(now[key], tensor) for key, tensor in many.published.items())
+
+
+def logprobs_without_adapters(engine: Any) -> np.ndarray:
+    from learner.adapters import adapters_disabled
+    from learner.logprobs import sequence_logprobs
+
+    with adapters_disabled(engine.module):
+        return sequence_logprobs(engine.module, PROBE, engine.device)
+
+
+def transformers_logprobs(model: Path) -> np.ndarray:
+    causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        logprobs = causal_lm(torch.tensor([PROBE])).logits[0, :-1].log_softmax(dim=-1)
+    return logprobs.gather(-1, torch.tensor(PROBE[1:])[:, None])[:, 0].numpy()
+
+
+async def test_a_layer_that_is_not_there_gets_no_adapter(one_rank: ReusedRanks, tiny_model: Path) -> None:
+    learner = LearnerConfig(lora_rank=4, lora_target_modules=("q_proj", "lm_head"))
+    options = LearnerOptions(str(tiny_model), "float32", 1.0, 0, learner, ObjectiveConfig(), (), 1)
+    with pytest.raises(LearnerStartError, match=r"lora_target_modules: lm_head is no linear layer .* v_proj"):
+        await one_rank.become(options)

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -132,11 +133,10 @@ def engine_options(model: Path, dtype: str) -> EngineOptions:
 
 
 @asynccontextmanager
-async def learner(model: Path, dtype: str) -> AsyncIterator[LearnerGroup]:
+async def learner(model: Path, dtype: str, **settings: Any) -> AsyncIterator[LearnerGroup]:
+    """By default one step of Adam moves most weights by about as much as they are."""
     probes = (random_tokens(1), random_tokens(2))
-    config = LearnerConfig(
-        learning_rate=0.1
-    )  # one step of Adam moves most weights by about as much as they are
+    config = LearnerConfig.model_validate({"learning_rate": 0.1} | settings)
     options = LearnerOptions(str(model), dtype, 1.0, 0, config, ObjectiveConfig(), probes, 1)
     rank = actor(LearnerRank).remote(0, options)
     try:
@@ -206,3 +206,27 @@ async def test_what_was_published_is_served(
 
     assert not [name for name in await engines.stop.remote() if "EngineCore" in name]
     assert not list(Path("/dev/shm").glob(f"*{options.run_id}*")), "the weight files go with the last worker"
+
+
+@pytest.mark.timeout(400)
+async def test_adapters_travel_alone_and_are_served_merged(
+    engines: ray.actor.ActorHandle, tmp_path: Path
+) -> None:
+    """The worker adds them to what it loaded: every version anew, and not to the version before."""
+    base = save_model(tmp_path / "base", tied=True, seed=1)
+    prompt = Prompt("train/0/0", "", random_tokens(3), None, Sampling(4, 1.0, 24, seed=None))
+    near, far = BOUNDS["float32"], STALE * BOUNDS["float32"]
+
+    async with learner(base, "float32", lora_rank=4, learning_rate=0.01) as group:
+        await asyncio.gather(group.start(), engines.start.remote(engine_options(base, "float32")))
+        before = await group.publish(version=1)
+        assert await engines.pull_weights.remote(before) < near
+        for version in (2, 3):
+            await group.learn([batch()])
+            publication = await group.publish(version)
+            assert await engines.probe_gap.remote(publication) > far, "else old weights would not be noticed"
+            assert await engines.pull_weights.remote(publication) < near
+            assert len(await publication.weights) < (base / "model.safetensors").stat().st_size / 4
+        answer = await engines.generate.remote(prompt)
+        await group.export(tmp_path / "exported")
+    assert sampling_gap(answer, tmp_path / "exported", "float32") < near

@@ -143,7 +143,7 @@ def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(
         name="graph",
         steps=6,
         rollout={"max_staleness": 1},
-        learner={"ranks": 2, "zero_stage": 2},
+        learner={"ranks": 2, "zero_stage": 3},
         objective={"importance_cap": 2.0},
         evaluation={"every_steps": 3},
         tracking={"wandb": "offline"},

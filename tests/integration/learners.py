@@ -1,0 +1,76 @@
+"""Learner ranks that become one engine after the other: DeepSpeed takes seconds to start, and a model no time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from cluster.placement import cpu_environment
+from learner.engine import LearnerOptions
+from learner.group import LearnerGroup
+from learner.rank import LearnerRank
+
+
+class ReusedRank(LearnerRank):
+    """Joins the others once, and builds an engine whenever it is started."""
+
+    def become(self, options: LearnerOptions) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.destroy()
+            del self._engine, self._update
+        self._options = options
+
+    def rendezvous(self) -> tuple[str, int]:
+        return super().rendezvous() if self._store is None else (self._store.host, self._store.port)
+
+    def _join(self, address: str, port: int) -> None:
+        import torch
+
+        import learner.engine
+        from learner.zero import deepspeed_config
+
+        if not torch.distributed.is_initialized():
+            super()._join(address, port)
+
+        def everything_partitioned(*arguments: Any) -> dict[str, Any]:
+            """A tiny model's parameters are all below the size from which on ZeRO 3 takes them apart."""
+            config = deepspeed_config(*arguments)
+            config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+            return config
+
+        learner.engine.deepspeed_config = everything_partitioned
+
+    def evaluate(self, function: Any, *arguments: Any) -> Any:
+        """What `function(engine, …)` says in this process."""
+        return function(self._engine, *arguments)
+
+
+class ReusedRanks:
+    """M processes."""
+
+    def __init__(self, actors: Sequence[ray.actor.ActorHandle]) -> None:
+        self.actors = actors
+
+    async def become(self, options: LearnerOptions) -> LearnerGroup:
+        """A group of engines; the one before is no more."""
+        for actor in self.actors:
+            await actor.become.remote(options)
+        group = LearnerGroup(self.actors, options)
+        await group.start()
+        return group
+
+
+@contextmanager
+def reused_ranks(count: int) -> Iterator[ReusedRanks]:
+    actor = ray.remote(ReusedRank).options(
+        num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)}
+    )
+    actors = [actor.remote(rank, None) for rank in range(count)]
+    try:
+        yield ReusedRanks(actors)
+    finally:
+        for each in actors:
+            ray.kill(each)
