@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 _MARKER = "COMPLETE"
@@ -29,6 +29,8 @@ class Progress:
     trained_prompts: int
     first_pass_at_1: float
     elapsed_s: float
+    dropped_prompts: dict[str, int] = field(default_factory=dict)
+    """By reason."""
 
 
 class CheckpointStore:

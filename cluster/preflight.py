@@ -19,6 +19,7 @@ from typing import Any, Literal
 from cluster.config import RunConfig
 from cluster.config_loading import Problem, validate
 from cluster.models import locate, ready_directory
+from cluster.objective_checks import check_objective
 from cluster.starter import RECIPE
 from learner.prefix_support import prefix_obstacle
 from reward.task import Task
@@ -247,6 +248,7 @@ def check_packages(config: RunConfig) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     check_arithmetic,
+    check_objective,
     check_model,
     check_context,
     check_prefix_sharing,

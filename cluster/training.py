@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from cluster.actor_graph import ActorGraph
+from cluster.batch_collector import BatchNotFilledError
 from cluster.checkpoints import CheckpointStore
 from cluster.config import RunConfig
-from cluster.controller import Controller, LogprobGapError
+from cluster.controller import Controller, LogprobGapError, MissingLogprobsError
 from cluster.prompt_source import PromptSource
 from cluster.questions import Questions, encode_questions, evaluation_prompts, training_sampling
 from cluster.run_directory import RunDirectory
 from cluster.stage import RUN_ERRORS, prepare_in_cluster, ray_started, run_to_the_end
 from cluster.tracking import RunConsole, Tracker
 
-TRAINING_ERRORS = (*RUN_ERRORS, LogprobGapError)
+TRAINING_ERRORS = (*RUN_ERRORS, LogprobGapError, MissingLogprobsError, BatchNotFilledError)
 """What may stop a run through no fault of this program, and says by itself what happened."""
 
 
@@ -26,7 +27,8 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
     """Run the training that `config` describes and return its summary. A run that was cut short is resumed.
 
     Raises:
-        PlacementError, FleetLostError, LogprobGapError, UnusablePromptError: what their names say.
+        PlacementError, FleetLostError, LogprobGapError, MissingLogprobsError, BatchNotFilledError, UnusablePromptError:
+            what their names say.
     """
     started = time.monotonic()
     run_directory = RunDirectory(config.run_directory)

@@ -69,6 +69,11 @@ class Objective:
     clip_high: float = 0.2
     advantage_scaling: Scaling = "group"
 
+    @property
+    def has_clip(self) -> bool:
+        """Whether `clip_low` and `clip_high` have an effect."""
+        return self.surrogate != "soft_gate"
+
 
 OBJECTIVES: dict[ObjectiveName, Objective] = {
     "grpo": Objective("token_clip", mean_of_means),

@@ -16,7 +16,7 @@ Invariants (tested as laws):
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from cluster.contracts import Prompt, ScoredGroup
 
@@ -46,13 +46,23 @@ class WorkBuffer:
         return len(self._waiting)
 
     @property
+    def unscored_prompts(self) -> int:
+        """Waiting or generating: each will be scored."""
+        return len(self._waiting) + len(self._generating)
+
+    @property
     def scored_groups(self) -> int:
         return len(self._scored)
 
     @property
+    def scored(self) -> tuple[ScoredGroup, ...]:
+        """Those groups, oldest admission first."""
+        return tuple(self._scored[id_] for id_ in self._oldest_first(self._scored))
+
+    @property
     def in_flight(self) -> tuple[str, ...]:
         """Ids of all prompts that hold a slot, oldest admission first. This is what a checkpoint remembers."""
-        return tuple(sorted(self._order, key=self._order.__getitem__))
+        return tuple(self._oldest_first(self._order))
 
     def admit(self, prompt: Prompt) -> None:
         """Take a slot for `prompt`.
@@ -70,7 +80,7 @@ class WorkBuffer:
 
     def lease(self, worker: str, limit: int) -> list[Prompt]:
         """Hand up to `limit` of the oldest waiting prompts to `worker`."""
-        ids = sorted(self._waiting, key=self._order.__getitem__)[:limit]
+        ids = self._oldest_first(self._waiting)[:limit]
         prompts = [self._waiting.pop(id_) for id_ in ids]
         self._generating.update({prompt.id: (prompt, worker) for prompt in prompts})
         return prompts
@@ -110,7 +120,7 @@ class WorkBuffer:
         """
         if len(self._scored) < prompts:
             raise ValueError(f"{prompts} scored groups were asked for, {len(self._scored)} are there")
-        ids = sorted(self._scored, key=self._order.__getitem__)[:prompts]
+        ids = self._oldest_first(self._scored)[:prompts]
         groups = [self._scored.pop(id_) for id_ in ids]
         self._learning.update({group.prompt.id: group for group in groups})
         return groups
@@ -121,3 +131,6 @@ class WorkBuffer:
             del self._learning[prompt_id]
             del self._order[prompt_id]
         self.trained_prompts += len(prompt_ids)
+
+    def _oldest_first(self, prompt_ids: Iterable[str]) -> list[str]:
+        return sorted(prompt_ids, key=self._order.__getitem__)
