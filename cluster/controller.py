@@ -235,7 +235,8 @@ class Controller:
 
 
 def refuse_missing_logprobs(metrics: Mapping[str, float], step: int) -> None:
-    """
+    """Let a batch through of which nearly all tokens have a log-probability.
+
     Raises:
         MissingLogprobsError: of more than `MAX_MISSING_LOGPROBS_SHARE` of the tokens there is none.
     """
