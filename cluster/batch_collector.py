@@ -1,6 +1,7 @@
 """Which scored groups make the next batch. Pure: the work buffer's rules, without the fleet that fills it.
 
-Without dynamic sampling: the oldest prompts_per_step of those that are scored.
+Without dynamic sampling: the oldest prompts_per_step of those that are scored, once no other has to be waited for so
+that it is not learned from too late.
 
 With it (DAPO, arXiv 2503.14476): a group that teaches nothing, because its responses are all right or all wrong, is
 dropped as soon as it is scored, and the next prompt is admitted in its place. So, on-policy, a batch is the first
@@ -66,17 +67,23 @@ class BatchCollector:
     With a `limit` groups that teach nothing are dropped, and up to limit × prompts prompts are sampled for the batch.
 
     Usage:
-        collector = BatchCollector(buffer, source.next, prompts=32, limit=10)
+        collector = BatchCollector(buffer, source.next, prompts=32, max_staleness=1, limit=10)
         while (batch := collector.take()) is None:
             await fleet.wait_until(collector.has_news)
     """
 
     def __init__(
-        self, buffer: WorkBuffer, next_prompt: Callable[[], Prompt], prompts: int, limit: int | None = None
+        self,
+        buffer: WorkBuffer,
+        next_prompt: Callable[[], Prompt],
+        prompts: int,
+        max_staleness: int,
+        limit: int | None = None,
     ) -> None:
         self._buffer = buffer
         self._next_prompt = next_prompt
         self._prompts = prompts
+        self._max_staleness = max_staleness
         self._limit = limit
         self._replacements = (limit - 1) * prompts if limit is not None else 0
         self._seen = 0
@@ -91,7 +98,7 @@ class BatchCollector:
         if self._limit is not None:
             self._sift()
         self._seen = self._buffer.scored_groups
-        if self._seen >= self._prompts:
+        if self._seen >= self._prompts and self._buffer.can_spare(self._prompts, self._max_staleness):
             return Batch(tuple(self._buffer.take_batch(self._prompts)), self._dropped)
         if self._buffer.unscored_prompts:
             return None

@@ -128,7 +128,11 @@ class Controller:
         """Wait until there is a batch. With dynamic sampling groups are dropped and prompts admitted meanwhile."""
         rollout = self._config.rollout
         collector = BatchCollector(
-            self._buffer, self._source.next, rollout.prompts_per_step, rollout.dynamic_sampling_limit
+            self._buffer,
+            self._source.next,
+            rollout.prompts_per_step,
+            rollout.max_staleness,
+            rollout.dynamic_sampling_limit,
         )
         while (batch := collector.take()) is None:
             self._fleet.feed(self._buffer)

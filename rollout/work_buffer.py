@@ -8,7 +8,8 @@ A prompt is always in exactly one place:
 
 Invariants (tested as laws):
     1. waiting + generating + scored + learning ≤ capacity. With capacity = (max_staleness + 1) × prompts_per_step
-       a prompt admitted now is learned from at most max_staleness versions later.
+       a prompt admitted now is learned from at most max_staleness versions later, if none is overtaken too often
+       (`can_spare`).
     2. A slot is freed by `settle`, after the weights learned from it were published, or by `drop`. Never by a
     worker's death. 3. A prompt id is admitted once, and ends trained or dropped once.
 """
@@ -29,6 +30,8 @@ class WorkBuffer:
             raise ValueError(f"capacity is {capacity}; at least one prompt must be able to be in flight")
         self._capacity = capacity
         self._order: dict[str, int] = {}
+        self._batches_before: dict[str, int] = {}
+        self._batches = 0
         self._admissions = 0
         self._waiting: dict[str, Prompt] = {}
         self._generating: dict[str, tuple[Prompt, str]] = {}
@@ -75,6 +78,7 @@ class WorkBuffer:
         if prompt.id in self._order:
             raise ValueError(f"prompt {prompt.id} is in flight already")
         self._order[prompt.id] = self._admissions
+        self._batches_before[prompt.id] = self._batches
         self._admissions += 1
         self._waiting[prompt.id] = prompt
 
@@ -109,8 +113,22 @@ class WorkBuffer:
     def drop(self, prompt_id: str, reason: str) -> None:
         """Give a scored group up, free its slot, and count why."""
         del self._scored[prompt_id]
-        del self._order[prompt_id]
+        self._free(prompt_id)
         self.dropped_prompts[reason] += 1
+
+    def can_spare(self, prompts: int, max_staleness: int) -> bool:
+        """Whether all others can still be learned from in time when `take_batch` has given a batch.
+
+        Of prompts that at most k batches are left to, there is room for k × prompts. A slow response may be overtaken
+        by others, but not for ever: where this is False it is waited for.
+        """
+        taken = set(self._oldest_first(self._scored)[:prompts])
+        batches_left = [
+            max_staleness - (self._batches - self._batches_before[prompt_id])
+            for prompt_id in self._order
+            if prompt_id not in taken
+        ]
+        return all(sum(left <= k for left in batches_left) <= k * prompts for k in range(max_staleness + 1))
 
     def take_batch(self, prompts: int) -> list[ScoredGroup]:
         """The `prompts` oldest scored groups, by admission, so that a batch does not depend on who was fastest.
@@ -129,8 +147,13 @@ class WorkBuffer:
         """The weights learned from these prompts are published: they are trained, and their slots free."""
         for prompt_id in prompt_ids:
             del self._learning[prompt_id]
-            del self._order[prompt_id]
+            self._free(prompt_id)
+        self._batches += 1
         self.trained_prompts += len(prompt_ids)
 
     def _oldest_first(self, prompt_ids: Iterable[str]) -> list[str]:
         return sorted(prompt_ids, key=self._order.__getitem__)
+
+    def _free(self, prompt_id: str) -> None:
+        del self._order[prompt_id]
+        del self._batches_before[prompt_id]

@@ -35,11 +35,15 @@ class Run:
         self.buffer = WorkBuffer(capacity)
         self.random = random.Random(seed)
         self.settled: list[str] = []
+        self.leased: list[str] = []
+        self.version = 0
+        self.sampled_at: dict[str, int] = {}
 
     def resumed(self) -> Run:
         """From a checkpoint taken between two steps: what is scored or generated is sampled again, in its order."""
         run = copy.copy(self)
         run.buffer = WorkBuffer(self.capacity)
+        run.leased = []
         for prompt_id in self.buffer.in_flight:
             run.buffer.admit(make_prompt(prompt_id))
         run.buffer.trained_prompts = self.buffer.trained_prompts
@@ -51,21 +55,29 @@ class Run:
         self.kind_of[prompt.id] = next(self.kinds)
         return prompt
 
+    def lease(self) -> None:
+        """What is sampled is as old as the weights that it is begun with."""
+        for prompt in self.buffer.lease("rollout-0", 10**6):
+            self.leased.append(prompt.id)
+            self.sampled_at[prompt.id] = self.version
+
     def step(self, prompts: int, limit: int | None) -> Batch:
         """As the controller does it."""
         while self.buffer.free_slots:
             self.buffer.admit(self.next_prompt())
-        collector = BatchCollector(self.buffer, self.next_prompt, prompts, limit)
-        self.leased = [p.id for p in self.buffer.lease("rollout-0", 10**6)]
+        staleness = self.capacity // prompts - 1
+        collector = BatchCollector(self.buffer, self.next_prompt, prompts, staleness, limit)
+        self.lease()
         while (batch := collector.take()) is None:
             assert not collector.has_news()
-            self.leased += [p.id for p in self.buffer.lease("rollout-0", 10**6)]
+            self.lease()
             prompt_id = self.leased.pop(self.random.randrange(len(self.leased)))
             group = make_group(REWARDS[self.kind_of[prompt_id]], prompt=make_prompt(prompt_id))
             assert self.buffer.complete(group)
             assert collector.has_news()
-        self.buffer.return_leases("rollout-0")
+        assert all(self.version - self.sampled_at[id_] <= staleness for id_ in batch.prompt_ids)
         self.buffer.settle(batch.prompt_ids)
+        self.version += 1
         self.settled += [*batch.prompt_ids, *itertools.chain(*batch.dropped_ids.values())]
         return batch
 
@@ -98,12 +110,13 @@ def test_on_policy_a_batch_is_the_first_informative_groups_whoever_was_fastest(
     st.integers(1, 4),
     st.sampled_from([None, 100]),
     st.integers(0, 2),
-    st.lists(st.booleans(), min_size=4, max_size=4),
+    st.lists(st.booleans(), min_size=8, max_size=8),
     st.integers(0, 10**6),
 )
-def test_no_prompt_is_lost_or_ends_twice_with_stale_samples_or_over_a_resumption_either(
+def test_no_prompt_is_lost_or_ends_twice_or_is_too_stale_over_a_resumption_either(
     kinds: list[str], prompts: int, limit: int | None, staleness: int, resumes: list[bool], seed: int
 ) -> None:
+    """Whichever is slow, and however slow it is."""
     run = Run(kinds, capacity=(staleness + 1) * prompts, seed=seed)
     for resume in resumes:
         batch = run.step(prompts, limit)
@@ -160,3 +173,28 @@ def test_a_group_is_judged_by_its_outcomes_not_its_rewards() -> None:
 )
 def test_why_a_group_teaches_nothing(rewards: list[float | None], reason: str | None) -> None:
     assert uninformative(make_group(rewards)) == reason
+
+
+def test_a_slow_prompt_is_overtaken_until_it_would_be_too_stale() -> None:
+    """One prompt per batch, two versions late at most: two others may come before it, the third waits for it."""
+    buffer = WorkBuffer(3)
+    prompts = (make_prompt(f"train/0/{number}") for number in itertools.count())
+
+    def collector() -> BatchCollector:
+        return BatchCollector(buffer, lambda: next(prompts), prompts=1, max_staleness=2)
+
+    learned = []
+    for number in range(1, 4):
+        while buffer.free_slots:
+            buffer.admit(next(prompts))
+        buffer.lease("rollout-0", 3)
+        assert buffer.complete(make_group(prompt=make_prompt(f"train/0/{number}")))
+        batch = collector().take()
+        if batch is not None:
+            buffer.settle(batch.prompt_ids)
+            learned += batch.prompt_ids
+    assert learned == ["train/0/1", "train/0/2"]
+    assert buffer.complete(make_group(prompt=make_prompt("train/0/0")))
+    batch = collector().take()
+    assert batch is not None
+    assert batch.prompt_ids == ["train/0/0"]
