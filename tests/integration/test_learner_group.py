@@ -110,7 +110,7 @@ async def test_learning_does_not_depend_on_ranks_stages_micro_batches_or_sharing
     one = await learn(tiny_model, tmp_path / "one", zero_stage=0, prefix_sharing="off")
     others: dict[str, dict[str, Any]] = {
         "sharing": {"zero_stage": 2, "prefix_sharing": "on"},
-        "two ranks": {"ranks": 2, "zero_stage": 2, "micro_batch_tokens": 100},
+        "two ranks": {"ranks": 2, "zero_stage": 2, "micro_batch_tokens": 100, "measure_gradient_share": True},
         "sharded": {"ranks": 2, "zero_stage": 3, "micro_batch_tokens": 150, "prefix_sharing": "on"},
         "sharded and checkpointed": {
             "ranks": 2,
@@ -118,10 +118,13 @@ async def test_learning_does_not_depend_on_ranks_stages_micro_batches_or_sharing
             "micro_batch_tokens": 150,
             "prefix_sharing": "on",
             "gradient_checkpointing": True,
+            "measure_gradient_share": True,
         },
     }
     for name, settings in others.items():
         many = await learn(tiny_model, tmp_path / name, **settings)
+        for batch in many.metrics:  # what is measured leaves no trace
+            batch.pop("objective/gradient_share_positive", None)
         assert_same(many, one, name)
 
 
@@ -138,17 +141,16 @@ def assert_same(many: Outcome, one: Outcome, name: str) -> None:
 
 async def test_nor_do_the_options_of_the_loss(tiny_model: Path, tmp_path: Path) -> None:
     """A reference beside the model, whole or partitioned; entropies with their gradient; several optimiser steps per
-    batch; and gradients that are measured and forgotten."""
+    batch; and the shares of the gradient."""
     objective = ObjectiveConfig(
         name="hpo", kl_weight=0.1, entropy_weight=0.01, importance_cap=2.0, importance_level="sequence"
     )
-    settings: dict[str, Any] = {"epochs_per_batch": 2, "mini_batches": 2}
+    settings: dict[str, Any] = {"epochs_per_batch": 2, "mini_batches": 2, "measure_gradient_share": True}
     one = await learn(tiny_model, tmp_path / "one", objective, zero_stage=2, **settings)
-    settings |= {"measure_gradient_share": True, "micro_batch_tokens": 150}
-    two = await learn(tiny_model, tmp_path / "two", objective, zero_stage=3, ranks=2, **settings)
-    shares = [batch.pop("objective/gradient_share_positive") for batch in two.metrics]
-    assert all(0.2 < share < 0.8 for share in shares), "advantages are drawn from a normal distribution"
+    settings |= {"zero_stage": 3, "ranks": 2, "micro_batch_tokens": 150}
+    two = await learn(tiny_model, tmp_path / "two", objective, **settings)
     assert_same(two, one, "two ranks")
+    assert all(0 < batch["objective/gradient_share_positive"] < 1 for batch in one.metrics)
     for metric in ("kl_to_reference", "kl_to_old", "entropy", "clip_share_high"):
         assert all(batch[f"objective/{metric}"] > 0 for batch in one.metrics), metric
     assert all(batch["objective/ratio_max"] > 1 > batch["objective/ratio_min"] for batch in one.metrics)
