@@ -210,8 +210,9 @@ def arithmetic(config: RunConfig) -> str:
     rollout, learner = config.rollout, config.learner
     return (
         f"{config.steps} steps of {rollout.prompts_per_step} prompts × {rollout.responses_per_prompt} responses = "
-        f"{config.responses_per_step} responses, in {learner.mini_batches} optimiser step(s) over {learner.ranks} "
-        f"learner rank(s), micro-batches of up to {learner.micro_batch_tokens} tokens; {rollout.workers} workers"
+        f"{config.responses_per_step} responses, in {config.optimiser_steps_per_batch} optimiser step(s) over "
+        f"{learner.ranks} learner rank(s), micro-batches of up to {learner.micro_batch_tokens} tokens; "
+        f"{rollout.workers} workers"
     )
 
 

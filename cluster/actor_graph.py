@@ -50,7 +50,7 @@ class ActorGraph:
             learner=config,
             objective=self.config.objective,
             probe_tokens=probe_tokens,
-            steps=self.config.steps * config.mini_batches,
+            steps=self.config.steps * self.config.optimiser_steps_per_batch,
             max_context_tokens=self.config.model.max_context_tokens,
         )
         bundles = [bundle(config.cpus_per_rank, config.gpus_per_rank)] * config.ranks

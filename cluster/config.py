@@ -73,6 +73,10 @@ class RolloutConfig(Section):
     on_new_weights: OnNewWeights = "continue"
     """What responses in flight do when a worker gets new weights: `continue` under them, `finish` under the old ones
     first (the worker waits for its slowest), or `restart` from their first token."""
+    dynamic_sampling_limit: Annotated[int, Field(ge=2, strict=True)] | None = None
+    """Groups whose responses are all right, or all wrong, teach nothing: with a limit they are dropped, and other
+    prompts sampled in their place. The run stops where so many times prompts_per_step do not fill a batch. Null keeps
+    them in the batch."""
     prompts_per_request: Count = 4
     """Prompts that travel to a worker in one call."""
     inflight_prompts_per_worker: Count = 64
@@ -106,20 +110,34 @@ class ObjectiveConfig(Section):
     default."""
 
     name: ObjectiveName = "a_hpo"
-    """`dapo` is its loss: groups that teach nothing are not replaced, and over-long responses not penalised, yet."""
+    """`dapo` is its loss; what else belongs to it is rollout.dynamic_sampling_limit and overlong_tokens."""
     alpha: Share = 1.0
     """`hpo` only: weight of negative advantages. 1 is token-mean aggregation, 0 learns from right answers alone."""
     alpha_min: Share = 0.1
     """`a_hpo` only: lower bound of the adaptive weight (our default; the paper's is not known)."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """The ratio is clipped below 1 - clip_low. Without effect for `sapo`, which has no clip."""
+    """The ratio is clipped below 1 - clip_low. Not for `sapo`, which has no clip."""
     clip_high: Annotated[float, Field(gt=0)] | None = None
-    """The ratio is clipped above 1 + clip_high. Without effect for `sapo`."""
+    """The ratio is clipped above 1 + clip_high. Not for `sapo`."""
     advantage_scaling: Literal["group", "batch", "none"] | None = None
     """By which standard deviation advantages are divided."""
     importance_cap: Annotated[float, Field(ge=1)] | None = None
     """Cap of the detached weight min(π_old / μ, cap) that corrects for stale or imprecise sampling; null turns it
     off."""
+    importance_level: Literal["token", "sequence"] | None = None
+    """Whether that weight is each token's own (as null is), or the product over its response."""
+    kl_weight: Annotated[float, Field(ge=0)] | None = None
+    """Multiplies the divergence from the model that the run started with. Null or 0: that model is not loaded again."""
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    """With d = log π_ref - log π: -d, d² / 2, or e^d - d - 1. Null is `k3`."""
+    entropy_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Multiplies the policy's entropy at each response token, which is added to what is maximised."""
+    mask_truncated: Annotated[bool, Field(strict=True)] = False
+    """Whether responses that were cut off at rollout.max_response_tokens get no gradient. They still count in their
+    group's mean and deviation."""
+    overlong_tokens: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Soft over-long penalty: over the last so many tokens before rollout.max_response_tokens, what is learned from a
+    response falls linearly by 1; its verdict stays. 0 turns it off."""
 
 
 class LearnerConfig(Section):
@@ -147,13 +165,18 @@ class LearnerConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
     mini_batches: Count = 1
-    """Optimiser steps that one batch is cut into, by prompts."""
+    """Parts, by prompts, that one batch is cut into; each is an optimiser step."""
+    epochs_per_batch: Count = 1
+    """How often each batch is learned from. The ratio's π_old stays the policy that the first epoch began with."""
     micro_batch_tokens: Count = 16384
     """Tokens (padding included) of one forward pass on one rank. A prompt that responses share counts once."""
     prefix_sharing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     """Whether the responses of a group share one computation of their prompt: `auto` where the model allows it and it
     costs less, `on` everywhere (refused for models that do not allow it), `off` nowhere. The loss is the same."""
     gradient_checkpointing: Annotated[bool, Field(strict=True)] = False
+    measure_gradient_share: Annotated[bool, Field(strict=True)] = False
+    """Whether to measure which share of the gradient right and wrong answers have, in the first optimiser step of each
+    batch. It costs two more passes over that mini-batch."""
     max_logprob_gap: Annotated[float, Field(gt=0)] = 1.0
     """The run stops when sampler and learner disagree by more than this, in mean over a batch, on equal weights."""
     cpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
@@ -243,3 +266,7 @@ class RunConfig(Section):
     def responses_per_step(self) -> int:
         """N of the method: responses in one optimiser batch."""
         return self.rollout.prompts_per_step * self.rollout.responses_per_prompt
+
+    @property
+    def optimiser_steps_per_batch(self) -> int:
+        return self.learner.mini_batches * self.learner.epochs_per_batch

@@ -10,7 +10,8 @@ work buffer ─lease─▶ rollout workers ─▶ reward actors          workers
 
 step            waits for                            is unblocked by
 admit           nothing (takes the free slots)       settle frees slots
-collect         a batch of scored groups             the fleet, which samples and scores on its own
+collect         a batch of scored groups             the fleet, which samples and scores on its own; with dynamic
+                                                     sampling groups that teach nothing are dropped and replaced
 learn           the learner ranks                    —
 publish         the learner ranks                    nobody waits for the workers: each pulls before it leases again
 """
@@ -20,9 +21,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from cluster.batch_collector import Batch, BatchCollector
 from cluster.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.config import RunConfig
 from cluster.contracts import Prompt, ScoredGroup
@@ -39,6 +41,15 @@ from rollout.work_buffer import WorkBuffer
 
 class LogprobGapError(RuntimeError):
     """Sampler and learner do not compute the same policy: what would be learned is not what was sampled."""
+
+
+class MissingLogprobsError(RuntimeError):
+    """The sampler does not say how likely it found what it sampled."""
+
+
+MAX_MISSING_LOGPROBS_SHARE = 0.01
+"""Of a batch's tokens. A few that lack their log-probability are left out of the loss; more mean that something is
+broken."""
 
 
 class Controller:
@@ -82,47 +93,45 @@ class Controller:
         await self._restore()
         while self.step < self._config.steps:
             with self._timed("step"):
-                metrics, trained = await self._train_one_batch()
+                metrics, batch = await self._train_one_batch()
             self._fleet.adapt_size(waited_s=self._times_s["rollout"], step_s=self._times_s["step"])
             if self._due(self._config.evaluation.every_steps):
                 metrics |= await self._evaluate()
             # Before the checkpoint: a step that a resumed run does not do again has its row, and one that it does again
             # gets a new one.
-            self._log(metrics, trained)
+            self._log(metrics, batch)
             if self._due(self._config.checkpoint.every_steps):
                 await self._save()
         if self.step not in self.pass_at_1:  # resumed when all was done but for saying so
             await self._evaluate()
 
-    async def _train_one_batch(self) -> tuple[dict[str, float], list[str]]:
-        """One turn of the loop: its metrics, and the ids of the prompts that were learned from."""
-        rollout = self._config.rollout
+    async def _train_one_batch(self) -> tuple[dict[str, float], Batch]:
+        """One turn of the loop: its metrics, and what was learned from."""
         self._admit()
-
         tokens_before = self._fleet.sampled_tokens
         with self._timed("rollout"):
-            await self._fleet.wait_until(lambda: self._buffer.batch_is_ready(self.step))
+            batch = await self._collect()
         sampled_tokens = self._fleet.sampled_tokens - tokens_before
-        groups = self._buffer.take_batch(self.step)
-        metrics = batch_metrics(groups, learner_version=self.step)
-        assert metrics["staleness/max"] <= rollout.max_staleness, (
-            "no batch is ready that leaves too old a prompt"
+        metrics = batch_metrics(batch.sampled, learner_version=self.step)
+        metrics["reward/dropped_share"] = batch.dropped_share
+        assert metrics["staleness/max"] <= self._config.rollout.max_staleness, (
+            "a batch leaves nothing to grow too old"
         )
+        refuse_missing_logprobs(metrics, self.step + 1)
 
         with self._timed("learn"):
-            metrics |= await self._learn(groups)
+            metrics |= await self._learn(batch.groups)
         self._refuse_logprob_gap(metrics)
         with self._timed("publish"):
             await self._publish(self.step + 1)
         self.step += 1
-        trained = [group.prompt.id for group in groups]
-        self._buffer.settle(trained)
+        self._buffer.settle(batch.prompt_ids)
 
         if self._due(self._config.evaluation.every_steps):
-            self._tracker.transcripts(self.step, groups)
+            self._tracker.transcripts(self.step, batch.sampled)
         metrics["throughput/rollout_tokens_per_s"] = sampled_tokens / max(self._times_s["rollout"], 1e-9)
         metrics["throughput/learner_tokens_per_s"] = metrics.pop("learner_tokens") / self._times_s["learn"]
-        return metrics, trained
+        return metrics, batch
 
     def _admit(self) -> None:
         """Fill the free slots; the fleet goes to work on them at once."""
@@ -130,8 +139,23 @@ class Controller:
             self._buffer.admit(self._source.next())
         self._fleet.feed(self._buffer)
 
+    async def _collect(self) -> Batch:
+        """Wait until there is a batch. With dynamic sampling groups are dropped and prompts admitted meanwhile."""
+        rollout = self._config.rollout
+        collector = BatchCollector(
+            self._buffer,
+            self._source.next,
+            self.step,
+            rollout.prompts_per_step,
+            rollout.dynamic_sampling_limit,
+        )
+        while (batch := collector.take()) is None:
+            self._fleet.feed(self._buffer)
+            await self._fleet.wait_until(collector.has_news)
+        return batch
+
     async def _learn(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
-        """One optimiser step per mini-batch, each weighed as a whole before the ranks see any of it."""
+        """Each mini-batch is weighed as a whole before the ranks see any of it."""
         size = len(groups) // self._config.learner.mini_batches
         max_response_tokens = self._config.rollout.max_response_tokens
         mini_batches = [
@@ -172,6 +196,7 @@ class Controller:
         self._started -= progress.elapsed_s
         self._source.resume(progress.position, progress.in_flight)
         self._buffer.trained_prompts = progress.trained_prompts
+        self._buffer.dropped_prompts.update(progress.dropped_prompts)
         await self._publish(self.step)
 
     async def _save(self) -> None:
@@ -186,6 +211,7 @@ class Controller:
                 elapsed_s=self.elapsed_s,
                 data=self._source.fingerprint,
                 wandb_run_id=self._tracker.wandb_run_id,
+                dropped_prompts=dict(self._buffer.dropped_prompts),
             )
             # In a thread: the fleet goes on meanwhile.
             await asyncio.to_thread(self._checkpoints.commit, path, progress, sealed)
@@ -207,8 +233,9 @@ class Controller:
                 f"(learner.max_logprob_gap: {limit:g}). Check model.dtype and rollout.temperature."
             )
 
-    def _log(self, metrics: dict[str, float], trained: Sequence[str] = ()) -> None:
-        self._tracker.log(self.step, metrics | self._state_metrics(), trained)
+    def _log(self, metrics: dict[str, float], batch: Batch | None = None) -> None:
+        batch = batch or Batch(())
+        self._tracker.log(self.step, metrics | self._state_metrics(), batch.prompt_ids, batch.dropped_ids)
         self._times_s.clear()  # that of a checkpoint is in the next row
 
     def _state_metrics(self) -> dict[str, float]:
@@ -221,6 +248,7 @@ class Controller:
             "progress/weight_version": float(self.step),
             "progress/epoch": float(self._source.epoch),
             "progress/prompts_trained": float(self._buffer.trained_prompts),
+            "progress/prompts_dropped": float(self._buffer.dropped_prompts.total()),
             **{f"time/{part}_s": seconds for part, seconds in self._times_s.items()},
         }
 
@@ -231,3 +259,17 @@ class Controller:
             yield
         finally:
             self._times_s[part] += time.monotonic() - started
+
+
+def refuse_missing_logprobs(metrics: Mapping[str, float], step: int) -> None:
+    """Let a batch through of which nearly all tokens have a log-probability.
+
+    Raises:
+        MissingLogprobsError: of more than `MAX_MISSING_LOGPROBS_SHARE` of the tokens there is none.
+    """
+    share = metrics["logprob_gap/missing_share"]
+    if share > MAX_MISSING_LOGPROBS_SHARE:
+        raise MissingLogprobsError(
+            f"in step {step} the sampler gave no log-probability for {share:.1%} of the tokens (more than "
+            f"{MAX_MISSING_LOGPROBS_SHARE:.0%} stop a run). See logs/rollout-*.log in the run directory."
+        )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.actor_graph import ActorGraph
 from cluster.checkpoints import learner_state
+from cluster.config import ObjectiveConfig
 from cluster.export_plan import ExportPlan
 from cluster.stage import prepare_in_cluster, ray_started, run_to_the_end
 from cluster.tracking import RunConsole
@@ -23,11 +24,13 @@ def export(plan: ExportPlan, console: RunConsole) -> None:
     Raises:
         PlacementError: the cluster has no room for the ranks.
     """
+    # Nothing is learned: no reference model is needed for it.
+    config = plan.config.model_copy(update={"objective": ObjectiveConfig()})
     scratch = plan.destination.with_name(f".{plan.destination.name}.{os.getpid()}.partial")
     try:
-        with ray_started(plan.config, console):
-            model = prepare_in_cluster(plan.config, console)
-            run_to_the_end(_export(ActorGraph(plan.config, plan.run, model), plan, scratch, console))
+        with ray_started(config, console):
+            model = prepare_in_cluster(config, console)
+            run_to_the_end(_export(ActorGraph(config, plan.run, model), plan, scratch, console))
         scratch.rename(plan.destination)  # over an empty directory, or none
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -20,6 +20,7 @@ from cluster.config import RunConfig
 from cluster.config_loading import Problem, validate
 from cluster.learner_checks import check_adapters, check_learner
 from cluster.models import locate, ready_directory
+from cluster.objective_checks import check_objective
 from cluster.starter import RECIPE
 from learner.prefix_support import prefix_obstacle
 from reward.task import Task
@@ -256,6 +257,7 @@ def check_packages(config: RunConfig) -> Iterator[Problem]:
 _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     check_arithmetic,
     check_learner,
+    check_objective,
     check_model,
     check_context,
     check_prefix_sharing,

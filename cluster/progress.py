@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class Progress:
     """Fingerprint of the prompts that `position` counts, and of their order and seeds."""
     wandb_run_id: str | None
     """Of the page that the run is shown on; None without W&B."""
+    dropped_prompts: dict[str, int] = field(default_factory=dict)
+    """By reason."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)

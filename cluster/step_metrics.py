@@ -12,11 +12,13 @@ from cluster.pass_at_k import mean_pass_at_k, pass_at_k
 
 
 def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[str, float]:
-    """Rewards, lengths (tokens) and staleness (weight versions) of the responses in `groups`."""
+    """Rewards, lengths (tokens) and staleness (weight versions) of the responses in `groups`, and the share of their
+    tokens of which the sampler did not say how likely they were."""
     verdicts = [verdict for group in groups for verdict in group.verdicts]
     responses = [response for group in groups for response in group.responses]
     lengths = np.array([len(response.token_ids) for response in responses])
     staleness = np.array([learner_version - response.min_version for response in responses])
+    missing = sum(int((~np.isfinite(response.logprobs)).sum()) for response in responses)
     judged = [verdict for verdict in verdicts if verdict.outcome in ("right", "wrong")]
     by_outcome = {}
     for outcome in ("right", "wrong"):
@@ -33,6 +35,7 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
         "lengths/min": float(lengths.min()),
         "lengths/max": float(lengths.max()),
         "lengths/truncated_share": sum(r.finish_reason == "length" for r in responses) / len(responses),
+        "logprob_gap/missing_share": missing / int(lengths.sum()),
         "staleness/mean": float(staleness.mean()),
         "staleness/max": float(staleness.max()),
     }

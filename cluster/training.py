@@ -11,9 +11,10 @@ from typing import Any
 import ray
 
 from cluster.actor_graph import ActorGraph
+from cluster.batch_collector import BatchNotFilledError
 from cluster.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.config import RunConfig
-from cluster.controller import Controller, LogprobGapError
+from cluster.controller import Controller, LogprobGapError, MissingLogprobsError
 from cluster.prompt_source import PromptSource
 from cluster.questions import Questions, encode_questions, evaluation_prompts, training_sampling
 from cluster.run_control import RunIsLiveError, listening
@@ -24,7 +25,13 @@ from learner import state_description
 from learner.state_description import StateDescription, obstacle
 from learner.state_files import CheckpointError
 
-TRAINING_ERRORS = (*RUN_ERRORS, LogprobGapError, RunIsLiveError)
+TRAINING_ERRORS = (
+    *RUN_ERRORS,
+    LogprobGapError,
+    MissingLogprobsError,
+    BatchNotFilledError,
+    RunIsLiveError,
+)
 """What may stop a run through no fault of this program, and says by itself what happened."""
 
 
@@ -32,8 +39,8 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
     """Run the training that `config` describes and return its summary. A run that was cut short is resumed.
 
     Raises:
-        PlacementError, FleetLostError, LogprobGapError, RunIsLiveError, UnusablePromptError,
-            CheckpointError: what their names say.
+        PlacementError, FleetLostError, LogprobGapError, MissingLogprobsError, BatchNotFilledError, RunIsLiveError,
+            UnusablePromptError, CheckpointError: what their names say.
     """
     started = time.monotonic()
     run_directory = RunDirectory(config.run_directory)

@@ -48,6 +48,17 @@ def group_advantages(rewards: np.ndarray, valid: np.ndarray, scaling: Scaling = 
     return centred / (deviation + STD_EPSILON)
 
 
+def overlong_penalties(lengths: np.ndarray, max_tokens: int, penalised_tokens: int) -> np.ndarray:
+    """DAPO's soft over-long penalty (arXiv 2503.14476), with L = max_tokens and c = penalised_tokens: 0 up to L − c,
+    then falling linearly to −1 at L, and −1 beyond. All 0 for c = 0.
+
+    It is added to the reward that advantages are made of; the verifier's outcome stays what it is.
+    """
+    if penalised_tokens == 0:
+        return np.zeros(lengths.shape)
+    return -np.clip((lengths - (max_tokens - penalised_tokens)) / penalised_tokens, 0.0, 1.0)
+
+
 @dataclass(frozen=True, slots=True)
 class SignShares:
     """p̂⁺ and p̂⁻: the shares of responses with a positive and with a negative advantage."""

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
 from cluster.contracts import Publication
@@ -17,6 +16,7 @@ from learner.batching import shard
 from learner.engine import LearnerOptions
 from learner.places import refuse_shared_devices
 from learner.state_files import CheckpointError, FileRecord
+from learner.statistics import learner_metrics
 from learner.weighing import WeighedBatch
 
 
@@ -60,12 +60,12 @@ class LearnerGroup:
         return process_ids
 
     async def learn(self, mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
-        """One optimiser step per mini-batch; metrics over all of them."""
+        """Learn from all mini-batches, `epochs_per_batch` times, an optimiser step each; metrics over all of them."""
         sharded = [shard(batch.rows, len(self._ranks), self._packing) for batch in mini_batches]
         per_rank = [[shards[rank] for shards in sharded] for rank in range(len(self._ranks))]
         references = [rank.learn.remote(work) for rank, work in zip(self._ranks, per_rank, strict=True)]
         results = await self._gather(references, "learn", self._config.step_timeout_s)
-        return _merge([sums for result in results for sums in result], steps=len(mini_batches))
+        return learner_metrics([step for result in results for step in result], steps=len(results[0]))
 
     async def publish(self, version: int) -> Publication:
         """Make the current weights available as `version`."""
@@ -123,23 +123,3 @@ def _plain_checkpoint_errors() -> Iterator[None]:
         if isinstance(error.cause, CheckpointError):
             raise error.cause from error
         raise
-
-
-def _merge(results: Sequence[dict[str, float]], steps: int) -> dict[str, float]:
-    """Sums of all ranks and steps as metrics. Counts and losses add up; what all ranks agree on is averaged."""
-
-    def total(key: str) -> float:
-        return sum(result[key] for result in results)
-
-    tokens = max(total("tokens"), 1.0)
-    return {
-        "objective/loss": total("loss") / steps,
-        "objective/entropy": total("entropy") / tokens,
-        "objective/clip_share_low": total("clipped_low") / tokens,
-        "objective/clip_share_high": total("clipped_high") / tokens,
-        "objective/learning_rate": results[-1]["learning_rate"],
-        "logprob_gap/mean": total("logprob_gap") / tokens,
-        "logprob_gap/max": max(result["max_logprob_gap"] for result in results),
-        "learner_tokens": total("tokens"),
-        "objective/gradient_norm": float(np.mean([result["gradient_norm"] for result in results])),
-    }

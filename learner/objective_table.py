@@ -18,8 +18,9 @@ from learner.advantages import Scaling, SignShares, adaptive_alpha
 SurrogateName = Literal["token_clip", "sequence_clip", "soft_gate", "detached_weight"]
 
 ScaleRule = Callable[[np.ndarray, int], np.ndarray]
-"""From the lengths |τ_i| of all responses of the batch and the most tokens that one may have, to what each token's
-surrogate is multiplied by. Both arrays [P, G]."""
+"""From the lengths |τ_i| of all responses of the batch and the most tokens that one may have, to what each token is
+multiplied by. Both arrays [P, G]. A masked response has length 0: it leaves the sums over tokens and remains one of
+the N responses."""
 
 AlphaRule = Callable[[SignShares, ObjectiveConfig], float]
 """From the batch's shares of signs to the weight α of negative advantages."""
@@ -27,12 +28,12 @@ AlphaRule = Callable[[SignShares, ObjectiveConfig], float]
 
 def mean_of_means(lengths: np.ndarray, max_response_tokens: int) -> np.ndarray:
     """1 / (N |τ_i|): the mean over responses of the mean over tokens."""
-    return 1.0 / (lengths.size * lengths)
+    return 1.0 / (lengths.size * np.maximum(lengths, 1))
 
 
 def mean_over_tokens(lengths: np.ndarray, max_response_tokens: int) -> np.ndarray:
     """1 / Σ|τ| = 1 / (N · L̄): every token of the batch weighs the same."""
-    return np.full(lengths.shape, 1.0 / lengths.sum())
+    return np.full(lengths.shape, 1.0 / max(lengths.sum(), 1))
 
 
 def constant_length(lengths: np.ndarray, max_response_tokens: int) -> np.ndarray:
@@ -67,6 +68,11 @@ class Objective:
     clip_low: float = 0.2
     clip_high: float = 0.2
     advantage_scaling: Scaling = "group"
+
+    @property
+    def has_clip(self) -> bool:
+        """Whether `clip_low` and `clip_high` have an effect."""
+        return self.surrogate != "soft_gate"
 
 
 OBJECTIVES: dict[ObjectiveName, Objective] = {

@@ -1,9 +1,9 @@
-"""The loss, in the method's own terms. Pure torch functions over one micro-batch.
+"""The surrogates, in the method's own terms. Pure torch functions over one micro-batch.
 
-    L(θ) = − Σ_i scale_i Σ_t surrogate_it          e.g. min( r_it A_i , clip(r_it, 1 − ε_low, 1 + ε_high) A_i )
+    surrogate_it          e.g. min( r_it A_i , clip(r_it, 1 − ε_low, 1 + ε_high) A_i )
 
-`A_i` already carries the hysteretic weight and `scale_i` the batch's denominator (`learner/weighing.py`), so the
-objectives differ here in their surrogates alone. Which has which: `learner/objective_table.py`. r = π_θ / π_old.
+`A_i` already carries the hysteretic weight (`learner/weighing.py`). Which objective has which surrogate:
+`learner/objective_table.py`; what they are added up to: `learner/loss.py`. r = π_θ / π_old.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.objective_table import Objective, SurrogateName
+from learner.objective_table import SurrogateName
 
 POSITIVE_TEMPERATURE, NEGATIVE_TEMPERATURE = 1.0, 1.05
 """SAPO's τ: the gate of a negative advantage closes sooner."""
@@ -38,6 +38,8 @@ class Surrogate:
     """What is maximised, per token, and where a bound acted. Padding is not masked yet."""
 
     values_BT: Tensor
+    ratio_BT: Tensor
+    """What the bounds are for: each token's ratio, or its response's."""
     clipped_low_BT: Tensor
     clipped_high_BT: Tensor
 
@@ -50,7 +52,7 @@ def token_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
 def sequence_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
     """min(s A, clip(s) A) of s_i = exp(mean_t log r_it), said by each token of the response: over its tokens the scale
     1 / (N |τ_i|) adds up to 1 / N."""
-    length_B1 = tokens.mask_BT.sum(dim=1, keepdim=True)
+    length_B1 = tokens.mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
     ratio_B1 = (tokens.log_ratio_BT.sum(dim=1, keepdim=True) / length_B1).exp()
     ratio_BT = ratio_B1.expand_as(tokens.log_ratio_BT)
     return _pessimistic(ratio_BT, tokens.advantages_B1, clip_low, clip_high)
@@ -59,6 +61,7 @@ def sequence_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogat
 def _pessimistic(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Surrogate:
     return Surrogate(
         torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages),
+        ratio,
         (ratio < 1 - clip_low) & (advantages < 0),
         (ratio > 1 + clip_high) & (advantages > 0),
     )
@@ -69,9 +72,10 @@ def soft_gate(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
     advantages = tokens.advantages_B1
     temperature = torch.full_like(advantages, NEGATIVE_TEMPERATURE)
     temperature = temperature.masked_fill(advantages > 0, POSITIVE_TEMPERATURE)
-    gate = 4 / temperature * torch.sigmoid(temperature * (tokens.log_ratio_BT.exp() - 1))
+    ratio = tokens.log_ratio_BT.exp()
+    gate = 4 / temperature * torch.sigmoid(temperature * (ratio - 1))
     nowhere = torch.zeros_like(tokens.mask_BT)
-    return Surrogate(gate * advantages, nowhere, nowhere)
+    return Surrogate(gate * advantages, ratio, nowhere, nowhere)
 
 
 def detached_weight(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
@@ -82,6 +86,7 @@ def detached_weight(tokens: Tokens, clip_low: float, clip_high: float) -> Surrog
     pushed = tokens.advantages_B1 != 0
     return Surrogate(
         weight * tokens.advantages_B1 * tokens.logprobs_BT,
+        ratio,
         (ratio < 1 - clip_low) & pushed,
         (ratio > 1 + clip_high) & pushed,
     )
@@ -93,56 +98,3 @@ SURROGATES: dict[SurrogateName, Callable[[Tokens, float, float], Surrogate]] = {
     "soft_gate": soft_gate,
     "detached_weight": detached_weight,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyLoss:
-    """Loss of one micro-batch (a scalar to be summed over micro-batches and ranks) and its clip counts."""
-
-    loss: Tensor
-    clipped_low_tokens: Tensor
-    clipped_high_tokens: Tensor
-
-
-def policy_loss(
-    objective: Objective,
-    logprobs_BT: Tensor,
-    old_logprobs_BT: Tensor,
-    advantages_B: Tensor,
-    scales_B: Tensor,
-    mask_BT: Tensor,
-    token_weights_BT: Tensor | None = None,
-) -> PolicyLoss:
-    """The objective's surrogate, weighed and summed.
-
-    Args:
-        objective: with its settings resolved.
-        logprobs_BT: log π_θ of the response tokens, with gradient.
-        old_logprobs_BT: log π_old of the same tokens.
-        advantages_B: w_i A_i.
-        scales_B: weight of each token of response i.
-        mask_BT: True on response tokens.
-        token_weights_BT: detached importance weights for the sampler's mismatch, or None for 1.
-    """
-    tokens = Tokens(
-        logprobs_BT=torch.where(mask_BT, logprobs_BT, 0.0),
-        log_ratio_BT=torch.where(mask_BT, logprobs_BT - old_logprobs_BT, 0.0),
-        advantages_B1=advantages_B[:, None],
-        mask_BT=mask_BT,
-    )
-    surrogate = SURROGATES[objective.surrogate](tokens, objective.clip_low, objective.clip_high)
-    values_BT = surrogate.values_BT
-    if token_weights_BT is not None:
-        values_BT = values_BT * token_weights_BT
-    loss = -(scales_B[:, None] * values_BT * mask_BT).sum()
-    return PolicyLoss(
-        loss, (surrogate.clipped_low_BT & mask_BT).sum(), (surrogate.clipped_high_BT & mask_BT).sum()
-    )
-
-
-def truncated_importance_weights(
-    old_logprobs_BT: Tensor, sampler_logprobs_BT: Tensor, mask_BT: Tensor, cap: float
-) -> Tensor:
-    """min(π_old / μ, cap) per token, detached: corrects for a sampler μ that is not the policy the step starts from."""
-    log_ratio = torch.where(mask_BT, old_logprobs_BT - sampler_logprobs_BT, 0.0)
-    return log_ratio.exp().clamp(max=cap).detach()

@@ -90,7 +90,7 @@ class LearnerRank:
         return self._packing
 
     def learn(self, mini_batches: Sequence[Sequence[MicroBatch]]) -> list[dict[str, float]]:
-        """One optimiser step per mini-batch. Returns this rank's sums (see `LearnerGroup`), one dict per step."""
+        """Learn from all mini-batches. Returns this rank's statistics (see `PolicyUpdate`), one dict per step."""
         return self._update.learn(mini_batches)
 
     def publish(self, version: int) -> Publication | None:

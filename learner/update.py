@@ -1,19 +1,23 @@
-"""The update of one rank: micro-batches in, one optimiser step per mini-batch, sums for the metrics out."""
+"""The update of one rank: micro-batches in, one optimiser step per mini-batch and epoch, sums for the metrics out."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from cluster.config import ObjectiveConfig
 from learner.batching import MicroBatch
 from learner.engine import LearnerOptions
+from learner.gradient_share import take_gradient_norm
 from learner.logprobs import TokenBatch, response_logprobs
-from learner.objective_table import resolve
-from learner.objectives import policy_loss, truncated_importance_weights
+from learner.loss import PolicyLogprobs, policy_loss
+from learner.reference import build_reference
+from learner.statistics import merge
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -24,74 +28,90 @@ class PolicyUpdate:
 
     Usage:
         update = PolicyUpdate(engine, options)
-        sums, = update.learn([micro_batches])
+        statistics, = update.learn([micro_batches])
     """
 
     def __init__(self, engine: DeepSpeedEngine, options: LearnerOptions) -> None:
         self._engine = engine
-        self._ranks = options.learner.ranks
+        self._learner = options.learner
         self._temperature = options.temperature
-        self._importance_cap = options.objective.importance_cap
-        self._objective = resolve(options.objective)
+        self._objective = options.objective
+        self._reference = build_reference(engine, options)
 
     def learn(self, mini_batches: Sequence[Sequence[MicroBatch]]) -> list[dict[str, float]]:
-        """One optimiser step per mini-batch. Returns this rank's sums (see `LearnerGroup`), one dict per step.
+        """Learn from all mini-batches, `epochs_per_batch` times, an optimiser step each. Returns this rank's statistics
+        (see `learner_metrics`), one dict per step.
 
-        π_old is the policy before the first of these steps: with one step it is π_θ itself and costs nothing, with
-        several it is computed for the later ones before the first is taken.
+        π_old is the policy before the first of these steps: there it is π_θ itself and costs nothing; for the later
+        mini-batches it is computed before that step is taken. The reference is asked once per batch.
         """
-        old_logprobs = [None, *(self._all_logprobs(micro_batches) for micro_batches in mini_batches[1:])]
-        return [
-            self._step(micro_batches, old)
-            for micro_batches, old in zip(mini_batches, old_logprobs, strict=True)
-        ]
+        work = [[_Work(micro_batch) for micro_batch in micro_batches] for micro_batches in mini_batches]
+        for item in itertools.chain(*work[1:]):
+            item.old_BT = self._frozen_logprobs(item)
+        if self._reference is not None:
+            for item in itertools.chain(*work):
+                item.reference_BT = self._reference.logprobs(self._tensors(item), self._temperature)
+        shares = self._gradient_norms_by_side(work[0]) if self._learner.measure_gradient_share else {}
+        epochs = self._learner.epochs_per_batch
+        first, *others = [self._step(mini_batch) for _ in range(epochs) for mini_batch in work]
+        return [first | shares, *others]
 
-    def _all_logprobs(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
-        with torch.no_grad():
-            return [
-                response_logprobs(
-                    self._engine,
-                    TokenBatch.from_micro_batch(micro_batch, self._engine.device),
-                    self._temperature,
-                )[0]
-                for micro_batch in micro_batches
-            ]
-
-    def _step(
-        self, micro_batches: Sequence[MicroBatch], old_logprobs: list[Tensor] | None
-    ) -> dict[str, float]:
-        sums: dict[str, float] = defaultdict(float)
-        for index, micro_batch in enumerate(micro_batches):
-            self._accumulate(micro_batch, old_logprobs[index] if old_logprobs else None, sums)
-        sums["learning_rate"] = self._engine.get_lr()[0]
+    def _step(self, mini_batch: Sequence[_Work]) -> dict[str, float]:
+        statistics = merge([self._backward(item, self._objective) for item in mini_batch])
+        statistics["learning_rate"] = self._engine.get_lr()[0]
         self._engine.step()
-        sums["gradient_norm"] = float(self._engine.get_global_grad_norm())
-        return dict(sums)
+        statistics["gradient_norm"] = float(self._engine.get_global_grad_norm())
+        return statistics
 
-    def _accumulate(self, micro_batch: MicroBatch, old_BT: Tensor | None, sums: dict[str, float]) -> None:
-        """Forward and backward of one micro-batch; add what is to be known of it to `sums`."""
-        batch = TokenBatch.from_micro_batch(micro_batch, self._engine.device)
-        logprobs_BT, entropy_BT = response_logprobs(self._engine, batch, self._temperature)
-        mask_BT = batch.response_mask_BT
-        if old_BT is None:
-            old_BT = logprobs_BT.detach()
-        weights_BT = None
-        if self._importance_cap is not None:
-            weights_BT = truncated_importance_weights(
-                old_BT, batch.sampler_logprobs_BT, mask_BT, self._importance_cap
-            )
+    def _gradient_norms_by_side(self, mini_batch: Sequence[_Work]) -> dict[str, float]:
+        """Of the surrogate's gradient from positive advantages alone, and from negative ones. Nothing is learned."""
+        surrogate = self._objective.model_copy(update={"kl_weight": None, "entropy_weight": 0.0})
+        norms = {}
+        for side, bounds in (("positive", (0.0, math.inf)), ("negative", (-math.inf, 0.0))):
+            for item in mini_batch:
+                self._backward(item, surrogate, bounds)
+            norms[f"{side}_gradient_norm"] = take_gradient_norm(self._engine)
+        return norms
+
+    def _backward(
+        self,
+        item: _Work,
+        objective: ObjectiveConfig,
+        bounds: tuple[float, float] = (-math.inf, math.inf),
+    ) -> dict[str, float]:
+        """Forward and backward of one micro-batch, its advantages brought between `bounds`."""
+        batch = self._tensors(item)
+        logprobs_BT, entropy_BT = response_logprobs(
+            self._engine, batch, self._temperature, entropy_gradient=objective.entropy_weight > 0
+        )
+        if item.old_BT is None:
+            item.old_BT = logprobs_BT.detach()
         result = policy_loss(
-            self._objective, logprobs_BT, old_BT, batch.advantages_B, batch.scales_B, mask_BT, weights_BT
+            objective,
+            PolicyLogprobs(logprobs_BT, item.old_BT, batch.sampler_logprobs_BT, item.reference_BT),
+            entropy_BT,
+            batch.advantages_B.clamp(*bounds),
+            batch.scales_B,
+            batch.response_mask_BT,
         )
         # DeepSpeed averages gradients over the ranks; the denominators in `scales_B` are the whole batch's already.
-        self._engine.backward(result.loss * self._ranks)
+        self._engine.backward(result.loss * self._learner.ranks)
+        return result.statistics
 
-        counted_BT = mask_BT & (batch.scales_B[:, None] != 0)  # not the empty micro-batch's token
-        gap_BT = (old_BT - batch.sampler_logprobs_BT).abs() * counted_BT
-        sums["loss"] += result.loss.item()
-        sums["tokens"] += counted_BT.sum().item()
-        sums["entropy"] += (entropy_BT * counted_BT).sum().item()
-        sums["logprob_gap"] += gap_BT.sum().item()
-        sums["max_logprob_gap"] = max(sums["max_logprob_gap"], gap_BT.max().item())
-        sums["clipped_low"] += result.clipped_low_tokens.item()
-        sums["clipped_high"] += result.clipped_high_tokens.item()
+    def _frozen_logprobs(self, item: _Work) -> Tensor:
+        with torch.no_grad():
+            return response_logprobs(self._engine, self._tensors(item), self._temperature)[0]
+
+    def _tensors(self, item: _Work) -> TokenBatch:
+        return TokenBatch.from_micro_batch(item.micro_batch, self._engine.device)
+
+
+class _Work:
+    """A micro-batch, and what is computed of it once, however often it is learned from."""
+
+    def __init__(self, micro_batch: MicroBatch) -> None:
+        self.micro_batch = micro_batch
+        self.old_BT: Tensor | None = None
+        """Log π_old of its response tokens, [B, T]."""
+        self.reference_BT: Tensor | None = None
+        """Log π_ref, [B, T]."""

@@ -1,8 +1,9 @@
 """The batch is weighed once, globally, before it is split: advantages, α and denominators become two numbers per
 response.
 
-After this, learner ranks only sum `scale_i × Σ_t surrogate(ratio_it, advantage_i)`. Nothing in a rank depends on
-how many ranks there are or how the batch was cut into micro-batches, so neither does the loss. Pure numpy.
+After this, learner ranks only sum `scale_i × Σ_t surrogate(ratio_it, advantage_i)`, with what the options add to each
+token. Nothing in a rank depends on how many ranks there are or how the batch was cut into micro-batches, so neither
+does the loss. Pure numpy.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from cluster.config import ObjectiveConfig
 from cluster.contracts import ScoredGroup
-from learner.advantages import group_advantages, hysteretic, sign_shares
+from learner.advantages import group_advantages, hysteretic, overlong_penalties, sign_shares
 from learner.objective_table import resolve
 
 
@@ -28,7 +29,7 @@ class Row:
     advantage: float
     """w_i A_i."""
     scale: float
-    """What each of its tokens' surrogates is multiplied by: 1 / (N · L̄) for HPO."""
+    """What each of its tokens is multiplied by: 1 / (N · L̄) for HPO."""
 
     @property
     def tokens(self) -> int:
@@ -39,7 +40,9 @@ class Row:
 class WeighedBatch:
     """What one optimiser step sees.
 
-    `rows` leaves out responses with advantage 0: their gradient is exactly 0. They have been counted in N, L̄ and α.
+    `rows` leaves out responses whose gradient is exactly 0: those that are masked and, unless a divergence or an
+    entropy acts on every response, those with advantage 0. These have been counted in N, L̄ and α; of masked ones see
+    `weigh`.
     """
 
     rows: tuple[Row, ...]
@@ -49,7 +52,13 @@ class WeighedBatch:
 def weigh(groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_tokens: int) -> WeighedBatch:
     """Turn the scored groups of one optimiser batch, all with G responses, into weighed rows.
 
-    `max_response_tokens` is the limit under which they were sampled.
+    With `mask_truncated`, responses that were cut off count in their group's mean and deviation, and in N, but not in
+    the sums over tokens (all as in TRL); nor on either side for α, since they push neither way (ours).
+
+    Args:
+        groups: as they were sampled.
+        config: which objective, and its options.
+        max_response_tokens: the limit under which they were sampled.
     """
     objective = resolve(config)
     rewards = np.array([[verdict.reward for verdict in group.verdicts] for group in groups])
@@ -57,12 +66,20 @@ def weigh(groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_t
         [[verdict.outcome in ("right", "wrong") for verdict in group.verdicts] for group in groups]
     )
     lengths = np.array([[len(response.token_ids) for response in group.responses] for group in groups])
+    truncated = np.array(
+        [[response.finish_reason == "length" for response in group.responses] for group in groups]
+    )
+    masked = truncated & config.mask_truncated
 
-    plain = group_advantages(rewards, valid, objective.advantage_scaling)
+    penalties = overlong_penalties(lengths, max_response_tokens, config.overlong_tokens)
+    in_group = group_advantages(rewards + penalties, valid, objective.advantage_scaling)
+    plain = np.where(masked, 0.0, in_group)
     shares = sign_shares(plain)
     alpha = objective.alpha_rule(shares, config)
     advantages = hysteretic(plain, alpha)
-    scales = objective.scale_rule(lengths, max_response_tokens)
+    scales = objective.scale_rule(np.where(masked, 0, lengths), max_response_tokens)
+    acts_on_all = bool(config.kl_weight) or config.entropy_weight > 0
+    learned_from = ~masked if acts_on_all else advantages != 0
 
     rows = tuple(
         Row(
@@ -74,7 +91,7 @@ def weigh(groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_t
         )
         for p, group in enumerate(groups)
         for g, response in enumerate(group.responses)
-        if advantages[p, g] != 0
+        if learned_from[p, g]
     )
     metrics = {
         "objective/alpha": alpha,
@@ -82,6 +99,8 @@ def weigh(groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_t
         "objective/negative_share": shares.negative,
         "objective/push_positive": float(advantages[advantages > 0].sum() / advantages.size),
         "objective/push_negative": float(-advantages[advantages < 0].sum() / advantages.size),
-        "reward/zero_variance_share": float((plain == 0).all(axis=1).mean()),
+        "reward/zero_variance_share": float((in_group == 0).all(axis=1).mean()),
     }
+    if config.overlong_tokens:
+        metrics["reward/overlong_penalty_mean"] = float(penalties.mean())
     return WeighedBatch(rows=rows, metrics=metrics)

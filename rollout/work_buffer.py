@@ -22,7 +22,7 @@ Invariants (tested as laws):
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from cluster.contracts import Group, Prompt, Response, ScoredGroup, Verdict
@@ -70,13 +70,23 @@ class WorkBuffer:
         return len(self._waiting)
 
     @property
+    def unscored_prompts(self) -> int:
+        """Waiting or generating: each will be scored."""
+        return len(self._waiting) + len(self._generating)
+
+    @property
     def scored_groups(self) -> int:
         return len(self._scored)
 
     @property
+    def scored(self) -> tuple[ScoredGroup, ...]:
+        """Those groups, oldest admission first."""
+        return tuple(self._scored[id_] for id_ in self._oldest_first(self._scored))
+
+    @property
     def in_flight(self) -> tuple[str, ...]:
         """Ids of all prompts that hold a slot, oldest admission first. This is what a checkpoint remembers."""
-        return tuple(sorted(self._order, key=self._order.__getitem__))
+        return tuple(self._oldest_first(self._order))
 
     def admit(self, prompt: Prompt) -> None:
         """Take a slot for `prompt`.
@@ -95,7 +105,7 @@ class WorkBuffer:
     def lease(self, worker: str, limit: int, version: int) -> list[Prompt]:
         """Hand up to `limit` of the oldest waiting prompts to `worker`: one process, whose replacement has another
         name. It serves `version`, which is the current one."""
-        ids = sorted(self._waiting, key=self._order.__getitem__)[:limit]
+        ids = self._oldest_first(self._waiting)[:limit]
         prompts = [self._waiting.pop(id_) for id_ in ids]
         self._generating.update({prompt.id: _Lease(prompt, worker) for prompt in prompts})
         self._leased_under |= dict.fromkeys(ids, version)
@@ -166,3 +176,6 @@ class WorkBuffer:
             del self._learning[prompt_id]
             del self._order[prompt_id]
         self.trained_prompts += len(prompt_ids)
+
+    def _oldest_first(self, prompt_ids: Iterable[str]) -> list[str]:
+        return sorted(prompt_ids, key=self._order.__getitem__)

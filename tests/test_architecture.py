@@ -134,6 +134,8 @@ def test_what_everybody_imports_is_light(module: str) -> None:
         "rollout.work_buffer",
         "rollout.fleet_state",
         "learner.objective_table",
+        "learner.statistics",
+        "cluster.batch_collector",
         "learner.weighing",
         "learner.batching",
         "learner.prefix_support",
@@ -144,7 +146,7 @@ def test_what_everybody_imports_is_light(module: str) -> None:
 )
 def test_the_pure_cores_need_neither_ray_nor_torch(module: str) -> None:
     loaded = loaded_after(f"import {module}")
-    assert "numpy" in loaded or module in ("rollout.fleet_state", "learner.prefix_support")
+    assert module.partition(".")[0] in loaded
     assert not loaded & {"torch", "ray", "vllm"}
 
 

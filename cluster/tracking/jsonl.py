@@ -34,10 +34,17 @@ class MetricsFile:
         self._last_step = max((row["step"] for row in read_metrics(path)), default=-1)
         self._stream = path.open("a", encoding="utf-8")
 
-    def log(self, step: int, metrics: Mapping[str, float], prompts: Sequence[str] = ()) -> None:
+    def log(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        prompts: Sequence[str] = (),
+        dropped: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         """Appends one line. NaN and infinity become null, because JSON has no word for them.
 
-        `prompts` are the ids of the prompts that this step learned from: over a run's steps, the ledger of its prompts.
+        `prompts` are the ids of the prompts that this step learned from, `dropped` those that it gave up, by reason:
+        over a run's steps, the ledger of its prompts.
 
         Raises:
             ValueError: this step, or a later one, is in the file already.
@@ -52,6 +59,8 @@ class MetricsFile:
         row |= {key: _finite(value) for key, value in metrics.items()}
         if prompts:
             row["prompts"] = list(prompts)
+        if dropped:
+            row["dropped"] = {reason: list(ids) for reason, ids in dropped.items()}
         self._stream.write(json.dumps(row, allow_nan=False) + "\n")
         self._stream.flush()
         self._last_step = step

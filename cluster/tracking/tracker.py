@@ -67,16 +67,23 @@ class Tracker:
         """Of the W&B page that the run goes on in when it is resumed; None if W&B is disabled."""
         return self._wandb.run_id
 
-    def log(self, step: int, metrics: Mapping[str, float], prompts: Sequence[str] = ()) -> None:
+    def log(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        prompts: Sequence[str] = (),
+        dropped: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         """Logs all there is to say about `step`; step k is after k updates. Keys may be absent.
 
-        `prompts` are the ids of the prompts it learned from; they go to `metrics.jsonl` alone.
+        `prompts` are the ids of the prompts it learned from, `dropped` those it gave up, by reason; they go to
+        `metrics.jsonl` alone.
 
         Raises:
             ValueError: this step, or a later one, was logged before.
             OSError: `metrics.jsonl` cannot be written (a full disk, say).
         """
-        self._metrics.log(step, metrics, prompts)
+        self._metrics.log(step, metrics, prompts, dropped)
         self._console.step(step, metrics)
         self._wandb.log(step, metrics)
 

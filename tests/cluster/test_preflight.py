@@ -6,13 +6,13 @@ import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cluster.config import RunConfig
+from cluster.config import ObjectiveName, RunConfig
 from cluster.config_loading import Problem
 from cluster.preflight import check_context, check_prefix_sharing, check_resources, preflight
 from cluster.starter import RECIPE, prompt_tokens
@@ -95,6 +95,49 @@ def test_a_batch_divides_into_its_mini_batches(
         assert preflight(config) == []
     else:
         assert only_problem(config).where == "rollout.prompts_per_step"
+
+
+# --- The objective
+
+
+@pytest.mark.parametrize(
+    ("objective", "setting"),
+    [
+        ({"name": "sapo", "clip_low": 0.2}, "clip_low"),
+        ({"name": "sapo", "clip_high": 0.2}, "clip_high"),
+        ({"name": "a_hpo", "alpha": 0.6}, "alpha"),
+        ({"name": "grpo", "alpha": 0.6}, "alpha"),
+        ({"name": "hpo", "alpha_min": 0.2}, "alpha_min"),
+        ({"kl_estimator": "k3"}, "kl_estimator"),
+        ({"kl_estimator": "k1", "kl_weight": 0}, "kl_estimator"),
+        ({"importance_level": "sequence"}, "importance_level"),
+        ({"overlong_tokens": 65}, "overlong_tokens"),
+    ],
+)
+def test_a_setting_that_would_not_be_heeded_is_refused(
+    tmp_path: Path, objective: dict[str, Any], setting: str
+) -> None:
+    problem = only_problem(run_config(tmp_path, objective=objective))
+    assert problem.where == f"objective.{setting}"
+    assert "\n" not in str(problem)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"name": "cispo", "clip_low": 0.2, "clip_high": 3.0},
+        {"name": "hpo", "alpha": 0.5},
+        {"name": "a_hpo", "alpha_min": 0.2},
+        {"kl_weight": 0.1, "kl_estimator": "k1"},
+        {"importance_cap": 2, "importance_level": "sequence"},
+        {"overlong_tokens": 64},
+        *({"name": name} for name in get_args(ObjectiveName)),
+    ],
+)
+def test_settings_that_are_heeded_are_not_refused(tmp_path: Path, objective: dict[str, Any]) -> None:
+    config = run_config(tmp_path, objective=objective)
+    assert preflight(config) == []
+    assert preflight(RunConfig.model_validate(config.model_dump())) == [], "as its own config.yaml says it"
 
 
 # --- The task and its prompts

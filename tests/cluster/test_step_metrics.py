@@ -42,6 +42,7 @@ def test_what_is_said_of_a_batch() -> None:
             "lengths/min": 2.0,
             "lengths/max": 8.0,
             "lengths/truncated_share": 1 / 8,
+            "logprob_gap/missing_share": 0.0,
             "staleness/mean": (1 + 0 + 5 + 5) / 8,
             "staleness/max": 5.0,
         }
@@ -53,6 +54,13 @@ def test_without_any_verdict_there_is_no_mean_reward() -> None:
     assert math.isnan(metrics["reward/mean"])
     assert metrics["reward/right_share"] == 0
     assert metrics["reward/error_share"] == 1
+
+
+def test_log_probabilities_that_are_no_numbers_are_missing() -> None:
+    """3 of 4 tokens in one response, none of 4 in the other."""
+    responses = [make_response(4, [math.nan, -1.0, -math.inf, math.inf]), make_response(4)]
+    metrics = batch_metrics([make_group([1.0, 0.0], responses)], learner_version=0)
+    assert metrics["logprob_gap/missing_share"] == 3 / 8
 
 
 @pytest.mark.parametrize(

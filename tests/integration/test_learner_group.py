@@ -72,6 +72,10 @@ def make_batch(step: int) -> WeighedBatch:
     return WeighedBatch(rows=rows)
 
 
+def make_mini_batches(seed: int, learner: LearnerConfig) -> list[WeighedBatch]:
+    return [make_batch(seed + 100 * part) for part in range(learner.mini_batches)]
+
+
 @dataclass(frozen=True)
 class Learned:
     gradient_norms: list[float]
@@ -104,7 +108,7 @@ def expected(tiny_model: Path) -> Learned:
 
 @dataclass(frozen=True)
 class Outcome(Learned):
-    losses: list[float]
+    metrics: list[dict[str, float]]
     published: dict[str, Tensor]
     """What travelled to the rollout workers; `weights` is what they make of it."""
     restored: dict[str, Tensor]
@@ -113,29 +117,38 @@ class Outcome(Learned):
     """The same in a Hugging Face directory."""
     probe: np.ndarray
 
+    @property
+    def losses(self) -> list[float]:
+        return [batch["objective/loss"] for batch in self.metrics]
+
 
 async def learn(
-    ranks: ReusedRanks, model: Path, directory: Path, dtype: str = "float32", **settings: Any
+    ranks: ReusedRanks,
+    model: Path,
+    directory: Path,
+    dtype: str = "float32",
+    objective: ObjectiveConfig | None = None,
+    **settings: Any,
 ) -> tuple[Outcome, LearnerGroup]:
-    """Three steps; a checkpoint after the second, from which the third is done again."""
+    """Three batches; a checkpoint after the second, from which the third is done again."""
     learner = LearnerConfig(learning_rate=1e-3, ranks=len(ranks.actors), **settings)
     options = LearnerOptions(
-        str(model), dtype, TEMPERATURE, 0, learner, ObjectiveConfig(), (PROBE,), STEPS + 1
+        str(model), dtype, TEMPERATURE, 0, learner, objective or ObjectiveConfig(), (PROBE,), STEPS + 1
     )
     group = await ranks.become(options)
     metrics = []
     for step in range(STEPS):
         if step == STEPS - 1:
             await group.save(directory)
-        metrics.append(await group.learn([make_batch(step)]))
+        metrics.append(await group.learn(make_mini_batches(step, learner)))
     published, _ = await pull(group)
-    await group.load(directory)
-    await group.learn([make_batch(STEPS - 1)])
+    await group.load(directory, directory / "scratch")
+    await group.learn(make_mini_batches(STEPS - 1, learner))
     restored, probe = await pull(group)
     await group.export(directory / "exported")
     outcome = Outcome(
         gradient_norms=[row["objective/gradient_norm"] for row in metrics],
-        losses=[row["objective/loss"] for row in metrics],
+        metrics=metrics,
         published=published,
         weights=served(model, published),
         restored=served(model, restored),
@@ -264,6 +277,41 @@ async def test_in_bfloat16_many_small_gradients_add_up(
         group = await one_rank.become(options)
         norms.append((await group.learn([WeighedBatch((row,) * 200)]))["objective/gradient_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=0.01)
+
+
+OPTIONS_OF_THE_LOSS = ObjectiveConfig(
+    name="hpo", kl_weight=0.1, entropy_weight=0.01, importance_cap=2.0, importance_level="sequence"
+)
+
+
+@pytest.mark.parametrize("lora_rank", [None, 4])
+async def test_nor_do_the_options_of_the_loss_depend_on_ranks(
+    one_rank: ReusedRanks, two_ranks: ReusedRanks, tiny_model: Path, tmp_path: Path, lora_rank: int | None
+) -> None:
+    """A reference beside the model, whole or partitioned, or the model without its adapters; entropies with their
+    gradient; several optimiser steps per batch; and the shares of the gradient."""
+    settings: dict[str, Any] = {"epochs_per_batch": 2, "mini_batches": 2, "lora_rank": lora_rank}
+    one, _ = await learn(
+        one_rank,
+        tiny_model,
+        tmp_path / "one",
+        objective=OPTIONS_OF_THE_LOSS,
+        zero_stage=2,
+        measure_gradient_share=True,
+        **settings,
+    )
+    settings |= {"zero_stage": 3, "micro_batch_tokens": 150}
+    two, _ = await learn(two_ranks, tiny_model, tmp_path / "two", objective=OPTIONS_OF_THE_LOSS, **settings)
+    for ours, expected in zip(two.metrics, one.metrics, strict=True):
+        share = expected.pop("objective/gradient_share_positive")
+        assert 0 < share < 1
+        assert ours == pytest.approx(expected, rel=1e-4, abs=1e-6), "and measuring leaves no trace"
+        for metric in ("kl_to_reference", "kl_to_old", "entropy", "clip_share_high"):
+            assert expected[f"objective/{metric}"] > 0, metric
+        assert expected["objective/ratio_max"] > 1 > expected["objective/ratio_min"]
+    assert_same_weights(two.weights, one.weights, mean=1e-6)
+    assert_consistent(one)
+    assert_consistent(two)
 
 
 LORA: dict[str, dict[str, Any]] = {

@@ -91,15 +91,18 @@ def wait_for_step(
 
 def assert_every_prompt_trained_once(rows: list[dict[str, Any]], config: RunConfig) -> None:
     """The ledger: the first prompts of the first epochs, each exactly once and none missing, but for those that are
-    still in flight when an asynchronous run ends."""
+    still in flight when an asynchronous run ends. Those that dynamic sampling dropped are not trained on as well."""
     trained = [prompt for row in rows for prompt in row.get("prompts", [])]
+    dropped = [prompt for row in rows for ids in row.get("dropped", {}).values() for prompt in ids]
+    assert len(dropped) == rows[-1]["progress/prompts_dropped"]
     problems = len(build_task(config.task.name, config.task.options).problems("train"))
     assert len(trained) == config.steps * config.rollout.prompts_per_step
-    assert len(set(trained)) == len(trained)
+    settled = trained + dropped
+    assert len(set(settled)) == len(settled)
     missing = 0
-    for epoch in range(len(trained) // problems):
+    for epoch in range(len(settled) // problems):
         rows_of_epoch = {
-            int(prompt.split("/")[2]) for prompt in trained if prompt.startswith(f"train/{epoch}/")
+            int(prompt.split("/")[2]) for prompt in settled if prompt.startswith(f"train/{epoch}/")
         }
         missing += len(set(range(problems)) - rows_of_epoch)
     assert missing <= config.rollout.max_staleness * config.rollout.prompts_per_step
@@ -251,10 +254,12 @@ def test_a_run_outlives_a_killed_worker_and_a_refused_network(write_config: Call
 
 
 def test_a_run_cut_short_is_resumed_by_the_same_command(write_config: Callable[..., Path]) -> None:
-    """Ctrl-C ends a run cleanly; started again it goes on from its checkpoint, and the ledger still adds up."""
+    """Ctrl-C ends a run cleanly; started again it goes on from its checkpoint, and the ledger still adds up, with
+    dynamic sampling too."""
     config_file = write_config(
         name="resumed",
         steps=12,
+        rollout={"dynamic_sampling_limit": 50},
         checkpoint={"every_steps": 3},
         evaluation={"every_steps": 6, "responses_per_prompt": 8},
     )
@@ -274,5 +279,7 @@ def test_a_run_cut_short_is_resumed_by_the_same_command(write_config: Callable[.
     rows = rows_of(config)
     assert [row["step"] for row in rows] == list(range(13))
     assert_every_prompt_trained_once(rows, config)
+    assert rows[-1]["progress/prompts_dropped"] > 0
+    assert all(row["reward/zero_variance_share"] == 0 for row in rows[1:])
     assert "finished" in finish(start(config_file), config)
     assert_eval_finds_what_the_last_evaluation_found(config_file, config)

@@ -18,6 +18,7 @@ from learner.advantages import (
     adaptive_alpha,
     group_advantages,
     hysteretic,
+    overlong_penalties,
     sign_shares,
 )
 
@@ -204,3 +205,19 @@ def test_the_hysteretic_weight_touches_negative_advantages_only(
     weighed = hysteretic(advantages, alpha)
     assert (weighed[advantages >= 0] == advantages[advantages >= 0]).all()
     assert weighed[advantages < 0] == pytest.approx(alpha * advantages[advantages < 0])
+
+
+@given(st.integers(1, 100), st.integers(1, 100), st.integers(1, 200))
+def test_the_over_long_penalty_is_its_formula(max_tokens: int, penalised: int, length: int) -> None:
+    penalised = min(penalised, max_tokens)
+    if length <= max_tokens - penalised:
+        expected = 0.0
+    elif length <= max_tokens:
+        expected = -(length - (max_tokens - penalised)) / penalised
+    else:
+        expected = -1.0
+    assert overlong_penalties(np.array([[length]]), max_tokens, penalised).item() == pytest.approx(expected)
+
+
+def test_without_penalised_tokens_there_is_no_penalty() -> None:
+    assert (overlong_penalties(np.array([[1, 10, 99]]), 10, 0) == 0).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -166,3 +166,127 @@ def test_a_row_carries_the_very_tokens_that_were_sampled() -> None:
     assert row.response_token_ids.tolist() == [9, 3, 1]
     assert row.sampler_logprobs.tolist() == [-0.5, -1.5, -2.5]
     assert row.tokens == 5
+
+
+# --- Responses that were cut off.
+
+
+def with_cut_off(groups: Sequence[ScoredGroup], numbers: Collection[int]) -> list[ScoredGroup]:
+    """The same groups, with those responses cut off."""
+
+    def cut(group: ScoredGroup) -> ScoredGroup:
+        responses = tuple(
+            replace(response, finish_reason="length") if int(response.token_ids[0]) in numbers else response
+            for response in group.responses
+        )
+        return replace(group, group=replace(group.group, responses=responses))
+
+    return [cut(group) for group in groups]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_masked_response_stays_in_its_groups_statistics_and_gets_no_row(name: ObjectiveName) -> None:
+    """The others keep the advantages that they have with it."""
+    groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 6})
+    plain = by_number(weigh(groups, ObjectiveConfig(name=name, alpha_min=1.0)).rows)
+    masked = by_number(weigh(groups, ObjectiveConfig(name=name, alpha_min=1.0, mask_truncated=True)).rows)
+    assert plain.keys() - masked.keys() == {3, 6}
+    assert {i: row.advantage for i, row in masked.items()} == {i: plain[i].advantage for i in masked}
+
+
+@pytest.mark.parametrize(
+    ("name", "denominator"),
+    [
+        ("hpo", TOKENS - 5 - 2),
+        ("dapo", TOKENS - 5 - 2),
+        ("grpo", N * 2),
+        ("dr_grpo", N * MAX_RESPONSE_TOKENS),
+    ],
+)
+def test_a_masked_response_leaves_the_sums_of_tokens_and_stays_one_of_n(
+    name: ObjectiveName, denominator: int
+) -> None:
+    """Responses 3 and 6 have 5 and 2 tokens; response 0 has 2."""
+    groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 6})
+    rows = by_number(weigh(groups, ObjectiveConfig(name=name, mask_truncated=True)).rows)
+    assert rows[0].scale == pytest.approx(1 / denominator)
+
+
+def test_a_masked_response_counts_on_neither_side() -> None:
+    """Of 4 positive and 7 negative responses, one positive and two negative are masked."""
+    groups = with_cut_off(scored(REWARDS, LENGTHS), {0, 3, 6})
+    metrics = weigh(groups, ObjectiveConfig(name="a_hpo", mask_truncated=True)).metrics
+    assert metrics["objective/alpha"] == 3 / 5
+    assert metrics["objective/positive_share"] == 3 / N
+    assert metrics["objective/negative_share"] == 5 / N
+    assert metrics["reward/zero_variance_share"] == 1 / 4, "a group does not become alike by masking"
+
+
+def test_a_batch_that_is_all_masked_has_no_rows() -> None:
+    groups = with_cut_off(scored(REWARDS, LENGTHS), range(N))
+    batch = weigh(groups, ObjectiveConfig(mask_truncated=True, kl_weight=0.1, entropy_weight=0.1))
+    assert batch.rows == ()
+    assert batch.metrics["objective/alpha"] == 1
+
+
+@pytest.mark.parametrize("option", [{"kl_weight": 0.1}, {"entropy_weight": 0.1}])
+def test_what_acts_on_every_response_keeps_those_without_an_advantage(option: dict[str, float]) -> None:
+    """But not those that are masked."""
+    groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 9})
+    objective = ObjectiveConfig.model_validate({"mask_truncated": True, **option})
+    rows = by_number(weigh(groups, objective).rows)
+    assert rows.keys() == set(range(N)) - {3, 9}
+    assert rows[8].advantage == 0
+    assert rows[8].scale == rows[0].scale
+
+
+# --- The soft over-long penalty.
+
+
+def test_an_over_long_response_is_penalised_in_its_advantage_alone() -> None:
+    """Of a group that is all right: 10 tokens allowed, the last 4 penalised, by 0, 0, 1/4 and 1."""
+    groups = scored([[1, 1, 1, 1]], [[2, 6, 7, 10]])
+    batch = weigh(groups, ObjectiveConfig(name="dr_grpo", overlong_tokens=4))
+    mean = 1 - (1 / 4 + 1) / 4
+    assert [row.advantage for row in batch.rows] == pytest.approx([1 - mean, 1 - mean, 0.75 - mean, -mean])
+    assert batch.metrics["reward/overlong_penalty_mean"] == -(1 / 4 + 1) / 4
+    assert batch.metrics["reward/zero_variance_share"] == 0
+    assert groups[0].right == 4, "the verifier's outcome is what it was"
+
+
+def test_without_a_penalty_there_is_none() -> None:
+    batch = weigh(scored([[1, 1]], [[2, 10]]), ObjectiveConfig())
+    assert batch.rows == ()
+    assert "reward/overlong_penalty_mean" not in batch.metrics
+
+
+# --- Batches of an unusual shape.
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    "rewards", [[[1.0]], [[0.1] * 16], [[0.1] * 3], [[0.3] * 7, [0.7] * 7]], ids=["G = 1", "0.1", "3", "two"]
+)
+def test_a_batch_of_equal_rewards_teaches_nothing(name: str, rewards: list[list[float | None]]) -> None:
+    """Whether the rewards can be written exactly or not, and where a response is alone in its group."""
+    for scaling in ("group", "batch", "none"):
+        objective = ObjectiveConfig.model_validate({"name": name, "advantage_scaling": scaling})
+        batch = weigh(scored(rewards, [[2] * len(row) for row in rewards]), objective)
+        assert batch.rows == ()
+        assert batch.metrics["objective/push_positive"] == batch.metrics["objective/push_negative"] == 0
+        assert batch.metrics["reward/zero_variance_share"] == 1
+        if name == "a_hpo":
+            assert batch.metrics["objective/alpha"] == 1
+
+
+@pytest.mark.parametrize(
+    ("masked", "alpha", "numbers"),
+    [({0}, 0.1, [1, 2, 3]), ({1, 2, 3}, 1.0, [0]), (set(range(4)), 1.0, [])],
+    ids=["no positives", "no negatives", "all zero"],
+)
+def test_adaptive_alpha_on_one_sided_batches(masked: set[int], alpha: float, numbers: list[int]) -> None:
+    groups = with_cut_off(scored([[1, 0, 0, 0]], [[2, 3, 4, 5]]), masked)
+    batch = weigh(groups, ObjectiveConfig(name="a_hpo", mask_truncated=True))
+    assert batch.metrics["objective/alpha"] == alpha
+    assert [int(row.response_token_ids[0]) for row in batch.rows] == numbers
+    assert all(np.isfinite([row.advantage, row.scale]).all() for row in batch.rows)

@@ -164,7 +164,9 @@ class WorkBufferModel(RuleBasedStateMachine):
         buffer = self.buffer
         assert buffer.in_flight == tuple(self.in_flight), "what a checkpoint remembers, oldest first"
         assert buffer.waiting_prompts == len(self.at("waiting"))
+        assert buffer.unscored_prompts == len(self.at("waiting", *WORKERS))
         assert buffer.scored_groups == len(self.at("scored"))
+        assert [group.prompt.id for group in buffer.scored] == self.at("scored")
         assert {worker: buffer.leases(worker) for worker in WORKERS} == {
             worker: len(self.at(worker)) for worker in WORKERS
         }

@@ -1,0 +1,141 @@
+"""A batch of scored groups with log-probabilities under every policy, in float64, for tests of the loss."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster.config import ObjectiveConfig
+from cluster.contracts import ScoredGroup
+from learner.loss import PolicyLogprobs, PolicyLoss, policy_loss
+from learner.weighing import weigh
+from tests.builders import make_group, make_response
+
+MAX_TOKENS = 8
+"""rollout.max_response_tokens of these batches."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One response as a test of a formula sees it: what was computed apart from the code under test."""
+
+    new: Tensor
+    """log π_θ, with gradient; all [T]."""
+    old: Tensor
+    sampler: Tensor
+    reference: Tensor
+    entropy: Tensor
+    advantage: float
+    """(R − mean) / (std + 1e-4) of its group."""
+    centred: float
+    """R − mean of its group."""
+
+    def __len__(self) -> int:
+        return len(self.new)
+
+
+@dataclass(frozen=True)
+class DrawnBatch:
+    """Scored groups, and by the number that is a response's first token, its log-probabilities and entropies."""
+
+    groups: list[ScoredGroup]
+    new: dict[int, Tensor]
+    old: dict[int, Tensor]
+    sampler: dict[int, Tensor]
+    reference: dict[int, Tensor]
+    entropy: dict[int, Tensor]
+
+    @classmethod
+    def draw(cls, seed: int, prompts: int = 3, size: int = 4, spread: float = 0.4) -> DrawnBatch:
+        """`spread` is the deviation of the log-ratios between the policies: 0 is on-policy."""
+        rng = np.random.default_rng(seed)
+        batch = cls([], {}, {}, {}, {}, {})
+        number = itertools.count()
+        for _ in range(prompts):
+            responses = []
+            for _ in range(size):
+                i, length = next(number), int(rng.integers(1, MAX_TOKENS))
+                responses.append(make_response([i] * length))
+
+                def near(center: Tensor, length: int = length) -> Tensor:
+                    return center + torch.from_numpy(rng.normal(0, spread, length))
+
+                batch.old[i] = torch.from_numpy(-rng.exponential(1.0, length))
+                batch.new[i] = near(batch.old[i]).requires_grad_()
+                batch.sampler[i] = near(batch.old[i])
+                batch.reference[i] = near(batch.old[i])
+                batch.entropy[i] = torch.from_numpy(rng.exponential(1.0, length))
+            rewards = (rng.random(size) < 0.4).astype(float)
+            batch.groups.append(make_group(rewards.tolist(), responses))
+        return batch
+
+    def cut_off(self, which: Callable[[int], bool]) -> DrawnBatch:
+        """The same, with those responses cut off whose number of tokens `which` picks."""
+
+        def cut(group: ScoredGroup) -> ScoredGroup:
+            responses = tuple(
+                replace(response, finish_reason="length" if which(len(response.token_ids)) else "stop")
+                for response in group.responses
+            )
+            return replace(group, group=replace(group.group, responses=responses))
+
+        return replace(self, groups=[cut(group) for group in self.groups])
+
+    def loss(self, config: ObjectiveConfig) -> PolicyLoss:
+        """What the learner computes, in one micro-batch."""
+        rows = weigh(self.groups, config, MAX_TOKENS).rows
+        numbers = [int(row.response_token_ids[0]) for row in rows]
+        if not rows:
+            return PolicyLoss(torch.zeros((), dtype=torch.float64, requires_grad=True), {})
+
+        def padded(of: dict[int, Tensor]) -> Tensor:
+            return torch.nn.utils.rnn.pad_sequence([of[i] for i in numbers], batch_first=True)
+
+        return policy_loss(
+            config,
+            PolicyLogprobs(
+                padded(self.new),
+                padded(self.old),
+                padded(self.sampler),
+                padded(self.reference) if config.kl_weight else None,
+            ),
+            padded(self.entropy),
+            torch.tensor([row.advantage for row in rows], dtype=torch.float64),
+            torch.tensor([row.scale for row in rows], dtype=torch.float64),
+            padded({i: torch.ones(len(self.new[i]), dtype=torch.bool) for i in numbers}),
+        )
+
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """By response; zeros for those that the loss does not look at."""
+        leaves = list(self.new.values())
+        return list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
+
+    def responses(self) -> list[Drawn]:
+        found = []
+        for group in self.groups:
+            rewards = torch.tensor([verdict.reward for verdict in group.verdicts], dtype=torch.float64)
+            centred = rewards - rewards.mean()
+            for response, value in zip(group.responses, centred.tolist(), strict=True):
+                i = int(response.token_ids[0])
+                advantage = value / (rewards.std().item() + 1e-4)
+                policies = (self.new[i], self.old[i], self.sampler[i], self.reference[i], self.entropy[i])
+                found.append(Drawn(*policies, advantage, value))
+        return found
+
+
+def assert_same_loss(
+    batch: DrawnBatch,
+    config: ObjectiveConfig,
+    expected: Callable[[list[Drawn]], Tensor],
+    tolerance: float = 1e-9,
+) -> None:
+    """In value and in gradient."""
+    ours, wanted = batch.loss(config).loss, expected(batch.responses())
+    torch.testing.assert_close(ours, wanted, rtol=tolerance, atol=tolerance / 10)
+    for gradient, other in zip(batch.gradients(ours), batch.gradients(wanted), strict=True):
+        torch.testing.assert_close(gradient, other, rtol=tolerance, atol=tolerance / 10)
