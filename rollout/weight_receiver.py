@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,17 @@ class WeightReceiver:
         """Load the safetensors file at `path` into the served model: all weights, under the names and with the shapes
         of the Hugging Face checkpoint, or low-rank updates of those that the engine loaded at its start."""
         weights = load_file(path)
+        weights_iterator: Iterator[tuple[str, torch.Tensor]]
         if is_low_rank(weights):
             loaded = Path(self.model_runner.model_config.model)
-            self.model_runner.reload_weights(weights_iterator=updated_weights(loaded, weights))
+            # Some files hold a tied head beside the embedding that it is.
+            skipped = ("lm_head.weight",) if self._head_is_tied() else ()
+            weights_iterator = (
+                (name, weight) for name, weight in updated_weights(loaded, weights) if name not in skipped
+            )
         else:
-            self.model_runner.reload_weights(weights_iterator=iter(weights.items()))
+            weights_iterator = iter(weights.items())
+        self.model_runner.reload_weights(weights_iterator=weights_iterator)
         self._repack_tied_head()
 
     def _repack_tied_head(self) -> None:
@@ -37,7 +44,9 @@ class WeightReceiver:
         On CPU vLLM packs linear weights for its kernels after loading. The reload repacks every layer that has weights
         of its own; a head tied to the embedding has none, and would go on serving the old weights without an error.
         """
-        model = self.model_runner.get_model()
-        head = getattr(model, "lm_head", None)
-        if getattr(model.config, "tie_word_embeddings", False) and head is not None:
+        head = getattr(self.model_runner.get_model(), "lm_head", None)
+        if self._head_is_tied() and head is not None:
             head.quant_method.process_weights_after_loading(head)
+
+    def _head_is_tied(self) -> bool:
+        return bool(getattr(self.model_runner.get_model().config, "tie_word_embeddings", False))

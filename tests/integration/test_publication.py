@@ -14,6 +14,7 @@ import psutil
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cluster.config import ClusterConfig, LearnerConfig, ObjectiveConfig
@@ -208,12 +209,21 @@ async def test_what_was_published_is_served(
     assert not list(Path("/dev/shm").glob(f"*{options.run_id}*")), "the weight files go with the last worker"
 
 
+def write_out_tied_head(file: Path) -> None:
+    """As in some models on the hub."""
+    weights = load_file(file)
+    save_file(
+        weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, file, {"format": "pt"}
+    )
+
+
 @pytest.mark.timeout(400)
 async def test_adapters_travel_alone_and_are_served_merged(
     engines: ray.actor.ActorHandle, tmp_path: Path
 ) -> None:
     """The worker adds them to what it loaded: every version anew, and not to the version before."""
     base = save_model(tmp_path / "base", tied=True, seed=1)
+    write_out_tied_head(base / "model.safetensors")
     prompt = Prompt("train/0/0", "", random_tokens(3), None, Sampling(4, 1.0, 24, seed=None))
     near, far = BOUNDS["float32"], STALE * BOUNDS["float32"]
 
