@@ -105,8 +105,8 @@ class MortalLearner(LearnerGroup):
         files = [file for file in directory.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         executioner.report.append(
-            f"kill {executioner.in_a_save:2}: rank {rank} of {len(self._process_ids)}, {1000 * wait_s:4.0f} ms into the save of "
-            f"{directory.parent.name} ({len(files)} files, {size / 2**20:4.1f} MiB were there)"
+            f"kill {executioner.in_a_save:2}: rank {rank} of {len(self._process_ids)}, {1000 * wait_s:4.0f} ms into the "
+            f"save of {directory.parent.name} ({len(files)} files, {size / 2**20:4.1f} MiB were there)"
         )
 
 
@@ -211,13 +211,13 @@ async def test_killed_in_three_saves_it_ends_with_the_weights_of_a_run_that_was_
     model: Path, tmp_path: Path
 ) -> None:
     """To the last bit, after training on the same prompts in the same order with the same seeds."""
-    config = configuration(tmp_path, "killed", steps=7, max_staleness=0)
+    config = configuration(tmp_path, "killed", steps=10, max_staleness=0)
     weights = await drill(config, model, kills=3, seed=0)
     expected = expected_prompts(config, ROWS, 4 * config.steps)
     source = synthetic_source(config, ROWS)
     assert [(p, source.by_id(p).sampling.seed) for p in trained_prompts(config)] == expected
 
-    alone = configuration(tmp_path, "alone", steps=7, max_staleness=0)
+    alone = configuration(tmp_path, "alone", steps=10, max_staleness=0)
     others = await live(alone, model, Executioner(random.Random(1)), doomed=0)
     assert others is not None
     assert weights.keys() == others.keys()
@@ -229,7 +229,7 @@ async def test_killed_in_three_saves_it_ends_with_the_weights_of_a_run_that_was_
 @pytest.mark.timeout(3600)
 async def test_killed_in_twenty_saves_it_loses_no_prompt(model: Path, tmp_path: Path) -> None:
     """Asynchronously, so that prompts are in flight in every checkpoint; and each life has one or two ranks."""
-    config = configuration(tmp_path, "killed", steps=24, max_staleness=1)
+    config = configuration(tmp_path, "killed", steps=40, max_staleness=1)
     await drill(config, model, kills=20, seed=0, ranks=(1, 2))
     trained = trained_prompts(config)
     assert len(trained) == len(set(trained)) == 4 * config.steps
