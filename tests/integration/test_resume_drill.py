@@ -105,8 +105,8 @@ class MortalLearner(LearnerGroup):
         files = [file for file in directory.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         executioner.report.append(
-            f"kill {executioner.in_a_save:2}: rank {rank} of {len(self._process_ids)}, {1000 * wait_s:4.0f} ms into the "
-            f"save of {directory.parent.name} ({len(files)} files, {size / 2**20:4.1f} MiB were there)"
+            f"kill {executioner.in_a_save:2}: rank {rank} of {len(self._process_ids)}, {1000 * wait_s:4.0f} ms into "
+            f"the save of {directory.parent.name} ({len(files)} files, {size / 2**20:4.1f} MiB were there)"
         )
 
 
