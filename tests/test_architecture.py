@@ -137,6 +137,9 @@ def test_what_everybody_imports_is_light(module: str) -> None:
         "learner.weighing",
         "learner.batching",
         "learner.prefix_support",
+        "learner.state_description",
+        "cluster.checkpoints",
+        "cluster.progress",
         "cluster.pass_at_k",
         "cluster.evaluation_report",
         "cluster.export_plan",
@@ -144,7 +147,7 @@ def test_what_everybody_imports_is_light(module: str) -> None:
 )
 def test_the_pure_cores_need_neither_ray_nor_torch(module: str) -> None:
     loaded = loaded_after(f"import {module}")
-    assert "numpy" in loaded or module in ("rollout.fleet_state", "learner.prefix_support")
+    assert module.partition(".")[0] in loaded
     assert not loaded & {"torch", "ray", "vllm"}
 
 
