@@ -46,8 +46,8 @@ class SyntheticFleet:
     def feed(self, buffer: WorkBuffer) -> None:
         self._dispatch.feed(buffer)
 
-    def adapt_size(self, waited_s: float, step_s: float) -> None:
-        pass
+    def adapt_size(self, *, waited_s: float, step_s: float) -> None:
+        """It stays as it is."""
 
     def take_probe_gap(self) -> float:
         return 0.0

@@ -94,7 +94,7 @@ class MortalLearner(LearnerGroup):
 
     async def _kill_one(self, directory: Path, saving: asyncio.Future[Any], executioner: Executioner) -> None:
         assert executioner.save_s is not None
-        wait_s = executioner.chance.random() * executioner.save_s
+        wait_s = executioner.chance.uniform(0, 0.9) * executioner.save_s
         await asyncio.sleep(wait_s)
         rank = executioner.chance.randrange(len(self._process_ids))
         os.kill(self._process_ids[rank], signal.SIGKILL)
@@ -105,8 +105,8 @@ class MortalLearner(LearnerGroup):
         files = [file for file in directory.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         executioner.report.append(
-            f"kill {executioner.in_a_save:2}: rank {rank}, {1000 * wait_s:4.0f} ms into the save of "
-            f"{directory.parent.name} ({len(files)} files, {size / 2**20:4.1f} MiB were there)"
+            f"kill {executioner.in_a_save:2}: rank {rank} of {len(self._process_ids)}, {1000 * wait_s:4.0f} ms into "
+            f"the save of {directory.parent.name} ({len(files)} files, {size / 2**20:4.1f} MiB were there)"
         )
 
 
@@ -141,7 +141,7 @@ async def live(
         progress = start.progress
         assert progress.trained_prompts == 4 * progress.step
         assert progress.trained_prompts + len(progress.in_flight) == progress.position, "a prompt is lost"
-        if executioner.report:
+        if executioner.report and executioner.report[-1].endswith(")"):
             executioner.report[-1] += f"; resumed from step {progress.step}"
     options = LearnerOptions(
         str(model), "float32", 1.0, 0, config.learner, config.objective, (), config.steps, 64
@@ -149,7 +149,7 @@ async def live(
     actor = ray.remote(LearnerRank).options(
         num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)}
     )
-    ranks = [actor.remote(rank, options) for rank in range(2)]
+    ranks = [actor.remote(rank, options) for rank in range(config.learner.ranks)]
     learner = MortalLearner(ranks, options, executioner, doomed)
     console = RunConsole(config.name, config.steps, quiet=True)
     try:
@@ -174,14 +174,21 @@ async def live(
             ray.kill(rank)
 
 
-async def drill(config: RunConfig, model: Path, kills: int, seed: int) -> dict[str, np.ndarray]:
-    """Live and die until `kills` deaths were in the middle of a save; then live to the end."""
+async def drill(
+    config: RunConfig, model: Path, kills: int, seed: int, ranks: tuple[int, ...] = (2,)
+) -> dict[str, np.ndarray]:
+    """Live and die until `kills` deaths were in the middle of a save; then live to the end. Each life has one of
+    `ranks` as its number of ranks."""
     executioner = Executioner(random.Random(seed))
+
+    async def life(doomed: int) -> dict[str, np.ndarray] | None:
+        learner = config.learner.model_copy(update={"ranks": executioner.chance.choice(ranks)})
+        return await live(config.model_copy(update={"learner": learner}), model, executioner, doomed)
+
     while executioner.in_a_save < kills:
         assert executioner.missed <= kills, "the kills do not land in saves: this tests nothing"
-        died = await live(config, model, executioner, doomed=executioner.chance.choice([1, 2]))
-        assert died is None, "nobody was killed"
-    weights = await live(config, model, executioner, doomed=0)
+        assert await life(doomed=executioner.chance.choice([1, 2])) is None, "nobody was killed"
+    weights = await life(doomed=0)
     assert weights is not None
     assert executioner.in_a_save == kills
     print(
@@ -204,13 +211,13 @@ async def test_killed_in_three_saves_it_ends_with_the_weights_of_a_run_that_was_
     model: Path, tmp_path: Path
 ) -> None:
     """To the last bit, after training on the same prompts in the same order with the same seeds."""
-    config = configuration(tmp_path, "killed", steps=7, max_staleness=0)
+    config = configuration(tmp_path, "killed", steps=10, max_staleness=0)
     weights = await drill(config, model, kills=3, seed=0)
     expected = expected_prompts(config, ROWS, 4 * config.steps)
     source = synthetic_source(config, ROWS)
     assert [(p, source.by_id(p).sampling.seed) for p in trained_prompts(config)] == expected
 
-    alone = configuration(tmp_path, "alone", steps=7, max_staleness=0)
+    alone = configuration(tmp_path, "alone", steps=10, max_staleness=0)
     others = await live(alone, model, Executioner(random.Random(1)), doomed=0)
     assert others is not None
     assert weights.keys() == others.keys()
@@ -221,9 +228,9 @@ async def test_killed_in_three_saves_it_ends_with_the_weights_of_a_run_that_was_
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 async def test_killed_in_twenty_saves_it_loses_no_prompt(model: Path, tmp_path: Path) -> None:
-    """Asynchronously, so that prompts are in flight in every checkpoint."""
-    config = configuration(tmp_path, "killed", steps=24, max_staleness=1)
-    await drill(config, model, kills=20, seed=0)
+    """Asynchronously, so that prompts are in flight in every checkpoint; and each life has one or two ranks."""
+    config = configuration(tmp_path, "killed", steps=40, max_staleness=1)
+    await drill(config, model, kills=20, seed=0, ranks=(1, 2))
     trained = trained_prompts(config)
     assert len(trained) == len(set(trained)) == 4 * config.steps
     handed_out = [prompt for prompt, _ in expected_prompts(config, ROWS, 4 * (config.steps + 1))]
