@@ -10,6 +10,7 @@ GRPOTrainer, and `floor` bare PyTorch over as many tokens without padding (see b
 
     python benchmarks/learner_speed.py                       # all cases: 20 minutes on two cores
     python benchmarks/learner_speed.py --cases group-512 --repeats 5
+    python benchmarks/learner_speed.py --cases demonstration --profile shared
 
 Each case that is run takes its place in the results; the others stay as they are.
 """
@@ -22,7 +23,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="of each way; default: by case")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--zero-stage", type=int, default=RunConfig().learner.zero_stage)
+    parser.add_argument("--profile", metavar="WAY", help="print where its time goes, and measure nothing")
     parser.add_argument("--smoke", action="store_true", help="tiny models and lengths: does it run?")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/learner_speed.json")
     arguments = parser.parse_args()
@@ -69,6 +71,9 @@ def main() -> None:
             rows = case.rows(vocabulary_size(model))
             rank, packing = started_rank(case, model, arguments.threads, arguments.zero_stage)
             steps = make_steps(WAYS[name], case, rows, model, scratch, rank, packing)
+            if arguments.profile:
+                profile(steps[arguments.profile])
+                continue
             found = measure(steps, case.repeats)
         sizes = {"threads": arguments.threads, "zero_stage": arguments.zero_stage, **asdict(case)}
         report = {"sizes": sizes, **tokens_of(rows, packing), **found}
@@ -129,6 +134,17 @@ def measure(steps: dict[str, Any], repeats: int) -> dict[str, Any]:
         "gradient_norms": norms,
         "ratios": ratios(medians(seconds), over),
     }
+
+
+def profile(step: Callable[[], float]) -> None:
+    """Of the third step, by operator. Who calls itself `aten::` is PyTorch, and the rest Python and DeepSpeed."""
+    import torch
+
+    for _ in range(2):
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        step()
+    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=60))
 
 
 def tokens_of(rows: Sequence[Row], packing: Packing) -> dict[str, int]:
