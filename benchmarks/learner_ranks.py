@@ -1,7 +1,7 @@
 """Two learner ranks with a thread each, against one rank with two: the same batch, by the run's own actors under Ray.
 
     demonstration   32 × 16 short responses, the starter model's shape
-    smollm2         4 × 8 responses of up to 64 tokens, SmolLM2-135M in float32
+    smollm2         8 × 8 responses of up to 64 tokens, SmolLM2-135M in float32
 
 Both learners are up at the same time and make steps in turn; who is not asked waits. A step is
 `LearnerGroup.learn`: cutting the batch, sending it, forward, backward, the gradients' way between the ranks, and AdamW.
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
-    """Times of steps, after two that are not counted."""
+    """Times of steps, after one of each that is not counted."""
     from cluster.actor_graph import ActorGraph
     from cluster.run_directory import RunDirectory
 
@@ -95,7 +95,7 @@ def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
 
     async def start_all(stack: AsyncExitStack, directory: Path) -> dict[str, Callable[[], Any]]:
         steps = {way: await start(stack, way, directory) for way in RANKS_AND_THREADS}
-        for step in [*steps.values()] * 2:  # what is done once: allocations, the first collective
+        for step in steps.values():  # what is done once: allocations, the first collective
             await step()
         return steps
 
