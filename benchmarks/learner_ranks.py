@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import DEMONSTRATION, SMALL_GROUPS, Case, vocabulary_size
 from benchmarks.report import Target, judged, medians, ratios, seconds_in_turn, write_cases
-from cluster.config import LearnerConfig, RunConfig
+from cluster.config import LearnerConfig, ObjectiveConfig, RunConfig
 from learner.weighing import WeighedBatch
 
 CASES = {"demonstration": DEMONSTRATION, "smollm2": SMALL_GROUPS}
@@ -65,27 +65,37 @@ def main() -> None:
 
 def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
     """Times of steps, after one of each that is not counted."""
-    from cluster.actor_graph import ActorGraph
-    from cluster.run_directory import RunDirectory
+    from cluster.placement import Reservation, bundle, cpu_environment
+    from learner.engine import LearnerOptions
+    from learner.group import LearnerGroup
+    from learner.rank import LearnerRank
 
     batch = WeighedBatch(rows=tuple(case.rows(vocabulary_size(model))))
     norms: dict[str, list[float]] = {way: [] for way in RANKS_AND_THREADS}
 
     async def start(stack: AsyncExitStack, way: str, directory: Path) -> Callable[[], Any]:
         ranks, threads = RANKS_AND_THREADS[way]
-        config = RunConfig(
-            learner=LearnerConfig(
-                ranks=ranks,
-                threads_per_rank=threads,
-                cpus_per_rank=0.5,
-                zero_stage=zero_stage,
-                micro_batch_tokens=case.micro_batch_tokens,
-                learning_rate=1e-12,  # so that all steps start from the same weights
-            )
+        learner = LearnerConfig(
+            ranks=ranks,
+            threads_per_rank=threads,
+            zero_stage=zero_stage,
+            micro_batch_tokens=case.micro_batch_tokens,
+            learning_rate=1e-12,  # so that all steps start from the same weights
         )
-        run = RunDirectory(directory / str(ranks))
-        run.create()
-        group = await stack.enter_async_context(ActorGraph(config, run, model).learner(()))
+        options = LearnerOptions(str(model), "float32", 1.0, 0, learner, ObjectiveConfig(), (), 1000)
+        place = await stack.enter_async_context(Reservation(way, [bundle(0.5, 0)] * ranks, timeout_s=60))
+        actors = [
+            place.actor(
+                LearnerRank,
+                rank,
+                options,
+                bundle=rank,
+                log_file=directory / f"learner-{ranks}-{rank}.log",
+                env=cpu_environment(threads, on_gpu=False),
+            )
+            for rank in range(ranks)
+        ]
+        group = LearnerGroup(actors, options)
         await group.start()
 
         async def step() -> None:

@@ -157,7 +157,7 @@ def _parts(rows: Sequence[Row], micro_batch_tokens: int) -> list[Sequence[Row]]:
 
 
 def _optimizer(model: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
 
 def _chosen(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:

@@ -68,6 +68,7 @@ def build_engine(
         lr=learner.learning_rate,
         betas=(learner.adam_beta1, learner.adam_beta2),
         weight_decay=learner.weight_decay,
+        fused=True,  # one pass over the weights instead of ten; CPU has it too
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, partial(rate_share, steps=options.steps, learner=learner)
