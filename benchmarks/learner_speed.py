@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import DEMONSTRATION, GROUP_512, GROUP_2048, Case, vocabulary_size
 from benchmarks.report import Target, judged, medians, ratios, seconds_in_turn, write_cases
-from cluster.config import LearnerConfig, ObjectiveConfig, RunConfig
+from cluster.config import LearnerConfig, ObjectiveConfig
 from learner.batching import Packing, computed_tokens, shard
 from learner.weighing import Row
 
@@ -42,6 +42,7 @@ WAYS = {
     "group-2048": ("full", "trl", "shared"),
     "demonstration": ("floor", "alone", "shared"),
 }
+DEFAULT_ZERO_STAGE = LearnerConfig().zero_stage
 TARGETS: dict[str, tuple[Target, ...]] = {
     "group-512": (Target("full / shared", 4.0), Target("trl / shared", 4.0)),
     "group-2048": (Target("full / shared", 10.0), Target("trl / shared", 10.0)),
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, help="of each way; default: by case")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--zero-stage", type=int, default=RunConfig().learner.zero_stage)
+    parser.add_argument("--zero-stage", type=int, default=DEFAULT_ZERO_STAGE)
     parser.add_argument("--profile", metavar="WAY", help="print where its time goes, and measure nothing")
     parser.add_argument("--smoke", action="store_true", help="tiny models and lengths: does it run?")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/learner_speed.json")
@@ -78,7 +79,9 @@ def main() -> None:
         sizes = {"threads": arguments.threads, "zero_stage": arguments.zero_stage, **asdict(case)}
         report = {"sizes": sizes, **tokens_of(rows, packing), **found}
         report["targets"] = judged(found["ratios"], TARGETS[name])
-        write_cases("learner_speed", {name: report}, arguments.output)
+        by_default = arguments.zero_stage == DEFAULT_ZERO_STAGE
+        title = name if by_default else f"{name}, ZeRO {arguments.zero_stage}"
+        write_cases("learner_speed", {title: report}, arguments.output)
 
 
 def make_steps(
