@@ -5,7 +5,9 @@ weights, a gradient for them as earlier micro-batches leave it, and the hidden s
 own, and the operating system says what the peak was (resident memory; Linux).
 
     python benchmarks/logprob_memory.py
-    python benchmarks/logprob_memory.py --ways chunked --hidden-size 1536
+    python benchmarks/logprob_memory.py --hidden-size 1536
+
+Each hidden size that is run takes its place in the results; the others stay as they are.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.report import write
+from benchmarks.report import write_cases
 
 WAYS = ("chunked", "whole")
+TARGET_GIB = 1.0
 
 
 def main() -> None:
@@ -57,7 +59,20 @@ def main() -> None:
         found[way] = json.loads(child.stdout.splitlines()[-1])
         print(way, found[way], flush=True)
     logits_gib = round(sizes["vocabulary"] * sizes["tokens"] * 4 / 2**30, 3)
-    write("logprob_memory", {"sizes": sizes, "logits_gib": logits_gib, "ways": found}, arguments.output)
+    peak = found["chunked"]["peak_above_model_gib"] if "chunked" in found else None
+    report = {
+        "sizes": sizes,
+        "logits_gib": logits_gib,
+        "ways": found,
+        "targets": {
+            "peak_above_model_gib": {
+                "below": TARGET_GIB,
+                "measured": peak,
+                "holds": peak is not None and peak < TARGET_GIB,
+            }
+        },
+    }
+    write_cases("logprob_memory", {f"hidden-{arguments.hidden_size}": report}, arguments.output)
 
 
 def measure(way: str, vocabulary: int, tokens: int, hidden_size: int, threads: int) -> dict[str, float]:
@@ -76,16 +91,12 @@ def measure(way: str, vocabulary: int, tokens: int, hidden_size: int, threads: i
     ).sum().backward()  # threads and libraries are there
     before = memory_gib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    started = time.perf_counter()
     if way == "chunked":
         logprobs, _ = TokenLogprobs(head)(hidden, ids, 1.0)
     else:
         logprobs = head(hidden).log_softmax(-1).gather(-1, ids[:, None])
     logprobs.sum().backward()
-    return {
-        "peak_above_model_gib": round(memory_gib("VmHWM") - before, 3),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
+    return {"peak_above_model_gib": round(memory_gib("VmHWM") - before, 3)}
 
 
 def memory_gib(name: str) -> float:

@@ -10,13 +10,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio that is to be reached, by its name in the results."""
+
+    ratio: str
+    at_least: float
 
 
 def seconds_in_turn(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -35,7 +44,30 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def machine() -> dict[str, Any]:
+def ratios(median_s: Mapping[str, float], over: Iterable[str]) -> dict[str, float]:
+    """How many times as long each of `over` takes as each other way."""
+    over = list(over)
+    return {
+        f"{reference} / {way}": round(median_s[reference] / value, 3)
+        for reference in over
+        for way, value in median_s.items()
+        if way not in over
+    }
+
+
+def judged(found: Mapping[str, float], targets: Iterable[Target]) -> dict[str, Any]:
+    return {
+        target.ratio: {
+            "at_least": round(target.at_least, 3),
+            "measured": found[target.ratio],
+            "holds": found[target.ratio] >= target.at_least,
+        }
+        for target in targets
+    }
+
+
+def conditions() -> dict[str, Any]:
+    """What a result was measured with, and on what."""
     processor = next(
         (
             line.partition(":")[2].strip()
@@ -45,24 +77,41 @@ def machine() -> dict[str, Any]:
         platform.processor(),
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"processor": processor, "cores": os.cpu_count(), "memory_gib": round(memory, 1)}
-
-
-def write(name: str, results: Mapping[str, Any], output: Path | None) -> Path:
-    """As JSON to `output`, or to `results/NAME.json` beside this file."""
-    path = output or RESULTS / f"{name}.json"
-    packages = ("torch", "transformers", "deepspeed")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    report = {
+    packages = ("torch", "transformers", "deepspeed", "trl", "ray")
+    return {
         "command": shlex.join(["python", *sys.argv]),
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in packages},
-        **results,
+        "machine": {
+            "processor": processor,
+            "cores": os.cpu_count(),
+            "memory_gib": round(memory, 1),
+            "load_1_5_15_min": [round(load, 2) for load in os.getloadavg()],
+        },
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
+
+
+def _commit() -> str:
+    """With "-dirty" behind it if anything but results has been changed since."""
+    git = ["git", "-C", str(RESULTS.parents[1])]
+    commit, *_ = _lines([*git, "rev-parse", "--short", "HEAD"]) or ["unknown"]
+    changed = _lines([*git, "status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{RESULTS}"])
+    return f"{commit}-dirty" if changed else commit
+
+
+def _lines(command: list[str]) -> list[str]:
+    return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+
+
+def write_cases(name: str, cases: Mapping[str, Mapping[str, Any]], output: Path | None) -> None:
+    """As JSON to `output`, or to `results/NAME.json` beside this file. Cases that are there and not among `cases` stay:
+    each says itself what it was measured with."""
+    path = output or RESULTS / f"{name}.json"
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for case, found in cases.items():
+        report[case] = conditions() | found
+        print(f"  {found.get('targets') or found.get('ratios')}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"written to {path}")
-    return path
+    print(f"  written to {path}", flush=True)

