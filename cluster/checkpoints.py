@@ -19,7 +19,7 @@ from pathlib import Path
 from cluster import manifest
 from cluster.manifest import Manifest, files_in
 from cluster.progress import Progress
-from learner.state_files import CheckpointError, CheckpointWriteError, FileRecord, reason, seal
+from learner.state_files import CheckpointError, CheckpointWriteError, FileRecord, seal, why_not_written
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class CheckpointStore:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _failure(self, step: int, error: Exception) -> str:
-        why = reason(error, self._directory) if isinstance(error, OSError) else error
+        why = why_not_written(error, self._directory) if isinstance(error, OSError) else error
         disk = shutil.disk_usage(self._directory)
         before = self.complete()
         needed = f", and the one before took {_mebibytes(_size(before[max(before)]))}" if before else ""

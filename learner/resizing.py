@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from learner.state_files import CheckpointWriteError, reason
+from learner.state_files import CheckpointWriteError, why_not_written
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -29,8 +29,10 @@ def load_resized(engine: DeepSpeedEngine, state: Path, scratch: Path) -> None:
         try:
             _convert(state, scratch / state.name)
         except (OSError, RuntimeError) as error:  # torch.save says RuntimeError on a full disk
-            why = reason(error, scratch)
+            why = why_not_written(error, scratch)
             shutil.rmtree(scratch, ignore_errors=True)
+            if why is None:
+                raise
             raise CheckpointWriteError(
                 f"{scratch}: {why}, while {state} was cut up for other ranks, which takes as much room again"
             ) from error

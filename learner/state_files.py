@@ -52,11 +52,11 @@ def record(file: Path) -> FileRecord:
         return FileRecord(stream.tell(), digest.hexdigest())
 
 
-def reason(error: Exception, directory: Path) -> str:
-    """Why something could not be written in `directory`, in one line.
+def why_not_written(error: Exception, directory: Path) -> str | None:
+    """What keeps anybody from writing in `directory`, in one line; None if `error` is about something else.
 
-    On a full disk torch says where in its file it was, and not why: what the system says of one more attempt is
-    clearer.
+    On a full disk torch raises a RuntimeError that says where in its file it was, and not why; a lost rank is a
+    RuntimeError too. So the system is asked, with one more attempt.
     """
     if not isinstance(error, OSError):
         try:
@@ -66,4 +66,6 @@ def reason(error: Exception, directory: Path) -> str:
                 os.fsync(attempt.fileno())
         except OSError as refusal:
             error = refusal
-    return (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        else:
+            return None
+    return error.strerror or " ".join(str(error).split())

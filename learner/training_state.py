@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from learner.random_state import load_random_state, save_random_state
 from learner.resizing import load_resized
 from learner.state_description import FILE_NAME, StateDescription, obstacle, other_model, resizing
-from learner.state_files import CheckpointError, CheckpointWriteError, FileRecord, reason, seal
+from learner.state_files import CheckpointError, CheckpointWriteError, FileRecord, seal, why_not_written
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -46,7 +46,9 @@ def save_training_state(
             (directory / FILE_NAME).write_text(describe(engine, options).to_json(), encoding="utf-8")
         return {file: seal(file) for file in directory.rglob("*") if file.is_file() and _writer(file) == rank}
     except (OSError, RuntimeError) as error:  # torch.save says RuntimeError on a full disk
-        raise CheckpointWriteError(f"{directory}: {reason(error, directory)}") from error
+        if (why := why_not_written(error, directory)) is None:
+            raise
+        raise CheckpointWriteError(f"{directory}: {why}") from error
 
 
 def load_training_state(

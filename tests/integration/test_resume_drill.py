@@ -167,7 +167,7 @@ async def live(
             )
             await controller.run()
         return load(bytes(await (await learner.publish(config.steps)).weights))
-    except ray.exceptions.RayActorError:
+    except ray.exceptions.RayError:  # of the one that died, or of one that waited for it
         return None
     finally:
         for rank in ranks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from dataclasses import dataclass, field
 from functools import partial
@@ -159,14 +160,27 @@ def test_settings_that_changed_since_take_effect(tmp_path: Path) -> None:
         resumed.step(1)
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), RuntimeError("enforce fail:\n unexpected pos 576")]
-)
-def test_what_cannot_be_written_is_said_in_one_line(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(CheckpointWriteError, match=r"No space left|unexpected pos") as caught:
+FULL = OSError(errno.ENOSPC, "No space left on device")
+TORCH_ON_A_FULL_DISK = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+
+
+@pytest.mark.parametrize("error", [FULL, TORCH_ON_A_FULL_DISK])
+def test_what_cannot_be_written_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(_: int) -> None:
+        raise FULL
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CheckpointWriteError) as caught:
         save(Engine(options(), fails=error), tmp_path)
-    assert "\n" not in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
+    assert str(caught.value) == f"{tmp_path}: No space left on device"
+
+
+def test_a_lost_rank_is_not_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="Connection closed by peer") as caught:
+        save(Engine(options(), fails=RuntimeError("Connection closed by peer")), tmp_path)
+    assert not isinstance(caught.value, CheckpointError)
 
 
 def test_another_dtype_or_zero_stage_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
