@@ -30,6 +30,7 @@ from cluster.fleet import RolloutFleet
 from cluster.prompt_source import PromptSource
 from cluster.step_metrics import batch_metrics, evaluation_metrics
 from cluster.tracking import Tracker
+from cluster.verdict_guard import refuse_failed_verdicts
 from learner.group import LearnerGroup
 from learner.weighing import weigh
 from rollout.work_buffer import WorkBuffer
@@ -91,6 +92,7 @@ class Controller:
             await self._fleet.wait_until(lambda: self._buffer.scored_groups >= rollout.prompts_per_step)
         sampled_tokens = self._fleet.sampled_tokens - tokens_before
         groups = self._buffer.take_batch(rollout.prompts_per_step)
+        self._refuse_failed_verdicts(groups, f"in step {self.step + 1}")
         metrics = batch_metrics(groups, learner_version=self.step)
         assert metrics["staleness/max"] <= rollout.max_staleness, "admission by slots bounds staleness"
 
@@ -135,6 +137,7 @@ class Controller:
     async def _evaluate(self) -> dict[str, float]:
         with self._timed("evaluate"):
             groups = await self._fleet.sample(self._held_out)
+        self._refuse_failed_verdicts(groups, f"in the evaluation at step {self.step}")
         metrics = evaluation_metrics(groups)
         self.pass_at_1[self.step] = metrics["eval/pass_at_1"]
         return metrics
@@ -188,6 +191,9 @@ class Controller:
                 f"in step {self.step + 1} sampler and learner differ by {gap:.3g} per log-probability in mean "
                 f"(learner.max_logprob_gap: {limit:g}). Check model.dtype and rollout.temperature."
             )
+
+    def _refuse_failed_verdicts(self, groups: Sequence[ScoredGroup], where: str) -> None:
+        refuse_failed_verdicts(groups, self._config.reward.max_error_share, where)
 
     def _state_metrics(self) -> dict[str, float]:
         state = self._fleet.state

@@ -17,8 +17,9 @@ from cluster.questions import Questions, encode_questions, evaluation_prompts, t
 from cluster.run_directory import RunDirectory
 from cluster.stage import RUN_ERRORS, prepare_in_cluster, ray_started, run_to_the_end
 from cluster.tracking import RunConsole, Tracker
+from cluster.verdict_guard import VerifierFailureError
 
-TRAINING_ERRORS = (*RUN_ERRORS, LogprobGapError)
+TRAINING_ERRORS = (*RUN_ERRORS, LogprobGapError, VerifierFailureError)
 """What may stop a run through no fault of this program, and says by itself what happened."""
 
 
@@ -26,7 +27,7 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
     """Run the training that `config` describes and return its summary. A run that was cut short is resumed.
 
     Raises:
-        PlacementError, FleetLostError, LogprobGapError, UnusablePromptError: what their names say.
+        PlacementError, FleetLostError, LogprobGapError, VerifierFailureError, UnusablePromptError: see their names.
     """
     started = time.monotonic()
     run_directory = RunDirectory(config.run_directory)

@@ -1,7 +1,7 @@
 """Scoring, as an actor and as a pool of them.
 
-A verifier that raises gives the verdict "error": such a response leaves its group's statistics and is counted, it
-is not a 0.
+A verifier that raises, overruns or breaks its process gives the verdict "error" or "timeout": such a response leaves
+its group's statistics and is counted, it is not a 0.
 """
 
 from __future__ import annotations
@@ -9,50 +9,65 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 
+from cluster.config import RewardConfig, TaskConfig
 from cluster.contracts import Group, Response, ScoredGroup, Verdict
-from reward.task import Task
-from reward.tasks import build_task
+from reward.scorers import make_scorer
+from reward.task import Scorer
 
 logger = logging.getLogger(__name__)
 
-
-def judge(task: Task, problem: Any, response: Response, cut_off_is_wrong: bool) -> Verdict:
-    """The task's verdict, or the verdict that its verifier failed."""
-    if cut_off_is_wrong and response.finish_reason == "length":
-        return Verdict(outcome="wrong", reward=0.0, answer=None, reason="cut off before it came to an end")
-    try:
-        return task.verify(problem, response.text)
-    except Exception as error:
-        logger.exception("the verifier failed on %r", response.text[:200])
-        return Verdict(outcome="error", reward=0.0, answer=None, reason=f"{type(error).__name__}: {error}")
+CUT_OFF = Verdict(outcome="wrong", reward=0.0, answer=None, reason="cut off before it came to an end")
+_CLOSING_S = 10.0
 
 
 class RewardActor:
-    """Judges responses. It has no state, so Ray may restart it and send a call again."""
+    """Judges responses, many calls at a time. It has no state to lose: Ray may restart it and send a call again."""
 
-    def __init__(self, task_name: str, task_options: Mapping[str, Any], cut_off_is_wrong: bool) -> None:
-        self._task = build_task(task_name, task_options)
-        self._cut_off_is_wrong = cut_off_is_wrong
+    def __init__(self, task: TaskConfig, reward: RewardConfig, search_path: Sequence[str]) -> None:
+        self._arguments = (task, reward, search_path)
+        self._scorer: Scorer | None = None
+        self._starting = asyncio.Lock()
 
-    def score(self, group: Group) -> ScoredGroup:
-        problem = group.prompt.problem
-        verdicts = (
-            judge(self._task, problem, response, self._cut_off_is_wrong) for response in group.responses
-        )
-        return ScoredGroup(group, tuple(verdicts))
+    async def judge(self, problem: Any, texts: Sequence[str]) -> list[Verdict]:
+        """One verdict per text, in their order.
+
+        Raises:
+            RuntimeError: there can be no verdicts.
+        """
+        async with self._starting:
+            if self._scorer is None:
+                scorer = make_scorer(*self._arguments)
+                await scorer.start()
+                self._scorer = scorer
+        verdicts = await self._scorer.judge(problem, texts)
+        failures = Counter(verdict.reason for verdict in verdicts if verdict.outcome in ("error", "timeout"))
+        for reason, count in failures.items():
+            logger.warning("no verdict on %d of %d responses: %s", count, len(texts), reason)
+        return verdicts
+
+    async def close(self) -> None:
+        """End the verifier processes."""
+        async with self._starting:
+            if self._scorer is not None:
+                await self._scorer.close()
 
 
 class RewardPool:
-    """Spreads groups over the reward actors in turn."""
+    """Spreads what there is to score over the reward actors in turn."""
 
-    def __init__(self, actors: Sequence[ray.actor.ActorHandle], timeout_s: float) -> None:
-        self._actors = itertools.cycle(actors)
+    def __init__(
+        self, actors: Sequence[ray.actor.ActorHandle], timeout_s: float, cut_off_is_wrong: bool
+    ) -> None:
+        self._actors = actors
+        self._next = itertools.cycle(actors)
         self._timeout_s = timeout_s
+        self._cut_off_is_wrong = cut_off_is_wrong
 
     async def score(self, group: Group) -> ScoredGroup:
         """The group with its verdicts.
@@ -60,11 +75,28 @@ class RewardPool:
         Raises:
             TimeoutError: no answer within the deadline.
         """
+        prompt = group.prompt
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await next(self._actors).score.remote(group)
+                verdicts = await self.judge(prompt.problem, group.responses)
         except TimeoutError:
             raise TimeoutError(
-                f"the reward actor did not score prompt {group.prompt.id} "
-                f"within {self._timeout_s:g} s (reward.timeout_s)"
+                f"the reward actor did not score prompt {prompt.id} within {self._timeout_s:g} s (reward.timeout_s)"
             ) from None
+        return ScoredGroup(group, tuple(verdicts))
+
+    async def judge(self, problem: Any, responses: Sequence[Response]) -> list[Verdict]:
+        """One verdict per response, in their order. Only texts travel, and only those that somebody must read."""
+        cut_off = [self._cut_off_is_wrong and r.finish_reason == "length" for r in responses]
+        texts = [r.text for r, ended in zip(responses, cut_off, strict=True) if not ended]
+        judged = iter(await next(self._next).judge.remote(problem, texts) if texts else [])
+        return [CUT_OFF if ended else next(judged) for ended in cut_off]
+
+    async def close(self) -> None:
+        """Let the actors end their processes, if they still can; they are killed afterwards in any case."""
+        closing = [actor.close.remote() for actor in self._actors]
+        try:
+            async with asyncio.timeout(_CLOSING_S):
+                await asyncio.gather(*closing)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            logger.info("a reward actor could not end its processes by itself: %s", error)

@@ -1,40 +1,72 @@
-"""From a response to its verdict: what is cut off, and what a failing verifier means."""
+"""From a response to its verdict, through a real reward actor: what is cut off, and what a failing verifier means."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from cluster.config import RewardConfig, TaskConfig
+from cluster.contracts import Group
 from reward.countdown.puzzles import Puzzle
-from reward.countdown.task import CountdownOptions, CountdownTask
-from reward.scoring import judge
-from tests.builders import make_response
+from reward.scoring import RewardActor, RewardPool
+from tests.builders import make_prompt, make_response
 
-TASK = CountdownTask(CountdownOptions())
 PUZZLE = Puzzle((3, 5, 7), 38)
 RIGHT = replace(make_response(), text="<answer>3+5*7</answer>", finish_reason="stop")
+WRONG = replace(RIGHT, text="<answer>3+5+7</answer>")
 CUT_OFF = replace(RIGHT, finish_reason="length")
 
 
-@pytest.mark.parametrize(
-    ("response", "cut_off_is_wrong", "outcome"),
-    [(RIGHT, True, "right"), (RIGHT, False, "right"), (CUT_OFF, True, "wrong"), (CUT_OFF, False, "right")],
-)
-def test_a_response_cut_off_is_wrong_unless_told_otherwise(
-    response: Any, cut_off_is_wrong: bool, outcome: str
+class Handle:
+    """What a Ray handle looks like, around an actor in this process."""
+
+    def __init__(self, actor: RewardActor) -> None:
+        self.texts: list[str] = []
+
+        class Judge:
+            @staticmethod
+            def remote(problem: Any, texts: Sequence[str]) -> Any:
+                self.texts += texts
+                return actor.judge(problem, texts)
+
+        self.judge = Judge
+
+
+@pytest.fixture
+async def actor() -> AsyncIterator[RewardActor]:
+    actor = RewardActor(TaskConfig(), RewardConfig(processes_per_worker=1), [])
+    yield actor
+    await actor.close()
+
+
+@pytest.mark.parametrize("cut_off_is_wrong", [True, False])
+async def test_a_response_cut_off_is_wrong_unless_told_otherwise(
+    actor: RewardActor, cut_off_is_wrong: bool
 ) -> None:
-    verdict = judge(TASK, PUZZLE, response, cut_off_is_wrong)
-    assert verdict.outcome == outcome
-    assert verdict.reward == (outcome == "right")
+    group = Group(make_prompt(problem=PUZZLE), (CUT_OFF, RIGHT, WRONG, CUT_OFF), "rollout-0")
+    handle = Handle(actor)
+    scored = await RewardPool([handle], 60.0, cut_off_is_wrong).score(group)
+    assert scored.group is group
+    cut_off = "wrong" if cut_off_is_wrong else "right"
+    assert [verdict.outcome for verdict in scored.verdicts] == [cut_off, "right", "wrong", cut_off]
+    assert all(verdict.reward == (verdict.outcome == "right") for verdict in scored.verdicts)
+    assert len(handle.texts) == (2 if cut_off_is_wrong else 4), "only what has to be read travels"
 
 
-def test_a_verifier_that_raises_gives_an_error_and_not_a_wrong() -> None:
-    class Broken(CountdownTask):
-        def verify(self, problem: Puzzle, response: str) -> Any:
-            raise ZeroDivisionError("oops")
+async def test_a_failing_verifier_gives_errors_and_not_wrongs(actor: RewardActor) -> None:
+    verdicts = await actor.judge("no puzzle", [RIGHT.text, WRONG.text])
+    assert [verdict.outcome for verdict in verdicts] == ["error", "error"]
+    assert verdicts[0].reason.startswith("AttributeError: ")
 
-    verdict = judge(Broken(CountdownOptions()), PUZZLE, RIGHT, cut_off_is_wrong=True)
-    assert verdict.outcome == "error"
-    assert "ZeroDivisionError: oops" in verdict.reason
+
+async def test_a_reward_actor_that_does_not_answer_is_named() -> None:
+    class Silent(RewardActor):
+        async def judge(self, problem: Any, texts: Sequence[str]) -> Any:
+            await __import__("asyncio").sleep(600)
+
+    pool = RewardPool([Handle(Silent(TaskConfig(), RewardConfig(), []))], 0.05, True)
+    with pytest.raises(TimeoutError, match=r"prompt train/0/0 within 0.05 s \(reward.timeout_s\)"):
+        await pool.score(Group(make_prompt(problem=PUZZLE), (RIGHT,), "rollout-0"))

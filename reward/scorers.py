@@ -1,0 +1,23 @@
+"""What scores the responses of a configured task: a sandbox, or the task's own service. Pure of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.config import RewardConfig, TaskConfig
+from reward.sandbox.pool import Sandbox
+from reward.sandbox.recipe import Limits, Recipe
+from reward.task import RemoteTask, Scorer
+from reward.tasks import build_task
+
+
+def make_scorer(
+    task: TaskConfig, reward: RewardConfig, search_path: Sequence[str], processes: int | None = None
+) -> Scorer:
+    """`search_path`: where users' modules are looked for, besides `sys.path`."""
+    built = build_task(task.name, task.options)
+    if isinstance(built, RemoteTask):
+        return built.scorer()
+    recipe = Recipe("reward.judges:task_judge", (task.name, task.options, reward.shaping), tuple(search_path))
+    limits = Limits(timeout_s=reward.verifier_timeout_s, memory_mib=reward.verifier_memory_mib)
+    return Sandbox(recipe, limits, processes or reward.processes_per_worker)
