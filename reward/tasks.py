@@ -8,7 +8,10 @@ from typing import Any
 
 from reward.task import Task
 
-_TASKS = {"countdown": "reward.countdown.task:CountdownTask"}
+_TASKS = {
+    "countdown": "reward.countdown.task:CountdownTask",
+    "python": "reward.python.task:PythonTask",
+}
 
 
 def task_names() -> list[str]:

@@ -20,7 +20,7 @@ def run(script: str, *options: str) -> str:
     return process.stdout
 
 
-@pytest.mark.parametrize("script", ["learner_speed.py", "logprob_memory.py"])
+@pytest.mark.parametrize("script", ["learner_speed.py", "logprob_memory.py", "reward_throughput.py"])
 def test_small_sizes_give_a_report(script: str, tmp_path: Path) -> None:
     run(script, "--smoke", "--output", str(tmp_path / "report.json"))
     report = json.loads((tmp_path / "report.json").read_text())
