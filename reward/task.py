@@ -74,4 +74,10 @@ class Scorer(Protocol):
 class RemoteTask(Protocol):
     """A task whose verdicts come from somewhere else, without a verifier process here."""
 
-    def scorer(self) -> Scorer: ...
+    def scorer(self, trial: bool) -> Scorer:
+        """`trial`: for a single question before the run, whose answer is waited for.
+
+        Raises:
+            ValueError: the options do not say where the verdicts come from.
+        """
+        ...

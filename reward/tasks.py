@@ -10,6 +10,7 @@ from reward.task import Task
 
 _TASKS = {
     "countdown": "reward.countdown.task:CountdownTask",
+    "http": "reward.http.task:HttpTask",
     "python": "reward.python.task:PythonTask",
 }
 

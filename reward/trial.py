@@ -19,7 +19,7 @@ def try_verifier(
     models give such responses, and whoever fails on them fails in the run."""
     try:
         verdict = asyncio.run(_verdict_on_nothing(task, reward, search_path, problem))
-    except (SandboxError, ConnectionError) as error:
+    except (SandboxError, ValueError) as error:
         return str(error)
     if verdict.outcome in ("error", "timeout"):
         return f"on an empty response it gave no verdict: {verdict.reason}"
@@ -29,7 +29,7 @@ def try_verifier(
 async def _verdict_on_nothing(
     task: TaskConfig, reward: RewardConfig, search_path: Sequence[str], problem: Any
 ) -> Verdict:
-    scorer = make_scorer(task, reward, search_path, processes=1)
+    scorer = make_scorer(task, reward, search_path, trial=True)
     try:
         await scorer.start()
         (verdict,) = await scorer.judge(problem, [""])

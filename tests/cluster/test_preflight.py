@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cluster.config import RunConfig
+from cluster.config import RunConfig, TaskConfig
 from cluster.config_loading import Problem, load_config
 from cluster.preflight import check_context, check_prefix_sharing, check_resources, preflight
 from cluster.starter import RECIPE, prompt_tokens
@@ -265,6 +265,14 @@ def test_what_is_wrong_with_it_is_one_line(
     assert problem.where == where
     assert message in str(problem)
     assert "\n" not in str(problem)
+
+
+def test_a_service_that_is_not_there_is_one_line(here: Path) -> None:
+    config = python_run(here)
+    options = {"data": config.task.options["data"], "url": "http://127.0.0.1:9/judge"}
+    problem = only_problem(config.model_copy(update={"task": TaskConfig(name="http", options=options)}))
+    assert problem.where == "task.options.url"
+    assert "http://127.0.0.1:9/judge cannot be reached" in problem.what
 
 
 def test_how_many_prompts_are_too_long_is_said(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
