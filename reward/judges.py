@@ -10,7 +10,7 @@ from typing import Any
 from cluster.config import ShapingConfig
 from cluster.contracts import Verdict
 from reward.functions import Coroutines, load_function
-from reward.task import BatchTask, Task
+from reward.task import BatchTask, LoadedTask, Task
 from reward.tasks import build_task
 from reward.verdicts import number_of
 
@@ -22,7 +22,7 @@ def task_judge(name: str, options: Mapping[str, Any], shaping: Sequence[ShapingC
         Exception: whatever the import of a user's module raises.
     """
     task = build_task(name, options)
-    if isinstance(task, BatchTask):
+    if isinstance(task, LoadedTask):
         task.load_verifier()
     return TaskJudge(
         task, [(term.weight, load_function(term.function, "problem", "response")) for term in shaping]

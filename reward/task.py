@@ -42,14 +42,19 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class BatchTask(Protocol):
-    """A task whose verifier has to be loaded first, and may take many responses at a time."""
-
-    batched: bool
+class LoadedTask(Protocol):
+    """A task whose verifier has to be loaded first."""
 
     def load_verifier(self) -> None:
         """Called in each verifier process when it starts. May raise: then there are no verdicts, and no run."""
         ...
+
+
+@runtime_checkable
+class BatchTask(Protocol):
+    """A task whose verifier may take many responses at a time."""
+
+    batched: bool
 
     def verify_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Sequence[Verdict]:
         """As many verdicts as responses, if `batched`."""

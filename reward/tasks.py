@@ -11,6 +11,7 @@ from reward.task import Task
 _TASKS = {
     "countdown": "reward.countdown.task:CountdownTask",
     "http": "reward.http.task:HttpTask",
+    "math": "reward.math.task:MathTask",
     "python": "reward.python.task:PythonTask",
 }
 
