@@ -65,8 +65,8 @@ class Batch:
 
     async def run(self) -> bool:
         """Until nothing is outstanding. Returns whether the process is fit for another batch."""
-        self._process.ask([(item.problem, item.response) for item in self._items])
         try:
+            self._process.ask([(item.problem, item.response) for item in self._items])
             while True:
                 try:
                     reply = await self._process.reply(min(PATIENCE_S, max(self._time_left_s(), 0.001)))

@@ -28,7 +28,9 @@ MAX_BATCH = 64
 BATCH_S = 0.02
 """What a batch should take: long beside the cost of sending it, short beside what one waits for a verdict."""
 FAILED_STARTS = 3
-"""In a row. Then the sandbox gives up, since the next start will fail as well."""
+"""In a row. Then it is given up, since the next start will fail as well."""
+RESTART_DELAY_S = 0.5
+"""After a failed start; longer after each further one."""
 
 
 class SandboxError(RuntimeError):
@@ -52,7 +54,9 @@ class Sandbox:
         self._keepers: list[asyncio.Task[None]] = []
         self._verdict_s = BATCH_S
         """What a verdict takes, as seen lately. At first it is supposed to be slow."""
+        self._keeping = 0
         self._broken: str | None = None
+        """Why there are no more verdicts."""
 
     async def __aenter__(self) -> Sandbox:
         await self.start()
@@ -68,10 +72,11 @@ class Sandbox:
             SandboxError: the recipe's judge cannot be made.
         """
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._keeping = self._processes
         self._keepers = [asyncio.create_task(self._keep(ready)) for _ in range(self._processes)]
         try:
             await ready
-        except SandboxError:
+        except BaseException:
             await self.close()
             raise
 
@@ -80,7 +85,6 @@ class Sandbox:
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
-        self._give_up("the sandbox was closed")
 
     async def judge(self, problem: Any, responses: Sequence[str]) -> list[Verdict]:
         """One verdict per response, in their order. A verifier that fails or overruns gives verdicts that say so."""
@@ -97,7 +101,20 @@ class Sandbox:
     # --- one keeper per process
 
     async def _keep(self, ready: asyncio.Future[None]) -> None:
-        """Keep one process running and busy."""
+        """Keep one process running and busy. When the last keeper ends, so do the verdicts."""
+        reason = "the sandbox was closed"
+        try:
+            reason = f"the verifier cannot be started any more: {await self._keep_starting(ready)}"
+        except Exception as error:
+            logger.exception("a keeper of the sandbox failed")
+            reason = f"the sandbox failed: {error!r}"
+        finally:
+            self._keeping -= 1
+            if not self._keeping:
+                self._give_up(reason)
+
+    async def _keep_starting(self, ready: asyncio.Future[None]) -> str:
+        """Start a process whenever there is none, until that fails too often. Returns why it failed."""
         failed_starts = 0
         while True:
             process: VerifierProcess | None = None
@@ -114,8 +131,8 @@ class Sandbox:
                 if not ready.done():
                     ready.set_exception(SandboxError(str(error)))
                 if failed_starts == FAILED_STARTS:
-                    self._give_up(f"the verifier cannot be started any more: {error}")
-                    return
+                    return str(error)
+                await asyncio.sleep(RESTART_DELAY_S * failed_starts)
             finally:
                 if process is not None:
                     process.kill()

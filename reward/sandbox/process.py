@@ -13,7 +13,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,7 +20,6 @@ import psutil
 from reward.sandbox.channel import Progress, ProtocolError, ReplyParser, frame
 from reward.sandbox.recipe import Limits, Recipe
 
-_PROJECT = str(Path(__file__).resolve().parents[2])
 _TAG = "HPO_VERIFIER_PROCESS"
 _KILL_ROUNDS = 50
 _LAST_WORDS_S = 0.02
@@ -50,7 +48,8 @@ class VerifierProcess:
         self._heard: asyncio.Queue[tuple[int, dict[str, Any]] | ProcessFailedError] = asyncio.Queue()
         self.progress, progress_fd = Progress.create()
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "reward.sandbox.child", str(theirs.fileno()), str(progress_fd)]
+        # -P: the working directory is no place to find our own modules, whatever lies there.
+        command = [sys.executable, "-P", "-m", "reward.sandbox.child", str(theirs.fileno()), str(progress_fd)]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -93,9 +92,16 @@ class VerifierProcess:
         return bool(reply.get("ready"))
 
     def ask(self, items: Sequence[tuple[Any, str]]) -> None:
-        """Have problems and responses judged. One batch at a time."""
+        """Have problems and responses judged. One batch at a time.
+
+        Raises:
+            ProcessFailedError: a problem cannot be pickled.
+        """
         self.progress.reset(len(items), time.monotonic_ns())
-        self._send(pickle.dumps(items))
+        try:
+            self._send(pickle.dumps(items))
+        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+            raise ProcessFailedError(f"a problem cannot be sent to a verifier process: {error}") from None
 
     async def reply(self, within_s: float) -> dict[str, Any]:
         """The next reply to what was asked last.
@@ -194,9 +200,13 @@ class _Listener(asyncio.Protocol):
 
 
 def _environment(tag: str) -> dict[str, str]:
-    """Ours, with this project importable, and one thread for numpy: there are as many processes as are wanted."""
-    search_path = os.pathsep.join(filter(None, [_PROJECT, os.environ.get("PYTHONPATH")]))
-    ours = {"PYTHONPATH": search_path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", _TAG: tag}
+    """Ours, with our search path, and one thread for numpy: there are as many processes as are wanted."""
+    ours = {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        _TAG: tag,
+    }
     return {**os.environ, **ours}
 
 
