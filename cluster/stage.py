@@ -17,6 +17,7 @@ from cluster.models import prepare_model
 from cluster.placement import PlacementError, connect
 from cluster.questions import UnusablePromptError
 from cluster.tracking import RunConsole
+from reward.scoring import RewardServiceError
 
 ResultT = TypeVar("ResultT")
 
@@ -24,6 +25,7 @@ RUN_ERRORS = (
     PlacementError,
     FleetLostError,
     UnusablePromptError,
+    RewardServiceError,
     TimeoutError,
     ConnectionError,
     OSError,

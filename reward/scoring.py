@@ -26,6 +26,10 @@ CUT_OFF = Verdict(outcome="wrong", reward=0.0, answer=None, reason="cut off befo
 _CLOSING_S = 10.0
 
 
+class RewardServiceError(RuntimeError):
+    """No response can be judged; the message says why."""
+
+
 class RewardActor:
     """Judges responses, many calls at a time. It has no state to lose: Ray may restart it and send a call again."""
 
@@ -74,6 +78,7 @@ class RewardPool:
 
         Raises:
             TimeoutError: no answer within the deadline.
+            RewardServiceError: there will be none.
         """
         prompt = group.prompt
         try:
@@ -81,8 +86,11 @@ class RewardPool:
                 verdicts = await self.judge(prompt.problem, group.responses)
         except TimeoutError:
             raise TimeoutError(
-                f"the reward actor did not score prompt {prompt.id} within {self._timeout_s:g} s (reward.timeout_s)"
+                f"the reward actor did not score prompt {prompt.id} within {self._timeout_s:g} s (reward.timeout_s); "
+                "a verdict may take reward.verifier_timeout_s, and reward.processes_per_worker are at work at a time"
             ) from None
+        except ray.exceptions.RayTaskError as error:
+            raise RewardServiceError(f"no response can be judged: {error.cause}") from error
         return ScoredGroup(group, tuple(verdicts))
 
     async def judge(self, problem: Any, responses: Sequence[Response]) -> list[Verdict]:

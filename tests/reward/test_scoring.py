@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import ray
 
 from cluster.config import RewardConfig, TaskConfig
 from cluster.contracts import Group
 from reward.countdown.puzzles import Puzzle
-from reward.scoring import RewardActor, RewardPool
+from reward.sandbox.pool import SandboxError
+from reward.scoring import RewardActor, RewardPool, RewardServiceError
 from tests.builders import make_prompt, make_response
 
 PUZZLE = Puzzle((3, 5, 7), 38)
@@ -65,8 +68,24 @@ async def test_a_failing_verifier_gives_errors_and_not_wrongs(actor: RewardActor
 async def test_a_reward_actor_that_does_not_answer_is_named() -> None:
     class Silent(RewardActor):
         async def judge(self, problem: Any, texts: Sequence[str]) -> Any:
-            await __import__("asyncio").sleep(600)
+            await asyncio.sleep(600)
 
     pool = RewardPool([Handle(Silent(TaskConfig(), RewardConfig(), []))], 0.05, True)
     with pytest.raises(TimeoutError, match=r"prompt train/0/0 within 0.05 s \(reward.timeout_s\)"):
         await pool.score(Group(make_prompt(problem=PUZZLE), (RIGHT,), "rollout-0"))
+
+
+async def test_a_verifier_that_cannot_be_started_is_one_line() -> None:
+    class Actor:
+        """As Ray raises what was raised in an actor."""
+
+        @staticmethod
+        def remote(problem: Any, texts: Sequence[str]) -> Any:
+            raise ray.exceptions.RayTaskError("judge", "Traceback …", SandboxError("no module named mine"))
+
+    handle = Handle(RewardActor(TaskConfig(), RewardConfig(), []))
+    handle.judge = Actor  # type: ignore[assignment,misc]
+    with pytest.raises(RewardServiceError, match=r"^no response can be judged: no module named mine$"):
+        await RewardPool([handle], 60.0, True).score(
+            Group(make_prompt(problem=PUZZLE), (RIGHT,), "rollout-0")
+        )
