@@ -40,9 +40,12 @@ def fork_and_hang() -> None:
     hang()
 
 
-def fork_and_return() -> None:
-    """Both return: the sandbox must hear one of them only."""
-    os.fork()
+def fork_and_return() -> Verdict | None:
+    """Both return, the copy first: it was not asked."""
+    if os.fork() == 0:
+        return Verdict("wrong", 0.0, None, "a copy says so")
+    time.sleep(0.3)
+    return None
 
 
 def leave_a_daemon() -> None:
@@ -174,8 +177,7 @@ class Obedient:
         if response in GIVEN:
             return GIVEN[response]
         if response in DEEDS:
-            DEEDS[response]()
-            return RIGHT
+            return DEEDS[response]() or RIGHT
         return Verdict("wrong", 0.0, response, f"judged by {os.getpid()}")
 
     def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Sequence[Any]:
