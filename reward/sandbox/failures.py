@@ -28,4 +28,6 @@ def describe(error: BaseException) -> str:
         for frame, line in traceback.walk_tb(error.__traceback__)
         if not frame.f_code.co_filename.startswith((_OUR_FILES, "<frozen"))
     ]
+    if not places and type(error) is ValueError and message:
+        return message  # our own words
     return f"{text} ({places[-1]})" if places else text

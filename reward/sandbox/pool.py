@@ -127,9 +127,10 @@ class Sandbox:
                 await self._serve(process, batched)
             except (ProcessFailedError, OSError) as error:
                 failed_starts += 1
-                logger.warning("a verifier process did not start: %s", error)
                 if not ready.done():
                     ready.set_exception(SandboxError(str(error)))
+                else:
+                    logger.warning("a verifier process did not start: %s", error)
                 if failed_starts == FAILED_STARTS:
                     return str(error)
                 await asyncio.sleep(RESTART_DELAY_S * failed_starts)

@@ -22,7 +22,7 @@ from reward.sandbox.recipe import Limits, Recipe
 
 _TAG = "HPO_VERIFIER_PROCESS"
 _KILL_ROUNDS = 50
-_LAST_WORDS_S = 0.02
+_LAST_WORDS_S = 0.1
 
 
 class ProcessFailedError(RuntimeError):

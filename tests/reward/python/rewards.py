@@ -65,6 +65,10 @@ def length(problem: Problem, response: str) -> int:
     return len(response)
 
 
+def abstain(problem: Problem, response: str) -> dict[str, str]:
+    return {"outcome": "error", "reason": "no access"}
+
+
 def never_a_number(problem: Problem, response: str) -> float:
     return float("nan")
 
