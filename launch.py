@@ -23,7 +23,7 @@ from cluster.config import RunConfig
 from cluster.config_loading import load_config
 from cluster.exits import explained_exits, refuse
 from cluster.export_plan import ExportRefusedError, plan_export
-from cluster.preflight import ROOMS, Room, preflight
+from cluster.preflight import ROOMS, Room, preflight, task_notes
 from cluster.run_directory import RunDirectory
 from reward.task import Split
 
@@ -190,15 +190,21 @@ def check(config_file: ConfigFile, overrides: Overrides = None, address: Address
     """Find every mistake in a configuration, one line each. Starts nothing."""
     config = _checked(config_file, overrides, address)
     typer.echo(f"{config_file}: ok. {arithmetic(config)}")
+    for note in task_notes(config):
+        typer.echo(f"note: {note}")
 
 
 @app.command()
 def tasks() -> None:
     """List the tasks, each with an example."""
+    from reward.dataset.rows import DatasetProblems
     from reward.tasks import build_task, task_names
 
     for name in task_names():
         task = build_task(name, {})
+        if isinstance(task, DatasetProblems):
+            typer.echo(f"{name}: prompts of your own, from a data set; see docs/rewards.md")
+            continue
         typer.echo(
             f"{name}: {len(task.problems('train'))} training, {len(task.problems('held_out'))} held-out problems"
         )

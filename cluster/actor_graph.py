@@ -6,6 +6,7 @@ Leaving a block kills its actors and frees their resources.
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -71,7 +72,7 @@ class ActorGraph:
     @asynccontextmanager
     async def rewards(self) -> AsyncIterator[RewardPool]:
         """The reward actors."""
-        config, task = self.config.reward, self.config.task
+        config = self.config.reward
         bundles = [bundle(config.cpus_per_worker, 0)] * config.workers
         async with Reservation(
             "the reward actors", bundles, self.config.cluster.placement_timeout_s
@@ -79,18 +80,23 @@ class ActorGraph:
             actors = [
                 place.actor(
                     RewardActor,
-                    task.name,
-                    task.options,
-                    config.cut_off_is_wrong,
+                    self.config.task,
+                    config,
+                    [os.getcwd()],  # users' modules are found from where the command was given
                     bundle=index,
                     log_file=self.run_directory.log_file(f"reward-{index}"),
                     env={},
                     max_restarts=-1,
                     max_task_retries=3,
+                    max_concurrency=1000,
                 )
                 for index in range(config.workers)
             ]
-            yield RewardPool(actors, config.timeout_s)
+            pool = RewardPool(actors, config.timeout_s, config.cut_off_is_wrong)
+            try:
+                yield pool
+            finally:
+                await pool.close()
 
     @asynccontextmanager
     async def fleet(

@@ -187,16 +187,34 @@ class LearnerConfig(Section):
     step_timeout_s: Seconds = 1800.0
 
 
+class ShapingConfig(Section):
+    """One more reward, added to the task's. What is right or wrong stays the task's business."""
+
+    function: str
+    """`module:function`, called with (problem, response), that returns a number. It runs where the verifier does."""
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+
 class RewardConfig(Section):
     """The actors that score responses."""
 
     workers: Count = 1
     cpus_per_worker: Annotated[float, Field(ge=0)] = 0.5
+    processes_per_worker: Count = 4
+    """Verifier processes of one actor. While a verdict hangs in one of them the others go on."""
+    verifier_timeout_s: Seconds = 5.0
+    """Longest time for one verdict, from when the response begins to be judged. Then the process is killed."""
+    verifier_memory_mib: Annotated[int, Field(ge=64, strict=True)] = 1024
+    """Of one verifier process, with all that it imports (40 MiB without any)."""
+    max_error_share: Share = 0.2
+    """The run stops when the verifier failed, or took too long, on more than this share of a batch's responses."""
+    shaping: tuple[ShapingConfig, ...] = ()
+    """Rewards to be added to the task's, weighted: docs/rewards.md."""
     cut_off_is_wrong: bool = True
     """Whether a response that was cut off at `rollout.max_response_tokens` is wrong, whatever it says. If not, nothing
     tells a model to come to an end after its answer, and responses grow to the limit."""
-    timeout_s: Seconds = 60.0
-    """Longest wait for the verdicts on one group."""
+    timeout_s: Seconds = 300.0
+    """Longest wait for the verdicts on one group, with what it waits for others."""
 
 
 class EvaluationConfig(Section):

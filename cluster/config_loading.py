@@ -131,6 +131,8 @@ def _problem(schema: type[BaseModel], detail: Any, prefix: str) -> Problem:
 
 def _section(schema: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
     for part in location:
+        if part.isdigit():  # a place in a list of sections
+            continue
         annotation = schema.model_fields[part].annotation
         schema = next(
             t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)

@@ -33,6 +33,7 @@ from cluster.progress import Progress
 from cluster.prompt_source import PromptSource
 from cluster.step_metrics import batch_metrics, evaluation_metrics
 from cluster.tracking import Tracker
+from cluster.verdict_guard import refuse_failed_verdicts
 from learner.group import LearnerGroup
 from learner.state_files import CheckpointError
 from learner.weighing import weigh
@@ -112,6 +113,7 @@ class Controller:
         with self._timed("rollout"):
             batch = await self._collect()
         sampled_tokens = self._fleet.sampled_tokens - tokens_before
+        self._refuse_failed_verdicts(batch.sampled, f"in step {self.step + 1}")
         metrics = batch_metrics(batch.sampled, learner_version=self.step)
         metrics["reward/dropped_share"] = batch.dropped_share
         assert metrics["staleness/max"] <= self._config.rollout.max_staleness, (
@@ -174,6 +176,7 @@ class Controller:
     async def _evaluate(self) -> dict[str, float]:
         with self._timed("evaluate"):
             groups = await self._fleet.sample(self._held_out)
+        self._refuse_failed_verdicts(groups, f"in the evaluation at step {self.step}")
         metrics = evaluation_metrics(groups)
         self.pass_at_1[self.step] = metrics["eval/pass_at_1"]
         return metrics
@@ -232,6 +235,9 @@ class Controller:
                 f"in step {self.step + 1} sampler and learner differ by {gap:.3g} per log-probability in mean "
                 f"(learner.max_logprob_gap: {limit:g}). Check model.dtype and rollout.temperature."
             )
+
+    def _refuse_failed_verdicts(self, groups: Sequence[ScoredGroup], where: str) -> None:
+        refuse_failed_verdicts(groups, self._config.reward.max_error_share, where)
 
     def _log(self, metrics: dict[str, float], batch: Batch | None = None) -> None:
         batch = batch or Batch(())

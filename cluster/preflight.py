@@ -23,8 +23,10 @@ from cluster.models import locate, ready_directory
 from cluster.objective_checks import check_objective
 from cluster.starter import RECIPE
 from learner.prefix_support import prefix_obstacle
-from reward.task import Task
-from reward.tasks import task_class, task_names
+from reward.dataset.rows import DatasetProblems
+from reward.task import RemoteTask, Task
+from reward.tasks import build_task, task_class, task_names
+from reward.trial import try_verifier
 
 Room = Literal["rollout", "learner", "reward"]
 ROOMS: tuple[Room, ...] = ("rollout", "learner", "reward")
@@ -186,40 +188,68 @@ def check_task(config: RunConfig) -> Iterator[Problem]:
             yield Problem("task.options", f"the {split} split is empty", "change the task's options")
     if all(splits.get(split) for split in ("train", "held_out")):
         yield from _check_prompts(config, task, [*splits["train"], *splits["held_out"]])
+        yield from _check_verifier(config, task, splits["held_out"][0])
 
 
 def _check_prompts(config: RunConfig, task: Task, problems: Sequence[Any]) -> Iterator[Problem]:
     try:
-        longest = _longest_prompt_tokens(config, task, problems)
+        lengths = _prompt_tokens(config, task, problems)
     except ValueError as error:
         yield Problem("task", " ".join(str(error).split()), "change task.options or model.source")
         return
-    needed = longest + config.rollout.max_response_tokens
-    if needed > config.model.max_context_tokens:
+    room = config.model.max_context_tokens - config.rollout.max_response_tokens
+    too_long = [length for length in lengths if length > room]
+    if too_long:
+        needed = max(lengths) + config.rollout.max_response_tokens
+        others = f" ({len(too_long)} of {len(lengths)} prompts do not)" if len(too_long) > 1 else ""
+        drop = (
+            ", or leave long prompts out (max_prompt_characters)" if isinstance(task, DatasetProblems) else ""
+        )
         yield Problem(
             "model.max_context_tokens",
-            f"the longest prompt has {longest} tokens, and with rollout.max_response_tokens = "
-            f"{config.rollout.max_response_tokens} does not fit into {config.model.max_context_tokens}",
-            f"raise it to {needed} or more",
+            f"the longest prompt has {max(lengths)} tokens, and with rollout.max_response_tokens = "
+            f"{config.rollout.max_response_tokens} does not fit into {config.model.max_context_tokens}{others}",
+            f"raise it to {needed} or more{drop}",
         )
 
 
-def _longest_prompt_tokens(config: RunConfig, task: Task, problems: Sequence[Any]) -> int:
-    """0 if it cannot be known before the model is built or fetched; then it is found when it is."""
+def _prompt_tokens(config: RunConfig, task: Task, problems: Sequence[Any]) -> list[int]:
+    """Of each prompt. Empty if it cannot be known before the model is built or fetched; then it is found when it is."""
     if config.model.source == "starter":
         from cluster.starter import prompt_tokens
 
-        return max(prompt_tokens(task.render(problem)) for problem in problems)
+        return [prompt_tokens(task.render(problem)) for problem in problems]
     try:
         directory = ready_directory(config)
     except ValueError:  # reported by check_model
-        return 0
+        return []
     if directory is None:
-        return 0
+        return []
     from rollout.prompt_encoder import PromptEncoder
 
     encoder = PromptEncoder(directory)
-    return max(len(encoder.encode(task.render(problem)).token_ids) for problem in problems)
+    return [len(encoder.encode(task.render(problem)).token_ids) for problem in problems]
+
+
+def _check_verifier(config: RunConfig, task: Task, problem: Any) -> Iterator[Problem]:
+    """A verifier that is the user's own is started and asked once."""
+    search_path = [os.getcwd()]
+    if option := getattr(task, "verifier_option", None):
+        unshaped = config.reward.model_copy(update={"shaping": ()})
+        if obstacle := try_verifier(config.task, unshaped, search_path, problem):
+            yield Problem(f"task.options.{option}", obstacle, "mend the verifier (docs/rewards.md)")
+            return
+    if config.reward.shaping:
+        if isinstance(task, RemoteTask):
+            yield Problem("reward.shaping", f"{config.task.name} gives its own rewards", "leave it out")
+        elif obstacle := try_verifier(config.task, config.reward, search_path, problem):
+            yield Problem("reward.shaping", obstacle, "mend the function (docs/rewards.md)")
+
+
+def task_notes(config: RunConfig) -> Sequence[str]:
+    """What a sound configuration's task has to say of its data."""
+    task = build_task(config.task.name, config.task.options)
+    return task.notes() if isinstance(task, DatasetProblems) else ()
 
 
 def check_run_directory(config: RunConfig) -> Iterator[Problem]:

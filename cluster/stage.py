@@ -19,6 +19,7 @@ from cluster.tracking import RunConsole
 from cluster.worker_keeper import FleetLostError, first_cause
 from learner.group import LearnerStartError
 from learner.state_files import CheckpointError
+from reward.scoring import RewardServiceError
 
 ResultT = TypeVar("ResultT")
 
@@ -34,6 +35,7 @@ RUN_ERRORS = (
     FleetLostError,
     UnusablePromptError,
     CheckpointError,
+    RewardServiceError,
     TimeoutError,
     ConnectionError,
     OSError,

@@ -29,6 +29,7 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
         "reward/mean": float(np.mean([verdict.reward for verdict in judged])) if judged else math.nan,
         "reward/right_share": sum(verdict.outcome == "right" for verdict in verdicts) / len(verdicts),
         "reward/error_share": 1 - len(judged) / len(verdicts),
+        "reward/timeout_share": sum(verdict.outcome == "timeout" for verdict in verdicts) / len(verdicts),
         "lengths/mean": float(lengths.mean()),
         **by_outcome,
         "lengths/std": float(lengths.std()),

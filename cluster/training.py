@@ -21,6 +21,7 @@ from cluster.run_control import RunIsLiveError, listening
 from cluster.run_directory import RunDirectory
 from cluster.stage import RUN_ERRORS, prepare_in_cluster, ray_started, run_to_the_end
 from cluster.tracking import RunConsole, Tracker
+from cluster.verdict_guard import VerifierFailureError
 from learner import state_description
 from learner.state_description import StateDescription, obstacle
 from learner.state_files import CheckpointError
@@ -30,6 +31,7 @@ TRAINING_ERRORS = (
     LogprobGapError,
     MissingLogprobsError,
     BatchNotFilledError,
+    VerifierFailureError,
     RunIsLiveError,
 )
 """What may stop a run through no fault of this program, and says by itself what happened."""
@@ -39,8 +41,8 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
     """Run the training that `config` describes and return its summary. A run that was cut short is resumed.
 
     Raises:
-        PlacementError, FleetLostError, LogprobGapError, MissingLogprobsError, BatchNotFilledError, RunIsLiveError,
-            UnusablePromptError, CheckpointError: what their names say.
+        PlacementError, FleetLostError, LogprobGapError, MissingLogprobsError, BatchNotFilledError,
+            VerifierFailureError, RunIsLiveError, UnusablePromptError, CheckpointError: what their names say.
     """
     started = time.monotonic()
     run_directory = RunDirectory(config.run_directory)

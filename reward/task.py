@@ -6,7 +6,7 @@ To add one, write a module with a class that has this shape and name it in `rewa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -38,4 +38,51 @@ class Task(Protocol):
 
     def verify(self, problem: Any, response: str) -> Verdict:
         """Judge a response. May raise: that is a verdict of its own, never a 0."""
+        ...
+
+
+@runtime_checkable
+class LoadedTask(Protocol):
+    """A task whose verifier has to be loaded first."""
+
+    def load_verifier(self) -> None:
+        """Called in each verifier process when it starts. May raise: then there are no verdicts, and no run."""
+        ...
+
+
+@runtime_checkable
+class BatchTask(Protocol):
+    """A task whose verifier may take many responses at a time."""
+
+    batched: bool
+
+    def verify_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Sequence[Verdict]:
+        """As many verdicts as responses, if `batched`."""
+        ...
+
+
+class Scorer(Protocol):
+    """What gives the verdicts."""
+
+    async def start(self) -> None:
+        """Raises RuntimeError if there can be no verdicts; the message says why."""
+        ...
+
+    async def judge(self, problem: Any, responses: Sequence[str]) -> list[Verdict]:
+        """One verdict per response, in their order. Failures are verdicts too."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@runtime_checkable
+class RemoteTask(Protocol):
+    """A task whose verdicts come from somewhere else, without a verifier process here."""
+
+    def scorer(self, trial: bool) -> Scorer:
+        """`trial`: for a single question before the run, whose answer is waited for.
+
+        Raises:
+            ValueError: the options do not say where the verdicts come from.
+        """
         ...

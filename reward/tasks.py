@@ -8,7 +8,12 @@ from typing import Any
 
 from reward.task import Task
 
-_TASKS = {"countdown": "reward.countdown.task:CountdownTask"}
+_TASKS = {
+    "countdown": "reward.countdown.task:CountdownTask",
+    "http": "reward.http.task:HttpTask",
+    "math": "reward.math.task:MathTask",
+    "python": "reward.python.task:PythonTask",
+}
 
 
 def task_names() -> list[str]:

@@ -145,6 +145,9 @@ def test_what_everybody_imports_is_light(module: str) -> None:
         "cluster.pass_at_k",
         "cluster.evaluation_report",
         "cluster.export_plan",
+        "cluster.verdict_guard",
+        "reward.scorers",
+        "reward.sandbox.child",
     ],
 )
 def test_the_pure_cores_need_neither_ray_nor_torch(module: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.config import RunConfig
+from cluster.config import RewardConfig, RunConfig
 from cluster.config_loading import Loaded, Problem, load_config, setting_names, validate
 
 PROJECT = Path(__file__).parents[2]
@@ -112,7 +112,7 @@ def test_a_setting_in_the_wrong_section_is_told_its_place() -> None:
 
 def test_a_setting_like_no_other_is_answered_with_those_there_are() -> None:
     problem = only_problem("reward.qqq")
-    assert problem.fix == "known here: workers, cpus_per_worker, cut_off_is_wrong, timeout_s"
+    assert problem.fix == f"known here: {', '.join(RewardConfig.model_fields)}"
 
 
 def test_a_misspelt_section_is_recognised() -> None:

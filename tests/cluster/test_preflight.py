@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cluster.config import ObjectiveName, RunConfig
-from cluster.config_loading import Problem
+from cluster.config import ObjectiveName, RunConfig, TaskConfig
+from cluster.config_loading import Problem, load_config
 from cluster.preflight import check_context, check_prefix_sharing, check_resources, preflight
 from cluster.starter import RECIPE, prompt_tokens
 from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
@@ -250,6 +250,97 @@ def test_a_space_too_large_to_list_is_told_which_setting_to_give(tmp_path: Path)
 
 
 # --- The machine
+
+
+# --- a task of the user's own
+
+
+def python_run(directory: Path, prompts: int = 30, **changes: Any) -> RunConfig:
+    """A run on a data set and a verifier in `directory`, with a model whose prompts cannot be measured yet."""
+    rows = [{"prompt": f"{i} + {i}?", "answer": str(2 * i)} for i in range(prompts)]
+    (directory / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "my_rewards.py").write_text(
+        "def score(problem, response):\n    return response.strip() == problem['answer']\n\n\n"
+        "def short(problem, response):\n    return -len(response) / 100\n\n\n"
+        "def broken(problem, response):\n    return None\n"
+    )
+    (directory / "model").mkdir(exist_ok=True)
+    (directory / "model" / "config.json").write_text("{}")
+    options = {"data": str(directory / "data.jsonl"), "function": "my_rewards:score"}
+    return run_config(
+        directory,
+        model={"source": str(directory / "model"), "max_context_tokens": 128},
+        task={"name": "python", "options": options | changes.pop("options", {})},
+        **changes,
+    )
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, where users' modules are; no prompt is measured."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cluster.preflight._prompt_tokens", lambda config, task, problems: [len(problems)])
+    return tmp_path
+
+
+def test_a_verifier_of_the_users_own_is_found_in_the_working_directory(here: Path) -> None:
+    assert preflight(python_run(here)) == []
+    assert preflight(python_run(here, reward={"shaping": [{"function": "my_rewards:short"}]})) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "message"),
+    [
+        (
+            {"options": {"function": "my_rewards:scor"}},
+            "task.options.function",
+            "there is no function 'scor'",
+        ),
+        ({"options": {"function": "my_rewards"}}, "task.options.function", "write it as module:function"),
+        ({"options": {"function": None}}, "task.options.function", "name the verifier"),
+        ({"options": {"function": "my_rewards:broken"}}, "task.options.function", "returned None"),
+        ({"options": {"data": None}}, "task.options", "name the data"),
+        ({"options": {"data": "nowhere.jsonl"}}, "task.options", "there is no file nowhere.jsonl"),
+        (
+            {"options": {"prompt_field": "question"}},
+            "task.options",
+            "data.jsonl:1: there is no field 'question'",
+        ),
+        ({"reward": {"shaping": [{"function": "my_rewards:broken"}]}}, "reward.shaping", "returned None"),
+        ({"prompts": 70}, "model.max_context_tokens", "the longest prompt has 70 tokens"),
+    ],
+)
+def test_what_is_wrong_with_it_is_one_line(
+    here: Path, changes: dict[str, Any], where: str, message: str
+) -> None:
+    problem = only_problem(python_run(here, **changes))
+    assert problem.where == where
+    assert message in str(problem)
+    assert "\n" not in str(problem)
+
+
+def test_a_service_that_is_not_there_is_one_line(here: Path) -> None:
+    config = python_run(here)
+    options = {"data": config.task.options["data"], "url": "http://127.0.0.1:9/judge"}
+    problem = only_problem(config.model_copy(update={"task": TaskConfig(name="http", options=options)}))
+    assert problem.where == "task.options.url"
+    assert "http://127.0.0.1:9/judge cannot be reached" in problem.what
+
+
+def test_how_many_prompts_are_too_long_is_said(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.preflight._prompt_tokens", lambda *_: [10, 64, 65, 100])
+    problem = only_problem(python_run(here))
+    assert "the longest prompt has 100 tokens" in problem.what
+    assert "(2 of 4 prompts do not)" in problem.what
+    assert problem.fix == "raise it to 164 or more, or leave long prompts out (max_prompt_characters)"
+
+
+def test_a_misspelt_shaping_setting_is_recognised(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("reward:\n  shaping:\n    - {function: 'a:b', wieght: 2}\n")
+    (problem,) = load_config(file, []).problems
+    assert problem.where == "reward.shaping.0.wieght"
+    assert problem.fix == "did you mean weight?"
 
 
 def test_more_cpus_than_the_machine_has(tmp_path: Path) -> None:

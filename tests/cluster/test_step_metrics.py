@@ -35,6 +35,7 @@ def test_what_is_said_of_a_batch() -> None:
             "reward/mean": 3 / 6,  # of those that were judged
             "reward/right_share": 3 / 8,  # of all
             "reward/error_share": 2 / 8,
+            "reward/timeout_share": 0.0,
             "lengths/mean": 5.0,
             "lengths/right_mean": (2 + 5 + 5) / 3,
             "lengths/wrong_mean": (4 + 6 + 5) / 3,

@@ -1,0 +1,132 @@
+"""The reward plane: verdicts per second through the sandbox, and what a verifier that hangs costs the others.
+
+    python benchmarks/reward_throughput.py            about a minute
+    python benchmarks/reward_throughput.py --smoke    tiny sizes, to see that it works
+
+Throughput is measured on Countdown, with responses like a model's: a few lines of arithmetic and an answer. Hang
+isolation is measured on 16 verdicts of 10 ms each that are asked for at the same time, once as they are and once with
+one of them hanging until it is killed: what counts is how long the others take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import report
+
+from cluster.contracts import Verdict
+from reward.countdown.task import CountdownOptions, CountdownTask
+from reward.sandbox.pool import Sandbox
+from reward.sandbox.recipe import Limits, Recipe
+
+RESPONSES = 16
+VERDICT_S = 0.01
+TIMEOUT_S = 2.0
+ASKED_AT_ONCE = 16
+
+
+class SlowOrHanging:
+    """A verifier that takes 10 ms, or for ever."""
+
+    batched = False
+
+    def judge(self, problem: Any, response: str) -> Verdict:
+        while response == "hang":
+            pass
+        time.sleep(VERDICT_S)
+        return Verdict("right", 1.0, response, "")
+
+    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> list[Verdict]:
+        raise NotImplementedError
+
+
+def slow_or_hanging() -> SlowOrHanging:
+    return SlowOrHanging()
+
+
+def like_a_models(numbers: Sequence[int]) -> list[str]:
+    a, b, c = numbers
+    tries = f"{a}+{b}={a + b}\n{a}*{b}+{c}={a * b + c}\n"
+    return [f"{tries}<answer>({a}+{b}){operator}{c}</answer>" for operator in "+-*/"] * (RESPONSES // 4)
+
+
+async def verdicts_per_s(processes: int, groups: int, repeats: int) -> list[float]:
+    """Of whole batches of `groups` × 16 responses, in turn, after one that warms up."""
+    task = CountdownTask(CountdownOptions())
+    puzzles = (task.problems("train") * (groups // 100 + 1))[:groups]
+    recipe = Recipe("reward.judges:task_judge", ("countdown", {}, ()))
+    rates = []
+    async with Sandbox(recipe, Limits(), processes) as sandbox:
+        for _ in range(repeats + 1):
+            started = time.perf_counter()
+            await asyncio.gather(*(sandbox.judge(p, like_a_models(p.numbers)) for p in puzzles))
+            rates.append(round(groups * RESPONSES / (time.perf_counter() - started)))
+    return rates[1:]
+
+
+async def seconds_of_others(processes: int, hanging: bool, repeats: int) -> list[float]:
+    """Until the last verdict but the hanging one is there, in each repetition."""
+    recipe = Recipe("reward_throughput:slow_or_hanging", search_path=(str(Path(__file__).parent),))
+    seconds = []
+    async with Sandbox(recipe, Limits(timeout_s=TIMEOUT_S), processes) as sandbox:
+        await sandbox.judge(None, ["warm"] * 4 * processes)
+        for _ in range(repeats):
+            started = time.perf_counter()
+            stuck = asyncio.create_task(sandbox.judge(None, ["hang" if hanging else "quick"]))
+            others = [sandbox.judge(None, [f"{i}"]) for i in range(ASKED_AT_ONCE - 1)]
+            await asyncio.gather(*others)
+            seconds.append(round(time.perf_counter() - started, 4))
+            await stuck
+            await sandbox.judge(None, ["warm"] * 4 * processes)  # the killed process has been replaced
+    return seconds
+
+
+async def measure(groups: int, repeats: int) -> dict[str, Any]:
+    throughput = {}
+    for processes in (1, 2, 4):
+        rates = await verdicts_per_s(processes, groups, repeats)
+        throughput[f"{processes} processes"] = {"verdicts_per_s": rates, "median": statistics.median(rates)}
+        print(f"  {processes} processes: {statistics.median(rates):,.0f} verdicts/s", flush=True)
+    isolation = {}
+    for hanging in (False, True):
+        seconds = await seconds_of_others(4, hanging, repeats)
+        name = "one hangs" if hanging else "none hangs"
+        isolation[name] = {"seconds_until_the_others": seconds, "median_s": statistics.median(seconds)}
+        print(f"  {name}: the others took {1000 * statistics.median(seconds):.0f} ms", flush=True)
+    return {"throughput": throughput, "hang_isolation": isolation}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--groups", type=int, default=2000, help="of 16 responses, in one batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="where the report goes")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes")
+    arguments = parser.parse_args()
+    groups, repeats = (20, 1) if arguments.smoke else (arguments.groups, arguments.repeats)
+    results = asyncio.run(measure(groups, repeats))
+    settings = {
+        "groups": groups,
+        "responses_per_group": RESPONSES,
+        "hang": {
+            "asked_at_once": ASKED_AT_ONCE,
+            "processes": 4,
+            "verdict_s": VERDICT_S,
+            "timeout_s": TIMEOUT_S,
+        },
+    }
+    report.write_cases(
+        "reward_throughput", {"countdown": {"settings": settings, **results}}, arguments.output
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Verdicts from an HTTP endpoint."""

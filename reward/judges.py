@@ -1,0 +1,58 @@
+"""How a verifier process judges: by the task's verifier, with the rewards added that shape it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cluster.config import ShapingConfig
+from cluster.contracts import Verdict
+from reward.functions import Coroutines, load_function
+from reward.task import BatchTask, LoadedTask, Task
+from reward.tasks import build_task
+from reward.verdicts import number_of
+
+
+def task_judge(name: str, options: Mapping[str, Any], shaping: Sequence[ShapingConfig]) -> TaskJudge:
+    """The factory that recipes name.
+
+    Raises:
+        Exception: whatever the import of a user's module raises.
+    """
+    task = build_task(name, options)
+    if isinstance(task, LoadedTask):
+        task.load_verifier()
+    return TaskJudge(
+        task, [(term.weight, load_function(term.function, "problem", "response")) for term in shaping]
+    )
+
+
+class TaskJudge:
+    """Only what was judged is shaped, and only its reward: a failed verdict has none, and the outcome stays."""
+
+    def __init__(self, task: Task, terms: Sequence[tuple[float, Callable[..., Any]]]) -> None:
+        self._task = task
+        self._terms = terms
+        self._coroutines = Coroutines()
+        self.batched = isinstance(task, BatchTask) and task.batched
+
+    def judge(self, problem: Any, response: str) -> Verdict:
+        return self._shaped(self._task.verify(problem, response), problem, response)
+
+    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> list[Verdict]:
+        assert isinstance(self._task, BatchTask)
+        verdicts = self._task.verify_batch(problems, responses)
+        if not self._terms:
+            return list(verdicts)
+        return [self._shaped(*judged) for judged in zip(verdicts, problems, responses, strict=True)]
+
+    def _shaped(self, verdict: Verdict, problem: Any, response: str) -> Verdict:
+        if not self._terms or verdict.outcome not in ("right", "wrong"):
+            return verdict
+        added = [
+            weight * number_of(self._coroutines.result(function(problem, response)))
+            for weight, function in self._terms
+        ]
+        return replace(verdict, reward=math.fsum([verdict.reward, *added]))

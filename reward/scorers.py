@@ -1,0 +1,33 @@
+"""What scores the responses of a configured task: a sandbox, or the task's own service. Pure of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.config import RewardConfig, TaskConfig
+from reward.sandbox.pool import Sandbox
+from reward.sandbox.recipe import Limits, Recipe
+from reward.task import RemoteTask, Scorer
+from reward.tasks import build_task
+
+
+def make_scorer(
+    task: TaskConfig, reward: RewardConfig, search_path: Sequence[str], trial: bool = False
+) -> Scorer:
+    """The scorer, not started yet.
+
+    Args:
+        task: whose responses are scored.
+        reward: limits of the verifier, and how many processes it has.
+        search_path: where users' modules are looked for, besides `sys.path`.
+        trial: it will be asked a single question, before the run.
+
+    Raises:
+        ValueError: the task's options do not say where its verdicts come from.
+    """
+    built = build_task(task.name, task.options)
+    if isinstance(built, RemoteTask):
+        return built.scorer(trial)
+    recipe = Recipe("reward.judges:task_judge", (task.name, task.options, reward.shaping), tuple(search_path))
+    limits = Limits(timeout_s=reward.verifier_timeout_s, memory_mib=reward.verifier_memory_mib)
+    return Sandbox(recipe, limits, 1 if trial else reward.processes_per_worker)

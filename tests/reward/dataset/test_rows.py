@@ -1,0 +1,171 @@
+"""Two splits that share no prompt, and one clear line for every way in which data is not as it must be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reward.dataset.options import DatasetOptions
+from reward.dataset.reading import read_rows
+from reward.dataset.rows import Rows, is_held_out, load_rows, prompt_key, render
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def loaded(path: Path, rows: list[Any], **options: Any) -> Rows:
+    return load_rows(DatasetOptions(data=write(path / "data.jsonl", rows), **options))
+
+
+def asked(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(count)]
+
+
+prompts = st.text(alphabet="ab \n", min_size=1).filter(str.strip)
+data = st.lists(
+    st.one_of(prompts, prompts.map(lambda text: [{"role": "user", "content": text}])).map(
+        lambda prompt: {"prompt": prompt}
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(max_examples=60)
+@given(rows=data, share=st.floats(0.05, 0.95), more=data)
+def test_no_prompt_is_in_both_splits(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], share: float, more: list[Any]
+) -> None:
+    """Whichever way it is written, and whether the held-out rows are cut off or come from a file of their own."""
+    path = tmp_path_factory.mktemp("data")
+    own = {"held_out_data": write(path / "held_out.jsonl", more)}
+    for split in (loaded(path, rows, held_out_share=share), loaded(path, rows, **own)):
+        train, held_out = (
+            [prompt_key(row["prompt"]) for row in part] for part in (split.train, split.held_out)
+        )
+        assert not set(train) & set(held_out)
+        assert len(set(train)) == len(train)
+        assert len(set(held_out)) == len(held_out)
+        assert {prompt_key(row["prompt"]) for row in rows} <= {*train, *held_out}
+
+
+def test_a_split_depends_on_nothing_but_the_prompt(tmp_path: Path) -> None:
+    few, many = loaded(tmp_path, asked(50)), loaded(tmp_path, asked(500)[::-1])
+    assert {row["prompt"] for row in few.train} <= {row["prompt"] for row in many.train}
+    assert {row["prompt"] for row in few.held_out} <= {row["prompt"] for row in many.held_out}
+    assert 30 < len(many.held_out) < 70, "a tenth of 500"
+    assert prompt_key(" a\n") == prompt_key("a") == prompt_key([{"role": "user", "content": "a"}])
+    assert prompt_key("a") != prompt_key([{"role": "system", "content": "a"}])
+    assert [key for key in map(prompt_key, "abcdefgh") if is_held_out(key, 0.5)] == [
+        prompt_key(letter) for letter in "abcdefgh" if int(prompt_key(letter)[0], 16) < 8
+    ]
+
+
+def test_the_first_held_out_rows_are_not_the_first_of_the_file(tmp_path: Path) -> None:
+    held_out = [row["prompt"] for row in loaded(tmp_path, asked(300), held_out_share=0.5).held_out]
+    assert held_out != sorted(held_out, key=lambda prompt: int(prompt.split()[2]))
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    rows = [*asked(20), *asked(3), {"prompt": "x" * 100}]
+    split = loaded(tmp_path, rows, max_prompt_characters=50)
+    assert len(split.train) + len(split.held_out) == 20
+    repeated, too_long = split.notes
+    assert repeated.endswith(
+        "3 of 24 rows repeat an earlier prompt and are left out, the first is data.jsonl:21"
+    )
+    assert "1 of 24 prompts are longer than max_prompt_characters" in too_long
+    held_out = write(tmp_path / "held_out.jsonl", asked(4))
+    (both,) = loaded(tmp_path, asked(20), held_out_data=held_out).notes
+    assert both.endswith("4 prompts are held out as well, and are not trained on")
+
+
+@pytest.mark.parametrize(
+    ("content", "mistake"),
+    [
+        (b'{"prompt": "a"}\n{"prompt": \n', "data.jsonl:2: not JSON (Expecting value at column 11)"),
+        (b'{"prompt": "a"}\n\n{"prompt": "\xff"}', "data.jsonl:3: byte 13 is not UTF-8"),
+        ('{"prompt": "a"}'.encode("utf-16"), "data.jsonl:1: byte 1 is not UTF-8"),
+        (b'["a"]\n', 'data.jsonl:1: not an object but ["a"]'),
+        (b"null", "data.jsonl:1: not an object but null"),
+        (b'{"question": "a", "n": 1}', "data.jsonl:1: there is no field 'prompt' (there are question, n)"),
+        (b'{"prompt": null}', "data.jsonl:1: there is no field 'prompt'"),
+        (b"{}", "data.jsonl:1: there is no field 'prompt' (there are none)"),
+        (b'{"prompt": " \\n"}', "data.jsonl:1: the prompt is empty"),
+        (b'{"prompt": 7}', "data.jsonl:1: the prompt must be text, or chat messages"),
+        (b'{"prompt": []}', "data.jsonl:1: the prompt must be text, or chat messages"),
+        (b'{"prompt": [{"role": "user"}]}', "data.jsonl:1: the prompt must be text, or chat messages"),
+        (b'{"prompt": [{"role": "user", "content": ""}]}', "data.jsonl:1: the last message is empty"),
+        (b"", "holds no rows"),
+        (b"\n\n", "holds no rows"),
+        (b"[" * 100_000, "data.jsonl:1: not JSON"),
+        (b"1" * 10_000, "data.jsonl:1: not JSON"),
+        (b"x\n" * 5, "data.jsonl:3: not JSON (Expecting value at column 1); and 2 more"),
+    ],
+)
+def test_a_row_that_is_not_as_it_must_be_is_one_line(tmp_path: Path, content: bytes, mistake: str) -> None:
+    (tmp_path / "data.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=r".+") as refusal:
+        load_rows(DatasetOptions(data=str(tmp_path / "data.jsonl")))
+    assert mistake in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_fields_that_a_task_needs_are_looked_for(tmp_path: Path) -> None:
+    options = DatasetOptions(data=write(tmp_path / "data.jsonl", [*asked(2), {"prompt": "a"}]))
+    with pytest.raises(ValueError, match=r"data.jsonl:3: there is no field 'answer' \(there are prompt\)"):
+        load_rows(options, needed=["answer"])
+
+
+def test_files_that_are_not_there_or_not_what_they_are_called(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    (tmp_path / "data.parquet").write_text("no parquet")
+    for source, mistake in {
+        None: "name the data: set task.options.data",
+        str(tmp_path / "nowhere.jsonl"): "there is no file",
+        str(tmp_path / "data.parquet"): "data.parquet is no Parquet file that can be read",
+        str(tmp_path / "nowhere"): "cannot be loaded",
+        "nobody/nothing": "the data set nobody/nothing cannot be loaded",
+    }.items():
+        with pytest.raises(ValueError, match=mistake) as refusal:
+            load_rows(DatasetOptions(data=source))
+        assert "\n" not in str(refusal.value)
+
+
+def test_parquet_and_saved_data_sets_are_read_like_jsonl(tmp_path: Path) -> None:
+    import datasets
+
+    rows = asked(30)
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "saved_dict")
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "train.jsonl", rows)
+    expected = loaded(tmp_path, rows)
+    for name in ("data.parquet", "saved", "saved_dict", "folder"):
+        found = load_rows(DatasetOptions(data=str(tmp_path / name)))
+        assert found.train == expected.train, name
+        assert found.held_out == expected.held_out, name
+    assert read_rows(str(tmp_path / "data.parquet"), None, "train")[4][0] == "data.parquet, row 5"
+    with pytest.raises(ValueError, match="saved_dict cannot be loaded"):
+        load_rows(DatasetOptions(data=str(tmp_path / "saved_dict"), data_split="test"))
+
+
+def test_how_a_prompt_is_put() -> None:
+    text, chat = {"prompt": "Q?"}, {"prompt": [{"role": "user", "content": "Q?"}]}
+    assert render(text, DatasetOptions()) == chat["prompt"]
+    assert render(text, DatasetOptions(style="plain")) == "Q?"
+    assert render(text, DatasetOptions(style="plain", instruction="In {one} word.")) == "Q?\n\nIn {one} word."
+    for row in (text, chat):
+        assert render(row, DatasetOptions(system="S", instruction="I")) == [
+            {"role": "system", "content": "S"},
+            {"role": "user", "content": "Q?\n\nI"},
+        ]
+    assert render({"question": "Q?"}, DatasetOptions(prompt_field="question", style="plain")) == "Q?"

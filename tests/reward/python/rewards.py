@@ -1,0 +1,76 @@
+"""Verifiers as users write them, good and bad."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+Problem = dict[str, Any]
+
+
+def exact(problem: Problem, response: str) -> bool:
+    return response.strip() == problem["answer"]
+
+
+async def patient(problem: Problem, response: str) -> bool:
+    """Fifty of these take as long as one."""
+    await asyncio.sleep(0.2)
+    return exact(problem, response)
+
+
+def many(problems: list[Problem], responses: list[str]) -> list[float]:
+    return [float(exact(problem, text)) for problem, text in zip(problems, responses, strict=True)]
+
+
+async def patient_with_many(problems: list[Problem], responses: list[str]) -> list[float]:
+    await asyncio.sleep(0.01)
+    return many(problems, responses)
+
+
+def many_and_one_is_nothing(problems: list[Problem], responses: list[str]) -> list[Any]:
+    return [None if text == "nothing" else 1.0 for text in responses]
+
+
+def too_few(problems: list[Problem], responses: list[str]) -> list[float]:
+    return many(problems, responses)[:-1]
+
+
+def no_list(problems: list[Problem], responses: list[str]) -> Any:
+    return 1.0
+
+
+def careless(problem: Problem, response: str) -> float:
+    return float(response.split()[0] == problem["answer"])
+
+
+def forgetful(problem: Problem, response: str) -> None:
+    """Computes, and does not return."""
+
+
+def wordy(problem: Problem, response: str) -> str:
+    return "right"
+
+
+async def raising_sometimes(problem: Problem, response: str) -> bool:
+    if response == "raise":
+        raise KeyError("rubric")
+    return True
+
+
+def one_argument(response: str) -> bool:
+    return True
+
+
+def length(problem: Problem, response: str) -> int:
+    return len(response)
+
+
+def abstain(problem: Problem, response: str) -> dict[str, str]:
+    return {"outcome": "error", "reason": "no access"}
+
+
+def never_a_number(problem: Problem, response: str) -> float:
+    return float("nan")
+
+
+not_a_function = 7

@@ -1,0 +1,222 @@
+"""The sandbox with real processes and every verifier that goes wrong. Afterwards nothing is left running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.contracts import Verdict
+from reward.sandbox.pool import Sandbox, SandboxError
+from reward.sandbox.recipe import Limits, Recipe
+
+LIMITS = Limits(timeout_s=1.0, memory_mib=256, child_processes=8)
+
+
+def recipe(factory: str) -> Recipe:
+    return Recipe(f"tests.reward.sandbox.verifiers:{factory}")
+
+
+@contextlib.asynccontextmanager
+async def sandboxed(factory: str = "one_by_one", processes: int = 2, **limits: Any) -> AsyncIterator[Sandbox]:
+    wanted = {name: getattr(LIMITS, name) for name in LIMITS.__slots__} | limits
+    async with Sandbox(recipe(factory), Limits(**wanted), processes) as sandbox:
+        yield sandbox
+
+
+def running() -> set[int]:
+    """Processes that a sandbox of these tests has started, or that were started by one."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and "HPO_VERIFIER_PROCESS" in process.environ():
+                found.add(process.pid)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    before = running()
+    yield
+    deadline = time.monotonic() + 10  # what was killed may still be on its way out
+    while running() - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert running() - before == set()
+
+
+def outcomes(verdicts: list[Verdict]) -> list[str]:
+    return [verdict.outcome for verdict in verdicts]
+
+
+@pytest.mark.parametrize(
+    ("deed", "outcome", "reason"),
+    [
+        ("hang", "timeout", "no verdict within 1 s (reward.verifier_timeout_s)"),
+        ("hang_in_c", "timeout", "no verdict within"),
+        ("power_tower", "timeout", "no verdict within"),
+        ("ignore_sigterm", "timeout", "no verdict within"),
+        ("fork_and_hang", "timeout", "no verdict within"),
+        ("fork_and_return", "right", "it says so"),
+        ("leave_a_daemon", "right", "it says so"),
+        ("leave_a_daemon_and_exit", "error", "the verifier ended its process with exit code 3"),
+        ("fork_bomb", "error", "the verifier had more than 8 processes running"),
+        ("memory_bomb", "error", "MemoryError: more than reward.verifier_memory_mib"),
+        ("exit_at_once", "error", "the verifier ended its process with exit code 3"),
+        ("crash", "error", "the verifier's process died of SIGSEGV"),
+        ("close_everything", "error", "the verifier "),
+        ("write_garbage", "error", "the verifier process sent a reply of 4294967295 bytes"),
+        ("forge_a_reply", "error", "something was written into the channel of the verifier process"),
+        ("recurse", "error", "RecursionError: maximum recursion depth exceeded"),
+        ("flood_stdout", "right", "it says so"),
+        ("leave_a_thread", "right", "it says so"),
+        ("raise_value_error", "error", "ValueError: not a number (verifiers.py:"),
+        ("raise_system_exit", "error", "SystemExit: 0"),
+        ("raise_keyboard_interrupt", "error", "KeyboardInterrupt"),
+        ("raise_unprintable", "error", "Unprintable"),
+        ("give_none", "error", "TypeError: the verifier gave None, which is no Verdict"),
+        ("give_nan", "error", "the verifier gave the outcome 'right' and the reward nan"),
+        ("give_an_unknown_outcome", "error", "the verifier gave the outcome 'perhaps'"),
+    ],
+)
+async def test_a_verifier_that_goes_wrong_costs_its_own_verdict_only(
+    deed: str, outcome: str, reason: str
+) -> None:
+    async with sandboxed() as sandbox:
+        before = [f"before {i}" for i in range(20)]
+        after = [f"after {i}" for i in range(20)]
+        verdicts = await sandbox.judge("a problem", [*before, deed, *after])
+        assert [verdict.answer for verdict in verdicts[:20]] == before
+        assert [verdict.answer for verdict in verdicts[21:]] == after
+        assert verdicts[20].outcome == outcome
+        assert verdicts[20].reason.startswith(reason)
+        assert (await sandbox.judge("a problem", ["still here"]))[0].answer == "still here"
+
+
+async def test_all_of_them_together_cost_their_own_verdicts_only() -> None:
+    deeds = [
+        "hang",
+        "exit_at_once",
+        "memory_bomb",
+        "close_everything",
+        "fork_and_return",
+        "raise_system_exit",
+    ]
+    texts = [text for deed in deeds for text in (deed, *(f"{deed} {i}" for i in range(8)))]
+    async with sandboxed(processes=3) as sandbox:
+        verdicts = dict(zip(texts, await sandbox.judge("a problem", texts), strict=True))
+    expected = ["timeout", "error", "error", "error", "right", "error"]
+    assert outcomes([verdicts[deed] for deed in deeds]) == expected
+    assert all(verdicts[text].answer == text for text in texts if text not in deeds)
+
+
+async def test_a_hanging_verdict_delays_no_other() -> None:
+    """It has a minute. The other fifteen, some behind it in the same batch, are judged by the second process."""
+    texts = [f"text {i}" for i in range(15)]
+    async with sandboxed(timeout_s=60.0) as sandbox:
+        await sandbox.judge("warm", [f"{i}" for i in range(500)])  # so that batches are long
+        hanging = asyncio.create_task(sandbox.judge("a problem", ["hang"]))
+        verdicts = await asyncio.wait_for(sandbox.judge("a problem", texts), timeout=20)
+        assert not hanging.done()
+    assert [verdict.answer for verdict in verdicts] == texts
+    assert (await hanging)[0] == Verdict("error", 0.0, None, "the sandbox was closed")
+
+
+async def test_a_timeout_counts_from_when_a_response_begins_to_be_judged() -> None:
+    """Thirty verdicts of 50 ms wait for one process, the last of them longer than a verdict may take."""
+    async with sandboxed(processes=1) as sandbox:
+        assert set(outcomes(await sandbox.judge("a problem", ["sleep"] * 30))) == {"right"}
+
+
+async def test_calls_at_the_same_time_get_their_own_verdicts() -> None:
+    async with sandboxed() as sandbox:
+        calls = [[f"{call}/{i}" for i in range(call)] for call in range(30)]
+        answers = await asyncio.gather(*(sandbox.judge(call, texts) for call, texts in enumerate(calls)))
+    assert [[verdict.answer for verdict in verdicts] for verdicts in answers] == calls
+
+
+async def test_no_process_is_started_per_response_and_worn_out_ones_are_replaced() -> None:
+    async with sandboxed(processes=1, recycle_after=100) as sandbox:
+        verdicts = await sandbox.judge("a problem", [f"text {i}" for i in range(300)])
+    judges = Counter(verdict.reason for verdict in verdicts)
+    assert 2 <= len(judges) <= 4
+    assert max(judges.values()) < 100 + 64  # the batch that it is at is ended
+
+
+async def test_texts_of_any_kind_and_length_travel() -> None:
+    texts = ["", "\ud800 half a pair", "\0", "∫" * 300_000, "\"}]'"]
+    async with sandboxed() as sandbox:
+        verdicts = await sandbox.judge({"any": ("problem",)}, texts)
+    assert [verdict.answer for verdict in verdicts] == [text[:4000] for text in texts]
+
+
+async def test_where_many_are_judged_at_once_one_failure_is_one_failure() -> None:
+    async with sandboxed("in_batches", processes=1) as sandbox:
+        texts = [f"text {i}" for i in range(40)]
+        for deed, outcome in (
+            ("raise_value_error", "error"),
+            ("hang", "timeout"),
+            ("exit_at_once", "error"),
+            ("give_none", "error"),
+        ):
+            verdicts = await sandbox.judge("a problem", [*texts, deed, *texts])
+            assert outcomes(verdicts) == ["wrong"] * 40 + [outcome] + ["wrong"] * 40, deed
+        # All but the one that asks for it are judged alone when the number is not right; that one is then as well.
+        assert outcomes(await sandbox.judge("a problem", [*texts, "one_too_few"])) == ["wrong"] * 41
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("unbuildable", "ImportError: no module named nowhere"),
+        ("unbuildable_for_ever", "the verifier was not ready after 1 s"),
+        ("unbuildable_for_memory", "MemoryError"),
+        ("not_there", "AttributeError: module 'tests.reward.sandbox.verifiers' has no attribute 'not_there'"),
+    ],
+)
+async def test_what_cannot_be_started_says_why(factory: str, reason: str) -> None:
+    with pytest.raises(SandboxError, match=reason):
+        async with sandboxed(factory, start_timeout_s=1.0 if "ever" in factory else 60.0):
+            raise AssertionError("it started")
+
+
+async def test_what_cannot_be_started_any_more_gives_errors_and_does_not_wait(tmp_path: Path) -> None:
+    """Somebody edits the verifier during the run."""
+    module = tmp_path / "short_lived.py"
+    module.write_text("from tests.reward.sandbox.verifiers import one_by_one\n")
+    short_lived = Recipe("short_lived:one_by_one", search_path=(str(tmp_path),))
+    async with Sandbox(short_lived, LIMITS, processes=1) as sandbox:
+        module.write_text("import nowhere\n")
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        verdicts = await sandbox.judge("a problem", ["exit_at_once", "another"])
+        assert outcomes(verdicts) == ["error", "error"]
+        assert (
+            "cannot be started any more: ModuleNotFoundError: No module named 'nowhere'" in verdicts[1].reason
+        )
+        assert outcomes(await sandbox.judge("a problem", ["later"])) == ["error"]
+
+
+async def test_verifier_processes_hold_no_engine(tmp_path: Path) -> None:
+    """They are many, and start often."""
+    (tmp_path / "looking.py").write_text(
+        "import sys\n"
+        "from cluster.contracts import Verdict\n"
+        "from reward.judges import task_judge\n"
+        "class Looking:\n"
+        "    batched = False\n"
+        "    def judge(self, problem, response):\n"
+        "        heavy = {'torch', 'ray', 'vllm', 'transformers', 'deepspeed', 'datasets'} & set(sys.modules)\n"
+        "        return Verdict('right', 1.0, ' '.join(heavy), '')\n"
+        "def make():\n"
+        "    task_judge('countdown', {}, ())\n"
+        "    return Looking()\n"
+    )
+    async with Sandbox(Recipe("looking:make", search_path=(str(tmp_path),)), Limits(), 1) as sandbox:
+        assert (await sandbox.judge(None, [""]))[0].answer == ""

@@ -1,0 +1,70 @@
+"""What docs/rewards.md shows works as it is shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.config import RunConfig
+from cluster.config_loading import load_config
+from cluster.preflight import preflight
+from reward.scorers import make_scorer
+from reward.tasks import build_task, task_class
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
+    assert found, f"the document shows no {language}"
+    return found
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """The files of the example, in the working directory, with a model that is not there yet."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_rewards.py").write_text(blocks("python")[0])
+    (tmp_path / "sums.jsonl").write_text(blocks("json")[0])
+    (tmp_path / "sums.yaml").write_text(blocks("yaml")[0])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    small = ["rollout.cpus_per_worker=0.1", "learner.cpus_per_rank=0.1", "reward.cpus_per_worker=0.1"]
+    loaded = load_config(tmp_path / "sums.yaml", ["model.source=./model", *small])
+    assert not loaded.problems
+    monkeypatch.setattr("cluster.preflight._prompt_tokens", lambda config, task, problems: [50])
+    return loaded.config
+
+
+def test_the_example_passes_its_check(example: RunConfig) -> None:
+    assert preflight(example) == []
+    task = build_task("python", example.task.options)
+    assert len(task.problems("train")) + len(task.problems("held_out")) == 3
+
+
+async def test_the_examples_verifier_judges(example: RunConfig) -> None:
+    scorer = make_scorer(example.task, example.reward, ["."], trial=True)
+    await scorer.start()
+    right, wrong, nothing = await scorer.judge(
+        {"prompt": "What is 17 + 25?", "answer": "42"}, ["17 + 25 = 42\nAnswer: 42", "Answer: 43", ""]
+    )
+    await scorer.close()
+    assert (right.outcome, right.reward, right.answer) == ("right", 1.0, "42")
+    assert (wrong.outcome, wrong.reward, wrong.answer) == ("wrong", 0.0, "43")
+    assert nothing.outcome == "wrong"
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_every_configuration_that_is_shown_is_one(text: str) -> None:
+    config = RunConfig.model_validate(yaml.safe_load(text))
+    task_class(config.task.name).Options.model_validate(config.task.options)
+
+
+def test_every_option_of_the_data_is_explained() -> None:
+    from reward.dataset.options import DatasetOptions
+
+    for name in DatasetOptions.model_fields:
+        assert f"`{name}`" in DOCUMENT, name

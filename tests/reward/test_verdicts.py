@@ -1,0 +1,86 @@
+"""What a user's verifier gives back, and what that means. Nothing unexpected becomes a 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.contracts import Verdict
+from reward.verdicts import number_of, verdict_of
+
+
+@pytest.mark.parametrize(
+    ("returned", "verdict"),
+    [
+        (True, Verdict("right", 1.0, None, "")),
+        (False, Verdict("wrong", 0.0, None, "")),
+        (1, Verdict("right", 1.0, None, "")),
+        (0.7, Verdict("wrong", 0.7, None, "")),
+        (-3, Verdict("wrong", -3.0, None, "")),
+        (np.float32(0.5), Verdict("wrong", 0.5, None, "")),
+        (np.bool_(True), Verdict("right", 1.0, None, "")),
+        (np.array(1.0), Verdict("right", 1.0, None, "")),
+        ({"reward": 0.5}, Verdict("wrong", 0.5, None, "")),
+        ({"reward": 0.5, "outcome": "right", "answer": "7", "reason": "r"}, Verdict("right", 0.5, "7", "r")),
+        ({"outcome": "right"}, Verdict("right", 1.0, None, "")),
+        ({"outcome": "wrong"}, Verdict("wrong", 0.0, None, "")),
+        ({"outcome": "error", "reason": "no access"}, Verdict("error", 0.0, None, "no access")),
+        (Verdict("right", 2.0, "a", "b"), Verdict("right", 2.0, "a", "b")),
+    ],
+)
+def test_what_is_meant(returned: Any, verdict: Verdict) -> None:
+    assert verdict_of(returned, right_from=1.0) == verdict
+
+
+def test_how_much_is_right_is_a_setting() -> None:
+    assert verdict_of(0.5, right_from=0.5).outcome == "right"
+    assert verdict_of({"reward": 0.4}, right_from=0.5).outcome == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, "returned None, which is no reward"),
+        ("1.0", "returned '1.0', which is no reward"),
+        ([1.0], r"returned \[1.0\], which is no reward"),
+        (1j, "returned 1j, which is no reward"),
+        (float("nan"), "returned the reward nan"),
+        (float("-inf"), "returned the reward -inf"),
+        (np.float64("nan"), "returned the reward nan"),
+        (np.array([1.0, 2.0]), "size 1"),
+        ("x" * 10**6, "'x+…, which is no reward"),
+        ({}, "without a reward or an outcome"),
+        ({"reward": None}, "without a reward or an outcome"),
+        ({"reward": "1"}, "reward: "),
+        ({"reward": float("nan")}, "reward: "),
+        ({"reward": 1, "outcome": "perhaps"}, "outcome: input should be 'right'"),
+        ({"score": 1}, "score: extra inputs are not permitted"),
+        ({"reward": 1, "answer": 7}, "answer: input should be a valid string"),
+    ],
+)
+def test_what_means_nothing_is_refused(returned: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        verdict_of(returned, right_from=1.0)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just("reward"), inner),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize("reading", [lambda value: verdict_of(value, 1.0).reward, number_of])
+@given(returned=anything)
+def test_whatever_is_returned_gives_a_finite_reward_or_a_value_error(
+    reading: Callable[[Any], float], returned: Any
+) -> None:
+    try:
+        assert abs(reading(returned)) < float("inf")
+    except ValueError:
+        assert not isinstance(returned, bool)
