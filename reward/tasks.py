@@ -8,7 +8,10 @@ from typing import Any
 
 from reward.task import Task
 
-_TASKS = {"countdown": "reward.countdown.task:CountdownTask"}
+_TASKS = {
+    "countdown": "reward.countdown.task:CountdownTask",
+    "telelogs": "reward.telelogs.task:TeleLogsTask",
+}
 
 
 def task_names() -> list[str]:
