@@ -138,6 +138,7 @@ def test_what_everybody_imports_is_light(module: str) -> None:
         "learner.batching",
         "learner.prefix_support",
         "cluster.pass_at_k",
+        "cluster.majority",
         "cluster.evaluation_report",
         "cluster.export_plan",
     ],

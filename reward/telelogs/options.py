@@ -26,7 +26,7 @@ PUBLISHED = tuple(Option(label, label) for label in LABELS)
 
 
 def randomised_options(right: str, rng: random.Random) -> tuple[Option, ...]:
-    """Five to eight causes in any order, `right` (C1 … C8) among them, under other labels: either digits alone, or letters
+    """Five to eight causes in any order, `right` (C1 … C8) among them, under other labels: digits, or letters
     with digits.
 
     No label is one of C1 … C8, so that an answer known by heart is never right by accident (ours).

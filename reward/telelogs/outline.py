@@ -43,7 +43,7 @@ _SITES = (
 
 
 def draw_outline(size: Size, rng: random.Random) -> Outline:
-    """`full` is as large as the published problems, ten rows and six to eight cells; `compact` five rows, four cells."""
+    """`full` is as large as the published problems, ten rows and six to eight cells; `compact` has five and four."""
     heading = rng.uniform(0, 360)
     if size == "compact":
         return Outline((2, 1, 1), rows=5, approach_rows=0, neighbours=3, largest_pci=99, heading_deg=heading)

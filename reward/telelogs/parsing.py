@@ -175,5 +175,5 @@ def _read_compact(text: str) -> ReadQuestion:
 def _compact_row(fields: Sequence[str]) -> ReadRow:
     speed, serving, rsrp, throughput, *pairs, rbs = fields
     listed = zip(pairs[::2], pairs[1::2], strict=True)
-    neighbours = tuple((int(pci), float(dbm)) for pci, dbm in listed if pci != "-")
+    neighbours = tuple((int(pci), float(dbm)) for pci, dbm in listed if set(pci) != {"-"})
     return ReadRow(None, float(speed), int(serving), float(rsrp), float(throughput), neighbours, float(rbs))

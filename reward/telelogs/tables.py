@@ -116,23 +116,30 @@ def cell_table(cells: Sequence[Cell], place: Place) -> str:
 
 
 def compact_drive_table(rows: Sequence[Row], cells: Sequence[Cell], neighbours: int) -> str:
-    """Speed, serving PCI and RSRP, throughput, pairs of PCI and RSRP of the neighbours, resource blocks; all whole."""
+    """Speed, serving PCI and RSRP, throughput, pairs of PCI and RSRP of the neighbours, resource blocks; all whole.
+
+    Every number of a column has the same width: that is easier for character-level models, and the length of a
+    question, which would tell strong signals from weak ones, tells nothing.
+    """
     lines = []
     for row in rows:
-        pairs = [f"{cells[j].pci} {dbm:.0f}" for j, dbm in row.neighbours]
-        pairs += [f"{MISSING} {MISSING}"] * (neighbours - len(pairs))
-        measured = (
-            f"{row.speed_kmh:.0f} {cells[row.serving].pci} {row.rsrp_dbm:.0f} {row.throughput_mbps:.0f}"
-        )
-        lines.append(f"{measured} {' '.join(pairs)} {row.rbs:.0f}")
+        pairs = [_compact_pair(cells[j].pci, dbm) for j, dbm in row.neighbours]
+        pairs += [f"{MISSING * 2} {MISSING * 4}"] * (neighbours - len(pairs))
+        serving = _compact_pair(cells[row.serving].pci, row.rsrp_dbm)
+        measured = f"{row.speed_kmh:02.0f} {serving} {row.throughput_mbps:03.0f}"
+        lines.append(f"{measured} {' '.join(pairs)} {row.rbs:03.0f}")
     return "\n".join(lines)
+
+
+def _compact_pair(pci: int, dbm: float) -> str:
+    return f"{pci:02d} {dbm:04.0f}"
 
 
 def compact_cell_table(cells: Sequence[Cell], rows: Sequence[Row], names: Sequence[str]) -> str:
     """PCI, site (of `names`), metres from the middle of the drive, height, whole downtilt, vertical beamwidth."""
     x_m, y_m = fmean(row.x_m for row in rows), fmean(row.y_m for row in rows)
     return "\n".join(
-        f"{cell.pci} {names[cell.gnodeb]} {cell.distance_m(x_m, y_m):.0f} {cell.height_m} {cell.tilt_deg} "
-        f"{cell.beamwidth_deg}"
+        f"{cell.pci:02d} {names[cell.gnodeb]} {cell.distance_m(x_m, y_m):04.0f} {cell.height_m} {cell.tilt_deg:02d} "
+        f"{cell.beamwidth_deg:02d}"
         for cell in cells
     )
