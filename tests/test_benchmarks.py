@@ -20,7 +20,7 @@ def run(script: str, *options: str) -> str:
     return process.stdout
 
 
-@pytest.mark.parametrize("script", ["learner_speed.py", "logprob_memory.py"])
+@pytest.mark.parametrize("script", ["learner_speed.py", "logprob_memory.py", "telelogs_problems.py"])
 def test_small_sizes_give_a_report(script: str, tmp_path: Path) -> None:
     run(script, "--smoke", "--output", str(tmp_path / "report.json"))
     report = json.loads((tmp_path / "report.json").read_text())
@@ -28,6 +28,8 @@ def test_small_sizes_give_a_report(script: str, tmp_path: Path) -> None:
     for case in report.get("cases", {}).values():
         assert all(seconds > 0 for seconds in case["median_s"].values())
         assert all(ratio > 0 for ratio in case["ratios"].values())
+    for kind in report.get("kinds", {}).values():
+        assert kind["solved_share"] >= 0.9
     if "ways" in report:
         assert report["ways"].keys() == {"chunked", "whole"}
 
