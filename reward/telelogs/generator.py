@@ -62,8 +62,7 @@ def generate(recipe: Recipe, index: int) -> Problem:
     """The problem at `index`, which may be any."""
     rng = random.Random(f"telelogs {recipe.seed} {recipe.split} {index}")
     cause = _cause(recipe, index)
-    while split_of((place := _draw_place(rng)).key, recipe.held_out_share) != recipe.split:
-        pass
+    place = _draw_place(recipe, rng)
     outline = draw_outline("full" if recipe.style == "full" else "compact", rng)
     scenario, rows = draw_scenario(cause, outline, rng)
     options = randomised_options(cause, rng) if recipe.randomised_labels else PUBLISHED
@@ -85,13 +84,18 @@ def _cause(recipe: Recipe, index: int) -> str:
     return rng.sample(LABELS, len(LABELS))[place]
 
 
-def _draw_place(rng: random.Random) -> Place:
-    """Somewhere between 25 and 50 degrees north, in 2024 or 2025, by day or night."""
+def _draw_place(recipe: Recipe, rng: random.Random) -> Place:
+    """Somewhere between 25 and 50 degrees north, in 2024 or 2025, by day or night; sites of the recipe's split only."""
+    sites: list[int] = []
+    while len(sites) < _MAX_SITES:
+        gnodeb = rng.randrange(1_000_000, 10_000_000)
+        if split_of(str(gnodeb), recipe.held_out_share) == recipe.split and gnodeb not in sites:
+            sites.append(gnodeb)
     return Place(
         longitude=rng.uniform(-10, 140),
         latitude=rng.uniform(25, 50),
         start=_FIRST_DAY + datetime.timedelta(milliseconds=rng.randrange(2 * 365 * 86_400_000)),
-        gnodeb_ids=tuple(rng.sample(range(1_000_000, 10_000_000), _MAX_SITES)),
+        gnodeb_ids=tuple(sites),
     )
 
 

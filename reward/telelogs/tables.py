@@ -55,11 +55,6 @@ class Place:
     gnodeb_ids: tuple[int, ...]
     """By site; at least as many as there are."""
 
-    @property
-    def key(self) -> str:
-        """What makes two networks the same one."""
-        return f"{self.longitude:.6f} {self.latitude:.6f} {' '.join(map(str, self.gnodeb_ids))}"
-
     def coordinates(self, x_m: float, y_m: float) -> tuple[str, str]:
         """Longitude and latitude of a point, in degrees, to a centimetre."""
         latitude = self.latitude + y_m / _METRES_PER_DEGREE

@@ -32,7 +32,7 @@ class TeleLogsOptions(BaseModel):
     """How many are generated to train on; of `data`, at most so many are taken."""
     held_out_problems: Annotated[int, Field(ge=1)] = 864
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """A problem is held out by the hash of its network (generated), or of its question (`data` without own splits)."""
+    """By the hash of the gNodeB IDs (generated), or of the question (`data` without splits of its own)."""
     seed: int = 0
     """Of the generated problems, and of the randomised labels."""
 
