@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--problems", type=int, default=4000, help="of each kind")
+    parser.add_argument("--problems", type=int, default=2000, help="of each kind")
     parser.add_argument("--tokenizer", type=Path, help="a directory with a tokenizer.json")
     parser.add_argument("--smoke", action="store_true", help="few problems, to see that it works")
     parser.add_argument("--output", type=Path)

@@ -1,5 +1,4 @@
-"""Reads the published problems, or others of the same form, from where the user has them. They are never part of this
-repository: the hub asks everybody to accept the data set's terms.
+"""Makes problems of rows that the user has: validated, split, and with randomised labels where that is asked.
 
 A row has the fields `question` and `answer` (C1 … C8); other fields are ignored. Every mistake is one line that names
 the row.
@@ -7,30 +6,20 @@ the row.
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from reward.telelogs.causes import LABELS
 from reward.telelogs.options import PUBLISHED, Option, printed_label, randomised_options
 from reward.telelogs.problem import Problem, Split, split_of
+from reward.telelogs.sources import RawRows, read_source
 
 FIELDS = ("question", "answer")
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 # What files and splits are called, by the split that they are for us.
-_SPLIT_NAMES: Mapping[str, Split] = {
-    "train": "train",
-    "test": "held_out",
-    "validation": "held_out",
-    "held_out": "held_out",
-}
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SPLIT_NAMES: Mapping[str, Split] = {"train": "train", "test": "held_out"}
 # The list of causes: eight lines, one right after the other.
 _LIST_OF_CAUSES = re.compile("".join(rf"^ *{label} *[:.)] *(\S.*)\n" for label in LABELS), re.MULTILINE)
 
@@ -57,7 +46,7 @@ def load_problems(
     Raises:
         ValueError: there is nothing to read, or a row is not as it should be.
     """
-    parts = _read(source)
+    parts = read_source(source)
     if len({_SPLIT_NAMES.get(name) for name in parts} - {None}) == 2:
         by_split: dict[Split, list[Row]] = {"train": [], "held_out": []}
         for name, rows in parts.items():
@@ -74,90 +63,7 @@ def load_problems(
     return [_problem(row, randomise_seed) for row in chosen]
 
 
-_Raw = Iterable[tuple[str, Mapping[str, Any]]]  # where it stood, and the row
-
-
-def _read(source: str) -> dict[str, _Raw]:
-    """The parts of a source by name: `train` and `test`, or one with the source's own name."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        return {path.stem: _read_file(path)}
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-        if not files:
-            raise ValueError(f"{source}: no {', '.join(SUFFIXES)} file in this directory")
-        return {_part_name(file): _read_file(file) for file in files}
-    if _HUB_ID.fullmatch(source):
-        return _read_hub(source)
-    raise ValueError(f"{source}: there is no such file, and it is not a hub id like netop/TeleLogs")
-
-
-def _part_name(file: Path) -> str:
-    """`train` of `train-00000-of-00001.parquet` or `telelogs_train.jsonl`; else the whole name."""
-    words = re.split(r"[-_.\s]", file.stem.lower())
-    return next((name for name in _SPLIT_NAMES if name in words), file.stem)
-
-
-def _read_file(file: Path) -> _Raw:
-    if file.suffix not in SUFFIXES:
-        raise ValueError(f"{file}: it is none of {', '.join(SUFFIXES)}")
-    if file.suffix == ".parquet":
-        return _read_parquet(file)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    if file.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True))
-        return ((f"{file}, row {n}", row) for n, row in enumerate(reader, start=1))
-    if file.suffix == ".jsonl":
-        lines = ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
-        return ((f"{file}, line {n}", _json(line, f"{file}, line {n}")) for n, line in lines)
-    rows = _json(text, str(file))
-    if not isinstance(rows, list):
-        raise ValueError(f"{file}: not a list of rows")
-    return ((f"{file}, row {n}", row) for n, row in enumerate(rows, start=1))
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
-
-
-def _read_parquet(file: Path) -> _Raw:
-    from datasets import Dataset  # slow to import
-
-    try:
-        rows = Dataset.from_parquet(str(file))
-    except Exception as error:  # whatever its readers raise is about the file
-        raise ValueError(f"{file}: not to be read as Parquet ({_one_line(error)})") from error
-    return ((f"{file}, row {n}", row) for n, row in enumerate(rows, start=1))
-
-
-def _read_hub(source: str) -> dict[str, _Raw]:
-    from datasets import load_dataset  # slow to import
-
-    try:
-        parts = load_dataset(source)
-    except Exception as error:  # of many kinds: no network, no access, no such data set
-        raise ValueError(
-            f"{source}: could not be loaded from the hub ({_one_line(error)}); accept its terms there and log in with "
-            "`hf auth login`, or name a file that you have"
-        ) from error
-    return {name: _numbered(f"{source}, {name}", rows) for name, rows in parts.items()}
-
-
-def _numbered(name: str, rows: Iterable[Mapping[str, Any]]) -> _Raw:
-    return ((f"{name} row {n}", row) for n, row in enumerate(rows, start=1))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _valid(rows: _Raw) -> Iterator[Row]:
+def _valid(rows: RawRows) -> Iterator[Row]:
     """Rows as they should be, or ValueError for the first that is not."""
     for where, row in rows:
         if not isinstance(row, Mapping):

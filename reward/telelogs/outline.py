@@ -8,6 +8,9 @@ from typing import Literal
 
 Size = Literal["full", "compact"]
 
+# How often a problem has what another cause would look like at first sight (ours).
+LOOKALIKE_SHARE = 0.4
+
 
 @dataclass(frozen=True, slots=True)
 class Outline:

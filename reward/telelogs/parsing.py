@@ -46,9 +46,15 @@ class ReadQuestion:
     cells: Mapping[int, ReadCell]
     """By PCI."""
 
+    def serving_cell(self, row: ReadRow) -> ReadCell:
+        """ValueError if the table does not have it."""
+        if row.serving not in self.cells:
+            raise ValueError(f"no cell of the table has the serving PCI {row.serving}")
+        return self.cells[row.serving]
+
     def distance_m(self, row: ReadRow) -> float:
         """From the serving cell to the car, on the ground."""
-        cell = self.cells[row.serving]
+        cell = self.serving_cell(row)
         if cell.distance_m is not None:
             return cell.distance_m
         if cell.position is None or row.position is None:

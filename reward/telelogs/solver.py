@@ -51,10 +51,11 @@ def _offsets_db(question: ReadQuestion) -> Mapping[int, float]:
     return {pci: fmean(offsets) for pci, offsets in seen.items() if 2 * len(offsets) >= len(low)}
 
 
-def _serving_most(question: ReadQuestion) -> int:
-    """The PCI that serves most of the low rows."""
-    served = [row.serving for row in _low_rows(question)]
-    return max(set(served), key=served.count)
+def _typical_row(question: ReadQuestion) -> ReadRow:
+    """A low row with the cell that serves most of them."""
+    low = _low_rows(question)
+    served = [row.serving for row in low]
+    return max(low, key=lambda row: served.count(row.serving))
 
 
 def _too_fast(question: ReadQuestion) -> bool:
@@ -79,7 +80,7 @@ def _tilted_too_much(question: ReadQuestion) -> bool:
     low = _low_rows(question)
 
     def excess_deg(row: ReadRow) -> float:
-        cell = question.cells[row.serving]
+        cell = question.serving_cell(row)
         below_horizon = math.degrees(math.atan((cell.height_m - _PHONE_HEIGHT_M) / question.distance_m(row)))
         return cell.tilt_deg - cell.beamwidth_deg / 2 - below_horizon
 
@@ -88,7 +89,7 @@ def _tilted_too_much(question: ReadQuestion) -> bool:
 
 
 def _colliding(question: ReadQuestion) -> bool:
-    serving = _serving_most(question)
+    serving = _typical_row(question).serving
     return any(
         offset > -causes.COLLISION_DB and pci % causes.PCI_MODULUS == serving % causes.PCI_MODULUS
         for pci, offset in _offsets_db(question).items()
@@ -100,7 +101,7 @@ def _better_neighbour(question: ReadQuestion) -> bool:
 
 
 def _overlapping(question: ReadQuestion) -> bool:
-    site = question.cells[_serving_most(question)].site
+    site = question.serving_cell(_typical_row(question)).site
     overlapping = [
         pci
         for pci, offset in _offsets_db(question).items()

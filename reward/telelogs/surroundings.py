@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from reward.telelogs import radio
-from reward.telelogs.causes import DEFAULT_DIGITAL_TILT, DEFAULT_DIGITAL_TILT_DEG, PCI_MODULUS
+from reward.telelogs.causes import DEFAULT_DIGITAL_TILT, DEFAULT_DIGITAL_TILT_DEG
+from reward.telelogs.identifiers import draw_colliding, numbered, with_pcis
 from reward.telelogs.network import Cell
-from reward.telelogs.outline import Outline
+from reward.telelogs.outline import LOOKALIKE_SHARE, Outline
 
 # What buildings may add to a cell's RSRP (ours; TR 38.901 has a standard deviation of 7.8 dB). Below is a blocked way.
 GAIN_RANGE_DB = (-18.0, 12.0)
 SHADOWING_DB = 6.0
-# How often a problem has what another cause would look like at first sight (ours).
-LOOKALIKE_SHARE = 0.4
 
 _TRIES_PER_SITE = 8
 _SCENARIOS = {6: ("DEFAULT", *(f"SCENARIO_{n}" for n in range(1, 6))), 12: (), 25: ()}
@@ -60,8 +59,8 @@ def draw_surroundings(label: str, outline: Outline, rng: random.Random) -> Surro
         cells += drawn[0]
         gains += drawn[1]
     weak = [j for j, cell in enumerate(cells) if cell.rsrp_dbm(0, 0) + gains[j] < level - 16]
-    colliding = _colliding(label, strong, [j for j in weak if cells[j].gnodeb != own[0].gnodeb], rng)
-    named = _numbered(_with_pcis(cells, colliding, outline.largest_pci, rng), rng)
+    colliding = draw_colliding(label, strong, [j for j in weak if cells[j].gnodeb != own[0].gnodeb], rng)
+    named = numbered(with_pcis(cells, colliding, outline.largest_pci, rng), rng)
     return Surroundings(tuple(named), tuple(gains), tuple(strong))
 
 
@@ -202,38 +201,6 @@ def _split_tilt(tilt_deg: int, rng: random.Random) -> tuple[int, int]:
     if digital == DEFAULT_DIGITAL_TILT_DEG and rng.random() < 0.8:
         return tilt_deg - digital, DEFAULT_DIGITAL_TILT
     return tilt_deg - digital, digital
-
-
-def _colliding(label: str, strong: Sequence[int], weak: Sequence[int], rng: random.Random) -> frozenset[int]:
-    """Cells that have the serving cell's PCI modulo 30: a strong neighbour in C6, and now and then one too weak to
-    matter in any."""
-    lookalike = [rng.choice(weak)] if weak and rng.random() < LOOKALIKE_SHARE else []
-    return frozenset([*(strong[:1] if label == "C6" else []), *lookalike])
-
-
-def _with_pcis(
-    cells: Sequence[Cell], colliding: frozenset[int], largest_pci: int, rng: random.Random
-) -> list[Cell]:
-    """Different PCIs, such that with the sectors of the serving site only `colliding` ones collide."""
-    own_site = cells[0].gnodeb
-    free = set(range(largest_pci + 1))
-    own: set[int] = set()  # remainders of the serving site
-    pcis: list[int] = []
-    for j, cell in enumerate(cells):
-        wanted = {pcis[0] % PCI_MODULUS} if j in colliding else set(range(PCI_MODULUS)) - own
-        while (pci := rng.randint(0, largest_pci)) not in free or pci % PCI_MODULUS not in wanted:
-            pass
-        pcis.append(pci)
-        free.remove(pci)
-        if cell.gnodeb == own_site:
-            own.add(pci % PCI_MODULUS)
-    return [replace(cell, pci=pci) for cell, pci in zip(cells, pcis, strict=True)]
-
-
-def _numbered(cells: Sequence[Cell], rng: random.Random) -> list[Cell]:
-    """With the numbers within each site in any order: they must not tell who serves."""
-    numbers = {site: rng.sample(range(3), 3) for site in {cell.gnodeb: None for cell in cells}}
-    return [replace(cell, number=numbers[cell.gnodeb][cell.number]) for cell in cells]
 
 
 def _shadowing(rng: random.Random) -> float:

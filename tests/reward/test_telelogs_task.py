@@ -150,6 +150,13 @@ def test_a_directory_with_a_train_and_a_test_file_keeps_its_splits(tmp_path: Pat
     assert [p.question for p in built.problems("held_out")] == [row["question"] for row in ROWS[28:]]
 
 
+def test_a_split_may_be_in_several_files(tmp_path: Path) -> None:
+    for n in range(3):
+        write_jsonl(tmp_path / f"train-0000{n}-of-00003.jsonl", ROWS[10 * n : 10 * n + 10])
+    write_jsonl(tmp_path / "test.jsonl", ROWS[30:])
+    assert len(task(data=str(tmp_path)).problems("train")) == 30
+
+
 def test_the_number_of_problems_is_limited_as_asked(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", ROWS[:30])
     write_jsonl(tmp_path / "test.jsonl", ROWS[30:])
