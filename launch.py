@@ -196,8 +196,9 @@ def check(config_file: ConfigFile, overrides: Overrides = None, address: Address
 
 @app.command()
 def tasks() -> None:
-    """List the tasks, each with an example."""
+    """List the tasks, each with a prompt, a right and a wrong answer."""
     from reward.dataset.rows import DatasetProblems
+    from reward.task import GeneratedTask, shown
     from reward.tasks import build_task, task_names
 
     for name in task_names():
@@ -205,10 +206,14 @@ def tasks() -> None:
         if isinstance(task, DatasetProblems):
             typer.echo(f"{name}: prompts of your own, from a data set; see docs/rewards.md")
             continue
-        typer.echo(
-            f"{name}: {len(task.problems('train'))} training, {len(task.problems('held_out'))} held-out problems"
-        )
-        typer.echo(f"  for example: {task.render(task.problems('train')[0])!r}")
+        train, held_out = task.problems("train"), task.problems("held_out")
+        typer.echo(f"{name}: {len(train)} training, {len(held_out)} held-out problems")
+        typer.echo(f"  for example: {shown(task.render(train[0]))}")
+        if isinstance(task, GeneratedTask):
+            example = task.example(train[0])
+            for response in (example.right, example.wrong):
+                verdict = task.verify(train[0], response)
+                typer.echo(f"  {verdict.outcome}: {response}  ({verdict.reason})")
 
 
 def arithmetic(config: RunConfig) -> str:

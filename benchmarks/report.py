@@ -111,7 +111,8 @@ def write_cases(name: str, cases: Mapping[str, Mapping[str, Any]], output: Path 
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for case, found in cases.items():
         report[case] = conditions() | found
-        print(f"  {found.get('targets') or found.get('ratios')}")
+        if summary := found.get("targets") or found.get("ratios"):
+            print(f"  {summary}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"  written to {path}", flush=True)

@@ -21,7 +21,7 @@ from cluster.config_loading import Problem, validate
 from cluster.learner_checks import check_adapters, check_learner
 from cluster.models import locate, ready_directory
 from cluster.objective_checks import check_objective
-from cluster.starter import RECIPE
+from cluster.starter import recipe_of, starter_tasks
 from learner.prefix_support import prefix_obstacle
 from reward.dataset.rows import DatasetProblems
 from reward.task import RemoteTask, Task
@@ -53,11 +53,12 @@ def check_arithmetic(config: RunConfig) -> Iterator[Problem]:
             f"{rollout.max_workers}",
             "start with a number between them",
         )
-    if config.model.source == "starter" and config.model.max_context_tokens > RECIPE.max_tokens:
+    limit = recipe_of(config.task.name).max_tokens
+    if config.model.source == "starter" and config.model.max_context_tokens > limit:
         yield Problem(
             "model.max_context_tokens",
-            f"{config.model.max_context_tokens} is more than the {RECIPE.max_tokens} that the starter model can take",
-            f"lower it to {RECIPE.max_tokens}",
+            f"{config.model.max_context_tokens} is more than the {limit} that the starter model can take",
+            f"lower it to {limit}",
         )
     if rollout.max_response_tokens >= config.model.max_context_tokens:
         yield Problem(
@@ -119,8 +120,11 @@ def check_model(config: RunConfig) -> Iterator[Problem]:
         locate(config.model)
     except ValueError as error:
         yield Problem("model.source", str(error), "name a directory, a hub id, a .gguf file, or starter")
-    if config.model.source == "starter" and config.task.name != "countdown":
-        yield Problem("model.source", "the starter model knows Countdown only", "name another model")
+    if config.model.source == "starter" and config.task.name not in starter_tasks():
+        known = ", ".join(starter_tasks())
+        yield Problem(
+            "model.source", f"there is no starter model for it (but for {known})", "name another model"
+        )
 
 
 def check_context(config: RunConfig) -> Iterator[Problem]:

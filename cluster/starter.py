@@ -1,18 +1,22 @@
-"""The starter model: so small that it trains on two CPU cores, and so bad at Countdown that its rewards are sparse.
+"""The starter models: so small that they train on two CPU cores, and so bad at their task that its rewards are sparse.
 
-It has seen well-formed responses to training puzzles, most of them wrong, and no held-out puzzle.
+One has seen well-formed responses to training problems, most of them wrong, and no held-out problem.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.config import TaskConfig
-from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
+from reward.countdown import prompts as countdown_prompts
 from reward.countdown.task import CountdownOptions, CountdownTask
-from reward.countdown.warmup import warmup_examples
+from reward.countdown.warmup import warmup_examples as countdown_examples
+from reward.telelogs import prompts as telelogs_prompts
+from reward.telelogs.task import TeleLogsOptions, TeleLogsTask
+from reward.telelogs.warmup import warmup_examples as telelogs_examples
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,45 +38,86 @@ class StarterRecipe:
 
 
 RECIPE = StarterRecipe()
+"""For Countdown."""
+# Its questions are ten times as long and its answers one label: fewer steps, which learn the form and nothing else.
+TELELOGS_RECIPE = StarterRecipe(examples=3_200, max_tokens=512, steps=100, batch_size=32)
 
 
-def starter_recipe(task: TaskConfig) -> dict[str, Any]:
-    """Everything that the starter model depends on."""
-    return {"recipe": asdict(RECIPE), "task": CountdownOptions(**task.options).model_dump()}
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What a starter model of a task learns from."""
+
+    examples: list[tuple[str, str]]
+    characters: str
+    added_tokens: tuple[str, ...]
 
 
-def build_starter(task: TaskConfig, directory: Path, progress: Any) -> None:
-    """Train the starter model for the configured Countdown puzzles and save it in `directory`."""
-    from learner.supervised import train_starter
-
-    options = CountdownOptions(**task.options)
-    examples = warmup_examples(
-        CountdownTask(options).problems("train"),
+def _countdown(options: Mapping[str, Any]) -> _Lesson:
+    read = CountdownOptions(**options)
+    examples = countdown_examples(
+        CountdownTask(read).problems("train"),
         RECIPE.examples,
         RECIPE.seed,
         right_share=RECIPE.right_share,
         max_tries=RECIPE.max_tries,
         repeat_share=RECIPE.repeat_share,
-        held_out_share=options.held_out_share,
+        held_out_share=read.held_out_share,
     )
+    return _Lesson(examples, countdown_prompts.COMPACT_CHARACTERS, countdown_prompts.ANSWER_TAGS)
+
+
+def _telelogs(options: Mapping[str, Any]) -> _Lesson:
+    recipe = TELELOGS_RECIPE
+    problems = TeleLogsTask(TeleLogsOptions(**options)).problems("train")
+    examples = telelogs_examples(problems, recipe.examples, recipe.seed, right_share=recipe.right_share)
+    return _Lesson(examples, telelogs_prompts.COMPACT_CHARACTERS, telelogs_prompts.ANSWER_TAGS)
+
+
+_LESSONS: Mapping[str, Callable[[Mapping[str, Any]], _Lesson]] = {
+    "countdown": _countdown,
+    "telelogs": _telelogs,
+}
+
+
+def starter_tasks() -> list[str]:
+    """The tasks that there is a starter model for."""
+    return sorted(_LESSONS)
+
+
+def recipe_of(task_name: str) -> StarterRecipe:
+    return TELELOGS_RECIPE if task_name == "telelogs" else RECIPE
+
+
+def starter_recipe(task: TaskConfig) -> dict[str, Any]:
+    """Everything that the starter model depends on."""
+    options = TeleLogsOptions if task.name == "telelogs" else CountdownOptions
+    return {"recipe": asdict(recipe_of(task.name)), "task": options(**task.options).model_dump()}
+
+
+def build_starter(task: TaskConfig, directory: Path, progress: Any) -> None:
+    """Train the starter model for the configured problems and save it in `directory`."""
+    from learner.supervised import train_starter
+
+    recipe = recipe_of(task.name)
+    lesson = _LESSONS[task.name](task.options)
 
     def on_step(step: int, loss: float) -> None:
         if step % 25 == 0:
-            progress(f"building the starter model (once): {step * 100 // RECIPE.steps} %, loss {loss:.2f}")
+            progress(f"building the starter model (once): {step * 100 // recipe.steps} %, loss {loss:.2f}")
 
     train_starter(
-        examples,
+        lesson.examples,
         directory,
-        characters=COMPACT_CHARACTERS,
-        added_tokens=ANSWER_TAGS,
-        hidden_size=RECIPE.hidden_size,
-        layers=RECIPE.layers,
-        heads=RECIPE.heads,
-        max_tokens=RECIPE.max_tokens,
-        steps=RECIPE.steps,
-        batch_size=RECIPE.batch_size,
-        learning_rate=RECIPE.learning_rate,
-        seed=RECIPE.seed,
+        characters=lesson.characters,
+        added_tokens=lesson.added_tokens,
+        hidden_size=recipe.hidden_size,
+        layers=recipe.layers,
+        heads=recipe.heads,
+        max_tokens=recipe.max_tokens,
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        seed=recipe.seed,
         on_step=on_step,
     )
 

@@ -6,6 +6,7 @@ To add one, write a module with a class that has this shape and name it in `rewa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel
@@ -14,6 +15,14 @@ from cluster.contracts import Verdict
 
 Split = Literal["train", "held_out"]
 ChatMessages = list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Two responses to a problem, to show what its verifier takes and what not."""
+
+    right: str
+    wrong: str
 
 
 class Task(Protocol):
@@ -38,6 +47,15 @@ class Task(Protocol):
 
     def verify(self, problem: Any, response: str) -> Verdict:
         """Judge a response. May raise: that is a verdict of its own, never a 0."""
+        ...
+
+
+@runtime_checkable
+class GeneratedTask(Protocol):
+    """A task that makes its problems itself, and so can show how they are answered."""
+
+    def example(self, problem: Any) -> Example:
+        """A response that is right and one that is wrong, for `launch.py tasks`."""
         ...
 
 
@@ -86,3 +104,10 @@ class RemoteTask(Protocol):
             ValueError: the options do not say where the verdicts come from.
         """
         ...
+
+
+def shown(prompt: str | ChatMessages, characters: int = 400) -> str:
+    """A prompt on one line for a person, its middle left out where it is long."""
+    text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    half = characters // 2
+    return repr(text if len(text) <= characters else f"{text[:half]} … {text[-half:]}")

@@ -13,6 +13,7 @@ _TASKS = {
     "http": "reward.http.task:HttpTask",
     "math": "reward.math.task:MathTask",
     "python": "reward.python.task:PythonTask",
+    "telelogs": "reward.telelogs.task:TeleLogsTask",
 }
 
 

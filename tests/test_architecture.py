@@ -143,6 +143,7 @@ def test_what_everybody_imports_is_light(module: str) -> None:
         "cluster.checkpoints",
         "cluster.progress",
         "cluster.pass_at_k",
+        "cluster.majority",
         "cluster.evaluation_report",
         "cluster.export_plan",
         "cluster.verdict_guard",

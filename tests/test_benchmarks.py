@@ -22,7 +22,13 @@ def run(script: str, *options: str) -> str:
 
 @pytest.mark.parametrize(
     "command",
-    ["learner_speed.py", "learner_ranks.py --cases smollm2", "logprob_memory.py", "reward_throughput.py"],
+    [
+        "learner_speed.py",
+        "learner_ranks.py --cases smollm2",
+        "logprob_memory.py",
+        "reward_throughput.py",
+        "telelogs_problems.py",
+    ],
 )
 def test_small_sizes_give_a_report(command: str, tmp_path: Path) -> None:
     """Where ways are compared, the script itself has seen that they compute the same gradient."""

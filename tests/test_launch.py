@@ -23,6 +23,7 @@ from cluster.tracking import RunConsole
 from launch import app, arithmetic
 from learner.state_description import StateDescription
 from reward.task import Split
+from reward.tasks import task_names
 from tests.builders import make_group, make_progress
 
 PROJECT = Path(__file__).parents[1]
@@ -450,11 +451,19 @@ def test_export_refuses_with_one_line(tmp_path: Path) -> None:
 # --- the rest
 
 
-def test_tasks_are_listed_with_an_example() -> None:
+def test_tasks_are_listed_with_a_prompt_a_right_and_a_wrong_answer() -> None:
     result = cli.invoke(app, ["tasks"])
     assert result.exit_code == 0
-    assert "countdown: " in result.output
-    assert "for example: " in result.output
+    lines = result.output.splitlines()
+    assert len(lines) == 4 * len(task_names())
+    for name, listed, example, right, wrong in zip(
+        task_names(), lines[::4], lines[1::4], lines[2::4], lines[3::4], strict=True
+    ):
+        assert listed.startswith(f"{name}: ")
+        assert example.startswith("  for example: ")
+        assert len(example) < 500
+        assert right.startswith("  right: ")
+        assert wrong.startswith("  wrong: ")
 
 
 def test_without_a_command_the_help_names_all_of_them() -> None:

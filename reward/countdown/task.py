@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.contracts import Verdict
 from reward.countdown.prompts import chat_prompt, compact_prompt
 from reward.countdown.puzzles import Puzzle, generate_puzzles, in_several_orders
+from reward.countdown.solver import solutions
 from reward.countdown.verifier import verify
-from reward.task import ChatMessages, Split
+from reward.task import ChatMessages, Example, Split
 
 
 class CountdownOptions(BaseModel):
@@ -72,3 +73,9 @@ class CountdownTask:
             answer=result.answer,
             reason=result.reason,
         )
+
+    def example(self, problem: Puzzle) -> Example:
+        in_a_row = "+".join(map(str, problem.numbers))  # wrong unless the target is the sum
+        wrong = in_a_row if sum(problem.numbers) != problem.target else f"{in_a_row}+1"
+        right = solutions(problem.numbers, problem.target)[0]
+        return Example(right=f"<answer>{right}</answer>", wrong=f"<answer>{wrong}</answer>")

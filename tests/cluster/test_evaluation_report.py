@@ -27,8 +27,12 @@ def shown(groups: Sequence[ScoredGroup]) -> str:
 
 
 def groups() -> list[ScoredGroup]:
+    """The first with the answers right, wrong, wrong; of the second a verdict has failed."""
     responses = [make_response(2), make_response(4), make_response(6, finish_reason="length")]
-    return [make_group([1.0, 0.0, 0.0], responses), make_group([1.0, 1.0, None], responses)]
+    first = make_group([1.0, 0.0, 0.0], responses)
+    answers = ["a right one", "a wrong one", "a wrong one"]
+    verdicts = [replace(v, answer=answer) for v, answer in zip(first.verdicts, answers, strict=True)]
+    return [replace(first, verdicts=tuple(verdicts)), make_group([1.0, 1.0, None], responses)]
 
 
 def test_the_report_in_numbers() -> None:
@@ -46,6 +50,7 @@ def test_the_report_in_numbers() -> None:
         "pass_at_1": pytest.approx((1 / 3 + 1) / 2),
         "pass_at_1_stderr": pytest.approx(1 / 3),  # deviation 2/3 / √2, over √2
         "pass_at_k": {"1": pytest.approx(2 / 3), "2": pytest.approx((2 / 3 + 1) / 2)},
+        "majority_at_k": {"3": 0.0},
         "cut_off_share": pytest.approx(1 / 3),
         "response_tokens_mean": 4.0,
         "failed_verdicts": 1,
@@ -60,6 +65,7 @@ def test_the_report_for_a_person() -> None:
         ("sampled", "temperature 1, seed 7"),
         ("pass@1", "66.7 ± 33.3 %"),
         ("pass@2", "83.3 %"),
+        ("maj@3", "0.0 %"),
         ("mean length", "4.0 tokens"),
         ("cut off", "33 % at 256 tokens"),
         ("failed verdicts", "1"),

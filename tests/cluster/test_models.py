@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster import models
-from cluster.config import ModelConfig, RunConfig
+from cluster.config import ModelConfig, RunConfig, TaskConfig
 from cluster.models import ModelSource, locate, prepare_model, ready_directory
 from cluster.starter import StarterRecipe
 from reward.countdown.task import CountdownOptions
@@ -213,6 +213,17 @@ def test_a_starter_is_shared_by_equal_task_options_and_by_no_others(
         directories = [prepare_model(config(tmp_path, **options), progress=print) for options in (one, other)]
     same = CountdownOptions.model_validate(one) == CountdownOptions.model_validate(other)
     assert (directories[0] == directories[1]) == same
+
+
+def test_each_task_has_a_starter_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    building(monkeypatch, make_model)
+    countdown = config(tmp_path)
+    telelogs = countdown.model_copy(
+        update={"task": TaskConfig(name="telelogs", options={"style": "compact"})}
+    )
+    first = prepare_model(countdown, progress=print)
+    assert ready_directory(telelogs) is None
+    assert prepare_model(telelogs, progress=print) != first
 
 
 def test_a_starter_of_another_recipe_is_another_model(

@@ -18,6 +18,8 @@ from cluster.preflight import check_context, check_prefix_sharing, check_resourc
 from cluster.starter import RECIPE, prompt_tokens
 from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 from reward.countdown.task import CountdownOptions, CountdownTask
+from reward.telelogs import prompts as telelogs_prompts
+from reward.telelogs.task import TeleLogsOptions, TeleLogsTask
 
 
 @pytest.fixture(autouse=True)
@@ -212,6 +214,43 @@ def test_prompts_of_a_model_that_is_there_are_measured_with_its_tokenizer(tmp_pa
 def test_the_starter_is_asked_in_its_own_style(tmp_path: Path) -> None:
     problem = only_problem(run_config(tmp_path, task={"options": {"style": "chat"}}))
     assert "task.options.style" in problem.what
+
+
+COMPACT_TELELOGS = {"style": "compact", "train_problems": 8, "held_out_problems": 4}
+
+
+def test_telelogs_has_a_starter_that_takes_longer_prompts(tmp_path: Path) -> None:
+    """To the token, as its tokenizer cuts them; and no longer than its own limit, which is not Countdown's."""
+    from learner.supervised import character_tokenizer
+
+    built = TeleLogsTask(TeleLogsOptions.model_validate(COMPACT_TELELOGS))
+    tokenizer = character_tokenizer(telelogs_prompts.COMPACT_CHARACTERS, telelogs_prompts.ANSWER_TAGS, 512)
+    prompts = [built.render(problem) for split in ("train", "held_out") for problem in built.problems(split)]
+    assert all(prompt_tokens(prompt) == len(tokenizer(prompt).input_ids) for prompt in prompts)
+    needed = max(map(prompt_tokens, prompts)) + 64
+    assert needed > RECIPE.max_tokens
+    task = {"name": "telelogs", "options": COMPACT_TELELOGS}
+    assert preflight(run_config(tmp_path, task=task, model={"max_context_tokens": needed})) == []
+    short = only_problem(run_config(tmp_path, task=task, model={"max_context_tokens": needed - 1}))
+    assert short.fix == f"raise it to {needed} or more"
+    long = only_problem(run_config(tmp_path, task=task, model={"max_context_tokens": 513}))
+    assert long.fix == "lower it to 512"
+
+
+@pytest.mark.parametrize("style", ["full", "compact_chat"])
+def test_the_starter_reads_compact_drive_tests_only(tmp_path: Path, style: str) -> None:
+    task = {"name": "telelogs", "options": COMPACT_TELELOGS | {"style": style}}
+    assert "task.options.style" in only_problem(run_config(tmp_path, task=task)).what
+
+
+def test_data_that_cannot_be_read_are_found_before_a_run(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"question": "q", "answer": "C9"}')
+    task = {"name": "telelogs", "options": {"data": str(data)}}
+    problems = preflight(run_config(tmp_path, task=task))
+    assert {str(problem) for problem in problems} == {
+        f"task.options: {data}, line 1: the answer 'C9' is none of C1 … C8; change the task's options"
+    }
 
 
 def test_an_unknown_task_is_told_the_known_ones(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""What the generated TeleLogs problems are like: how long, how fast they are made, and how often the rules solve them.
+
+python benchmarks/telelogs_problems.py                                  # half a minute on one core
+python benchmarks/telelogs_problems.py --tokenizer runs/demo/final_model    # tokens too, by a model's tokenizer.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.report import write_cases
+from reward.telelogs.causes import LABELS
+from reward.telelogs.generator import GeneratedProblems, Recipe, Style
+from reward.telelogs.problem import Problem
+from reward.telelogs.solver import solve
+
+STYLES: tuple[Style, ...] = ("full", "compact", "compact_chat")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--problems", type=int, default=2000, help="of each kind")
+    parser.add_argument("--tokenizer", type=Path, help="a directory with a tokenizer.json")
+    parser.add_argument("--smoke", action="store_true", help="few problems, to see that it works")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    count = 32 if arguments.smoke else arguments.problems
+    tokenizer = (
+        Tokenizer.from_file(str(arguments.tokenizer / "tokenizer.json")) if arguments.tokenizer else None
+    )
+
+    kinds = {}
+    for style, randomised in itertools.product(STYLES, (False, True)):
+        name = f"{style}, randomised labels" if randomised else style
+        started = time.process_time()
+        problems = list(GeneratedProblems(Recipe("held_out", style, randomised, seed=1), count))
+        per_cpu_s = count / (time.process_time() - started)
+        kinds[name] = {
+            "problems": count,
+            "problems_per_cpu_s": round(per_cpu_s),
+            **described(problems, tokenizer),
+        }
+        print(name, kinds[name])
+    write_cases("telelogs_problems", kinds, arguments.output)
+
+
+def described(problems: Sequence[Problem], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    asked = Counter(problem.cause for problem in problems)
+    solved = Counter(problem.cause for problem in problems if solve(problem.question) == problem.answer)
+    said: dict[str, Any] = {
+        "solved_share": solved.total() / len(problems),
+        "solved_share_by_cause": {label: solved[label] / asked[label] for label in LABELS},
+        "largest_share_of_a_cause": max(asked.values()) / len(problems),
+        "characters": spread([len(problem.question) for problem in problems]),
+    }
+    if tokenizer is not None:
+        said["tokens"] = spread([len(tokenizer.encode(problem.question).ids) for problem in problems])
+    return said
+
+
+def spread(values: Sequence[int]) -> dict[str, float]:
+    return {"min": min(values), "mean": round(statistics.fmean(values), 1), "max": max(values)}
+
+
+if __name__ == "__main__":
+    main()

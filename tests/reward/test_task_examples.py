@@ -1,0 +1,41 @@
+"""What `launch.py tasks` shows of each task: a right answer that is right, a wrong one that is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reward.countdown.puzzles import Puzzle
+from reward.countdown.solver import reachable_values
+from reward.countdown.task import CountdownOptions, CountdownTask
+from reward.task import shown
+from reward.tasks import build_task, task_names
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_the_examples_of_the_first_problems_are_as_they_say(name: str) -> None:
+    task = build_task(name, {})
+    for problem in task.problems("train")[:20]:
+        example = task.example(problem)
+        outcomes = [task.verify(problem, response).outcome for response in (example.right, example.wrong)]
+        assert outcomes == ["right", "wrong"]
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=3), st.data())
+def test_a_wrong_expression_is_wrong_for_any_puzzle(numbers: list[int], data: Any) -> None:
+    """Also where the sum of the numbers is the target."""
+    targets = sorted(value for value in reachable_values(tuple(numbers)) if isinstance(value, int))
+    puzzle = Puzzle(tuple(numbers), data.draw(st.sampled_from([sum(numbers), *targets])))
+    task = CountdownTask(CountdownOptions())
+    assert task.verify(puzzle, task.example(puzzle).wrong).outcome == "wrong"
+    assert task.verify(puzzle, task.example(puzzle).right).outcome == "right"
+
+
+def test_long_prompts_are_shown_with_their_beginning_and_end_on_one_line() -> None:
+    assert shown("3 5 = 8\n") == "'3 5 = 8\\n'"
+    assert shown([{"role": "user", "content": "a" * 300 + "\n" + "b" * 300}]) == repr(
+        "a" * 200 + " … " + "b" * 200
+    )
