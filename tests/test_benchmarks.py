@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import table
+from benchmarks.report import RESULTS
+
 PROJECT = Path(__file__).parents[1]
 
 
@@ -42,10 +45,15 @@ def test_small_sizes_give_a_report(command: str, tmp_path: Path) -> None:
 
 
 def test_results_that_are_kept_name_what_they_were_measured_with() -> None:
-    files = list((PROJECT / "benchmarks" / "results").glob("*.json"))
+    files = list(RESULTS.glob("*.json"))
     assert files
     for file in files:
         for case in json.loads(file.read_text()).values():
             assert case["command"].startswith(f"python benchmarks/{file.stem}.py"), file
             assert "--smoke" not in case["command"], file
             assert not case["commit"].endswith("-dirty"), file
+
+
+def test_the_document_shows_the_results_that_are_kept() -> None:
+    _, shown, _ = table.split(table.DOCUMENT.read_text(encoding="utf-8"))
+    assert shown == table.tables(RESULTS), "python benchmarks/table.py --write"

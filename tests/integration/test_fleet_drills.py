@@ -43,8 +43,11 @@ def assert_complete(run: Simulation) -> None:
     assert all(row["staleness/max"] <= rollout.max_staleness for row in rows[1:])
 
 
+UP = {WorkerState.STALE, WorkerState.HEALTHY}
+
+
 async def until(fleet: RolloutFleet, states: set[WorkerState], count: int) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         await fleet.wait_until(lambda: fleet.state.count(states) >= count)
 
 
@@ -66,12 +69,12 @@ async def test_a_random_worker_is_killed_again_and_again(tmp_path: Path) -> None
 async def test_a_wedged_worker_is_suspected_and_replaced(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=40, silence_timeout_s=4.0)
     async with run.run() as (fleet, training):
-        await until(fleet, {WorkerState.HEALTHY}, 3)
+        await until(fleet, UP, 3)
         name, process = next(iter(fleet.process_ids.items()))
         os.kill(process, signal.SIGSTOP)
         await until(fleet, {WorkerState.SUSPECT}, 1)
         assert fleet.state[name].state is WorkerState.SUSPECT
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             await fleet.wait_until(lambda: fleet.state[name].incarnation == 1)
         await training
     assert any(f"{name} was lost" in event and "silence_timeout_s" in event for event in run.events), (
@@ -83,20 +86,21 @@ async def test_a_wedged_worker_is_suspected_and_replaced(tmp_path: Path) -> None
 async def test_all_workers_are_killed_at_once(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=20)
     async with run.run() as (fleet, training):
-        await until(fleet, {WorkerState.HEALTHY}, 3)
+        await until(fleet, UP, 3)
         for process in fleet.process_ids.values():
             os.kill(process, signal.SIGKILL)
+        async with asyncio.timeout(150):
+            await fleet.wait_until(lambda: fleet.state.restarts == 3)
         await training
-    assert fleet.state.restarts == 3
     assert_complete(run)
 
 
 async def test_the_fleet_grows_and_shrinks_under_load(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=60, workers=1, max_staleness=1)
     async with run.run() as (fleet, training):
-        await until(fleet, {WorkerState.HEALTHY}, 1)
+        await until(fleet, UP, 1)
         assert len(fleet.resize(4).added) == 3
-        await until(fleet, {WorkerState.HEALTHY}, 4)
+        await until(fleet, UP, 4)
         assert len(fleet.resize(1).drained) == 3
         await until(fleet, {WorkerState.RETIRED}, 3)
         assert len(fleet.process_ids) == 1
@@ -109,7 +113,7 @@ async def test_the_fleet_grows_and_shrinks_under_load(tmp_path: Path) -> None:
 async def test_a_fleet_that_is_too_small_grows_by_itself(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=60, workers=1, max_workers=2, inflight_prompts_per_worker=2)
     async with run.run() as (fleet, training):
-        await until(fleet, {WorkerState.HEALTHY}, 2)
+        await until(fleet, UP, 2)
         await training
     assert any("rollout workers: 1 → 2" in event for event in run.events), run.events
     assert_complete(run)
@@ -139,7 +143,7 @@ async def test_the_controller_is_killed_and_the_run_resumed(tmp_path: Path) -> N
         update={"checkpoint": run.config.checkpoint.model_copy(update={"every_steps": 5})}
     )
     async with run.run() as (fleet, training):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             await fleet.wait_until(lambda: 13 in run.learner.versions)
         assert not training.done()
     await run.finish()
