@@ -11,12 +11,13 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from cluster.config import RewardConfig, TaskConfig
-from cluster.contracts import Group, Response, ScoredGroup, Verdict
+from cluster.contracts import FinishReason, Group, ScoredGroup, Verdict
 from reward.scorers import make_scorer
 from reward.task import Scorer
 
@@ -24,6 +25,15 @@ logger = logging.getLogger(__name__)
 
 CUT_OFF = Verdict(outcome="wrong", reward=0.0, answer=None, reason="cut off before it came to an end")
 _CLOSING_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Judgeable:
+    """A response as verifiers see it."""
+
+    problem: Any
+    text: str
+    finish_reason: FinishReason
 
 
 class RewardServiceError(RuntimeError):
@@ -38,8 +48,8 @@ class RewardActor:
         self._scorer: Scorer | None = None
         self._starting = asyncio.Lock()
 
-    async def judge(self, problem: Any, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict per text, in their order.
+    async def judge(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
+        """One verdict per problem and text, in their order.
 
         Raises:
             RuntimeError: there can be no verdicts.
@@ -49,10 +59,10 @@ class RewardActor:
                 scorer = make_scorer(*self._arguments)
                 await scorer.start()
                 self._scorer = scorer
-        verdicts = await self._scorer.judge(problem, texts)
+        verdicts = await self._scorer.judge(asked)
         failures = Counter(verdict.reason for verdict in verdicts if verdict.outcome in ("error", "timeout"))
         for reason, count in failures.items():
-            logger.warning("no verdict on %d of %d responses: %s", count, len(texts), reason)
+            logger.warning("no verdict on %d of %d responses: %s", count, len(asked), reason)
         return verdicts
 
     async def close(self) -> None:
@@ -74,31 +84,35 @@ class RewardPool:
         self._cut_off_is_wrong = cut_off_is_wrong
 
     async def score(self, group: Group) -> ScoredGroup:
-        """The group with its verdicts.
+        """The group with its verdicts. Raises what `judge` raises."""
+        problem = group.prompt.problem
+        answers = [Judgeable(problem, response.text, response.finish_reason) for response in group.responses]
+        return ScoredGroup(group, tuple(await self.judge(answers)))
+
+    async def judge(self, answers: Sequence[Judgeable]) -> list[Verdict]:
+        """The verdicts, in the order of the answers. Only what somebody must read travels.
 
         Raises:
-            TimeoutError: no answer within the deadline.
+            TimeoutError: there were none within the deadline.
             RewardServiceError: there will be none.
         """
-        prompt = group.prompt
+        cut_off = [self._cut_off_is_wrong and answer.finish_reason == "length" for answer in answers]
+        asked = [(a.problem, a.text) for a, ended in zip(answers, cut_off, strict=True) if not ended]
+        judged = iter(await self._ask(asked) if asked else [])
+        return [CUT_OFF if ended else next(judged) for ended in cut_off]
+
+    async def _ask(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
         try:
             async with asyncio.timeout(self._timeout_s):
-                verdicts = await self.judge(prompt.problem, group.responses)
+                return await next(self._next).judge.remote(asked)
         except TimeoutError:
             raise TimeoutError(
-                f"the reward actor did not score prompt {prompt.id} within {self._timeout_s:g} s (reward.timeout_s); "
-                "a verdict may take reward.verifier_timeout_s, and reward.processes_per_worker are at work at a time"
+                f"the reward actor did not judge {len(asked)} responses within {self._timeout_s:g} s "
+                "(reward.timeout_s); a verdict may take reward.verifier_timeout_s, and "
+                "reward.processes_per_worker are at work at a time"
             ) from None
         except ray.exceptions.RayTaskError as error:
             raise RewardServiceError(f"no response can be judged: {error.cause}") from error
-        return ScoredGroup(group, tuple(verdicts))
-
-    async def judge(self, problem: Any, responses: Sequence[Response]) -> list[Verdict]:
-        """One verdict per response, in their order. Only texts travel, and only those that somebody must read."""
-        cut_off = [self._cut_off_is_wrong and r.finish_reason == "length" for r in responses]
-        texts = [r.text for r, ended in zip(responses, cut_off, strict=True) if not ended]
-        judged = iter(await next(self._next).judge.remote(problem, texts) if texts else [])
-        return [CUT_OFF if ended else next(judged) for ended in cut_off]
 
     async def close(self) -> None:
         """Let the actors end their processes, if they still can; they are killed afterwards in any case."""

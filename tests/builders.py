@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cluster.contracts import FinishReason, Group, Prompt, Response, Sampling, ScoredGroup, Verdict
+from reward.task import Scorer
 
 
 def make_prompt(id_: str = "train/0/0", token_ids: Sequence[int] = (5, 6, 7), problem: Any = None) -> Prompt:
@@ -45,6 +46,11 @@ def make_group(
     responses = [make_response() for _ in rewards] if responses is None else responses
     group = Group(prompt or make_prompt(), tuple(responses), worker)
     return ScoredGroup(group, tuple(make_verdict(reward) for reward in rewards))
+
+
+async def judged_by(scorer: Scorer, problem: Any, responses: Sequence[str]) -> list[Verdict]:
+    """The verdicts on several responses to one problem."""
+    return await scorer.judge([(problem, response) for response in responses])
 
 
 def tiny_llama(vocabulary: int = 32) -> Any:

@@ -27,13 +27,13 @@ class Handle:
     """What a Ray handle looks like, around an actor in this process."""
 
     def __init__(self, actor: RewardActor) -> None:
-        self.texts: list[str] = []
+        self.asked: list[tuple[Any, str]] = []
 
         class Judge:
             @staticmethod
-            def remote(problem: Any, texts: Sequence[str]) -> Any:
-                self.texts += texts
-                return actor.judge(problem, texts)
+            def remote(asked: Sequence[tuple[Any, str]]) -> Any:
+                self.asked += asked
+                return actor.judge(asked)
 
         self.judge = Judge
 
@@ -56,22 +56,22 @@ async def test_a_response_cut_off_is_wrong_unless_told_otherwise(
     cut_off = "wrong" if cut_off_is_wrong else "right"
     assert [verdict.outcome for verdict in scored.verdicts] == [cut_off, "right", "wrong", cut_off]
     assert all(verdict.reward == (verdict.outcome == "right") for verdict in scored.verdicts)
-    assert len(handle.texts) == (2 if cut_off_is_wrong else 4), "only what has to be read travels"
+    assert len(handle.asked) == (2 if cut_off_is_wrong else 4), "only what has to be read travels"
 
 
 async def test_a_failing_verifier_gives_errors_and_not_wrongs(actor: RewardActor) -> None:
-    verdicts = await actor.judge("no puzzle", [RIGHT.text, WRONG.text])
+    verdicts = await actor.judge([("no puzzle", RIGHT.text), ("no puzzle", WRONG.text)])
     assert [verdict.outcome for verdict in verdicts] == ["error", "error"]
     assert verdicts[0].reason.startswith("AttributeError: ")
 
 
 async def test_a_reward_actor_that_does_not_answer_is_named() -> None:
     class Silent(RewardActor):
-        async def judge(self, problem: Any, texts: Sequence[str]) -> Any:
+        async def judge(self, asked: Sequence[tuple[Any, str]]) -> Any:
             await asyncio.sleep(600)
 
     pool = RewardPool([Handle(Silent(TaskConfig(), RewardConfig(), []))], 0.05, True)
-    with pytest.raises(TimeoutError, match=r"prompt train/0/0 within 0.05 s \(reward.timeout_s\)"):
+    with pytest.raises(TimeoutError, match=r"did not judge 1 responses within 0.05 s \(reward.timeout_s\)"):
         await pool.score(Group(make_prompt(problem=PUZZLE), (RIGHT,), "rollout-0"))
 
 
@@ -80,7 +80,7 @@ async def test_a_verifier_that_cannot_be_started_is_one_line() -> None:
         """As Ray raises what was raised in an actor."""
 
         @staticmethod
-        def remote(problem: Any, texts: Sequence[str]) -> Any:
+        def remote(asked: Sequence[tuple[Any, str]]) -> Any:
             raise ray.exceptions.RayTaskError("judge", "Traceback …", SandboxError("no module named mine"))
 
     handle = Handle(RewardActor(TaskConfig(), RewardConfig(), []))
