@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -33,24 +34,25 @@ async def sandboxed(factory: str = "one_by_one", processes: int = 2, **limits: A
         yield sandbox
 
 
-def running() -> set[int]:
-    """Processes that a sandbox of these tests has started, or that were started by one."""
+def bearing(mark: str) -> set[int]:
+    """Processes that inherited the environment variable `mark`."""
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and "HPO_VERIFIER_PROCESS" in process.environ():
+            if process.status() != psutil.STATUS_ZOMBIE and mark in process.environ():
                 found.add(process.pid)
     return found
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    before = running()
+def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    mark = f"STARTED_BY_TEST_{uuid.uuid4().hex}"
+    monkeypatch.setenv(mark, "1")
     yield
     deadline = time.monotonic() + 10  # what was killed may still be on its way out
-    while running() - before and time.monotonic() < deadline:
+    while bearing(mark) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert running() - before == set()
+    assert bearing(mark) == set()
 
 
 def outcomes(verdicts: list[Verdict]) -> list[str]:
