@@ -56,6 +56,10 @@ def like_a_models(numbers: Sequence[int]) -> list[str]:
     return [f"{tries}<answer>({a}+{b}){operator}{c}</answer>" for operator in "+-*/"] * (RESPONSES // 4)
 
 
+async def judged_by(sandbox: Sandbox, problem: Any, responses: Sequence[str]) -> list[Verdict]:
+    return await sandbox.judge([(problem, response) for response in responses])
+
+
 async def verdicts_per_s(processes: int, groups: int, repeats: int) -> list[float]:
     """Of whole batches of `groups` × 16 responses, in turn, after one that warms up."""
     task = CountdownTask(CountdownOptions())
@@ -65,7 +69,7 @@ async def verdicts_per_s(processes: int, groups: int, repeats: int) -> list[floa
     async with Sandbox(recipe, Limits(), processes) as sandbox:
         for _ in range(repeats + 1):
             started = time.perf_counter()
-            await asyncio.gather(*(sandbox.judge(p, like_a_models(p.numbers)) for p in puzzles))
+            await asyncio.gather(*(judged_by(sandbox, p, like_a_models(p.numbers)) for p in puzzles))
             rates.append(round(groups * RESPONSES / (time.perf_counter() - started)))
     return rates[1:]
 
@@ -75,15 +79,15 @@ async def seconds_of_others(processes: int, hanging: bool, repeats: int) -> list
     recipe = Recipe("reward_throughput:slow_or_hanging", search_path=(str(Path(__file__).parent),))
     seconds = []
     async with Sandbox(recipe, Limits(timeout_s=TIMEOUT_S), processes) as sandbox:
-        await sandbox.judge(None, ["warm"] * 4 * processes)
+        await judged_by(sandbox, None, ["warm"] * 4 * processes)
         for _ in range(repeats):
             started = time.perf_counter()
-            stuck = asyncio.create_task(sandbox.judge(None, ["hang" if hanging else "quick"]))
-            others = [sandbox.judge(None, [f"{i}"]) for i in range(ASKED_AT_ONCE - 1)]
+            stuck = asyncio.create_task(judged_by(sandbox, None, ["hang" if hanging else "quick"]))
+            others = [judged_by(sandbox, None, [f"{i}"]) for i in range(ASKED_AT_ONCE - 1)]
             await asyncio.gather(*others)
             seconds.append(round(time.perf_counter() - started, 4))
             await stuck
-            await sandbox.judge(None, ["warm"] * 4 * processes)  # the killed process has been replaced
+            await judged_by(sandbox, None, ["warm"] * 4 * processes)  # the killed process has been replaced
     return seconds
 
 

@@ -26,7 +26,7 @@ from cluster.contracts import Prompt, Publication, Sampled
 from cluster.dispatch import Dispatch
 from cluster.placement import PlacementError, Reservation, bundle, cpu_environment
 from cluster.run_directory import RunDirectory
-from reward.scoring import RewardPool
+from reward.scoring import Judgeable, RewardPool
 from rollout.fleet_state import FleetState, WorkerState
 from rollout.worker import EngineOptions, RolloutWorker
 
@@ -243,7 +243,7 @@ class WorkerKeeper:
             if sampled:
                 room.state.served(name)
                 # Not a task of this worker's: a failing verifier is not the worker's failure.
-                room.background.create_task(self._judge(self._process, sampled, self._prompts(sampled)))
+                room.background.create_task(self._judge(self._process, sampled, self._problems(sampled)))
             self._refuse_overdue()
 
     async def _hear(self, answer: Any) -> list[Sampled]:
@@ -262,19 +262,22 @@ class WorkerKeeper:
         finally:
             answer.cancel()
 
-    def _prompts(self, sampled: Sequence[Sampled]) -> list[Prompt]:
+    def _problems(self, sampled: Sequence[Sampled]) -> list[Any]:
         """What was asked. A prompt whose last response this is, is held no longer."""
-        prompts = []
+        problems = []
         for one in sampled:
             held = self._held[one.prompt_id]
-            prompts.append(held.prompt)
+            problems.append(held.prompt.problem)
             held.missing -= 1
             if not held.missing:
                 del self._held[one.prompt_id]
-        return prompts
+        return problems
 
-    async def _judge(self, process: str, sampled: Sequence[Sampled], prompts: Sequence[Prompt]) -> None:
-        answers = [(prompt, one.response) for one, prompt in zip(sampled, prompts, strict=True)]
+    async def _judge(self, process: str, sampled: Sequence[Sampled], problems: Sequence[Any]) -> None:
+        answers = [
+            Judgeable(problem, one.response.text, one.response.finish_reason)
+            for one, problem in zip(sampled, problems, strict=True)
+        ]
         self._room.dispatch.deliver(process, sampled, await self._room.rewards.judge(answers))
 
     def _refuse_overdue(self) -> None:

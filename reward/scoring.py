@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from cluster.config import RewardConfig, TaskConfig
-from cluster.contracts import Prompt, Response, Verdict
+from cluster.contracts import FinishReason, Verdict
 from reward.scorers import make_scorer
 from reward.task import Scorer
 
@@ -25,8 +26,14 @@ logger = logging.getLogger(__name__)
 CUT_OFF = Verdict(outcome="wrong", reward=0.0, answer=None, reason="cut off before it came to an end")
 _CLOSING_S = 10.0
 
-Question = tuple[Any, Sequence[str]]
-"""A problem, and what was answered to it."""
+
+@dataclass(frozen=True, slots=True)
+class Judgeable:
+    """A response as verifiers see it."""
+
+    problem: Any
+    text: str
+    finish_reason: FinishReason
 
 
 class RewardServiceError(RuntimeError):
@@ -41,8 +48,8 @@ class RewardActor:
         self._scorer: Scorer | None = None
         self._starting = asyncio.Lock()
 
-    async def judge(self, questions: Sequence[Question]) -> list[list[Verdict]]:
-        """One verdict per text, in their order.
+    async def judge(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
+        """One verdict per problem and text, in their order.
 
         Raises:
             RuntimeError: there can be no verdicts.
@@ -52,14 +59,10 @@ class RewardActor:
                 scorer = make_scorer(*self._arguments)
                 await scorer.start()
                 self._scorer = scorer
-        return list(await asyncio.gather(*(self._judge(self._scorer, *question) for question in questions)))
-
-    @staticmethod
-    async def _judge(scorer: Scorer, problem: Any, texts: Sequence[str]) -> list[Verdict]:
-        verdicts = await scorer.judge(problem, texts)
+        verdicts = await self._scorer.judge(asked)
         failures = Counter(verdict.reason for verdict in verdicts if verdict.outcome in ("error", "timeout"))
         for reason, count in failures.items():
-            logger.warning("no verdict on %d of %d responses: %s", count, len(texts), reason)
+            logger.warning("no verdict on %d of %d responses: %s", count, len(asked), reason)
         return verdicts
 
     async def close(self) -> None:
@@ -80,39 +83,26 @@ class RewardPool:
         self._timeout_s = timeout_s
         self._cut_off_is_wrong = cut_off_is_wrong
 
-    async def judge(self, answers: Sequence[tuple[Prompt, Response]]) -> list[Verdict]:
-        """One verdict per answer, in their order. Only texts travel, and only those that somebody must read.
-
-        They travel together, so a verdict that takes its time holds up those on answers that came with it, for
-        `reward.verifier_timeout_s` at most.
+    async def judge(self, answers: Sequence[Judgeable]) -> list[Verdict]:
+        """The verdicts, in the order of the answers. Only what somebody must read travels.
 
         Raises:
-            TimeoutError: no verdicts within the deadline.
+            TimeoutError: there were none within the deadline.
             RewardServiceError: there will be none.
         """
-        verdicts = [CUT_OFF] * len(answers)
-        by_prompt: dict[str, list[int]] = defaultdict(list)
-        for index, (prompt, response) in enumerate(answers):
-            if not (self._cut_off_is_wrong and response.finish_reason == "length"):
-                by_prompt[prompt.id].append(index)
-        questions = [
-            (answers[indices[0]][0].problem, [answers[index][1].text for index in indices])
-            for indices in by_prompt.values()
-        ]
-        found = await self._ask(questions, list(by_prompt)) if questions else []
-        for indices, of_prompt in zip(by_prompt.values(), found, strict=True):
-            for index, verdict in zip(indices, of_prompt, strict=True):
-                verdicts[index] = verdict
-        return verdicts
+        cut_off = [self._cut_off_is_wrong and answer.finish_reason == "length" for answer in answers]
+        asked = [(a.problem, a.text) for a, ended in zip(answers, cut_off, strict=True) if not ended]
+        judged = iter(await self._ask(asked) if asked else [])
+        return [CUT_OFF if ended else next(judged) for ended in cut_off]
 
-    async def _ask(self, questions: Sequence[Question], prompt_ids: Sequence[str]) -> list[list[Verdict]]:
+    async def _ask(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await next(self._next).judge.remote(questions)
+                return await next(self._next).judge.remote(asked)
         except TimeoutError:
             raise TimeoutError(
-                f"the reward actor did not judge answers to prompt {', '.join(prompt_ids)} within "
-                f"{self._timeout_s:g} s (reward.timeout_s); a verdict may take reward.verifier_timeout_s, and "
+                f"the reward actor did not judge {len(asked)} responses within {self._timeout_s:g} s "
+                "(reward.timeout_s); a verdict may take reward.verifier_timeout_s, and "
                 "reward.processes_per_worker are at work at a time"
             ) from None
         except ray.exceptions.RayTaskError as error:

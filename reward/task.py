@@ -86,8 +86,8 @@ class Scorer(Protocol):
         """Raises RuntimeError if there can be no verdicts; the message says why."""
         ...
 
-    async def judge(self, problem: Any, responses: Sequence[str]) -> list[Verdict]:
-        """One verdict per response, in their order. Failures are verdicts too."""
+    async def judge(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
+        """One verdict per problem and response, in their order. Failures are verdicts too."""
         ...
 
     async def close(self) -> None: ...

@@ -32,7 +32,7 @@ async def _verdict_on_nothing(
     scorer = make_scorer(task, reward, search_path, trial=True)
     try:
         await scorer.start()
-        (verdict,) = await scorer.judge(problem, [""])
+        (verdict,) = await scorer.judge([(problem, "")])
         return verdict
     finally:
         await scorer.close()

@@ -9,6 +9,7 @@ import numpy as np
 
 from cluster.contracts import FinishReason, Group, Prompt, Response, Sampling, ScoredGroup, Verdict
 from cluster.progress import Progress
+from reward.task import Scorer
 
 
 def make_prompt(id_: str = "train/0/0", token_ids: Sequence[int] = (5, 6, 7), problem: Any = None) -> Prompt:
@@ -60,6 +61,11 @@ def make_progress(step: int, **changes: Any) -> Progress:
         "wandb_run_id": "abc123",
     }
     return Progress(**values | changes)
+
+
+async def judged_by(scorer: Scorer, problem: Any, responses: Sequence[str]) -> list[Verdict]:
+    """The verdicts on several responses to one problem."""
+    return await scorer.judge([(problem, response) for response in responses])
 
 
 def tiny_llama(vocabulary: int = 32) -> Any:

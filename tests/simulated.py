@@ -26,6 +26,7 @@ from cluster.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
 from learner.state_files import FileRecord
 from learner.weighing import WeighedBatch
+from reward.scoring import Judgeable
 from rollout.fleet_state import LOADED_VERSION
 from rollout.prompt_encoder import EncodedPrompt
 from rollout.worker import EngineOptions
@@ -107,7 +108,7 @@ def simulated_worker(response_s: float, faults: Path) -> type:
 class Rewards:
     """Every second response is right."""
 
-    async def judge(self, answers: Sequence[tuple[Prompt, Response]]) -> list[Verdict]:
+    async def judge(self, answers: Sequence[Judgeable]) -> list[Verdict]:
         return [
             Verdict("right", 1.0, None, "") if index % 2 else Verdict("wrong", 0.0, None, "")
             for index in range(len(answers))

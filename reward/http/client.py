@@ -60,8 +60,8 @@ class HttpScorer:
         if self._client is not None:
             await self._client.aclose()
 
-    async def judge(self, problem: Any, responses: Sequence[str]) -> list[Verdict]:
-        return list(await asyncio.gather(*(self._judge(problem, text) for text in responses)))
+    async def judge(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
+        return list(await asyncio.gather(*(self._judge(problem, text) for problem, text in asked)))
 
     async def _judge(self, problem: Any, response: str) -> Verdict:
         for attempt in range(self._endpoint.retries + 1):

@@ -109,7 +109,7 @@ class Batch:
             else:  # judged in one call; one of them may be to blame
                 self._suspect()
             return True
-        if len(self._process.children()) > self._limits.child_processes:
+        if self._process.started() > self._limits.child_processes:
             raise ProcessFailedError(
                 f"the verifier had more than {self._limits.child_processes} processes running"
             )

@@ -29,6 +29,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 def main(socket_fd: int, progress_fd: int) -> None:
     _die_with_the_keeper()
+    _forbid_forks_of_forks()
     for fd in (socket_fd, progress_fd):
         os.set_inheritable(fd, False)
     channel = socket.socket(fileno=socket_fd)
@@ -52,6 +53,18 @@ def _die_with_the_keeper() -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Whatever a verifier starts stays below this process, and is found and killed with it.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _forbid_forks_of_forks() -> None:
+    """A fork may work or start programs, but not fork again: what doubles would be thousands before it is found, and
+    the system's own limit on processes does not hold for root."""
+    process_id = os.getpid()
+
+    def refuse() -> None:
+        if os.getpid() != process_id:
+            os._exit(1)
+
+    os.register_at_fork(before=refuse)
 
 
 def _prepare(recipe: Recipe, memory_mib: int) -> Judge:

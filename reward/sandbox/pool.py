@@ -42,7 +42,7 @@ class Sandbox:
 
     Usage:
         async with Sandbox(recipe, limits, processes=4) as sandbox:
-            verdicts = await sandbox.judge(problem, ["a response", "another"])
+            verdicts = await sandbox.judge([(problem, "a response"), (problem, "another")])
     """
 
     def __init__(self, recipe: Recipe, limits: Limits, processes: int) -> None:
@@ -86,12 +86,13 @@ class Sandbox:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
-    async def judge(self, problem: Any, responses: Sequence[str]) -> list[Verdict]:
-        """One verdict per response, in their order. A verifier that fails or overruns gives verdicts that say so."""
-        if not responses:
+    async def judge(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
+        """One verdict per problem and response, in their order. A verifier that fails or overruns gives verdicts that
+        say so."""
+        if not asked:
             return []
-        call = Call([None] * len(responses), len(responses), asyncio.get_running_loop().create_future())
-        self._queue.extend(Item(call, index, problem, text) for index, text in enumerate(responses))
+        call = Call([None] * len(asked), len(asked), asyncio.get_running_loop().create_future())
+        self._queue.extend(Item(call, index, problem, text) for index, (problem, text) in enumerate(asked))
         if self._broken is not None:
             self._give_up(self._broken)
         self._filled.set()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
@@ -15,13 +13,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import psutil
-
 from reward.sandbox.channel import Progress, ProtocolError, ReplyParser, frame
+from reward.sandbox.killing import TAG, descendants, how_it_ended, kill
 from reward.sandbox.recipe import Limits, Recipe
 
-_TAG = "HPO_VERIFIER_PROCESS"
-_KILL_ROUNDS = 50
 _LAST_WORDS_S = 0.1
 
 
@@ -119,32 +114,15 @@ class VerifierProcess:
             raise ProcessFailedError("something was written into the channel of the verifier process")
         return reply
 
-    def children(self) -> list[psutil.Process]:
-        """All that it has started and that still runs."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self._process.pid).children(recursive=True)
-        return []
+    def started(self) -> int:
+        """How many processes it has started that are still there."""
+        return len(descendants(self._process.pid))
 
     def kill(self) -> None:
         """Kill the process and whatever it has started, and wait for it. May be called again."""
         if self._process.returncode is not None:
             return
-        killed: set[psutil.Process] = set()
-        for _ in range(
-            _KILL_ROUNDS
-        ):  # what starts processes while they are looked for is found in the next round
-            # The process itself goes last: those whose parents die become its children, wherever else they hide.
-            os.killpg(self._process.pid, signal.SIGSTOP)
-            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-            children = self.children() if self._exit_status() is None else _bearing(self._tag)
-            if not (new := {child for child in children if _runs(child)} - killed):
-                break
-            for child in new:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
-            killed |= new
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        kill(self._process, self._tag)
         asyncio.get_running_loop().remove_reader(self._exit_fd)
         os.close(self._exit_fd)
         if self._transport is not None:
@@ -165,19 +143,8 @@ class VerifierProcess:
 
     def _say_how_it_ended(self) -> None:
         if self._process.returncode is None:  # else it was killed meanwhile, and nobody listens
-            status = self._exit_status()
-            self._heard.put_nowait(
-                ProcessFailedError(status or "the verifier closed the channel of its process")
-            )
-
-    def _exit_status(self) -> str | None:
-        """How the process ended, in words; None while it runs. It is not reaped, so that its id stays its own."""
-        ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if ended is None:
-            return None
-        if ended.si_code == os.CLD_EXITED:
-            return f"the verifier ended its process with exit code {ended.si_status}"
-        return f"the verifier's process died of {signal.Signals(ended.si_status).name}"
+            how = how_it_ended(self._process.pid) or "the verifier closed the channel of its process"
+            self._heard.put_nowait(ProcessFailedError(how))
 
 
 class _Listener(asyncio.Protocol):
@@ -205,22 +172,6 @@ def _environment(tag: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        _TAG: tag,
+        TAG: tag,
     }
     return {**os.environ, **ours}
-
-
-def _bearing(tag: str) -> list[psutil.Process]:
-    """The processes of this machine that inherited `tag`. Those of a dead parent cannot be found as its children."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(_TAG) == tag:
-                found.append(process)
-    return found
-
-
-def _runs(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.status() != psutil.STATUS_ZOMBIE
-    return False

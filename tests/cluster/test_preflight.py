@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cluster.config import ObjectiveName, RunConfig, TaskConfig
 from cluster.config_loading import Problem, load_config
-from cluster.preflight import check_context, check_prefix_sharing, check_resources, preflight
+from cluster.preflight import check_context, check_prefix_sharing, check_resources, preflight, task_notes
 from cluster.starter import RECIPE, prompt_tokens
 from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 from reward.countdown.task import CountdownOptions, CountdownTask
@@ -356,6 +356,17 @@ def test_what_is_wrong_with_it_is_one_line(
     assert problem.where == where
     assert message in str(problem)
     assert "\n" not in str(problem)
+
+
+def test_prompts_that_come_twice_are_a_note_and_no_mistake(here: Path) -> None:
+    config = python_run(here)
+    assert task_notes(config) == ()
+    with (here / "data.jsonl").open("a") as file:
+        file.write('{"prompt": "3 + 3?", "answer": "6"}\n')
+    assert preflight(config) == []
+    (note,) = task_notes(config)
+    assert note.endswith("1 of 31 rows repeat an earlier prompt and are left out, the first is data.jsonl:31")
+    assert task_notes(run_config(here)) == ()
 
 
 def test_a_service_that_is_not_there_is_one_line(here: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,10 +13,9 @@ import ray
 
 from cluster.actor_graph import ActorGraph
 from cluster.config import ClusterConfig, RunConfig
-from cluster.contracts import Prompt, Response
 from cluster.placement import connect
 from cluster.run_directory import RunDirectory
-from tests.builders import make_prompt, make_response
+from reward.scoring import Judgeable
 
 
 @pytest.fixture
@@ -44,9 +42,8 @@ def verifier_processes() -> list[psutil.Process]:
     return found
 
 
-def answers(row: int, texts: list[str]) -> list[tuple[Prompt, Response]]:
-    prompt = make_prompt(f"train/0/{row}", problem={"answer": f"{row}"})
-    return [(prompt, replace(make_response(), text=text)) for text in texts]
+def answers(row: int, texts: list[str]) -> list[Judgeable]:
+    return [Judgeable({"answer": f"{row}"}, text, "stop") for text in texts]
 
 
 async def test_groups_are_scored_side_by_side_and_nothing_is_left(

@@ -13,6 +13,7 @@ from cluster.config_loading import load_config
 from cluster.preflight import preflight
 from reward.scorers import make_scorer
 from reward.tasks import build_task, task_class
+from tests.builders import judged_by
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
 
@@ -48,8 +49,8 @@ def test_the_example_passes_its_check(example: RunConfig) -> None:
 async def test_the_examples_verifier_judges(example: RunConfig) -> None:
     scorer = make_scorer(example.task, example.reward, ["."], trial=True)
     await scorer.start()
-    right, wrong, nothing = await scorer.judge(
-        {"prompt": "What is 17 + 25?", "answer": "42"}, ["17 + 25 = 42\nAnswer: 42", "Answer: 43", ""]
+    right, wrong, nothing = await judged_by(
+        scorer, {"prompt": "What is 17 + 25?", "answer": "42"}, ["17 + 25 = 42\nAnswer: 42", "Answer: 43", ""]
     )
     await scorer.close()
     assert (right.outcome, right.reward, right.answer) == ("right", 1.0, "42")

@@ -13,12 +13,10 @@ import ray
 from cluster.config import RewardConfig, TaskConfig
 from reward.countdown.puzzles import Puzzle
 from reward.sandbox.pool import SandboxError
-from reward.scoring import Question, RewardActor, RewardPool, RewardServiceError
-from tests.builders import make_prompt, make_response
+from reward.scoring import Judgeable, RewardActor, RewardPool, RewardServiceError
 
 PUZZLE = Puzzle((3, 5, 7), 38)
-PROMPT = make_prompt(problem=PUZZLE)
-RIGHT = replace(make_response(), text="<answer>3+5*7</answer>", finish_reason="stop")
+RIGHT = Judgeable(PUZZLE, "<answer>3+5*7</answer>", "stop")
 WRONG = replace(RIGHT, text="<answer>3+5+7</answer>")
 CUT_OFF = replace(RIGHT, finish_reason="length")
 
@@ -27,13 +25,13 @@ class Handle:
     """What a Ray handle looks like, around an actor in this process."""
 
     def __init__(self, actor: RewardActor) -> None:
-        self.texts: list[str] = []
+        self.asked: list[tuple[Any, str]] = []
 
         class Judge:
             @staticmethod
-            def remote(questions: Sequence[Question]) -> Any:
-                self.texts += [text for _, texts in questions for text in texts]
-                return actor.judge(questions)
+            def remote(asked: Sequence[tuple[Any, str]]) -> Any:
+                self.asked += asked
+                return actor.judge(asked)
 
         self.judge = Judge
 
@@ -49,29 +47,28 @@ async def actor() -> AsyncIterator[RewardActor]:
 async def test_a_response_cut_off_is_wrong_unless_told_otherwise(
     actor: RewardActor, cut_off_is_wrong: bool
 ) -> None:
-    answers = [(PROMPT, response) for response in (CUT_OFF, RIGHT, WRONG, CUT_OFF)]
     handle = Handle(actor)
-    verdicts = await RewardPool([handle], 60.0, cut_off_is_wrong).judge(answers)
+    verdicts = await RewardPool([handle], 60.0, cut_off_is_wrong).judge([CUT_OFF, RIGHT, WRONG, CUT_OFF])
     cut_off = "wrong" if cut_off_is_wrong else "right"
     assert [verdict.outcome for verdict in verdicts] == [cut_off, "right", "wrong", cut_off]
     assert all(verdict.reward == (verdict.outcome == "right") for verdict in verdicts)
-    assert len(handle.texts) == (2 if cut_off_is_wrong else 4), "only what has to be read travels"
+    assert len(handle.asked) == (2 if cut_off_is_wrong else 4), "only what has to be read travels"
 
 
 async def test_a_failing_verifier_gives_errors_and_not_wrongs(actor: RewardActor) -> None:
-    (verdicts,) = await actor.judge([("no puzzle", [RIGHT.text, WRONG.text])])
+    verdicts = await actor.judge([("no puzzle", RIGHT.text), ("no puzzle", WRONG.text)])
     assert [verdict.outcome for verdict in verdicts] == ["error", "error"]
     assert verdicts[0].reason.startswith("AttributeError: ")
 
 
 async def test_a_reward_actor_that_does_not_answer_is_named() -> None:
     class Silent(RewardActor):
-        async def judge(self, questions: Sequence[Question]) -> Any:
+        async def judge(self, asked: Sequence[tuple[Any, str]]) -> Any:
             await asyncio.sleep(600)
 
     pool = RewardPool([Handle(Silent(TaskConfig(), RewardConfig(), []))], 0.05, True)
-    with pytest.raises(TimeoutError, match=r"prompt train/0/0 within 0.05 s \(reward.timeout_s\)"):
-        await pool.judge([(PROMPT, RIGHT)])
+    with pytest.raises(TimeoutError, match=r"did not judge 1 responses within 0.05 s \(reward.timeout_s\)"):
+        await pool.judge([RIGHT])
 
 
 async def test_a_verifier_that_cannot_be_started_is_one_line() -> None:
@@ -79,25 +76,10 @@ async def test_a_verifier_that_cannot_be_started_is_one_line() -> None:
         """As Ray raises what was raised in an actor."""
 
         @staticmethod
-        def remote(questions: Sequence[Question]) -> Any:
+        def remote(asked: Sequence[tuple[Any, str]]) -> Any:
             raise ray.exceptions.RayTaskError("judge", "Traceback …", SandboxError("no module named mine"))
 
     handle = Handle(RewardActor(TaskConfig(), RewardConfig(), []))
     handle.judge = Actor  # type: ignore[assignment,misc]
     with pytest.raises(RewardServiceError, match=r"^no response can be judged: no module named mine$"):
-        await RewardPool([handle], 60.0, True).judge([(PROMPT, RIGHT)])
-
-
-async def test_answers_to_several_prompts_get_their_own_verdicts(actor: RewardActor) -> None:
-    """They come in the order in which they ended."""
-    other = make_prompt("train/0/1", problem=Puzzle((1, 2, 3), 7))
-    right_there = replace(RIGHT, text="<answer>1+2*3</answer>")
-    answers = [
-        (other, right_there),
-        (PROMPT, RIGHT),
-        (other, RIGHT),
-        (PROMPT, CUT_OFF),
-        (PROMPT, right_there),
-    ]
-    verdicts = await RewardPool([Handle(actor)], 60.0, cut_off_is_wrong=True).judge(answers)
-    assert [verdict.outcome for verdict in verdicts] == ["right", "right", "wrong", "wrong", "wrong"]
+        await RewardPool([handle], 60.0, True).judge([RIGHT])

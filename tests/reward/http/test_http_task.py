@@ -15,6 +15,7 @@ from cluster.config import RewardConfig, TaskConfig
 from cluster.contracts import Verdict
 from reward.scorers import make_scorer
 from reward.trial import try_verifier
+from tests.builders import judged_by
 
 PROBLEM = {"prompt": "2 + 2?", "answer": "4"}
 
@@ -70,10 +71,10 @@ class Handler(BaseHTTPRequestHandler):
             case _:
                 right = text == question["problem"]["answer"] or text.startswith("busy")
                 self.reply(200, json.dumps({"reward": float(right), "answer": text}).encode())
-        with service.lock:
-            service.at_once -= 1
 
     def reply(self, status: int, body: bytes) -> None:
+        with self.server.lock:  # before the client hears it, and asks again
+            self.server.at_once -= 1
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -109,7 +110,7 @@ async def verdicts(url: str, responses: list[str], **options: Any) -> list[Verdi
     scorer = make_scorer(task(url, **options), RewardConfig(), [])
     await scorer.start()
     try:
-        return await scorer.judge(PROBLEM, responses)
+        return await judged_by(scorer, PROBLEM, responses)
     finally:
         await scorer.close()
 
@@ -165,7 +166,7 @@ async def test_what_fails_for_the_moment_is_asked_again(service: Service) -> Non
 async def test_no_more_at_a_time_than_allowed(service: Service) -> None:
     scorer = make_scorer(task(service.url, concurrency=3, timeout_s=30), RewardConfig(), [])
     await scorer.start()
-    await asyncio.gather(*(scorer.judge(PROBLEM, ["slow"] * 4) for _ in range(3)))
+    await asyncio.gather(*(judged_by(scorer, PROBLEM, ["slow"] * 4) for _ in range(3)))
     await scorer.close()
     assert service.most_at_once == 3
 
@@ -173,7 +174,7 @@ async def test_no_more_at_a_time_than_allowed(service: Service) -> None:
 async def test_a_problem_that_is_not_json_is_said(service: Service) -> None:
     scorer = make_scorer(task(service.url), RewardConfig(), [])
     await scorer.start()
-    (verdict,) = await scorer.judge({"when": {1, 2}}, ["4"])
+    (verdict,) = await judged_by(scorer, {"when": {1, 2}}, ["4"])
     await scorer.close()
     assert "the problem is not JSON (Object of type set is not JSON serializable)" in verdict.reason
 

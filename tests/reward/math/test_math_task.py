@@ -14,6 +14,7 @@ from reward.math.answers import last_answer, reference_answer
 from reward.math.task import MathOptions, MathTask
 from reward.scorers import make_scorer
 from reward.task import Scorer
+from tests.builders import judged_by
 
 pytest.importorskip("math_verify")
 
@@ -87,7 +88,7 @@ def test_references_of_each_kind_are_read(text: str, answer: str) -> None:
 async def test_answers_are_compared_by_what_they_mean(
     scorer: Scorer, reference: str, response: str, outcome: str
 ) -> None:
-    (verdict,) = await scorer.judge({"answer": reference}, [response])
+    (verdict,) = await judged_by(scorer, {"answer": reference}, [response])
     assert verdict.outcome == outcome, verdict.reason
 
 
@@ -98,14 +99,14 @@ async def test_what_sympy_does_not_survive_costs_its_own_verdict(scorer: Scorer)
         "\\boxed{(10^{10})!!}",
         "\\boxed{" + "(" * 400 + "1" + ")" * 400 + "}",
     ]
-    *hostile, fine = await scorer.judge({"answer": "12"}, [*towers, "\\boxed{12}"])
+    *hostile, fine = await judged_by(scorer, {"answer": "12"}, [*towers, "\\boxed{12}"])
     assert fine.outcome == "right"
     assert all(verdict.outcome != "right" for verdict in hostile)
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_reference_that_is_none_is_an_error(scorer: Scorer) -> None:
-    (verdict,) = await scorer.judge({"answer": "####"}, ["\\boxed{12}"])
+    (verdict,) = await judged_by(scorer, {"answer": "####"}, ["\\boxed{12}"])
     assert verdict.outcome == "error"
     assert "the reference '' is no mathematics" in verdict.reason
 

@@ -13,6 +13,7 @@ from cluster.config import RewardConfig, TaskConfig
 from cluster.contracts import Verdict
 from reward.scorers import make_scorer
 from reward.trial import try_verifier
+from tests.builders import judged_by
 
 PROBLEM = {"prompt": "2 + 2?", "answer": "4"}
 
@@ -28,7 +29,7 @@ async def verdicts(
     scorer = make_scorer(task(function, **options), reward or RewardConfig(processes_per_worker=1), [])
     await scorer.start()
     try:
-        return await scorer.judge(PROBLEM, responses)
+        return await judged_by(scorer, PROBLEM, responses)
     finally:
         await scorer.close()
 

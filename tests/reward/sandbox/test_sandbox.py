@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from cluster.contracts import Verdict
 from reward.sandbox.pool import Sandbox, SandboxError
 from reward.sandbox.recipe import Limits, Recipe
+from tests.builders import judged_by
 
 LIMITS = Limits(timeout_s=1.0, memory_mib=256, child_processes=8)
 
@@ -32,24 +34,25 @@ async def sandboxed(factory: str = "one_by_one", processes: int = 2, **limits: A
         yield sandbox
 
 
-def running() -> set[int]:
-    """Processes that a sandbox of these tests has started, or that were started by one."""
+def bearing(mark: str) -> set[int]:
+    """Processes that inherited the environment variable `mark`."""
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and "HPO_VERIFIER_PROCESS" in process.environ():
+            if process.status() != psutil.STATUS_ZOMBIE and mark in process.environ():
                 found.add(process.pid)
     return found
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    before = running()
+def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    mark = f"STARTED_BY_TEST_{uuid.uuid4().hex}"
+    monkeypatch.setenv(mark, "1")
     yield
     deadline = time.monotonic() + 10  # what was killed may still be on its way out
-    while running() - before and time.monotonic() < deadline:
+    while bearing(mark) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert running() - before == set()
+    assert bearing(mark) == set()
 
 
 def outcomes(verdicts: list[Verdict]) -> list[str]:
@@ -92,12 +95,12 @@ async def test_a_verifier_that_goes_wrong_costs_its_own_verdict_only(
     async with sandboxed() as sandbox:
         before = [f"before {i}" for i in range(20)]
         after = [f"after {i}" for i in range(20)]
-        verdicts = await sandbox.judge("a problem", [*before, deed, *after])
+        verdicts = await judged_by(sandbox, "a problem", [*before, deed, *after])
         assert [verdict.answer for verdict in verdicts[:20]] == before
         assert [verdict.answer for verdict in verdicts[21:]] == after
         assert verdicts[20].outcome == outcome
         assert verdicts[20].reason.startswith(reason)
-        assert (await sandbox.judge("a problem", ["still here"]))[0].answer == "still here"
+        assert (await judged_by(sandbox, "a problem", ["still here"]))[0].answer == "still here"
 
 
 async def test_all_of_them_together_cost_their_own_verdicts_only() -> None:
@@ -111,7 +114,7 @@ async def test_all_of_them_together_cost_their_own_verdicts_only() -> None:
     ]
     texts = [text for deed in deeds for text in (deed, *(f"{deed} {i}" for i in range(8)))]
     async with sandboxed(processes=3) as sandbox:
-        verdicts = dict(zip(texts, await sandbox.judge("a problem", texts), strict=True))
+        verdicts = dict(zip(texts, await judged_by(sandbox, "a problem", texts), strict=True))
     expected = ["timeout", "error", "error", "error", "right", "error"]
     assert outcomes([verdicts[deed] for deed in deeds]) == expected
     assert all(verdicts[text].answer == text for text in texts if text not in deeds)
@@ -121,9 +124,9 @@ async def test_a_hanging_verdict_delays_no_other() -> None:
     """It has a minute. The other fifteen, some behind it in the same batch, are judged by the second process."""
     texts = [f"text {i}" for i in range(15)]
     async with sandboxed(timeout_s=60.0) as sandbox:
-        await sandbox.judge("warm", [f"{i}" for i in range(500)])  # so that batches are long
-        hanging = asyncio.create_task(sandbox.judge("a problem", ["hang"]))
-        verdicts = await asyncio.wait_for(sandbox.judge("a problem", texts), timeout=20)
+        await judged_by(sandbox, "warm", [f"{i}" for i in range(500)])  # so that batches are long
+        hanging = asyncio.create_task(judged_by(sandbox, "a problem", ["hang"]))
+        verdicts = await asyncio.wait_for(judged_by(sandbox, "a problem", texts), timeout=20)
         assert not hanging.done()
     assert [verdict.answer for verdict in verdicts] == texts
     assert (await hanging)[0] == Verdict("error", 0.0, None, "the sandbox was closed")
@@ -132,19 +135,19 @@ async def test_a_hanging_verdict_delays_no_other() -> None:
 async def test_a_timeout_counts_from_when_a_response_begins_to_be_judged() -> None:
     """Thirty verdicts of 50 ms wait for one process, the last of them longer than a verdict may take."""
     async with sandboxed(processes=1) as sandbox:
-        assert set(outcomes(await sandbox.judge("a problem", ["sleep"] * 30))) == {"right"}
+        assert set(outcomes(await judged_by(sandbox, "a problem", ["sleep"] * 30))) == {"right"}
 
 
 async def test_calls_at_the_same_time_get_their_own_verdicts() -> None:
     async with sandboxed() as sandbox:
         calls = [[f"{call}/{i}" for i in range(call)] for call in range(30)]
-        answers = await asyncio.gather(*(sandbox.judge(call, texts) for call, texts in enumerate(calls)))
+        answers = await asyncio.gather(*(judged_by(sandbox, call, texts) for call, texts in enumerate(calls)))
     assert [[verdict.answer for verdict in verdicts] for verdicts in answers] == calls
 
 
 async def test_no_process_is_started_per_response_and_worn_out_ones_are_replaced() -> None:
     async with sandboxed(processes=1, recycle_after=100) as sandbox:
-        verdicts = await sandbox.judge("a problem", [f"text {i}" for i in range(300)])
+        verdicts = await judged_by(sandbox, "a problem", [f"text {i}" for i in range(300)])
     judges = Counter(verdict.reason for verdict in verdicts)
     assert 2 <= len(judges) <= 4
     assert max(judges.values()) < 100 + 64  # the batch that it is at is ended
@@ -153,7 +156,7 @@ async def test_no_process_is_started_per_response_and_worn_out_ones_are_replaced
 async def test_texts_of_any_kind_and_length_travel() -> None:
     texts = ["", "\ud800 half a pair", "\0", "∫" * 300_000, "\"}]'"]
     async with sandboxed() as sandbox:
-        verdicts = await sandbox.judge({"any": ("problem",)}, texts)
+        verdicts = await judged_by(sandbox, {"any": ("problem",)}, texts)
     assert [verdict.answer for verdict in verdicts] == [text[:4000] for text in texts]
 
 
@@ -166,10 +169,10 @@ async def test_where_many_are_judged_at_once_one_failure_is_one_failure() -> Non
             ("exit_at_once", "error"),
             ("give_none", "error"),
         ):
-            verdicts = await sandbox.judge("a problem", [*texts, deed, *texts])
+            verdicts = await judged_by(sandbox, "a problem", [*texts, deed, *texts])
             assert outcomes(verdicts) == ["wrong"] * 40 + [outcome] + ["wrong"] * 40, deed
         # All but the one that asks for it are judged alone when the number is not right; that one is then as well.
-        assert outcomes(await sandbox.judge("a problem", [*texts, "one_too_few"])) == ["wrong"] * 41
+        assert outcomes(await judged_by(sandbox, "a problem", [*texts, "one_too_few"])) == ["wrong"] * 41
 
 
 @pytest.mark.parametrize(
@@ -195,12 +198,12 @@ async def test_what_cannot_be_started_any_more_gives_errors_and_does_not_wait(tm
     async with Sandbox(short_lived, LIMITS, processes=1) as sandbox:
         module.write_text("import nowhere\n")
         shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
-        verdicts = await sandbox.judge("a problem", ["exit_at_once", "another"])
+        verdicts = await judged_by(sandbox, "a problem", ["exit_at_once", "another"])
         assert outcomes(verdicts) == ["error", "error"]
         assert (
             "cannot be started any more: ModuleNotFoundError: No module named 'nowhere'" in verdicts[1].reason
         )
-        assert outcomes(await sandbox.judge("a problem", ["later"])) == ["error"]
+        assert outcomes(await judged_by(sandbox, "a problem", ["later"])) == ["error"]
 
 
 async def test_verifier_processes_hold_no_engine(tmp_path: Path) -> None:
@@ -219,4 +222,4 @@ async def test_verifier_processes_hold_no_engine(tmp_path: Path) -> None:
         "    return Looking()\n"
     )
     async with Sandbox(Recipe("looking:make", search_path=(str(tmp_path),)), Limits(), 1) as sandbox:
-        assert (await sandbox.judge(None, [""]))[0].answer == ""
+        assert (await judged_by(sandbox, None, [""]))[0].answer == ""
