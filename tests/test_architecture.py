@@ -16,7 +16,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[1]
 ROOMS = ("rollout", "learner", "reward", "cluster")
-OURS = (*ROOMS, "launch", "tests")
+OURS = (*ROOMS, "launch", "tests", "benchmarks")
 ALL_MAY_IMPORT = {"cluster.config", "cluster.contracts"}
 
 
