@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from cluster.fleet import RolloutFleet
 from cluster.run_directory import RunDirectory
 
 NAMESPACE = "hpo-trainer"
+KNOCK_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 60.0
 """How long who asked waits for the run to answer."""
 
@@ -134,8 +136,9 @@ def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str
             )
         address = known.read_text().strip()
     try:
+        _knock(address)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise NoLiveRunError(
             f"there is no Ray at {address}: the run {name} has ended, or its --address is another"
         ) from error
@@ -148,3 +151,15 @@ def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str
         raise NoLiveRunError(f"the run {name} ended just now") from None
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray tries for minutes to reach a cluster that is gone; whether anybody listens is known at once.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        with socket.create_connection((host, int(port)), timeout=KNOCK_TIMEOUT_S):
+            pass

@@ -10,6 +10,8 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +21,13 @@ import ray
 from cluster.config import ClusterConfig
 from cluster.fleet import RolloutFleet
 from cluster.placement import connect
+from cluster.run_control import RunIsLiveError, listening
 from cluster.run_directory import RunDirectory
 from cluster.tracking import read_metrics
 from rollout.fleet_state import WorkerState
 from tests.simulated import Simulation, simulation
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -108,6 +112,42 @@ async def test_the_fleet_grows_and_shrinks_under_load(tmp_path: Path) -> None:
         await training
     assert fleet.state.restarts == 0, "who is drained is not killed"
     assert_complete(run)
+
+
+def scale(run_directory: Path, workers: int, *options: str) -> subprocess.CompletedProcess[str]:
+    """As a user does it, in another process."""
+    command = ["launch.py", "scale", str(run_directory), "--rollout-workers", str(workers), *options]
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
+    )
+
+
+async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
+    run = simulation(tmp_path, steps=40, workers=1)
+    directory = RunDirectory(run.config.run_directory)
+    async with run.run() as (fleet, training), listening(run.config.name, fleet, run.events.append):
+        with pytest.raises(RunIsLiveError, match="called run is live"):
+            await listening(run.config.name, fleet, run.events.append).__aenter__()
+        directory.ray_address_file.write_text(ray.get_runtime_context().gcs_address)
+        done = await asyncio.to_thread(scale, directory.path, 2)
+        assert (done.returncode, done.stdout) == (0, "rollout workers: 1 → 2; starting rollout-1\n"), done
+        await until(fleet, UP, 2)
+        done = await asyncio.to_thread(scale, directory.path, 1)
+        assert done.stdout.startswith("rollout workers: 2 → 1; draining rollout-"), done
+        await until(fleet, {WorkerState.RETIRED}, 1)
+        await training
+    assert_complete(run)
+
+    done = await asyncio.to_thread(scale, directory.path, 2)
+    assert done.returncode == 2
+    assert "no live run in the Ray cluster at" in done.stderr
+    assert "is called run" in done.stderr
+    done = await asyncio.to_thread(scale, directory.path, 2, "--address", "127.0.0.1:1")
+    assert done.returncode == 2
+    assert "there is no Ray at 127.0.0.1:1" in done.stderr
+    done = await asyncio.to_thread(scale, tmp_path / "nowhere", 2)
+    assert done.returncode == 2
+    assert "does not say where its Ray cluster is" in done.stderr
 
 
 async def test_a_fleet_that_is_too_small_grows_by_itself(tmp_path: Path) -> None:
