@@ -158,8 +158,10 @@ def tokens_of(rows: Sequence[Row], packing: Packing) -> dict[str, int]:
 
 
 def started_rank(case: Case, model: Path, threads: int, zero_stage: Any) -> tuple[Any, Packing]:
-    """A learner rank in this process."""
+    """A learner rank in this process, where there may have been one before."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import torch
+
     from benchmarks.peers import LEARNING_RATE, MAX_GRADIENT_NORM
     from learner.engine import LearnerOptions
     from learner.rank import LearnerRank
@@ -172,7 +174,8 @@ def started_rank(case: Case, model: Path, threads: int, zero_stage: Any) -> tupl
         learning_rate=LEARNING_RATE,
         max_gradient_norm=MAX_GRADIENT_NORM,
     )
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     rank = LearnerRank(0, LearnerOptions(str(model), "float32", 1.0, 0, learner, ObjectiveConfig(), (), 1000))
     rank.start(*rank.rendezvous())
     return rank, rank.packing()
