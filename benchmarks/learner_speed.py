@@ -174,9 +174,15 @@ def started_rank(case: Case, model: Path, threads: int, zero_stage: Any) -> tupl
         learning_rate=LEARNING_RATE,
         max_gradient_norm=MAX_GRADIENT_NORM,
     )
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    rank = LearnerRank(0, LearnerOptions(str(model), "float32", 1.0, 0, learner, ObjectiveConfig(), (), 1000))
+
+    class Rank(LearnerRank):
+        """DeepSpeed can join others once in a process."""
+
+        def _join(self, address: str, port: int) -> None:
+            if not torch.distributed.is_initialized():
+                super()._join(address, port)
+
+    rank = Rank(0, LearnerOptions(str(model), "float32", 1.0, 0, learner, ObjectiveConfig(), (), 1000))
     rank.start(*rank.rendezvous())
     return rank, rank.packing()
 
