@@ -96,7 +96,8 @@ class RolloutWorker:
                 dtype=options.dtype,
                 max_model_len=options.max_context_tokens,
                 max_num_seqs=options.max_sequences,
-                # No prompt is ever cut into chunks: on CPU a seeded request cannot be processed twice.
+                # On CPU a seeded request cannot be processed twice, so no prompt may be cut into chunks. One alone is
+                # not; several long ones that come together may be, unless max_sequences prompts fit into this.
                 max_num_batched_tokens=max(options.max_context_tokens, 8192),
                 tensor_parallel_size=options.tensor_parallel,
                 # Log-probabilities of the distribution that was really sampled from: after the temperature.
