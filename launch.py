@@ -24,6 +24,7 @@ from cluster.config_loading import load_config
 from cluster.exits import explained_exits, refuse
 from cluster.export_plan import ExportRefusedError, plan_export
 from cluster.preflight import ROOMS, Room, preflight, task_notes
+from cluster.ray_token import send_token_to
 from cluster.run_directory import RunDirectory
 from reward.task import Split
 
@@ -176,6 +177,11 @@ def scale(
     Returns at once. New workers start, pull the current weights and then take
     prompts; those that go finish what they hold first. Training does not stop.
     """
+    known = RunDirectory(run_directory).ray_address_file
+    if address is None and known.exists():
+        address = known.read_text(encoding="utf-8").strip()
+        send_token_to(address)
+
     from cluster.run_control import NoLiveRunError
     from cluster.run_control import scale as scale_run
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import ray
 
 from cluster.fleet import RolloutFleet
-from cluster.run_directory import RunDirectory
+from cluster.ray_token import token_places
 
 NAMESPACE = "hpo-trainer"
 KNOCK_TIMEOUT_S = 10.0
@@ -118,29 +118,31 @@ def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str
     """Tell the run that belongs to `run_directory` how many rollout workers it is to have. Returns its answer.
 
     Args:
-        run_directory: its last part is the run's name. If it is not on this machine, `address` is needed.
+        run_directory: its last part is the run's name.
         rollout_workers: at least 1.
-        address: of the run's Ray cluster; None takes what the run has written down.
+        address: of the run's Ray cluster; None if it is not known.
 
     Raises:
         NoLiveRunError: there is none.
         TimeoutError: the run does not answer.
     """
-    directory = RunDirectory(run_directory.absolute())
-    name = directory.path.name
-    known = directory.ray_address_file
+    name = run_directory.absolute().name
     if address is None:
-        if not known.exists():
-            raise NoLiveRunError(
-                f"{run_directory} does not say where its Ray cluster is: is it a run's directory? Give --address"
-            )
-        address = known.read_text().strip()
+        raise NoLiveRunError(
+            f"{run_directory} does not say where its Ray cluster is: is it a run's directory? Give --address"
+        )
     try:
         _knock(address)
+    except OSError as error:
+        raise NoLiveRunError(
+            f"there is no Ray at {address}: the run {name} has ended, or its --address is another"
+        ) from error
+    try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError) as error:
         raise NoLiveRunError(
-            f"there is no Ray at {address}: the run {name} has ended, or its --address is another"
+            f"something listens at {address} but does not let this command in. If it is the run's Ray, it asks for a "
+            f"token: RAY_AUTH_MODE=token launch.py scale … sends it the one of {token_places()}"
         ) from error
     try:
         mailbox = ray.get_actor(name, NAMESPACE)

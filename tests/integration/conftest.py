@@ -1,20 +1,31 @@
-"""What tests with real engines share: a tiny model that solves some puzzles, and how to train it in seconds."""
+"""What tests with real processes share: Ray, a tiny model that solves some puzzles, and how to train it in seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
+from cluster.config import ClusterConfig
+from cluster.placement import connect
 from learner.supervised import train_starter
 from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 from reward.countdown.task import CountdownOptions, CountdownTask
 from reward.countdown.warmup import warmup_examples
 
 TASK_OPTIONS = {"numbers": 2, "number_max": 6, "target_max": 40, "held_out_share": 0.3}
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """Ray on this machine, as a run starts it, for all tests of a module."""
+    connect(ClusterConfig())
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -10,31 +10,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 from safetensors.torch import load, load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from cluster.config import ClusterConfig, LearnerConfig, ObjectiveConfig
+from cluster.config import LearnerConfig, ObjectiveConfig
 from cluster.contracts import LEFT_FACTOR
-from cluster.placement import connect
 from learner.engine import LearnerOptions
 from learner.group import LearnerGroup, LearnerStartError
 from learner.weighing import Row, WeighedBatch
 from rollout.weight_updates import updated_weights
 from tests.integration.learners import ReusedRanks, reused_ranks
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 TEMPERATURE = 0.7
 PROBE = (3, 4, 5, 6)
 STEPS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    connect(ClusterConfig())
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

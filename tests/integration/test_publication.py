@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from cluster.config import ClusterConfig, LearnerConfig, ObjectiveConfig
+from cluster.config import LearnerConfig, ObjectiveConfig
 from cluster.contracts import Group, Prompt, Publication, Response, Sampling
-from cluster.placement import connect, cpu_environment
+from cluster.placement import cpu_environment
 from learner.engine import LearnerOptions
 from learner.group import LearnerGroup
 from learner.logprobs import sequence_logprobs
@@ -73,10 +73,8 @@ class Engines:
 
 
 @pytest.fixture(scope="module")
-def engine_process() -> Iterator[ray.actor.ActorHandle]:
-    connect(ClusterConfig())
-    yield actor(Engines).remote()
-    ray.shutdown()
+def engine_process(local_ray: None) -> ray.actor.ActorHandle:
+    return actor(Engines).remote()
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -22,9 +21,9 @@ import ray
 from safetensors.numpy import load
 
 from cluster.checkpoints import CheckpointStore
-from cluster.config import ClusterConfig, RunConfig
+from cluster.config import RunConfig
 from cluster.controller import Controller
-from cluster.placement import connect, cpu_environment
+from cluster.placement import cpu_environment
 from cluster.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
 from cluster.tracking.jsonl import read_metrics
@@ -35,15 +34,10 @@ from learner.state_files import FileRecord
 from tests.builders import tiny_model
 from tests.synthetic import SyntheticFleet, expected_prompts, synthetic_source
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 ROWS = 11
 """Training prompts, so that there are several epochs."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    connect(ClusterConfig())
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -13,22 +13,16 @@ import pytest
 import ray
 from safetensors.numpy import load
 
-from cluster.config import ClusterConfig, LearnerConfig, ObjectiveConfig
-from cluster.placement import connect, cpu_environment
+from cluster.config import LearnerConfig, ObjectiveConfig
+from cluster.placement import cpu_environment
 from learner.engine import LearnerOptions
 from learner.group import LearnerGroup
 from learner.rank import LearnerRank
 from learner.state_files import CheckpointError, CheckpointWriteError, record
 from tests.integration.test_learner_group import make_batch
 
+pytestmark = pytest.mark.usefixtures("local_ray")
 Weights = Mapping[str, np.ndarray]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    connect(ClusterConfig())
-    yield
-    ray.shutdown()
 
 
 class PartitionedRank(LearnerRank):
