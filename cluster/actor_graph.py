@@ -17,11 +17,12 @@ from cluster.config import RunConfig
 from cluster.fleet import RolloutFleet
 from cluster.placement import Reservation, bundle, cpu_environment
 from cluster.run_directory import RunDirectory
+from cluster.worker_places import WorkerPlaces
 from learner.engine import LearnerOptions
 from learner.group import LearnerGroup
 from learner.rank import LearnerRank
 from reward.scoring import RewardActor, RewardPool
-from rollout.worker import EngineOptions
+from rollout.worker import EngineOptions, RolloutWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class ActorGraph:
     config: RunConfig
     run_directory: RunDirectory
     model: Path
+    worker_class: type = RolloutWorker
+    """Made into the rollout workers; drills take one that fails."""
 
     @asynccontextmanager
     async def learner(self, probe_tokens: tuple[tuple[int, ...], ...]) -> AsyncIterator[LearnerGroup]:
@@ -103,9 +106,11 @@ class ActorGraph:
         self, rewards: RewardPool, on_event: Callable[[str], None]
     ) -> AsyncIterator[RolloutFleet]:
         """The rollout workers, starting in the background. Their fatal failures are raised in the block."""
-        options = engine_options(self.config, self.model)
+        places = WorkerPlaces(
+            self.config, engine_options(self.config, self.model), self.run_directory, self.worker_class
+        )
         async with asyncio.TaskGroup() as background:
-            fleet = RolloutFleet(self.config, options, self.run_directory, rewards, on_event, background)
+            fleet = RolloutFleet(self.config, places, rewards, on_event, background)
             try:
                 yield fleet
             finally:

@@ -86,6 +86,7 @@ class BatchCollector:
         self._prompts = prompts
         self._limit = limit
         self._replacements = (limit - 1) * prompts if limit is not None else 0
+        self._sifted = buffer.ever_scored - buffer.scored_groups
         self._seen = 0
         self._dropped: dict[str, list[ScoredGroup]] = {}
 
@@ -109,7 +110,8 @@ class BatchCollector:
         return self._buffer.scored_groups != self._seen
 
     def _sift(self) -> None:
-        for group in self._buffer.scored:
+        fresh, self._sifted = self._buffer.scored_since(self._sifted), self._buffer.ever_scored
+        for group in fresh:
             reason = uninformative(group)
             if reason is None:
                 continue

@@ -1,4 +1,7 @@
-"""What waits to be sampled, for whoever can sample it: the fleet's work buffers, and the news about them. No Ray."""
+"""What waits to be sampled, for whoever can sample it: the fleet's work buffers, and the news about them. No Ray.
+
+A worker is told of what concerns it, not of every response of every other: else N workers would cost N² wake-ups.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,29 @@ class Dispatch:
 
     def __init__(self) -> None:
         self._buffers: list[WorkBuffer] = []
-        self._news = asyncio.Event()
+        self._admissions: dict[WorkBuffer, int] = {}
+        self._waiting: dict[str | None, set[asyncio.Event]] = {}
         self.sampled_tokens = 0
         """Of all responses that were delivered."""
 
-    def announce(self) -> None:
-        """Something happened: whoever waits looks again."""
-        self._news.set()
+    def announce(self, worker: str | None = None) -> None:
+        """Something happened, to `worker` alone or to everybody: whoever waits for such news looks again. Who waits
+        for any news always does."""
+        for listener in self._waiting if worker is None else (worker, None):
+            for event in self._waiting.get(listener, ()):
+                event.set()
 
-    async def news(self) -> None:
-        """Return at the next announcement."""
-        self._news.clear()
-        await self._news.wait()
+    async def news(self, worker: str | None = None) -> None:
+        """Return at the next announcement; if `worker` is given, at the next that concerns it."""
+        event = asyncio.Event()
+        waiting = self._waiting.setdefault(worker, set())
+        waiting.add(event)
+        try:
+            await event.wait()
+        finally:
+            waiting.discard(event)
+            if not waiting:
+                self._waiting.pop(worker, None)
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         """Return when `condition` holds; it is looked at after every announcement.
@@ -45,9 +59,11 @@ class Dispatch:
 
     def feed(self, buffer: WorkBuffer) -> None:
         """Work on what is waiting in `buffer`, now and later. Call again after admitting prompts."""
-        if buffer not in self._buffers:
+        if buffer not in self._admissions:
             self._buffers.append(buffer)
-        self.announce()
+        if self._admissions.get(buffer) != buffer.admissions:
+            self._admissions[buffer] = buffer.admissions
+            self.announce()
 
     @contextmanager
     def ahead(self, buffer: WorkBuffer) -> Iterator[None]:
@@ -72,7 +88,8 @@ class Dispatch:
     def return_leases(self, worker: str) -> list[str]:
         """Everything that `worker` holds goes to others. Returns the prompts' ids."""
         returned = [prompt_id for buffer in self._buffers for prompt_id in buffer.return_leases(worker)]
-        self.announce()
+        if returned:
+            self.announce()
         return returned
 
     def deliver(self, worker: str, sampled: Sequence[Sampled], verdicts: Sequence[Verdict]) -> None:
@@ -83,4 +100,4 @@ class Dispatch:
                 for buffer in self._buffers
             ):
                 self.sampled_tokens += len(one.response.token_ids)
-        self.announce()
+        self.announce(worker)

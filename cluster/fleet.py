@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from cluster.config import RunConfig
 from cluster.contracts import Prompt, Publication, ScoredGroup
 from cluster.dispatch import Dispatch
-from cluster.run_directory import RunDirectory
 from cluster.worker_keeper import FleetRoom, WorkerKeeper
+from cluster.worker_places import WorkerPlaces
 from reward.scoring import RewardPool
 from rollout.autoscaling import Autoscaler
 from rollout.fleet_state import FleetState, Resizing, WorkerState
 from rollout.work_buffer import WorkBuffer
-from rollout.worker import EngineOptions, RolloutWorker
 
 
 class RolloutFleet:
@@ -26,7 +25,7 @@ class RolloutFleet:
 
     Usage:
         async with asyncio.TaskGroup() as background:   # a fatal failure ends the block
-            fleet = RolloutFleet(config, options, run_directory, rewards, on_event, background)
+            fleet = RolloutFleet(config, places, rewards, on_event, background)
             fleet.publish(publication)           # from now on prompts are sampled under these weights, or, without a
             fleet.serve_as_loaded()              # learner, under those that each worker has loaded
             fleet.feed(buffer)                   # keep working on what is admitted to `buffer`
@@ -39,26 +38,14 @@ class RolloutFleet:
     def __init__(
         self,
         config: RunConfig,
-        options: EngineOptions,
-        run_directory: RunDirectory,
+        places: WorkerPlaces,
         rewards: RewardPool,
         on_event: Callable[[str], None],
         background: asyncio.TaskGroup,
-        worker_class: type = RolloutWorker,
     ) -> None:
         self.state = FleetState(config.rollout.workers, config.rollout.restarts_in_a_row)
         self._dispatch = Dispatch()
-        self._room = FleetRoom(
-            config,
-            options,
-            run_directory,
-            rewards,
-            on_event,
-            self.state,
-            self._dispatch,
-            background,
-            worker_class,
-        )
+        self._room = FleetRoom(config, places, rewards, on_event, self.state, self._dispatch, background)
         self._keepers: dict[str, asyncio.Task[None]] = {}
         rollout = config.rollout
         self._autoscaler = (

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import ray
@@ -24,11 +25,10 @@ import ray
 from cluster.config import RunConfig
 from cluster.contracts import Prompt, Publication, Sampled
 from cluster.dispatch import Dispatch
-from cluster.placement import PlacementError, Reservation, bundle, cpu_environment
-from cluster.run_directory import RunDirectory
+from cluster.placement import PlacementError
+from cluster.worker_places import WorkerPlaces
 from reward.scoring import Judgeable, RewardPool
 from rollout.fleet_state import FleetState, WorkerState
-from rollout.worker import EngineOptions, RolloutWorker
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +55,15 @@ class FleetRoom:
     """What the keepers of one fleet share."""
 
     config: RunConfig
-    options: EngineOptions
-    run_directory: RunDirectory
+    places: WorkerPlaces
     rewards: RewardPool
     on_event: Callable[[str], None]
     state: FleetState
     dispatch: Dispatch
     background: asyncio.TaskGroup
-    worker_class: type = RolloutWorker
-    """Made into the actors."""
     publication: Publication | None = None
+    placed: set[str] = field(default_factory=set)
+    """Names of those that have a place in the cluster."""
     probe_gaps: list[float] = field(default_factory=list)
     process_ids: dict[str, int] = field(default_factory=dict)
 
@@ -113,10 +112,12 @@ class WorkerKeeper:
             self._held.clear()
             if reason is None:
                 room.state.drained(name)
+                room.dispatch.announce()
                 room.on_event(f"{name} has retired")
                 return
+            process = self._process
             after = room.state.lost(name)
-            room.dispatch.announce()
+            room.dispatch.announce(process)
             logger.warning("%s lost: %s; prompts to be sampled again: %s", name, reason, returned)
             fate = {WorkerState.DEAD: "given up", WorkerState.RETIRED: "retired"}.get(after, "restarted")
             room.on_event(
@@ -125,7 +126,7 @@ class WorkerKeeper:
             if after is WorkerState.DEAD and room.state.size == 0:
                 raise FleetLostError(
                     f"all rollout workers are lost; the last one to {_brief(reason)}. "
-                    f"Their logs: {room.run_directory.logs}"
+                    f"Their logs: {room.places.run_directory.logs}"
                 ) from reason
             if after is not WorkerState.RESTARTING:
                 return
@@ -135,23 +136,14 @@ class WorkerKeeper:
         """Start one worker process and serve with it until it is drained. It ends with this call, whatever happens."""
         room, name, rollout = self._room, self._name, self._rollout
         async with AsyncExitStack() as stack:
-            place = await self._placed(stack)
-            worker = place.actor(
-                room.worker_class,
-                name,
-                room.options,
-                bundle=0,
-                log_file=room.run_directory.log_file(name),
-                env=cpu_environment(rollout.threads_per_worker, on_gpu=rollout.gpus_per_worker > 0),
-                max_concurrency=1000,
-            )
+            worker = await self._placed(stack)
             starting = worker.start.remote()
             try:
                 room.process_ids[name] = await _within(
                     rollout.start_timeout_s, starting, f"{name} to start (rollout.start_timeout_s)"
                 )
                 room.state.started(name)
-                room.dispatch.announce()
+                room.dispatch.announce(self._process)
                 async with asyncio.TaskGroup() as loops:
                     collecting = loops.create_task(self._collect(worker))
                     await self._feed(worker)
@@ -162,23 +154,24 @@ class WorkerKeeper:
                 if ray.wait([starting], timeout=0)[0]:
                     await _shut_down(worker)
 
-    async def _placed(self, stack: AsyncExitStack) -> Reservation:
-        """The place, reserved. Ray's autoscaler sees what is asked for, and may bring a node for it.
+    async def _placed(self, stack: AsyncExitStack) -> ray.actor.ActorHandle:
+        """A process, in a place that is held until `stack` ends.
 
         Raises:
-            PlacementError: there is no room in time, and no other worker is up meanwhile.
+            PlacementError: there is no room in time, and no other worker has any either.
         """
-        rollout = self._rollout
-        bundles = [bundle(rollout.cpus_per_worker, rollout.gpus_per_worker)]
+        room, name = self._room, self._name
         while True:
             try:
-                return await stack.enter_async_context(
-                    Reservation(self._name, bundles, self._room.config.cluster.placement_timeout_s)
-                )
+                worker = await stack.enter_async_context(room.places.worker(name))
             except PlacementError as error:
-                if not self._room.state.started_workers:
+                if not room.placed:
                     raise
-                self._room.on_event(f"{error}; the others go on without it, and it goes on asking")
+                room.on_event(f"{error}; the others go on without it, and it goes on asking")
+            else:
+                room.placed.add(name)
+                stack.callback(room.placed.discard, name)
+                return worker
 
     async def _feed(self, worker: ray.actor.ActorHandle) -> None:
         """Bring weights and prompts, until the place is to be drained and the process holds nothing any more."""
@@ -188,7 +181,7 @@ class WorkerKeeper:
             if member.state is WorkerState.DRAINING and not room.dispatch.leases(self._process):
                 return
             if member.state in (WorkerState.SUSPECT, WorkerState.DRAINING):
-                await room.dispatch.news()
+                await room.dispatch.news(self._process)
             elif publication is not None and member.version != publication.version:
                 await self._pull(worker, publication)
             elif member.state is WorkerState.HEALTHY and (prompts := self._lease()):
@@ -198,7 +191,7 @@ class WorkerKeeper:
                     f"{self._name} to take prompts {', '.join(prompt.id for prompt in prompts)}",
                 )
             else:
-                await room.dispatch.news()
+                await room.dispatch.news(self._process)
 
     def _lease(self) -> list[Prompt]:
         held = self._room.dispatch.leases(self._process)
@@ -225,7 +218,7 @@ class WorkerKeeper:
         self._room.probe_gaps.append(gap)
         if self._state is not WorkerState.DRAINING:
             self._room.state.pulled(self._name, publication.version)
-        self._room.dispatch.announce()
+        self._room.dispatch.announce(self._process)
 
     async def _collect(self, worker: ray.actor.ActorHandle) -> None:
         """Take what the worker has sampled, again and again.
@@ -239,7 +232,7 @@ class WorkerKeeper:
             sampled = await self._hear(worker.collect.remote(heartbeat_s))
             if self._state is WorkerState.SUSPECT:
                 room.state.heard(name)
-                room.dispatch.announce()
+                room.dispatch.announce(self._process)
             if sampled:
                 room.state.served(name)
                 # Not a task of this worker's: a failing verifier is not the worker's failure.
@@ -254,7 +247,7 @@ class WorkerKeeper:
             done, _ = await asyncio.wait({answer}, timeout=timeout_s / 2)
             if not done and self._state in (WorkerState.STALE, WorkerState.HEALTHY):
                 self._room.state.silent(self._name)
-                self._room.dispatch.announce()
+                self._room.dispatch.announce(self._process)
                 self._room.on_event(f"nothing heard of {self._name} for {timeout_s / 2:g} s")
             return await _within(
                 timeout_s / 2, answer, f"any sign of life of {self._name} (rollout.silence_timeout_s)"
@@ -281,8 +274,10 @@ class WorkerKeeper:
         self._room.dispatch.deliver(process, sampled, await self._room.rewards.judge(answers))
 
     def _refuse_overdue(self) -> None:
-        now = time.monotonic()
-        overdue = [held.prompt.id for held in self._held.values() if held.deadline < now]
+        now = time.monotonic()  # those that were leased first are due first
+        overdue = [
+            held.prompt.id for held in takewhile(lambda held: held.deadline < now, self._held.values())
+        ]
         if overdue:
             raise TimeoutError(
                 f"{self._name} did not answer prompts {', '.join(overdue)} within "

@@ -8,12 +8,16 @@ A prompt is always in exactly one place:
 
 Responses are delivered one by one, each with its verdict. They lie with the lease, so that they go with it.
 
+Nothing that is done for each response or each worker looks through all prompts: with thousands in flight that would
+be most of what the controller does.
+
 Invariants (tested as laws):
     1. waiting + generating + scored + learning ≤ capacity = (max_staleness + 1) × prompts_per_batch.
     2. What is learned from was leased at most max_staleness versions ago. Slots alone do not see to that: a slow prompt
        may be overtaken by any number of quick ones. So a batch is ready only when what would become too old is in it:
        of the prompts leased under version v − max_staleness + k or before, no more than k further batches have room for
-       may be left behind, for every k.
+       may be left behind, for every k. (Of those that are scored never too many are left behind: the batches before
+       saw to it. So it is those still generating that are counted.)
     3. A slot is freed by `settle`, after the weights learned from it were published, or by `drop`. Never by a
        worker's death.
     4. A prompt id is admitted once, and ends trained or dropped once.
@@ -21,9 +25,11 @@ Invariants (tested as laws):
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from cluster.contracts import Group, Prompt, Response, ScoredGroup, Verdict
 
@@ -32,6 +38,7 @@ from cluster.contracts import Group, Prompt, Response, ScoredGroup, Verdict
 class _Lease:
     prompt: Prompt
     worker: str
+    version: int
     delivered: dict[int, tuple[Response, Verdict]] = field(default_factory=dict)
     """By the response's number."""
 
@@ -51,12 +58,20 @@ class WorkBuffer:
         self._max_staleness = max_staleness
         self._capacity = (max_staleness + 1) * prompts_per_batch
         self._order: dict[str, int] = {}
-        self._admissions = 0
-        self._waiting: dict[str, Prompt] = {}
-        self._generating: dict[str, _Lease] = {}
+        """Of all in flight, the number of their admission; oldest first."""
+        self.admissions = 0
+        """How many prompts were ever admitted."""
+        self._waiting: list[tuple[int, Prompt]] = []
+        """A heap, by the number of their admission."""
+        self._generating: dict[str, dict[str, _Lease]] = {}
+        """By worker, and by prompt. Workers that hold nothing are not in it."""
+        self._generating_under: Counter[int] = Counter()
+        """How many were leased under each version."""
         self._scored: dict[str, ScoredGroup] = {}
+        """In the order in which they were scored."""
+        self.ever_scored = 0
         self._leased_under: dict[str, int] = {}
-        """The version, of what is generating or scored."""
+        """The version, of what is scored."""
         self._learning: dict[str, ScoredGroup] = {}
         self.trained_prompts = 0
         self.dropped_prompts: Counter[str] = Counter()
@@ -72,21 +87,21 @@ class WorkBuffer:
     @property
     def unscored_prompts(self) -> int:
         """Waiting or generating: each will be scored."""
-        return len(self._waiting) + len(self._generating)
+        return len(self._order) - len(self._scored) - len(self._learning)
 
     @property
     def scored_groups(self) -> int:
         return len(self._scored)
 
-    @property
-    def scored(self) -> tuple[ScoredGroup, ...]:
-        """Those groups, oldest admission first."""
-        return tuple(self._scored[id_] for id_ in self._oldest_first(self._scored))
+    def scored_since(self, ever_scored: int) -> list[ScoredGroup]:
+        """The groups scored since `self.ever_scored` was that, oldest admission first. Ask before taking any away."""
+        newest = islice(reversed(self._scored), self.ever_scored - ever_scored)
+        return [self._scored[id_] for id_ in self._oldest_first(newest)]
 
     @property
     def in_flight(self) -> tuple[str, ...]:
         """Ids of all prompts that hold a slot, oldest admission first. This is what a checkpoint remembers."""
-        return tuple(self._oldest_first(self._order))
+        return tuple(self._order)
 
     def admit(self, prompt: Prompt) -> None:
         """Take a slot for `prompt`.
@@ -98,42 +113,49 @@ class WorkBuffer:
             raise ValueError(f"no free slot for prompt {prompt.id}: {self._capacity} are in flight")
         if prompt.id in self._order:
             raise ValueError(f"prompt {prompt.id} is in flight already")
-        self._order[prompt.id] = self._admissions
-        self._admissions += 1
-        self._waiting[prompt.id] = prompt
+        self._order[prompt.id] = self.admissions
+        heapq.heappush(self._waiting, (self.admissions, prompt))
+        self.admissions += 1
 
     def lease(self, worker: str, limit: int, version: int) -> list[Prompt]:
         """Hand up to `limit` of the oldest waiting prompts to `worker`: one process, whose replacement has another
         name. It serves `version`, which is the current one."""
-        ids = self._oldest_first(self._waiting)[:limit]
-        prompts = [self._waiting.pop(id_) for id_ in ids]
-        self._generating.update({prompt.id: _Lease(prompt, worker) for prompt in prompts})
-        self._leased_under |= dict.fromkeys(ids, version)
+        prompts = [heapq.heappop(self._waiting)[1] for _ in range(min(limit, len(self._waiting)))]
+        if prompts:
+            leases = {prompt.id: _Lease(prompt, worker, version) for prompt in prompts}
+            self._generating.setdefault(worker, {}).update(leases)
+            self._generating_under[version] += len(prompts)
         return prompts
 
     def leases(self, worker: str) -> int:
         """How many prompts `worker` has."""
-        return sum(lease.worker == worker for lease in self._generating.values())
+        return len(self._generating.get(worker, ()))
 
     def return_leases(self, worker: str) -> list[str]:
         """Take back what `worker` holds, to be leased again, and forget what it delivered of it. Returns the prompts'
         ids."""
-        lost = [lease.prompt for lease in self._generating.values() if lease.worker == worker]
-        for prompt in lost:
-            del self._generating[prompt.id], self._leased_under[prompt.id]
-            self._waiting[prompt.id] = prompt
-        return [prompt.id for prompt in lost]
+        lost = self._generating.pop(worker, {})
+        for prompt_id, lease in lost.items():
+            self._generating_under[lease.version] -= 1
+            heapq.heappush(self._waiting, (self._order[prompt_id], lease.prompt))
+        return list(lost)
 
     def deliver(self, worker: str, prompt_id: str, index: int, response: Response, verdict: Verdict) -> bool:
         """Take in response `index` of a prompt. False if its lease was taken back meanwhile: then another copy is on
         its way."""
-        lease = self._generating.get(prompt_id)
-        if lease is None or lease.worker != worker:
+        leases = self._generating.get(worker, {})
+        lease = leases.get(prompt_id)
+        if lease is None:
             return False
         lease.delivered[index] = response, verdict
         if len(lease.delivered) == lease.prompt.sampling.responses:
-            del self._generating[prompt_id]
+            del leases[prompt_id]
+            if not leases:
+                del self._generating[worker]
+            self._generating_under[lease.version] -= 1
             self._scored[prompt_id] = lease.group
+            self._leased_under[prompt_id] = lease.version
+            self.ever_scored += 1
         return True
 
     def drop(self, prompt_id: str, reason: str) -> None:
@@ -146,9 +168,8 @@ class WorkBuffer:
         those that must not be left behind."""
         oldest = version - self._max_staleness
         return len(self._scored) >= self._prompts_per_batch and all(
-            sum(self._leased_under[id_] <= oldest + k for id_ in self._scored)
-            >= sum(leased <= oldest + k for leased in self._leased_under.values())
-            - k * self._prompts_per_batch
+            sum(count for leased, count in self._generating_under.items() if leased <= oldest + k)
+            <= k * self._prompts_per_batch
             for k in range(self._max_staleness)
         )
 
@@ -163,6 +184,7 @@ class WorkBuffer:
             raise ValueError(
                 f"no batch of {self._prompts_per_batch} is ready: {len(self._scored)} groups are scored"
             )
+        self._generating_under = +self._generating_under  # without versions that nothing is left of
         by_age = sorted(self._scored, key=lambda id_: (self._leased_under[id_], self._order[id_]))
         groups = [self._scored.pop(id_) for id_ in by_age[: self._prompts_per_batch]]
         for group in groups:

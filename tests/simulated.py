@@ -24,6 +24,7 @@ from cluster.fleet import RolloutFleet
 from cluster.prompt_source import PromptSource, Question
 from cluster.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
+from cluster.worker_places import WorkerPlaces
 from learner.state_files import FileRecord
 from learner.weighing import WeighedBatch
 from reward.scoring import Judgeable
@@ -167,15 +168,13 @@ class Simulation:
             ) as tracker,
         ):
             async with asyncio.TaskGroup() as background:
-                fleet = RolloutFleet(
+                places = WorkerPlaces(
                     config,
                     engine_options(config, Path("no-model")),
                     directory,
-                    Rewards(),  # type: ignore[arg-type]
-                    self.events.append,
-                    background,
                     simulated_worker(self.response_s, self.faults),
                 )
+                fleet = RolloutFleet(config, places, Rewards(), self.events.append, background)  # type: ignore[arg-type]
                 controller = Controller(
                     config,
                     PromptSource(questions, config.seed, sampling),

@@ -41,6 +41,8 @@ class WorkBufferModel(RuleBasedStateMachine):
         self.version = 0
         self.leased_under: dict[str, int] = {}
         self.places: dict[str, str] = {}
+        self.scorings: list[str] = []
+        """All, in their order."""
         self.delivered: dict[str, set[int]] = {}
         """Of prompts that are being generated, the responses that are there."""
 
@@ -95,6 +97,7 @@ class WorkBufferModel(RuleBasedStateMachine):
         there.add(index)
         if len(there) == RESPONSES:
             self.places[prompt_id] = "scored"
+            self.scorings.append(prompt_id)
             del self.delivered[prompt_id]
 
     @precondition(lambda self: self.places)
@@ -166,7 +169,15 @@ class WorkBufferModel(RuleBasedStateMachine):
         assert buffer.waiting_prompts == len(self.at("waiting"))
         assert buffer.unscored_prompts == len(self.at("waiting", *WORKERS))
         assert buffer.scored_groups == len(self.at("scored"))
-        assert [group.prompt.id for group in buffer.scored] == self.at("scored")
+        assert buffer.ever_scored == len(self.scorings)
+        assert buffer.admissions == len(self.places)
+        fresh = 0  # the newest that are all there still
+        while fresh < len(self.scorings) and self.places[self.scorings[-1 - fresh]] == "scored":
+            fresh += 1
+        for count in range(fresh + 1):
+            groups = buffer.scored_since(buffer.ever_scored - count)
+            newest = set(self.scorings[len(self.scorings) - count :])
+            assert [group.prompt.id for group in groups] == [id_ for id_ in self.places if id_ in newest]
         assert {worker: buffer.leases(worker) for worker in WORKERS} == {
             worker: len(self.at(worker)) for worker in WORKERS
         }
