@@ -5,6 +5,7 @@ python launch.py train configs/demo.yaml seed=1  with a setting changed
 python launch.py eval configs/demo.yaml          pass@1 and pass@k of a model
 python launch.py export runs/demo my-model       a run's checkpoint as a model
 python launch.py scale runs/demo --rollout-workers 4   give a live run another number of rollout workers
+python launch.py compare configs/compare_objectives.yaml   train under several settings and seeds, and compare
 python launch.py check configs/demo.yaml         find all mistakes, start nothing
 python launch.py tasks                           what can be trained on
 """
@@ -12,6 +13,7 @@ python launch.py tasks                           what can be trained on
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +23,7 @@ from rich.console import Console
 
 from cluster.config import RunConfig
 from cluster.config_loading import load_config
-from cluster.exits import explained_exits, refuse
+from cluster.exits import EXIT_FAILED, EXIT_INTERRUPTED, explained_exits, refuse
 from cluster.export_plan import ExportRefusedError, plan_export
 from cluster.preflight import ROOMS, Room, preflight, task_notes
 from cluster.ray_token import send_token_to
@@ -189,6 +191,54 @@ def scale(
         typer.echo(scale_run(run_directory, rollout_workers, address))
     except (NoLiveRunError, TimeoutError) as error:
         refuse(error)
+
+
+@app.command()
+def compare(
+    comparison_file: Annotated[
+        Path,
+        typer.Argument(metavar="COMPARISON", help="A YAML file, such as configs/compare_objectives.yaml."),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings for all runs, such as steps=50."),
+    ] = None,
+    address: Address = None,
+    side_by_side: Annotated[int, typer.Option("--side-by-side", min=1, help="Runs at a time.")] = 1,
+    only_table: Annotated[
+        bool, typer.Option("--only-table", help="Start nothing: show what the finished runs say.")
+    ] = False,
+) -> None:
+    """Train under several settings, with several seeds each, and compare.
+
+    For example:
+      python launch.py compare configs/compare_objectives.yaml
+      python launch.py compare configs/compare_objectives.yaml steps=50
+      python launch.py compare configs/compare_objectives.yaml --only-table
+
+    Given again, it goes on: finished runs are not run again, and interrupted
+    ones resume. Tables, plots and the runs are in runs/NAME.
+    """
+    from cluster.compare.plan import load_comparison
+
+    comparison, problems = load_comparison(comparison_file, overrides or [], address)
+    if problems:
+        refuse(*problems)
+
+    from cluster.compare.comparing import OtherSettingsError
+    from cluster.compare.comparing import compare as run_comparison
+
+    terminal = Console(highlight=False)
+    command = [sys.executable, str(Path(__file__).resolve())]
+    try:
+        complete = run_comparison(comparison, command, side_by_side, terminal, only_table=only_table)
+    except OtherSettingsError as error:
+        refuse(error)
+    except KeyboardInterrupt:
+        terminal.print("interrupted; the same command goes on")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if not complete and not only_table:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()

@@ -65,6 +65,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(config, (*problems, *schema_problems), readable)
 
 
+def read_yaml(path: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """The file's settings, interpolations resolved (none, if it cannot be read), and what is wrong with it."""
+    layers, problems = _read_file(path)
+    return _resolved(layers[0], path, problems) if layers else {}, problems
+
+
 def _read_file(path: Path) -> tuple[list[Any], list[Problem]]:
     """What is in the file, as a list of at most one, and what is wrong with it."""
     try:

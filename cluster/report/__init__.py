@@ -1,0 +1,1 @@
+"""Pictures and pages of runs, for people: PNG plots, and one HTML file that needs nothing else."""

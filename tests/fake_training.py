@@ -1,0 +1,46 @@
+"""In place of `launch.py`, for tests of what starts trainings: `train CONFIG [KEY=VALUE]...` is over in a moment.
+
+A learning rate of 13 fails, one of 99 does not end unless it is interrupted. Each start adds a line to
+`starts` in the run directory's parent; the process ids of those that run are beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from cluster.config_loading import load_config
+from cluster.run_directory import RunDirectory
+from cluster.tracking import MetricsFile
+
+
+def main() -> None:
+    assert sys.argv[1] == "train"
+    loaded = load_config(Path(sys.argv[2]), sys.argv[3:])
+    assert not loaded.problems, loaded.problems
+    config = loaded.config
+    run = RunDirectory(config.run_directory)
+    run.create()
+    with (run.path.parent / "starts").open("a") as starts:
+        starts.write(f"{config.name}\n")
+    run.write_config(config)
+    if config.learner.learning_rate == 13:
+        raise SystemExit("12:00:00  stopped: the moon is in the wrong phase")
+    if config.learner.learning_rate == 99:
+        try:
+            (run.path / "waits").touch()
+            time.sleep(600)
+        except KeyboardInterrupt:
+            (run.path / "interrupted").touch()
+            raise SystemExit(130) from None
+    with MetricsFile(run.metrics_file, run.superseded_metrics_file) as metrics:
+        bonus = config.learner.learning_rate
+        for step in range(config.steps + 1):
+            reward = {"reward/mean": 0.1 * step + bonus, "lengths/mean": 5.0} if step else {}
+            metrics.log(step, {**reward, "eval/pass_at_1": 0.01 * step * (1 + config.seed) + bonus})
+    run.write_summary({"steps": config.steps})
+
+
+if __name__ == "__main__":
+    main()
