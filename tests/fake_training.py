@@ -1,7 +1,7 @@
 """In place of `launch.py`, for tests of what starts trainings: `train CONFIG [KEY=VALUE]...` is over in a moment.
 
 A learning rate of 13 fails, one of 99 does not end unless it is interrupted. Each start adds a line to
-`starts` in the run directory's parent; the process ids of those that run are beside it.
+`starts` beside the run directory.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def main() -> None:
             (run.path / "interrupted").touch()
             raise SystemExit(130) from None
     with MetricsFile(run.metrics_file, run.superseded_metrics_file) as metrics:
+        metrics.truncate_after(-1)
         bonus = config.learner.learning_rate
         for step in range(config.steps + 1):
             reward = {"reward/mean": 0.1 * step + bonus, "lengths/mean": 5.0} if step else {}
