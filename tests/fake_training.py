@@ -10,16 +10,20 @@ import sys
 import time
 from pathlib import Path
 
+from cluster.config import RunConfig
 from cluster.config_loading import load_config
 from cluster.run_directory import RunDirectory
-from cluster.tracking import MetricsFile
+from cluster.tracking.jsonl import MetricsFile
 
 
 def main() -> None:
     assert sys.argv[1] == "train"
     loaded = load_config(Path(sys.argv[2]), sys.argv[3:])
     assert not loaded.problems, loaded.problems
-    config = loaded.config
+    train(loaded.config)
+
+
+def train(config: RunConfig) -> None:
     run = RunDirectory(config.run_directory)
     run.create()
     with (run.path.parent / "starts").open("a") as starts:
