@@ -21,7 +21,7 @@ MAKEFLAGS += --no-print-directory
 # A run starts a dozen Python processes, and each loads 13 s faster from cached bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow setup setup-test smollm2 lint format typecheck lock clean
+.PHONY: help demo test test-slow drill setup setup-test smollm2 lint format typecheck lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -36,7 +36,11 @@ test: setup-test lint typecheck ## set up, then lint, types and every test
 
 test-slow: setup-test ## the tests that take minutes: three steps of SmolLM2-135M, the resume drill
 	@echo "==> running the slow tests"
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m slow $(ARGS)
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m "slow and not drill" $(ARGS)
+
+drill: setup-test ## what may happen to a fleet, made to happen: workers, nodes and controllers killed, with real engines too
+	@echo "==> running the drills"
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m drill $(ARGS)
 
 setup: $(READY) ## make the environment from the lock file (PLATFORM=cpu or gpu)
 

@@ -58,7 +58,10 @@ class ActorGraph:
             max_context_tokens=self.config.model.max_context_tokens,
         )
         bundles = [bundle(config.cpus_per_rank, config.gpus_per_rank)] * config.ranks
-        async with Reservation("the learner", bundles, self.config.cluster.placement_timeout_s) as place:
+        cluster = self.config.cluster
+        async with Reservation(
+            "the learner", bundles, cluster.placement_timeout_s, cluster.node_labels.get("learner")
+        ) as place:
             ranks = [
                 place.actor(
                     LearnerRank,
@@ -77,8 +80,9 @@ class ActorGraph:
         """The reward actors."""
         config = self.config.reward
         bundles = [bundle(config.cpus_per_worker, 0)] * config.workers
+        cluster = self.config.cluster
         async with Reservation(
-            "the reward actors", bundles, self.config.cluster.placement_timeout_s
+            "the reward actors", bundles, cluster.placement_timeout_s, cluster.node_labels.get("reward")
         ) as place:
             actors = [
                 place.actor(

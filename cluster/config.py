@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Room = Literal["rollout", "learner", "reward"]
 OnNewWeights = Literal["continue", "finish", "restart"]
 ObjectiveName = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "hpo", "a_hpo"]
 
@@ -252,6 +253,10 @@ class ClusterConfig(Section):
     address: str | None = None
     """Of a running Ray cluster; null takes `RAY_ADDRESS`, or else starts Ray on this machine."""
     placement_timeout_s: Seconds = 300.0
+    node_labels: dict[Room, dict[str, str]] = {}
+    """Which nodes may hold whose actors, by the labels that the nodes were started with:
+    `{rollout: {pool: spot}, learner: {pool: reserved}}` for `ray start --labels pool=spot`. Those of a room that is not
+    named may be anywhere."""
 
 
 class RunConfig(Section):

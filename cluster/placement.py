@@ -54,7 +54,7 @@ def connect(config: ClusterConfig) -> str:
 
 
 class Reservation:
-    """Resources held for a set of actors: one bundle each.
+    """Resources held for a set of actors: one bundle each, on nodes that have all of `labels`.
 
         async with Reservation("learner", [{"CPU": 1}, {"CPU": 1}], timeout_s=60) as place:
             actor = place.actor(LearnerRank, 0, options, bundle=0, log_file=..., env={})
@@ -62,22 +62,35 @@ class Reservation:
     Leaving the block kills the actors and gives the resources back.
     """
 
-    def __init__(self, name: str, bundles: list[dict[str, float]], timeout_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        bundles: list[dict[str, float]],
+        timeout_s: float,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         self._name = name
         self._bundles = bundles
+        self._labels = dict(labels or {})
         self._timeout_s = timeout_s
         self._group: PlacementGroup | None = None
         self._actors: list[ray.actor.ActorHandle] = []
 
     async def __aenter__(self) -> Reservation:
-        self._group = placement_group(self._bundles, strategy="PACK", name=self._name)
+        selectors = [self._labels] * len(self._bundles)
+        self._group = placement_group(
+            self._bundles, strategy="PACK", name=self._name, bundle_label_selector=selectors
+        )
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._group.ready()
         except TimeoutError:
             self._release()
+            labels = ", ".join(f"{key}={value}" for key, value in self._labels.items())
+            nodes = f" on nodes with the labels {labels}" if labels else ""
             raise PlacementError(
-                f"the cluster did not give {self._name} its {_in_words(self._bundles)} within {self._timeout_s:g} s; "
+                f"the cluster did not give {self._name} its {_in_words(self._bundles)}{nodes} within "
+                f"{self._timeout_s:g} s; "
                 f"it has {_amounts(ray.cluster_resources())}, of which {_amounts(ray.available_resources())} are free"
             ) from None
         except asyncio.CancelledError:

@@ -14,9 +14,9 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from cluster.config import RunConfig
+from cluster.config import Room, RunConfig
 from cluster.config_loading import Problem, validate
 from cluster.learner_checks import check_adapters, check_learner
 from cluster.models import locate, ready_directory
@@ -28,7 +28,6 @@ from reward.task import RemoteTask, Task
 from reward.tasks import build_task, task_class, task_names
 from reward.trial import try_verifier
 
-Room = Literal["rollout", "learner", "reward"]
 ROOMS: tuple[Room, ...] = ("rollout", "learner", "reward")
 
 
@@ -73,6 +72,12 @@ def check_resources(config: RunConfig, rooms: Collection[Room] = ROOMS) -> Itera
     """On this machine alone: what a running cluster has is known when it is joined."""
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
         return
+    if config.cluster.node_labels:
+        yield Problem(
+            "cluster.node_labels",
+            "Ray on this machine alone has no nodes to choose from",
+            "leave it out, or join a cluster with --address",
+        )
     rollout, learner, reward = config.rollout, config.learner, config.reward
     asked: dict[Room, tuple[str, float, float]] = {
         "rollout": (

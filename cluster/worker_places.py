@@ -41,7 +41,9 @@ class WorkerPlaces:
         """
         rollout, cluster = self.config.rollout, self.config.cluster
         bundles = [bundle(rollout.cpus_per_worker, rollout.gpus_per_worker)]
-        async with Reservation(name, bundles, cluster.placement_timeout_s) as place:
+        async with Reservation(
+            name, bundles, cluster.placement_timeout_s, cluster.node_labels.get("rollout")
+        ) as place:
             yield place.actor(
                 self.worker_class,
                 name,

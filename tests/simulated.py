@@ -1,11 +1,16 @@
 """A whole run without models: real Ray actors that sleep in place of engines, a learner that only counts, and the real
-controller, fleet, buffers and run directory between them."""
+controller, fleet, buffers and run directory between them.
+
+`python -m tests.simulated SPECIFICATION` is such a run as a process of its own, which can be killed.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,13 +22,15 @@ import ray
 
 from cluster.actor_graph import engine_options
 from cluster.checkpoints import CheckpointStore
-from cluster.config import RunConfig
+from cluster.config import ClusterConfig, RunConfig
 from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling, Verdict
 from cluster.controller import Controller
 from cluster.fleet import RolloutFleet
+from cluster.placement import connect
 from cluster.prompt_source import PromptSource, Question
+from cluster.run_control import listening
 from cluster.run_directory import RunDirectory
-from cluster.tracking import RunConsole, Tracker
+from cluster.tracking import RunConsole, Tracker, read_metrics
 from cluster.worker_places import WorkerPlaces
 from learner.state_files import FileRecord
 from learner.weighing import WeighedBatch
@@ -33,6 +40,13 @@ from rollout.prompt_encoder import EncodedPrompt
 from rollout.worker import EngineOptions
 
 TOKENS = 8
+GAP_PER_VERSION = 0.01
+"""By how much the log-probability of every token falls from one weight version to the next."""
+
+
+def logprob(version: int) -> float:
+    """Of any token, under these weights."""
+    return -1.0 - GAP_PER_VERSION * version
 
 
 def simulated_worker(response_s: float, faults: Path) -> type:
@@ -75,7 +89,7 @@ def simulated_worker(response_s: float, faults: Path) -> type:
             endless = meets("endless-response")
             await asyncio.sleep(1e6 if endless else self._random.expovariate(1 / response_s))
             tokens = np.arange(TOKENS)
-            logprobs = np.full(TOKENS, -1.0, dtype=np.float32)
+            logprobs = np.full(TOKENS, logprob(began_under), dtype=np.float32)
             response = Response(tokens, logprobs, "answer", "stop", began_under, self._version)
             self._sampled.append(Sampled(prompt.id, index, response))
             self._news.set()
@@ -97,6 +111,7 @@ def simulated_worker(response_s: float, faults: Path) -> type:
                 os._exit(1)
             if meets("pull-half"):
                 return 100.0
+            await publication.weights
             self._version = publication.version
             return 0.0
 
@@ -119,15 +134,22 @@ class Rewards:
 @dataclass
 class CountingLearner:
     learn_s: float = 0.0
+    weight_bytes: int = 1
     versions: list[int] = field(default_factory=list)
 
     async def learn(self, mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
         await asyncio.sleep(self.learn_s)
-        return {"logprob_gap/mean": 0.0, "learner_tokens": 1.0}
+        sampled = [row.sampler_logprobs for batch in mini_batches for row in batch.rows]
+        gaps = np.abs(np.concatenate(sampled) - logprob(self.versions[-1]))
+        return {
+            "logprob_gap/mean": float(gaps.mean()),
+            "logprob_gap/max": float(gaps.max()),
+            "learner_tokens": float(gaps.size),
+        }
 
     async def publish(self, version: int) -> Publication:
         self.versions.append(version)
-        return Publication(version, ray.put(np.zeros(1, dtype=np.uint8)), (), ())
+        return Publication(version, ray.put(np.zeros(self.weight_bytes, dtype=np.uint8)), (), ())
 
     async def save(self, directory: Path) -> dict[Path, FileRecord]:
         directory.mkdir()
@@ -198,6 +220,23 @@ class Simulation:
             await training
 
 
+def assert_complete(config: RunConfig) -> list[dict[str, Any]]:
+    """The run is at its end, and its rows: every step was done, every admitted prompt but those still in flight was
+    trained or dropped once, nothing was learned from later than allowed, and sampler and learner agree."""
+    rows = list(read_metrics(RunDirectory(config.run_directory).metrics_file))
+    rollout, steps = config.rollout, rows[1:]
+    assert [row["step"] for row in rows] == list(range(config.steps + 1))
+    trained = [prompt for row in steps for prompt in row["prompts"]]
+    dropped = [prompt for row in steps for ids in row.get("dropped", {}).values() for prompt in ids]
+    assert len(trained) == config.steps * rollout.prompts_per_step == rows[-1]["progress/prompts_trained"]
+    assert len(dropped) == rows[-1]["progress/prompts_dropped"]
+    assert len({*trained, *dropped}) == len(trained) + len(dropped), "a prompt came to two ends"
+    for row in steps:
+        assert 0 <= row["staleness/max"] <= rollout.max_staleness
+        assert row["logprob_gap/max"] <= GAP_PER_VERSION * row["staleness/max"] + 1e-4
+    return rows
+
+
 def simulation(tmp_path: Path, steps: int = 10, **rollout: Any) -> Simulation:
     faults = tmp_path / "faults"
     faults.mkdir(exist_ok=True)
@@ -220,3 +259,17 @@ def simulation(tmp_path: Path, steps: int = 10, **rollout: Any) -> Simulation:
         }
     )
     return Simulation(config, faults)
+
+
+async def live(specification: dict[str, Any]) -> None:
+    """A run, started or resumed, in a cluster that others have started."""
+    config = RunConfig.model_validate(specification["config"])
+    run = Simulation(config, Path(specification["faults"]))
+    async with run.run() as (fleet, training), listening(config.name, fleet, run.events.append):
+        await training
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    connect(ClusterConfig(address=given["address"]))
+    asyncio.run(live(given))

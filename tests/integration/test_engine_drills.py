@@ -1,0 +1,291 @@
+"""What may happen to real engines, made to happen: vLLM workers that are killed, stopped, scaled, and that fail in
+ways of their own, under a real learner. Minutes each: `make drill`.
+
+Each drill: the run completes, every admitted prompt is trained or dropped exactly once, no sample is older than
+allowed, and sampler and learner agree on log-probabilities.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from cluster.actor_graph import ActorGraph
+from cluster.checkpoints import CheckpointStore
+from cluster.config import RunConfig
+from cluster.config_loading import load_config
+from cluster.contracts import Prompt, Publication, Sampling
+from cluster.controller import Controller
+from cluster.fleet import RolloutFleet
+from cluster.prompt_source import PromptSource
+from cluster.questions import encode_questions, evaluation_prompts, training_sampling
+from cluster.run_directory import RunDirectory
+from cluster.tracking import RunConsole, Tracker
+from learner.weighing import WeighedBatch
+from rollout.fleet_state import WorkerState
+from rollout.worker import RolloutWorker
+from tests.integration.test_real_run import (
+    assert_every_prompt_trained_once,
+    finish,
+    rows_of,
+    start,
+    wait_for_step,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(1500)]
+
+MAX_GAP = 1e-4
+UP = {WorkerState.STALE, WorkerState.HEALTHY}
+
+
+def mortal_engine(faults: Path) -> type:
+    """`RolloutWorker`, one of which fails once, in the way that a file in folder `faults` is called."""
+
+    def meets(fault: str) -> bool:
+        try:
+            os.unlink(faults / fault)
+        except FileNotFoundError:
+            return False
+        return True
+
+    class MortalWorker(RolloutWorker):
+        async def start(self) -> int:
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # a function is sent to the engine below
+            return await super().start()
+
+        async def submit(self, prompts: Sequence[Prompt]) -> None:
+            if meets("engine-dies"):
+
+                def poison(engine_worker: Any) -> None:
+                    def fail(*_: Any, **__: Any) -> None:
+                        raise RuntimeError("a fatal error in the model")
+
+                    engine_worker.model_runner.execute_model = fail
+
+                await self._engine.collective_rpc(poison)
+            await super().submit(prompts)
+
+        async def _sample(self, token_ids: Sequence[int], sampling: Sampling, seed: int | None) -> Any:
+            if meets("endless-response"):
+                await asyncio.Event().wait()
+            return await super()._sample(token_ids, sampling, seed)
+
+        async def _swap(self, path: str, publication: Publication) -> float:
+            if meets("half-a-pull"):
+                weights = load_file(path)
+                path = f"{path}.half"
+                save_file({name: weights[name] for name in sorted(weights)[::2]}, path)
+            return await super()._swap(path, publication)
+
+    return MortalWorker
+
+
+@dataclass
+class EngineRun:
+    """A run of `config`, with all that is real. Until `hurry` it takes `pace_s` longer for each step, so that it does
+    not end before the drill does."""
+
+    config: RunConfig
+    faults: Path
+    pace_s: float = 1.0
+    events: list[str] = field(default_factory=list)
+    hurries: bool = False
+
+    def hurry(self) -> None:
+        self.hurries = True
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[tuple[RolloutFleet, asyncio.Task[None]]]:
+        config, directory = self.config, RunDirectory(self.config.run_directory)
+        model = Path(config.model.source)
+        questions = encode_questions(config, model)
+        graph = ActorGraph(config, directory, model, mortal_engine(self.faults))
+        probe = tuple(question.encoded.token_ids for question in questions.train[:2])
+        with (
+            RunConsole(config.name, config.steps, quiet=True) as console,
+            Tracker(config, directory, console) as tracker,
+        ):
+            async with (
+                graph.learner(probe) as learner,
+                graph.rewards() as rewards,
+                graph.fleet(rewards, self.events.append) as fleet,
+            ):
+                await learner.start()
+                learn = learner.learn
+
+                async def paced(mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
+                    await asyncio.sleep(0 if self.hurries else self.pace_s)
+                    return await learn(mini_batches)
+
+                learner.learn = paced  # type: ignore[method-assign]
+                controller = Controller(
+                    config,
+                    PromptSource(
+                        questions.train, config.seed, lambda prompt_id: training_sampling(config, prompt_id)
+                    ),
+                    evaluation_prompts(config, questions),
+                    fleet,
+                    learner,
+                    CheckpointStore(directory.checkpoints, config.checkpoint.keep),
+                    tracker,
+                )
+                training = asyncio.create_task(controller.run())
+                try:
+                    yield fleet, training
+                finally:
+                    training.cancel()
+                    await asyncio.gather(training, return_exceptions=True)
+
+    async def hears(self, fleet: RolloutFleet, *words: str) -> None:
+        """Wait for an event with all these words in it."""
+        await until(
+            fleet, lambda: any(all(word in event for word in words) for event in self.events), str(words)
+        )
+
+
+async def until(
+    fleet: RolloutFleet, condition: Callable[[], bool], what: str, timeout_s: float = 240
+) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await fleet.wait_until(condition)
+    except TimeoutError:
+        raise AssertionError(f"waited {timeout_s:g} s for {what}; {fleet.state.members}") from None
+
+
+async def all_up(fleet: RolloutFleet) -> None:
+    await until(fleet, lambda: fleet.state.started_workers == fleet.state.size, "the whole fleet")
+
+
+def engine_run(write_config: Callable[..., Path], tmp_path: Path, steps: int, **rollout: Any) -> EngineRun:
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    config_file = write_config(
+        name="drill",
+        steps=steps,
+        rollout={"cpus_per_worker": 0.2, **rollout},
+        learner={"max_logprob_gap": MAX_GAP},
+        evaluation={"every_steps": steps},
+        checkpoint={"every_steps": 50},
+    )
+    return EngineRun(load_config(config_file).config, faults)
+
+
+def assert_complete(config: RunConfig) -> list[dict[str, Any]]:
+    rows = rows_of(config)
+    assert [row["step"] for row in rows] == list(range(config.steps + 1))
+    assert_every_prompt_trained_once(rows, config)
+    for row in rows[1:]:
+        assert 0 <= row["staleness/max"] <= config.rollout.max_staleness
+        assert row["staleness/max"] > 0 or row["logprob_gap/max"] < MAX_GAP
+    assert all(row["logprob_gap/probe_max"] < MAX_GAP for row in rows)
+    return rows
+
+
+@pytest.mark.usefixtures("local_ray")
+async def test_fifty_kills(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    """A random one of those that are up, every three seconds. The engines take longer than that to start."""
+    run = engine_run(
+        write_config,
+        tmp_path,
+        steps=400,
+        workers=3,
+        max_staleness=1,
+        restarts_in_a_row=10,
+        silence_timeout_s=30,
+    )
+    order, kills, started = random.Random(0), 0, time.monotonic()
+    async with run.run() as (fleet, training):
+        while kills < 50:
+            await asyncio.sleep(3)
+            assert not training.done(), training
+            if up := sorted(fleet.process_ids.values()):
+                os.kill(order.choice(up), signal.SIGKILL)
+                kills += 1
+                await until(fleet, lambda: fleet.state.restarts >= kills, "the loss to be noticed")  # noqa: B023
+        killing_s = time.monotonic() - started
+        run.hurry()
+        await training
+    rows = assert_complete(run.config)
+    assert rows[-1]["fleet/restarts"] >= 50
+    print(
+        f"50 kills in {killing_s:.0f} s; {rows[-1]['fleet/restarts']:.0f} restarts; {run.config.steps} steps done"
+    )
+
+
+@pytest.mark.usefixtures("local_ray")
+async def test_one_run_outlives_all_that_engines_do(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One after the other: a fatal error inside a live actor, a pull that fails half-way, a response that never ends, a
+    process that stands still, all killed at once, 1 → 4 → 1 workers."""
+    run = engine_run(write_config, tmp_path, steps=300, workers=2, silence_timeout_s=15, request_timeout_s=40)
+    async with run.run() as (fleet, training):
+        await all_up(fleet)
+        for fault, said in (
+            ("engine-dies", "died"),
+            ("half-a-pull", "weight version"),
+            ("endless-response", "rollout.request_timeout_s"),
+        ):
+            run.events.clear()
+            (run.faults / fault).touch()
+            await run.hears(fleet, "was lost", said)
+            assert not list(run.faults.iterdir())
+            await all_up(fleet)
+            assert not training.done(), training
+
+        run.events.clear()
+        name, process = next(iter(fleet.process_ids.items()))
+        os.kill(process, signal.SIGSTOP)
+        await run.hears(fleet, f"{name} was lost", "rollout.silence_timeout_s")
+        await all_up(fleet)
+
+        run.events.clear()
+        before = fleet.state.restarts
+        for process in fleet.process_ids.values():
+            os.kill(process, signal.SIGKILL)
+        await until(fleet, lambda: fleet.state.restarts == before + 2, "both losses")
+        await all_up(fleet)
+
+        for workers in (1, 4, 1):
+            before = fleet.state.restarts
+            fleet.resize(workers)
+            await all_up(fleet)
+            await until(fleet, lambda: len(fleet.process_ids) == workers, f"{workers} processes")  # noqa: B023
+            assert fleet.state.restarts == before, "who is drained is not killed"
+        assert not training.done(), "else nothing was under load"
+        run.hurry()
+        await training
+    assert_complete(run.config)
+
+
+def test_the_controller_is_killed(write_config: Callable[..., Path]) -> None:
+    """SIGKILL to the command itself, twice; the same command goes on."""
+    config_file = write_config(
+        name="killed", steps=30, rollout={"max_staleness": 1}, checkpoint={"every_steps": 3},
+        evaluation={"every_steps": 30},
+    )  # fmt: skip
+    config = load_config(config_file).config
+    for step in (5, 14):
+        process = start(config_file)
+        wait_for_step(config, step, process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert not alive, f"left behind: {[child.cmdline() for child in alive]}"
+    output = finish(start(config_file), config)
+    assert "resuming at step" in output
+    assert_complete(config)

@@ -1,0 +1,150 @@
+"""Losing a node is losing its workers, and a full object store or a killed controller loses nothing. A cluster of
+several raylets on this machine, whose engines are simulated."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cluster.config import ClusterConfig
+from cluster.placement import PlacementError, Reservation, connect
+from cluster.run_directory import RunDirectory
+from cluster.tracking import read_metrics
+from tests.simulated import Simulation, assert_complete, simulation
+
+ROOT = Path(__file__).parents[2]
+STORE_BYTES = 80 * 2**20
+ROLLOUT_POOL, LEARNER_POOL = {"pool": "rollout"}, {"pool": "learner"}
+pytestmark = [pytest.mark.timeout(240), pytest.mark.drill]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head, where the controller and the learner are, and a node for two workers. Nothing of it is where `auto` would
+    find it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp") as directory,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_TMPDIR", directory)
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 1,
+                "object_store_memory": STORE_BYTES,
+                "labels": LEARNER_POOL,
+                "_system_config": {  # a node that is gone is missed after 3 s
+                    "health_check_initial_delay_ms": 1000,
+                    "health_check_period_ms": 1000,
+                    "health_check_failure_threshold": 3,
+                },
+            },
+        )
+        add_node(cluster)
+        connect(ClusterConfig(address=cluster.address))
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def add_node(cluster: Cluster) -> Any:
+    return cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES, labels=ROLLOUT_POOL)
+
+
+def on_nodes(run: Simulation) -> Simulation:
+    """Two workers to a node, all of them in the rollout pool."""
+    where = ClusterConfig(
+        node_labels={"rollout": ROLLOUT_POOL, "learner": LEARNER_POOL}, placement_timeout_s=5
+    )
+    rollout = run.config.rollout.model_copy(update={"cpus_per_worker": 1.0})
+    run.config = run.config.model_copy(update={"cluster": where, "rollout": rollout})
+    return run
+
+
+def spilled_bytes(cluster: Cluster) -> int:
+    directory = Path(cluster.head_node.get_session_dir_path())
+    return sum(file.stat().st_size for file in directory.glob("ray_spilled_objects*/*"))
+
+
+async def test_a_node_is_lost_and_its_workers_are_placed_elsewhere(cluster: Cluster, tmp_path: Path) -> None:
+    run = on_nodes(simulation(tmp_path, steps=80, workers=3, max_staleness=1))
+    run.learner.learn_s = 0.3
+    first, second = next(iter(cluster.worker_nodes)), add_node(cluster)
+    async with run.run() as (fleet, training), asyncio.timeout(200):
+        await fleet.wait_until(lambda: fleet.state.started_workers == 3)
+        raylet = second.all_processes["raylet"][0].process
+        lost = {name for name, process in fleet.process_ids.items() if runs_under(process, raylet.pid)}
+        assert 0 < len(lost) < 3, "workers are on both nodes"
+        os.kill(raylet.pid, signal.SIGKILL)
+        await fleet.wait_until(lambda: all(fleet.state[name].incarnation for name in lost))
+        assert not training.done()
+        third = add_node(cluster)  # such as one that an autoscaler brings
+        await fleet.wait_until(lambda: fleet.state.started_workers == 3)
+        left = {first.all_processes["raylet"][0].process.pid, third.all_processes["raylet"][0].process.pid}
+        for process in fleet.process_ids.values():
+            assert any(runs_under(process, pid) for pid in left)
+        assert not training.done(), "else the run did without them"
+        run.learner.learn_s = 0.0
+        await training
+    assert fleet.state.restarts == len(lost)
+    assert_complete(run.config)
+
+
+def runs_under(process_id: int, raylet_id: int) -> bool:
+    return raylet_id in [parent.pid for parent in psutil.Process(process_id).parents()]
+
+
+async def test_weights_pass_through_an_object_store_that_is_nearly_full(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Of 80 MiB 60 are taken by others; two versions of 12 do not fit, and 40 are published."""
+    taken = ray.put(np.zeros(60 * 2**20, dtype=np.uint8))
+    run = simulation(tmp_path, steps=40, workers=2, max_staleness=1)
+    run.learner.weight_bytes = 12 * 2**20
+    await run.finish()
+    assert_complete(run.config)
+    assert len(await taken) == 60 * 2**20
+    assert spilled_bytes(cluster) <= (60 + 3 * 12) * 2**20, "versions that nobody needs are kept"
+
+
+def test_the_controller_is_killed_and_its_cluster_lives_on(cluster: Cluster, tmp_path: Path) -> None:
+    run = simulation(tmp_path, steps=60, max_staleness=1)
+    config = run.config.model_copy(
+        update={"checkpoint": run.config.checkpoint.model_copy(update={"every_steps": 5})}
+    )
+    specification = {
+        "config": config.model_dump(mode="json"), "faults": str(run.faults), "address": cluster.address
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.simulated", json.dumps(specification)]
+    metrics = RunDirectory(config.run_directory).metrics_file
+    first = subprocess.Popen(command, cwd=ROOT)
+    deadline = time.monotonic() + 100
+    while not (metrics.exists() and any(row["step"] == 13 for row in read_metrics(metrics))):
+        assert first.poll() is None, "it ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    assert_complete(config)
+
+
+async def test_nodes_without_the_labels_are_not_taken(cluster: Cluster) -> None:
+    with pytest.raises(PlacementError, match=r"1 CPU, 0 GPU on nodes with the labels pool=other within 1 s"):
+        async with Reservation("rollout-0", [{"CPU": 1}], 1, {"pool": "other"}):
+            pass
