@@ -6,6 +6,7 @@ python launch.py eval configs/demo.yaml          pass@1 and pass@k of a model
 python launch.py export runs/demo my-model       a run's checkpoint as a model
 python launch.py scale runs/demo --rollout-workers 4   give a live run another number of rollout workers
 python launch.py compare configs/compare_objectives.yaml   train under several settings and seeds, and compare
+python launch.py submit configs/demo.yaml        train on a Ray cluster, as a job; status, logs, stop, list
 python launch.py check configs/demo.yaml         find all mistakes, start nothing
 python launch.py tasks                           what can be trained on
 """
@@ -25,6 +26,7 @@ from cluster.config import RunConfig
 from cluster.config_loading import load_config
 from cluster.exits import EXIT_FAILED, EXIT_INTERRUPTED, explained_exits, refuse
 from cluster.export_plan import ExportRefusedError, plan_export
+from cluster.jobs import commands as job_commands
 from cluster.preflight import ROOMS, Room, preflight, task_notes
 from cluster.ray_token import send_token_to
 from cluster.run_directory import RunDirectory
@@ -69,12 +71,14 @@ def train(
     if resume and not run_directory.config_file.exists():
         refuse(f"{run_directory.path}: there is no run to resume; without --resume one is started")
 
+    from cluster.jobs.inside import take_keys
     from cluster.tracking import RunConsole
     from cluster.training import TRAINING_ERRORS, set_aside
     from cluster.training import train as run_training
 
     command = "--resume in place of --fresh" if fresh else "the same command"
     advice = f"{command} goes on from the last checkpoint"
+    take_keys(typer.echo)
     with RunConsole(config.name, config.steps, quiet=quiet) as console:
         if fresh and (moved := set_aside(config)):
             console.event(f"the earlier run is now {moved}")
@@ -294,6 +298,9 @@ def _checked(
     if problems:
         refuse(*problems)
     return loaded.config
+
+
+job_commands.register(app)
 
 
 def main() -> None:

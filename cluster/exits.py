@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whoever runs the machine wants it back. It is answered like Ctrl-C."""
+
+
+def answer_sigterm() -> None:
+    """From now on SIGTERM lets a command clear away what it has started, as Ctrl-C does."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def refuse(*reasons: object) -> NoReturn:
@@ -35,9 +50,10 @@ def explained_exits(
     hint = f"; {advice}" if advice else ""
     try:
         yield
-    except KeyboardInterrupt:
-        console.event(f"interrupted{hint}")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except KeyboardInterrupt as interruption:
+        terminated = isinstance(interruption, Terminated)
+        console.event(f"{'told to go (SIGTERM)' if terminated else 'interrupted'}{hint}")
+        raise typer.Exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED) from None
     except errors as error:
         console.warning(f"stopped: {error}")
         console.warning(f"logs: {logs}{hint}")

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.actor_logs import LOG_FILE_VARIABLE, SETUP_HOOK
 from cluster.config import ClusterConfig
+from cluster.jobs.inside import job_of_this_process
 
 _PACKAGES = ("cluster", "rollout", "learner", "reward")
 
@@ -31,15 +32,17 @@ def connect(config: ClusterConfig) -> str:
     Raises:
         ConnectionError: there is no Ray at the address.
     """
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    in_a_job = job_of_this_process() is not None
+    address = os.environ["RAY_ADDRESS"] if in_a_job else config.address or os.environ.get("RAY_ADDRESS")
     runtime_env: dict[str, Any] = {"worker_process_setup_hook": SETUP_HOOK}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         options["address"] = address
-        # Nodes need not have this project installed; its packages travel.
-        runtime_env["py_modules"] = [
-            str(Path(importlib.import_module(p).__file__ or "").parent) for p in _PACKAGES
-        ]
+        if not in_a_job:  # else they are in the job's working directory, which every process has
+            # Nodes need not have this project installed; its packages travel.
+            runtime_env["py_modules"] = [
+                str(Path(importlib.import_module(p).__file__ or "").parent) for p in _PACKAGES
+            ]
     else:
         # Without an address Ray would join any cluster that was started on this machine, or fail if it is gone.
         options |= {"address": "local", "include_dashboard": False, "num_cpus": os.cpu_count()}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from pathlib import Path
 import ray
 
 from cluster.fleet import RolloutFleet
+from cluster.knocking import knock
 from cluster.ray_token import token_places
 
 NAMESPACE = "hpo-trainer"
-KNOCK_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 60.0
 """How long who asked waits for the run to answer."""
 
@@ -132,7 +131,7 @@ def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str
             f"{run_directory} does not say where its Ray cluster is: is it a run's directory? Give --address"
         )
     try:
-        _knock(address)
+        knock(address)
     except OSError as error:
         raise NoLiveRunError(
             f"there is no Ray at {address}: the run {name} has ended, or its --address is another"
@@ -153,15 +152,3 @@ def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str
         raise NoLiveRunError(f"the run {name} ended just now") from None
     finally:
         ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Ray tries for minutes to reach a cluster that is gone; whether anybody listens is known at once.
-
-    Raises:
-        OSError: nobody does.
-    """
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit():
-        with socket.create_connection((host, int(port)), timeout=KNOCK_TIMEOUT_S):
-            pass

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import ray
 
 from cluster.config import RunConfig
+from cluster.exits import answer_sigterm
 from cluster.models import prepare_model
 from cluster.placement import PlacementError, connect
 from cluster.questions import UnusablePromptError
@@ -49,6 +50,7 @@ def ray_started(config: RunConfig, console: RunConsole) -> Iterator[None]:
     """The configured cluster is joined, or Ray runs on this machine, while the block does."""
     console.stage("starting Ray")
     place = connect(config.cluster)
+    answer_sigterm()  # now: Ray has put its own handler there, which ends the process at once
     try:
         console.event(f"on {place}")
         yield

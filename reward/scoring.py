@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class RewardActor:
     """Judges responses, many calls at a time. It has no state to lose: Ray may restart it and send a call again."""
 
     def __init__(self, task: TaskConfig, reward: RewardConfig, search_path: Sequence[str]) -> None:
-        self._arguments = (task, reward, search_path)
+        # A job's modules are in the working directory, which Ray has laid out on this node too.
+        self._arguments = (task, reward, [*search_path, os.getcwd()])
         self._scorer: Scorer | None = None
         self._starting = asyncio.Lock()
 
