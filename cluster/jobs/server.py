@@ -135,8 +135,8 @@ def _unreachable(address: str) -> str:
     if "://" in address:
         port = urlsplit(address).port or 8265
         return (
-            f"there is no Ray job server at {address}; is the head node up? It listens to its own machine alone: make a "
-            f"tunnel (ssh -L {port}:localhost:{port} HEAD), or start it with a token and --dashboard-host=0.0.0.0"
+            f"there is no Ray job server at {address}; is the head node up? It listens to its own machine alone: make "
+            f"a tunnel (ssh -L {port}:localhost:{port} HEAD), or start it with a token and --dashboard-host=0.0.0.0"
         )
     return (
         f"there is no Ray job server to be found through {address}; is the cluster up? From outside, name its "
