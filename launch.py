@@ -7,6 +7,7 @@ python launch.py export runs/demo my-model       a run's checkpoint as a model
 python launch.py scale runs/demo --rollout-workers 4   give a live run another number of rollout workers
 python launch.py compare configs/compare_objectives.yaml   train under several settings and seeds, and compare
 python launch.py submit configs/demo.yaml        train on a Ray cluster, as a job; status, logs, stop, list
+python launch.py report runs/demo                a page with plots, settings and transcripts, of one run or several
 python launch.py check configs/demo.yaml         find all mistakes, start nothing
 python launch.py tasks                           what can be trained on
 """
@@ -243,6 +244,36 @@ def compare(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if not complete and not only_table:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def report(
+    run_directories: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIRECTORY...", help="Such as runs/demo.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The page (default: report.html beside what it is about)."),
+    ] = None,
+) -> None:
+    """Write a page about one run, or several side by side. No network, no W&B.
+
+    For example:
+      python launch.py report runs/demo
+      python launch.py report runs/demo runs/demo-grpo -o comparison.html
+
+    One HTML file that needs nothing else: plots of all metrics, what the runs'
+    settings differ in, sampled responses. The plots are also written as PNG.
+    Runs that still go on can be shown too.
+    """
+    from cluster.report.runs import NotARunError
+    from cluster.report.writing import write_report
+
+    try:
+        page, plots = write_report(run_directories, output)
+    except (NotARunError, OSError) as error:
+        refuse(error)
+    typer.echo(f"{page}, and plots in {plots}")
 
 
 @app.command()

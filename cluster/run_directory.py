@@ -28,8 +28,9 @@ One training run. What lies here:
 |---|---|
 | `config.yaml` | the resolved configuration: `launch.py train config.yaml` goes on with an unfinished run |
 | `metrics.jsonl` | one JSON object per step, the truth about the run; step k is after k updates |
+| `code_version` | of the code that it was last started with |
 | `metrics.superseded.jsonl` | steps that were done again after a resume (only if there were any) |
-| `transcripts/` | sampled responses with their verdicts, one Markdown file per step, for a person to read |
+| `transcripts/` | sampled responses with their verdicts, one file per step: `.md` to read, `.jsonl` for programs |
 | `ray_address` | of the Ray cluster it ran in last; `launch.py scale` reads it |
 | `logs/` | one log file per actor; look here when an actor died |
 | `checkpoints/` | what a crashed run resumes from; old ones are deleted; `launch.py export` makes a model of one |
@@ -39,6 +40,10 @@ One training run. What lies here:
 
 Read the metrics with `pandas.read_json("metrics.jsonl", lines=True)`.
 """
+
+
+ABSENT = "(absent)"
+"""In place of the value of an option that one configuration has and another has not."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -84,6 +89,10 @@ class RunDirectory:
         return self.path / "ray_address"
 
     @property
+    def code_version_file(self) -> Path:
+        return self.path / "code_version"
+
+    @property
     def readme_file(self) -> Path:
         return self.path / "README.md"
 
@@ -122,6 +131,7 @@ class RunDirectory:
         return self.logs / f"{actor}.log"
 
     def transcript_file(self, step: int) -> Path:
+        """The Markdown; beside it is the same as JSON lines."""
         return self.transcripts / f"step_{step:06d}.md"
 
     def create(self) -> None:
@@ -151,6 +161,17 @@ class RunDirectory:
             return RunConfig.model_validate(yaml.safe_load(self.config_file.read_text(encoding="utf-8")))
         except yaml.YAMLError as error:
             raise ValueError(f"{self.config_file} is not YAML: {error}") from error
+
+    def write_code_version(self, code_version: str) -> None:
+        _replace(self.code_version_file, f"{code_version}\n")
+
+    def read_code_version(self) -> str:
+        """Empty for a run of a time when it was not written down."""
+        return (
+            self.code_version_file.read_text(encoding="utf-8").strip()
+            if self.code_version_file.exists()
+            else ""
+        )
 
     def differences(self, config: RunConfig) -> list[str]:
         """What `config` changes against the saved one: `learner.learning_rate: 0.0002 -> 0.0003`.
@@ -187,20 +208,18 @@ class RunDirectory:
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """One line `section.field: old -> new` per difference, in the order of the schema; new options last."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    absent = object()
+    before, after = flat_settings(old), flat_settings(new)
     return [
-        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
+        f"{key}: {before.get(key, ABSENT)} -> {after.get(key, ABSENT)}"
         for key in before | after
-        if before.get(key, absent) != after.get(key, absent)
+        if before.get(key) != after.get(key)
     ]
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    if key not in values:
-        return "(absent)"
-    value = values[key]
-    return value if isinstance(value, str) else json.dumps(value)
+def flat_settings(config: RunConfig) -> dict[str, str]:
+    """`section.field` and its value in words, in the order of the schema."""
+    flat = _flat(config.model_dump(mode="json"))
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,14 +12,19 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 Curve = Sequence[tuple[float, float]]
 """(x, y), x rising."""
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart, but for yellow: too light for a line.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#999933")
 DASHES = ("-", "--", "-.", ":")
 """When the colours are used up, the second round is dashed, and so on."""
+SMOOTHED_SHARE = 20
+"""A running mean is over this part of a line's points."""
+DOTTED_POINTS = 20
+"""Lines of so few points show where these are."""
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -44,16 +49,69 @@ class Band:
     points: Sequence[tuple[float, float, float | None]]
 
 
-def curves_figure(title: str, x_label: str, curves: Mapping[str, Curve], y_label: str = "") -> Figure:
-    """One line per name. A line of one point is a dot."""
+@dataclass(frozen=True, slots=True)
+class Line:
+    """`colour` and `dashes` count from 0, and are the same for the same number in every figure."""
+
+    points: Curve
+    colour: int = 0
+    dashes: int = 0
+
+
+def lines_figure(
+    lines: Sequence[Line], legend: Sequence[tuple[str, int, int]] = (), *, smooth: bool = True
+) -> Figure:
+    """A small chart over the step. Long noisy lines are drawn thinly, with their running mean on top.
+
+    Args:
+        lines: those without points are left out.
+        legend: (label, colour, dashes); -1 is grey.
+    """
     with rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 2.7), layout="constrained")
-        axes = figure.add_subplot(title=title, xlabel=x_label, ylabel=y_label)
-        for index, (name, curve) in enumerate(curves.items()):
-            axes.plot(*_split(curve), **look(index, len(curve)), label=name)
-        if len(curves) > 1:
-            axes.legend()
+        figure = Figure(figsize=(4.6, 2.3), layout="constrained")
+        axes = figure.add_subplot(xlabel="step")
+        for line in lines:
+            points = thinned(line.points)
+            colour, dashes = COLOURS[line.colour % len(COLOURS)], DASHES[line.dashes % len(DASHES)]
+            shown = running_mean(points, len(points) // SMOOTHED_SHARE) if smooth else points
+            if shown is not points:
+                axes.plot(*_split(points), color=colour, linewidth=0.7, alpha=0.3)
+            marker = "o" if len(points) <= DOTTED_POINTS else None
+            axes.plot(
+                *_split(shown), color=colour, linestyle=dashes, linewidth=1.5, marker=marker, markersize=3
+            )
+        if legend:
+            handles = [
+                Line2D(
+                    [],
+                    [],
+                    color="#666666" if colour < 0 else COLOURS[colour % len(COLOURS)],
+                    linestyle=DASHES[dashes],
+                )
+                for _, colour, dashes in legend
+            ]
+            figure.legend(
+                handles, [label for label, *_ in legend], loc="outside upper left", ncols=len(legend)
+            )
         return figure
+
+
+def thinned(points: Curve, limit: int = 300) -> Curve:
+    """At most about `limit` points: means of equally many successive ones."""
+    width = -(-len(points) // limit)
+    return points if width <= 1 else [_mean(points[at : at + width]) for at in range(0, len(points), width)]
+
+
+def running_mean(points: Curve, width: int) -> Curve:
+    """Each point the mean of the `width` around it, fewer at the ends. Below two there is nothing to do."""
+    if width < 2:
+        return points
+    half = width // 2
+    return [(points[at][0], _mean(points[max(0, at - half) : at + half + 1])[1]) for at in range(len(points))]
+
+
+def _mean(points: Curve) -> tuple[float, float]:
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
 
 
 def bands_figure(

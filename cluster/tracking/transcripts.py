@@ -5,9 +5,11 @@ Right and wrong answers to the same prompt stand next to each other: comparing t
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster.contracts import Response, ScoredGroup, Verdict
 
@@ -18,12 +20,39 @@ SHOWN_CHARACTERS = 6000
 
 
 def write_transcripts(file: Path, step: int, groups: Sequence[ScoredGroup], responses: int) -> None:
-    """Writes `responses` responses of the first groups, two or more per prompt, to `file`.
+    """Writes `responses` responses of the first groups, two or more per prompt, to `file`, and beside it as JSON lines.
 
     Raises:
         OSError: the file cannot be written.
     """
     file.write_text(render(step, groups, responses), encoding="utf-8")
+    lines = "".join(f"{json.dumps(record)}\n" for record in records(groups, responses))
+    file.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
+
+
+def records(groups: Sequence[ScoredGroup], responses: int) -> Iterator[dict[str, Any]]:
+    """The same choice of responses for programs: one object per prompt."""
+    for group, pairs in choose(groups, responses):
+        yield {
+            "prompt_id": group.prompt.id,
+            "prompt": group.prompt.text,
+            "right": group.right,
+            "judged": group.judged,
+            "responses": [
+                {
+                    "text": response.text,
+                    "outcome": verdict.outcome,
+                    "reward": verdict.reward,
+                    "answer": verdict.answer,
+                    "reason": verdict.reason,
+                    "tokens": len(response.token_ids),
+                    "finish_reason": response.finish_reason,
+                    "min_version": response.min_version,
+                    "max_version": response.max_version,
+                }
+                for response, verdict in pairs
+            ],
+        }
 
 
 def render(step: int, groups: Sequence[ScoredGroup], responses: int) -> str:
