@@ -6,7 +6,7 @@ Torch-free, Ray-free: everybody may import this module, and it imports nobody.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -39,20 +39,36 @@ class Prompt:
     sampling: Sampling
 
 
+class VersionSpan(NamedTuple):
+    """Tokens start … end - 1 of a response were sampled under weight version `version`."""
+
+    version: int
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """One sampled response.
 
     `token_ids` ends with the end-of-sequence token when `finish_reason` is "stop"; `logprobs[t]` is the
-    sampler's log-probability of `token_ids[t]` at the sampling temperature.
+    sampler's log-probability of `token_ids[t]` at the sampling temperature, under the weights that it was sampled with.
     """
 
     token_ids: np.ndarray  # int64 [T]
     logprobs: np.ndarray  # float32 [T]
     text: str
     finish_reason: FinishReason
-    min_version: int
-    max_version: int
+    version_spans: tuple[VersionSpan, ...]
+    """All tokens, in order. More than one where new weights came while it was sampled."""
+
+    @property
+    def min_version(self) -> int:
+        return min(span.version for span in self.version_spans)
+
+    @property
+    def max_version(self) -> int:
+        return max(span.version for span in self.version_spans)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,8 +56,10 @@ def encode_questions(config: RunConfig, model: Path) -> Questions:
 
 
 def training_sampling(config: RunConfig, prompt_id: str) -> Sampling:
-    """How the responses to a training prompt are drawn."""
-    return _sampling(config, prompt_id, config.rollout.responses_per_prompt)
+    """How the responses to a training prompt are drawn. On-policy each has a seed of its own. Where weights change
+    under what is being sampled a seed would decide nothing, and it costs a random generator per response."""
+    seeded = config.rollout.max_staleness == 0
+    return _sampling(config, prompt_id, config.rollout.responses_per_prompt, seeded)
 
 
 def evaluation_prompts(config: RunConfig, questions: Questions, split: Split = "held_out") -> list[Prompt]:
@@ -70,14 +72,13 @@ def evaluation_prompts(config: RunConfig, questions: Questions, split: Split = "
     asked = questions.held_out if held_out else questions.train
     count = min(config.evaluation.prompts, len(asked))
     return [
-        ask(id_, asked[row], _sampling(config, id_, config.evaluation.responses_per_prompt))
+        ask(id_, asked[row], _sampling(config, id_, config.evaluation.responses_per_prompt, seeded=True))
         for place in range(count)
         for row in [place if held_out else place * len(asked) // count]
         for id_ in [f"eval/{row}" if held_out else f"eval/train/{row}"]
     ]
 
 
-def _sampling(config: RunConfig, prompt_id: str, responses: int) -> Sampling:
-    # On CPU vLLM cannot go on with a seeded response after its weights changed, so seeds are for on-policy runs.
-    seed = sampling_seed(config.seed, prompt_id) if config.rollout.max_staleness == 0 else None
+def _sampling(config: RunConfig, prompt_id: str, responses: int, seeded: bool) -> Sampling:
+    seed = sampling_seed(config.seed, prompt_id) if seeded else None
     return Sampling(responses, config.rollout.temperature, config.rollout.max_response_tokens, seed)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cluster.config import OnNewWeights
-from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling
+from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling, VersionSpan
 from rollout.fleet_state import LOADED_VERSION
 from rollout.weight_files import NodeWeightFiles
 
@@ -88,6 +88,9 @@ class RolloutWorker:
             device_options = {
                 "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30),
                 "enforce_eager": True,
+                # A seeded request whose tokens are taken in by parts ends vLLM's engine: it would set the random
+                # generator back, and those of a CPU cannot be. What does not fit into a step waits for the next.
+                "enable_chunked_prefill": False,
                 "distributed_executor_backend": "mp" if options.tensor_parallel > 1 else "uni",
             }
         self._engine = AsyncLLM.from_engine_args(
@@ -96,9 +99,7 @@ class RolloutWorker:
                 dtype=options.dtype,
                 max_model_len=options.max_context_tokens,
                 max_num_seqs=options.max_sequences,
-                # On CPU a seeded request cannot be processed twice, so no prompt may be cut into chunks. One alone is
-                # not; several long ones that come together may be, unless max_sequences prompts fit into this.
-                max_num_batched_tokens=max(options.max_context_tokens, 8192),
+                max_num_batched_tokens=max(options.max_context_tokens, options.max_sequences, 8192),
                 tensor_parallel_size=options.tensor_parallel,
                 # Log-probabilities of the distribution that was really sampled from: after the temperature.
                 logprobs_mode="processed_logprobs",
@@ -241,14 +242,14 @@ class RolloutWorker:
             raise ValueError("vLLM's log-probabilities are not those of the sampled tokens")
         if not completion.weight_versions:
             raise ValueError("vLLM returned a response without weight versions")
-        versions = [int(span.version) for span in completion.weight_versions]
         return Response(
             token_ids=token_ids,
             logprobs=logprobs,
             text=self._engine.get_tokenizer().decode(completion.token_ids, skip_special_tokens=True),
             finish_reason="stop" if completion.finish_reason == "stop" else "length",
-            min_version=min(versions),
-            max_version=max(versions),
+            version_spans=tuple(
+                VersionSpan(int(span.version), span.start, span.end) for span in completion.weight_versions
+            ),
         )
 
     async def _guarded(self, work: Any) -> Any:

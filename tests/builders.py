@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from cluster.contracts import FinishReason, Group, Prompt, Response, Sampling, ScoredGroup, Verdict
+from cluster.contracts import (
+    FinishReason,
+    Group,
+    Prompt,
+    Response,
+    Sampling,
+    ScoredGroup,
+    Verdict,
+    VersionSpan,
+)
 from cluster.progress import Progress
 from reward.task import Scorer
 
@@ -25,9 +34,8 @@ def make_response(
     """`tokens`: how many, or which."""
     ids = np.arange(1, tokens + 1) if isinstance(tokens, int) else np.asarray(tokens)
     logged = np.full(len(ids), -1.0) if logprobs is None else np.asarray(logprobs)
-    return Response(
-        ids.astype(np.int64), logged.astype(np.float32), "answer", finish_reason, version, version
-    )
+    spans = (VersionSpan(version, 0, len(ids)),)
+    return Response(ids.astype(np.int64), logged.astype(np.float32), "answer", finish_reason, spans)
 
 
 def make_verdict(reward: float | None) -> Verdict:

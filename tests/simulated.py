@@ -23,7 +23,7 @@ import ray
 from cluster.actor_graph import engine_options
 from cluster.checkpoints import CheckpointStore
 from cluster.config import ClusterConfig, RunConfig
-from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling, Verdict
+from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling, Verdict, VersionSpan
 from cluster.controller import Controller
 from cluster.fleet import RolloutFleet
 from cluster.placement import connect
@@ -90,7 +90,8 @@ def simulated_worker(response_s: float, faults: Path) -> type:
             await asyncio.sleep(1e6 if endless else self._random.expovariate(1 / response_s))
             tokens = np.arange(TOKENS)
             logprobs = np.full(TOKENS, logprob(began_under), dtype=np.float32)
-            response = Response(tokens, logprobs, "answer", "stop", began_under, self._version)
+            spans = (VersionSpan(began_under, 0, 1), VersionSpan(self._version, 1, TOKENS))
+            response = Response(tokens, logprobs, "answer", "stop", spans)
             self._sampled.append(Sampled(prompt.id, index, response))
             self._news.set()
 

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.config import RunConfig
 from cluster.prompt_source import Question
-from cluster.questions import Questions, evaluation_prompts
+from cluster.questions import Questions, evaluation_prompts, training_sampling
 from rollout.prompt_encoder import EncodedPrompt
 
 
@@ -52,5 +52,8 @@ def test_the_same_is_asked_every_time_and_no_two_prompts_share_a_seed() -> None:
 
 @pytest.mark.parametrize(("max_staleness", "seeded"), [(0, True), (1, False)])
 def test_what_is_sampled_under_changing_weights_has_no_seed(max_staleness: int, seeded: bool) -> None:
-    (prompt,) = evaluation_prompts(config(1, max_staleness=max_staleness), questions(1, 1))
-    assert (prompt.sampling.seed is not None) == seeded
+    """An evaluation has: nothing is published meanwhile."""
+    settings = config(1, max_staleness=max_staleness)
+    (prompt,) = evaluation_prompts(settings, questions(1, 1))
+    assert prompt.sampling.seed is not None
+    assert (training_sampling(settings, "train/0/0").seed is not None) == seeded

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.contracts import ScoredGroup
+from cluster.contracts import ScoredGroup, VersionSpan
 from cluster.step_metrics import batch_metrics, evaluation_metrics
 from tests.builders import make_group, make_response
 
@@ -78,7 +78,12 @@ def test_lengths_by_outcome_are_left_out_where_nothing_had_it(
 def test_staleness_counts_from_the_oldest_weights_of_a_response() -> None:
     """A response that was begun under version 3 and ended under 5 is two versions old at 5, not none."""
     response = make_response(2, version=5)
-    groups = [make_group([1.0, 0.0], [response, replace(response, min_version=3)])]
+    groups = [
+        make_group(
+            [1.0, 0.0],
+            [response, replace(response, version_spans=(VersionSpan(3, 0, 1), VersionSpan(5, 1, 2)))],
+        )
+    ]
     metrics = batch_metrics(groups, learner_version=5)
     assert metrics["staleness/max"] == 2
 

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.contracts import Group, Outcome, Prompt, Response, Sampling, ScoredGroup, Verdict
+from cluster.contracts import Group, Outcome, Prompt, Response, Sampling, ScoredGroup, Verdict, VersionSpan
 from cluster.tracking.transcripts import choose, render, write_transcripts
 
 OUTCOMES = st.lists(st.sampled_from(["right", "wrong", "error", "timeout"]), min_size=1, max_size=8)
@@ -26,7 +26,13 @@ def group(outcomes: list[Outcome], row: int = 0, text: str = "4 * 5 = 20", reaso
     )
     tokens = np.arange(3)
     responses = tuple(
-        Response(tokens, np.zeros(3, np.float32), f"{text} #{i}", "length" if i == 1 else "stop", 6, 6 + i)
+        Response(
+            tokens,
+            np.zeros(3, np.float32),
+            f"{text} #{i}",
+            "length" if i == 1 else "stop",
+            (VersionSpan(6, 0, 1), VersionSpan(6 + i, 1, 3)),
+        )
         for i in range(len(outcomes))
     )
     verdicts = tuple(Verdict(outcome, float(outcome == "right"), "4*5", reason) for outcome in outcomes)

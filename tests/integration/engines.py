@@ -1,0 +1,139 @@
+"""What tests of real engines share: a worker in an actor, models with random weights, and what transformers says of
+the log-probabilities."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import ray
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from cluster.config import OnNewWeights
+from cluster.contracts import Group, Prompt, Publication, Response, Sampled
+from cluster.placement import cpu_environment
+from learner.logprobs import sequence_logprobs
+from learner.policy import Policy
+from learner.supervised import character_tokenizer
+from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
+from rollout.worker import EngineOptions, RolloutWorker
+
+MAX_TOKENS = 512
+
+
+def actor(cls: type) -> ray.actor.ActorClass:
+    return ray.remote(cls).options(num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)})
+
+
+class Engines:
+    """Starts one worker's engine after the other in one process: half of a start is its imports."""
+
+    async def start(self, options: EngineOptions) -> None:
+        self._worker = RolloutWorker("rollout-0", options)
+        await self._worker.start()
+
+    async def stop(self) -> list[str]:
+        """The names of this process' children afterwards."""
+        await self._worker.shut_down()
+        return [child.name() for child in psutil.Process().children()]
+
+    def use(self, on_new_weights: OnNewWeights) -> None:
+        self._worker._options = replace(self._worker._options, on_new_weights=on_new_weights)
+
+    async def probe_gap(self, publication: Publication) -> float:
+        return await self._worker._probe_gap(publication)
+
+    async def reload_as_vllm_does(self, model: Path) -> None:
+        """Without our `WeightReceiver`."""
+        await self._worker._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
+
+    async def pull_weights(self, publication: Publication) -> float:
+        return await self._worker.pull_weights(publication)
+
+    async def submit(self, prompts: Sequence[Prompt]) -> None:
+        await self._worker.submit(prompts)
+
+    async def collect(self, at_least: int) -> list[Sampled]:
+        sampled: list[Sampled] = []
+        while len(sampled) < at_least:
+            sampled += await self._worker.collect(max_wait_s=60)
+        return sampled
+
+    async def generate(self, prompt: Prompt) -> Group:
+        await self.submit([prompt])
+        sampled = sorted(await self.collect(prompt.sampling.responses), key=lambda one: one.index)
+        return Group(prompt, tuple(one.response for one in sampled), "rollout-0")
+
+
+def save_model(directory: Path, *, tied: bool, seed: int) -> Path:
+    """A Llama of random weights, so large that its predictions are far from uniform."""
+    tokenizer = character_tokenizer(COMPACT_CHARACTERS, ANSWER_TAGS, MAX_TOKENS)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        initializer_range=0.125,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def random_tokens(seed: int, length: int = 300) -> tuple[int, ...]:
+    """By default as long as two blocks of vLLM's prefix cache, and a bit."""
+    return tuple(np.random.default_rng(seed).integers(3, 20, size=length).tolist())
+
+
+def engine_options(model: Path, dtype: str = "float32", max_sequences: int = 8) -> EngineOptions:
+    return EngineOptions(
+        run_id=uuid.uuid4().hex,
+        model=str(model),
+        dtype=dtype,
+        max_context_tokens=MAX_TOKENS,
+        max_sequences=max_sequences,
+        tensor_parallel=1,
+        kv_cache_gib=0.125,
+        gpu_memory_share=0.5,
+        on_gpu=False,
+    )
+
+
+def load_policy(model: Path, dtype: str = "float32") -> Policy:
+    return Policy(AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)))
+
+
+def logprobs_of(policy: Policy, tokens: Sequence[int]) -> np.ndarray:
+    """What transformers says of tokens[1:], float32 [T - 1]."""
+    return sequence_logprobs(policy, tokens, torch.device("cpu"))
+
+
+def sampling_gap(group: Group, policy: Policy) -> float:
+    """The largest |Δ log p| between what the engine says of its own responses and `policy` in transformers."""
+    return max(np.abs(gaps).max() for gaps in sampling_gaps(group.prompt, group.responses, policy))
+
+
+def sampling_gaps(prompt: Prompt, responses: Iterable[Response], policy: Policy) -> list[np.ndarray]:
+    """|Δ log p| of each token of each response."""
+    return [
+        np.abs(
+            logprobs_of(policy, [*prompt.token_ids, *response.token_ids])[len(prompt.token_ids) - 1 :]
+            - response.logprobs
+        )
+        for response in responses
+    ]

@@ -1,0 +1,129 @@
+"""What a real engine does with seeds, with prompts that do not fit into a step, and with weights that change under
+responses in flight."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from cluster.config import OnNewWeights
+from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling, VersionSpan
+from learner.policy import Policy
+from tests.integration.engines import (
+    Engines,
+    actor,
+    engine_options,
+    load_policy,
+    logprobs_of,
+    random_tokens,
+    sampling_gaps,
+    save_model,
+)
+
+NEAR = 1e-4
+"""|Δ log p| of engine and transformers on equal weights. The two models here are 1 and more apart."""
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    directory = tmp_path_factory.mktemp("models")
+    return [save_model(directory / f"{seed}", tied=True, seed=seed) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def policies(models: list[Path]) -> list[Policy]:
+    return [load_policy(model) for model in models]
+
+
+@pytest.fixture(scope="module")
+def engine(local_ray: None, models: list[Path]) -> Iterator[ray.actor.ActorHandle]:
+    """It has loaded the first model."""
+    engine = actor(Engines).remote()
+    ray.get(engine.start.remote(engine_options(models[0], max_sequences=64)))
+    yield engine
+    ray.get(engine.stop.remote())
+
+
+def publication(version: int, models: Sequence[Path], policies: Sequence[Policy]) -> Publication:
+    """The two models' weights take turns."""
+    model, policy, probe = models[version % 2], policies[version % 2], random_tokens(1)
+    packed = np.fromfile(model / "model.safetensors", dtype=np.uint8)
+    return Publication(version, ray.put(packed), (probe,), (logprobs_of(policy, probe),))
+
+
+def prompt(id_: str, seed: int, length: int = 300, responses: int = 1, max_tokens: int = 150) -> Prompt:
+    sampling = Sampling(responses, 1.0, max_tokens, seed=1000 * seed)
+    return Prompt(id_, "", random_tokens(seed, length), None, sampling)
+
+
+async def test_seeded_prompts_that_do_not_fit_into_a_step_are_sampled_and_the_same_again(
+    engine: ray.actor.ActorHandle,
+) -> None:
+    """60 prompts of 400 tokens come at once, and an engine takes in 8,192 tokens in a step. Had it cut one of them in
+    two, it would be dead."""
+    prompts = [prompt(f"{seed}", seed, length=400, max_tokens=50) for seed in range(60)]
+    found: list[dict[str, list[int]]] = []
+    for _ in range(2):
+        await engine.submit.remote(prompts)
+        sampled: list[Sampled] = await engine.collect.remote(len(prompts))
+        found.append({one.prompt_id: one.response.token_ids.tolist() for one in sampled})
+    assert found[0] == found[1]
+    assert len({tuple(tokens) for tokens in found[0].values()}) > 50, "each seed draws something else"
+
+
+@pytest.mark.parametrize("mode", ["continue", "finish", "restart"])
+async def test_responses_in_flight_meet_new_weights_as_configured(
+    engine: ray.actor.ActorHandle, models: list[Path], policies: list[Policy], mode: OnNewWeights
+) -> None:
+    """Every token's log-probability is that of the weights which its span names, given all tokens before it under the
+    same weights: nothing of the old ones is left in a cache."""
+    first = {"continue": 1, "finish": 3, "restart": 5}[mode]
+    old, new = policies[first % 2], policies[(first + 1) % 2]
+    await engine.use.remote(mode)
+    assert await engine.pull_weights.remote(publication(first, models, policies)) < NEAR
+
+    short = prompt("short", 1, max_tokens=3)
+    long = prompt("long", 2, responses=48)
+    again = prompt("again", 2, responses=8)  # what it asks is in the prefix cache
+    await engine.submit.remote([short, long])
+    before = await engine.collect.remote(1)  # the short one has ended, others go on
+    second = publication(first + 1, models, policies)
+    assert await engine.pull_weights.remote(second) < NEAR
+    await engine.submit.remote([again])
+    after = await engine.collect.remote(48 + 8 + 1 - len(before))
+
+    sampled = {(one.prompt_id, one.index): one.response for one in [*before, *after]}
+    for (prompt_id, _), response in sampled.items():
+        asked = {"short": short, "long": long, "again": again}[prompt_id]
+        assert_spans_cover(response)
+        gaps = {
+            version: sampling_gaps(asked, [response], policy)[0]
+            for version, policy in ((first, old), (first + 1, new))
+        }
+        for version, start, end in response.version_spans:
+            assert gaps[version][start:end].max(initial=0) < NEAR
+
+    versions = {key: tuple(span.version for span in one.version_spans) for key, one in sampled.items()}
+    ended_before = {(one.prompt_id, one.index) for one in before}
+    in_flight = {versions[key] for key in versions if key[0] == "long" and key not in ended_before}
+    if mode == "continue":
+        assert (first, first + 1) in in_flight
+    elif mode == "finish":
+        assert in_flight == {(first,)}
+    else:
+        assert (first + 1,) in in_flight
+        assert in_flight <= {(first + 1,), (first,)}, "some may have ended just before"
+    assert {versions["again", index] for index in range(8)} == {(first + 1,)}
+
+
+def assert_spans_cover(response: Response) -> None:
+    spans: tuple[VersionSpan, ...] = response.version_spans
+    assert spans[0].start == 0
+    assert spans[-1].end == len(response.token_ids)
+    assert all(one.end == next_.start for one, next_ in itertools.pairwise(spans))
