@@ -458,6 +458,13 @@ def test_a_cluster_is_not_measured_by_this_machine(
     assert preflight(run_config(tmp_path, rollout=many, cluster=cluster)) == []
 
 
+def test_nodes_are_chosen_only_where_there_are_several(tmp_path: Path) -> None:
+    labels = {"rollout": {"pool": "spot"}}
+    problem = only_problem(run_config(tmp_path, cluster={"node_labels": labels}))
+    assert problem.where == "cluster.node_labels"
+    assert preflight(run_config(tmp_path, cluster={"node_labels": labels, "address": "head:6379"})) == []
+
+
 # --- The model
 
 
