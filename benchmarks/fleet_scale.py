@@ -1,0 +1,248 @@
+"""What the controller costs as the fleet grows: 1, 16, 64 and 256 workers, 16,384 responses a step.
+
+Engines are simulated (simulated_engines.py): a response takes 2 to 8 seconds of sleep, learning 2 seconds, so that a
+step takes 10 seconds if nothing else takes any time. It is on-policy, where everything that the controller does is
+waited for: 1,024 prompts are admitted, leased and sent; 16,384 responses come back one by one, each with the
+log-probabilities of 256 tokens, are judged in another process, delivered, weighed; the weights are published and pulled
+by all. What is above 10 seconds is the overhead. Controller, dispatch, work buffer, reward pool, tracking and Ray are
+the real ones.
+
+    python benchmarks/fleet_scale.py                  # 6 minutes on two cores
+    python benchmarks/fleet_scale.py --cases 256
+
+Each case that is run takes its place in the results, and is drawn; the others stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.report import RESULTS, Target, judged, write_cases
+
+CASES = ("1", "16", "64", "256")
+LEARN_S, SHORTEST_S, LONGEST_S = 2.0, 2.0, 8.0
+IDEAL = "ideal step / step with {} workers"
+NOT_COUNTED = 1
+"""Steps at the beginning."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="numbers of workers")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--smoke", action="store_true", help="few responses and short sleeps: does it run?")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/fleet_scale.json")
+    parser.add_argument(
+        "--measure", type=int, help=argparse.SUPPRESS
+    )  # this process is the controller of one case
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print("FOUND", json.dumps(measure(arguments.measure, arguments.steps, arguments.smoke)))
+        return
+    for case in ["16"] if arguments.smoke else arguments.cases:
+        print(f"{case} workers", flush=True)
+        found = in_its_own_process(case, 3 if arguments.smoke else arguments.steps, arguments.smoke)
+        target = Target(IDEAL.format(case), 1 / 1.05)
+        write_cases(
+            "fleet_scale", {case: found | {"targets": judged(found["ratios"], [target])}}, arguments.output
+        )
+    if not arguments.smoke:
+        draw(arguments.output or RESULTS / "fleet_scale.json")
+
+
+def in_its_own_process(case: str, steps: int, smoke: bool) -> dict[str, Any]:
+    """So that its memory and its processor time are those of one controller."""
+    command = [
+        sys.executable,
+        __file__,
+        "--measure",
+        case,
+        "--steps",
+        str(steps),
+        *(["--smoke"] if smoke else []),
+    ]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    (line,) = [line for line in process.stdout.splitlines() if line.startswith("FOUND ")]
+    return json.loads(line.removeprefix("FOUND "))
+
+
+def measure(workers: int, steps: int, smoke: bool) -> dict[str, Any]:
+    """A run of `steps` steps."""
+    from cluster.config import RunConfig
+    from cluster.placement import connect
+
+    scale = 0.05 if smoke else 1.0
+    connect(RunConfig().cluster)
+    with tempfile.TemporaryDirectory() as directory:
+        config = RunConfig.model_validate(
+            {
+                "directory": directory,
+                "steps": steps,
+                "rollout": {
+                    "workers": workers,
+                    "prompts_per_step": 64 if smoke else 1024,
+                    "responses_per_prompt": 16,
+                    "inflight_prompts_per_worker": 1024,
+                },
+                "evaluation": {"every_steps": 10**6},
+                "checkpoint": {"every_steps": 10**6},
+                "tracking": {"wandb": "disabled"},
+            }
+        )
+        return asyncio.run(_measured_run(config, scale))
+
+
+async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
+    import numpy as np
+    import psutil
+    import ray
+
+    from benchmarks.simulated_engines import EngineHost, Engines, HostedPlaces, Judge
+    from cluster.checkpoints import CheckpointStore
+    from cluster.contracts import Prompt, Publication, Sampling
+    from cluster.controller import Controller
+    from cluster.fleet import RolloutFleet
+    from cluster.prompt_source import PromptSource, Question
+    from cluster.run_directory import RunDirectory
+    from cluster.tracking import RunConsole, Tracker, read_metrics
+    from learner.weighing import WeighedBatch
+    from reward.scoring import RewardPool
+    from rollout.prompt_encoder import EncodedPrompt
+
+    engines = Engines(response_tokens=256, shortest_s=SHORTEST_S * scale, longest_s=LONGEST_S * scale)
+    start_host = ray.remote(EngineHost).options(num_cpus=0, max_concurrency=4000)
+    hosts = [start_host.remote(engines) for _ in range(min(2, config.rollout.workers))]
+    judges = [ray.remote(Judge).options(num_cpus=0, max_concurrency=1000).remote()]
+    process = psutil.Process()
+    marks: list[dict[str, float]] = []
+
+    class SleepingLearner:
+        async def learn(self, mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
+            await asyncio.sleep(LEARN_S * scale)
+            return {"logprob_gap/mean": 0.0, "learner_tokens": 1.0}
+
+        async def publish(self, version: int) -> Publication:
+            marks.append(
+                {
+                    "controller_cpu_s": time.process_time(),
+                    "engines_cpu_s": sum(await asyncio.gather(*(host.cpu_s.remote() for host in hosts))),
+                    "memory_mib": process.memory_info().rss / 2**20,
+                }
+            )
+            return Publication(version, ray.put(np.zeros(2**20, dtype=np.uint8)), (), ())
+
+        async def save(self, directory: Path) -> dict[Path, Any]:
+            directory.mkdir()
+            return {}
+
+    def sampling(prompt_id: str) -> Sampling:
+        return Sampling(config.rollout.responses_per_prompt, 1.0, engines.response_tokens, None)
+
+    directory = RunDirectory(config.run_directory)
+    question = EncodedPrompt("question", tuple(range(64)))
+    held_out = [Prompt("eval/0", question.text, question.token_ids, None, sampling("eval/0"))]
+    with (
+        RunConsole(config.name, config.steps, quiet=True) as console,
+        Tracker(config, directory, console) as tracker,
+    ):
+        async with asyncio.TaskGroup() as background:
+            rewards = RewardPool(judges, timeout_s=300, cut_off_is_wrong=True)
+            places: Any = HostedPlaces(hosts, directory)
+            fleet = RolloutFleet(config, places, rewards, console.event, background)
+            learner: Any = SleepingLearner()
+            await Controller(
+                config,
+                PromptSource([Question(None, question) for _ in range(10_000)], config.seed, sampling),
+                held_out,
+                fleet,
+                learner,
+                CheckpointStore(directory.checkpoints, keep=1),
+                tracker,
+            ).run()
+            await fleet.stop()
+    rows = [row for row in read_metrics(directory.metrics_file) if row["step"] > NOT_COUNTED]
+    assert {row["fleet/healthy_workers"] for row in rows} == {float(config.rollout.workers)}
+    return _found(config, rows, marks[NOT_COUNTED:], (LEARN_S + LONGEST_S) * scale)
+
+
+def _found(
+    config: Any, rows: list[dict[str, float]], marks: list[dict[str, float]], ideal_s: float
+) -> dict[str, Any]:
+    """Medians over the steps, and all of them."""
+    workers, samples = config.rollout.workers, config.responses_per_step
+    used = {
+        key: [after[key] - before[key] for before, after in pairwise(marks)]
+        for key in ("controller_cpu_s", "engines_cpu_s")
+    }
+    steps = {
+        f"{part}_s": [row[f"time/{part}_s"] for row in rows]
+        for part in ("step", "rollout", "learn", "publish")
+    }
+    step_s, cpu_s = statistics.median(steps["step_s"]), statistics.median(used["controller_cpu_s"])
+    memory = [mark["memory_mib"] for mark in marks]
+    return {
+        "sizes": {
+            "workers": workers,
+            "responses_per_step": samples,
+            "response_tokens": 256,
+            "steps": len(rows),
+        },
+        "seconds": {key: [round(value, 3) for value in values] for key, values in (steps | used).items()},
+        "median_s": {
+            "step": round(step_s, 3),
+            "ideal step": ideal_s,
+            "controller's processor": round(cpu_s, 3),
+        },
+        "overhead_share": round(step_s / ideal_s - 1, 4),
+        "controller_us_per_sample": round(1e6 * cpu_s / samples, 1),
+        "controller_memory_mib": [round(value) for value in memory],
+        "ratios": {IDEAL.format(workers): round(ideal_s / step_s, 4)},
+    }
+
+
+def draw(results: Path) -> None:
+    """Overhead, processor time and memory over the number of workers, beside the results."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "fleet_scale"  # the same picture is the same file
+    cases = sorted(
+        json.loads(results.read_text(encoding="utf-8")).values(), key=lambda case: case["sizes"]["workers"]
+    )
+    workers = [case["sizes"]["workers"] for case in cases]
+    drawn = (
+        ("overhead, % of a 10 s step", [100 * case["overhead_share"] for case in cases], 5.0),
+        ("controller's processor, µs per sample", [case["controller_us_per_sample"] for case in cases], None),
+        ("controller's memory, MiB", [max(case["controller_memory_mib"]) for case in cases], None),
+    )
+    figure, axes = pyplot.subplots(1, len(drawn), figsize=(12, 3.4), layout="constrained")
+    for axis, (title, values, limit) in zip(axes, drawn, strict=True):
+        axis.plot(workers, values, marker="o")
+        if limit:
+            axis.axhline(limit, linestyle="--", color="grey")
+        axis.set(
+            title=title, xlabel="rollout workers", xscale="log", xticks=workers, xticklabels=workers, ylim=0
+        )
+        axis.minorticks_off()
+    figure.savefig(results.with_suffix(".svg"), metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Rollout workers without engines, many to a process: they sleep as long as a response would take.
+
+To the controller they are workers as all others: every call is a Ray call, responses are pickled and travel, and each
+has its own heartbeat. Only their processes are shared, since hundreds of them do not fit into one machine's memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.contracts import Prompt, Publication, Response, Sampled, Verdict
+from cluster.run_directory import RunDirectory
+
+GOLDEN = 0.6180339887498949
+
+
+def seconds_of(prompt_id: str, index: int, responses: int, shortest_s: float, longest_s: float) -> float:
+    """How long a response takes: evenly spread between the two over all numbers, so that any batch takes `longest_s`
+    but for a thousandth."""
+    number = int(prompt_id.rpartition("/")[2]) * responses + index
+    return shortest_s + (longest_s - shortest_s) * ((number * GOLDEN) % 1)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What the simulated engines have in common."""
+
+    response_tokens: int
+    shortest_s: float
+    longest_s: float
+
+
+class _Engine:
+    """One worker: the calls of `rollout.worker.RolloutWorker`."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self._version = 0
+        self._sampled: list[Sampled] = []
+        self._news = asyncio.Event()
+
+    async def start(self) -> int:
+        return os.getpid()
+
+    async def submit(self, prompts: Sequence[Prompt]) -> None:
+        loop, engines = asyncio.get_running_loop(), self._engines
+        for prompt in prompts:
+            responses = prompt.sampling.responses
+            for index in range(responses):
+                delay_s = seconds_of(prompt.id, index, responses, engines.shortest_s, engines.longest_s)
+                loop.call_later(delay_s, self._end, prompt.id, index)
+
+    def _end(self, prompt_id: str, index: int) -> None:
+        tokens = self._engines.response_tokens
+        response = Response(
+            np.full(tokens, 7, dtype=np.int64),
+            np.full(tokens, -1.0, dtype=np.float32),
+            f"answer {index}",
+            "stop",
+            self._version,
+            self._version,
+        )
+        self._sampled.append(Sampled(prompt_id, index, response))
+        self._news.set()
+
+    async def collect(self, max_wait_s: float) -> list[Sampled]:
+        try:
+            async with asyncio.timeout(max_wait_s):
+                await self._news.wait()
+        except TimeoutError:
+            pass
+        self._news.clear()
+        sampled, self._sampled = self._sampled, []
+        return sampled
+
+    async def pull_weights(self, publication: Publication) -> float:
+        await publication.weights
+        self._version = publication.version
+        return 0.0
+
+    async def shut_down(self) -> None:
+        pass
+
+
+class EngineHost:
+    """Many workers in one process. An async Ray actor."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self._workers: dict[str, _Engine] = {}
+
+    async def call(self, name: str, method: str, *arguments: Any) -> Any:
+        worker = self._workers.get(name)
+        if worker is None:
+            worker = self._workers[name] = _Engine(self._engines)
+        if method == "pull_weights":  # Ray looks for references among arguments, not inside of them
+            return await worker.pull_weights(*arguments)
+        return await getattr(worker, method)(*arguments)
+
+    async def cpu_s(self) -> float:
+        """Processor time of this process so far."""
+        return time.process_time()
+
+
+@dataclass(frozen=True)
+class _Call:
+    host: ray.actor.ActorHandle
+    name: str
+    method: str
+
+    def remote(self, *arguments: Any, **named: Any) -> Any:
+        return self.host.call.remote(self.name, self.method, *arguments, *named.values())
+
+
+@dataclass(frozen=True)
+class _Handle:
+    """As an actor handle of one worker would be."""
+
+    host: ray.actor.ActorHandle
+    name: str
+
+    def __getattr__(self, method: str) -> _Call:
+        return _Call(self.host, self.name, method)
+
+
+@dataclass
+class HostedPlaces:
+    """Takes the part of `cluster.worker_places.WorkerPlaces`: worker `rollout-N` is in host N modulo their number."""
+
+    hosts: Sequence[ray.actor.ActorHandle]
+    run_directory: RunDirectory
+
+    @asynccontextmanager
+    async def worker(self, name: str) -> AsyncIterator[_Handle]:
+        yield _Handle(self.hosts[int(name.rpartition("-")[2]) % len(self.hosts)], name)
+
+
+class Judge:
+    """Takes the part of `reward.scoring.RewardActor`, and needs no time."""
+
+    async def judge(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
+        return [
+            Verdict("right", 1.0, text, "") if text.endswith(("1", "3")) else Verdict("wrong", 0.0, text, "")
+            for _, text in asked
+        ]
+
+    async def close(self) -> None:
+        pass
