@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.contracts import Prompt, Publication, Response, Sampled, Verdict
+from cluster.contracts import Prompt, Publication, Response, Sampled, Verdict, VersionSpan
 from cluster.run_directory import RunDirectory
 
 GOLDEN = 0.6180339887498949
@@ -66,8 +66,7 @@ class _Engine:
             np.full(tokens, -1.0, dtype=np.float32),
             f"answer {index}",
             "stop",
-            self._version,
-            self._version,
+            (VersionSpan(self._version, 0, tokens),),
         )
         self._sampled.append(Sampled(prompt_id, index, response))
         self._news.set()

@@ -26,6 +26,8 @@ from rollout.weight_files import NodeWeightFiles
 logger = logging.getLogger(__name__)
 
 
+LOOK_EVERY_S = 0.2
+"""At an engine of which it is asked whether it moves."""
 _PAUSE_MODES: dict[OnNewWeights, str] = {"continue": "keep", "finish": "wait", "restart": "abort"}
 
 
@@ -64,6 +66,9 @@ class RolloutWorker:
         self._engine: Any = None
         self._version = LOADED_VERSION
         self._ending = False
+        self._updating = False
+        self._sampled_tokens: dict[str, int] = {}
+        """Of each request that was running when last looked."""
         self._sampling: set[asyncio.Task[None]] = set()
         self._sampled: list[Sampled] = []
         self._news = asyncio.Event()
@@ -125,7 +130,8 @@ class RolloutWorker:
     async def collect(self, max_wait_s: float) -> list[Sampled]:
         """The responses that ended since the last call, after waiting for one if there is none.
 
-        After `max_wait_s` without any, an empty list is the engine's sign of life: it was asked for one.
+        After `max_wait_s` without any, an empty list is the engine's sign of life: it was asked for one, and it goes on
+        with what it has. From one that stands still there is no answer.
 
         Raises:
             Exception: sampling failed, though the engine lives.
@@ -135,11 +141,22 @@ class RolloutWorker:
                 await self._news.wait()
         except TimeoutError:
             await self._guarded(self._engine.is_sleeping())
+            await self._moved()
         if self._failure is not None:
             raise self._failure
         self._news.clear()
         sampled, self._sampled = self._sampled, []
         return sampled
+
+    async def _moved(self) -> None:
+        """Return when the engine has sampled a token since this was last asked, or has nothing to sample."""
+        while self._sampling and not self._updating and not self._news.is_set():
+            states = self._engine.output_processor.request_states.values()
+            tokens = {state.request_id: state.detokenizer.num_output_tokens() for state in states}
+            if tokens != self._sampled_tokens:
+                self._sampled_tokens = tokens
+                return
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def pull_weights(self, publication: Publication) -> float:
         """Fetch a published version, serve it, and return the largest |Δ log p| against the learner on the probe.
@@ -147,8 +164,12 @@ class RolloutWorker:
         What becomes of responses in flight is `options.on_new_weights`; their caches are computed anew.
         """
         packed = await publication.weights
-        with self._weight_files.held(publication.version, packed) as path:
-            return await self._guarded(self._swap(str(path), publication))
+        self._updating = True  # has a deadline of its own, and nothing is sampled meanwhile
+        try:
+            with self._weight_files.held(publication.version, packed) as path:
+                return await self._guarded(self._swap(str(path), publication))
+        finally:
+            self._updating = False
 
     async def _swap(self, path: str, publication: Publication) -> float:
         await self._engine.pause_generation(mode=_PAUSE_MODES[self._options.on_new_weights], clear_cache=True)

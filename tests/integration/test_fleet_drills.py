@@ -59,6 +59,25 @@ async def test_a_random_worker_is_killed_again_and_again(tmp_path: Path) -> None
     assert_complete(run.config)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_fifty_kills(tmp_path: Path) -> None:
+    """A random one of those that are up, every two seconds."""
+    run = simulation(tmp_path, steps=400, workers=4, max_staleness=1, restarts_in_a_row=10)
+    order, kills = random.Random(0), 0
+    run.learner.learn_s = 1.0
+    async with run.run() as (fleet, training):
+        while kills < 50:
+            await asyncio.sleep(2)
+            assert not training.done()
+            if fleet.process_ids:
+                kills += kill(order.choice(sorted(fleet.process_ids.values())))
+        run.learner.learn_s = 0.0
+        await training
+    assert fleet.state.restarts >= 50
+    assert_complete(run.config)
+
+
 async def test_a_wedged_worker_is_suspected_and_replaced(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=40, silence_timeout_s=4.0)
     async with run.run() as (fleet, training):

@@ -1,0 +1,69 @@
+"""A worker's heartbeat is that its engine moves, not that its process answers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from rollout import worker as worker_module
+from rollout.weight_files import NodeWeightFiles
+from rollout.worker import EngineOptions, RolloutWorker
+
+OPTIONS = EngineOptions("run", "model", "float32", 64, 8, 1, 0.1, 0.9, False)
+
+
+class Engine:
+    """Has one request, of which so many tokens are there each time somebody looks."""
+
+    def __init__(self, tokens: Iterator[int]) -> None:
+        self.looks = 0
+        self._tokens = tokens
+        detokenizer = SimpleNamespace(num_output_tokens=self._look)
+        states = {"r": SimpleNamespace(request_id="r", detokenizer=detokenizer)}
+        self.output_processor = SimpleNamespace(request_states=states)
+        self.errored = False
+
+    def _look(self) -> int:
+        self.looks += 1
+        return next(self._tokens)
+
+    async def is_sleeping(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RolloutWorker:
+    monkeypatch.setattr(worker_module, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(worker_module, "NodeWeightFiles", lambda run_id: NodeWeightFiles(run_id, tmp_path))
+    return RolloutWorker("rollout-0", OPTIONS)
+
+
+async def test_an_engine_that_stands_still_gives_no_sign_of_life_until_it_moves(
+    worker: RolloutWorker,
+) -> None:
+    worker._engine = Engine(itertools.chain([5] * 30, itertools.count(6)))
+    worker._sampling.add(asyncio.ensure_future(asyncio.Event().wait()))
+    assert await worker.collect(0.001) == []  # there were none before: it moves
+    assert await worker.collect(0.001) == []
+    assert worker._engine.looks == 31, "it was waited for until there was one more"
+    assert await worker.collect(0.001) == []
+    assert worker._engine.looks == 32
+
+
+async def test_an_engine_with_nothing_to_do_is_well(worker: RolloutWorker) -> None:
+    worker._engine = Engine(itertools.repeat(5))
+    for _ in range(3):
+        assert await worker.collect(0.001) == []
+
+
+async def test_nothing_is_sampled_during_an_update_and_that_is_well(worker: RolloutWorker) -> None:
+    worker._engine = Engine(itertools.repeat(5))
+    worker._sampling.add(asyncio.ensure_future(asyncio.Event().wait()))
+    worker._updating = True
+    for _ in range(3):
+        assert await worker.collect(0.001) == []
