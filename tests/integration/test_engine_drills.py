@@ -232,8 +232,8 @@ async def test_fifty_kills(write_config: Callable[..., Path], tmp_path: Path) ->
 async def test_one_run_outlives_all_that_engines_do(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """One after the other: a fatal error inside a live actor, an engine that hangs, a pull that fails half-way, a response
-    that never ends, a process that stands still, all killed at once, 1 → 4 → 1 workers."""
+    """One after the other: a fatal error inside a live actor, an engine that hangs, a pull that fails half-way, a
+    response that never ends, a process that stands still, all killed at once, 1 → 4 → 1 workers."""
     run = engine_run(write_config, tmp_path, steps=300, workers=2, silence_timeout_s=15, request_timeout_s=40)
     async with run.run() as (fleet, training):
         await all_up(fleet)
