@@ -24,6 +24,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+
 from cluster.batch_collector import Batch, BatchCollector
 from cluster.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.config import RunConfig
@@ -31,7 +33,7 @@ from cluster.contracts import Prompt, ScoredGroup
 from cluster.fleet import RolloutFleet
 from cluster.progress import Progress
 from cluster.prompt_source import PromptSource
-from cluster.step_metrics import batch_metrics, evaluation_metrics
+from cluster.step_metrics import batch_distributions, batch_metrics, evaluation_metrics
 from cluster.tracking import Tracker
 from cluster.verdict_guard import refuse_failed_verdicts
 from learner.group import LearnerGroup
@@ -79,6 +81,8 @@ class Controller:
         rollout = config.rollout
         self._buffer = WorkBuffer(rollout.prompts_per_step, rollout.max_staleness)
         self._times_s: dict[str, float] = defaultdict(float)
+        self._distributions: dict[str, np.ndarray] = {}
+        """Of the batch that is being learned from."""
         self._started = time.monotonic()
         self.step = 0
         self.pass_at_1: dict[int, float] = {}
@@ -164,6 +168,7 @@ class Controller:
             weigh(groups[start : start + size], self._config.objective, max_response_tokens)
             for start in range(0, len(groups), size)
         ]
+        self._distributions = batch_distributions(groups, mini_batches)
         weighed = {
             key: sum(batch.metrics[key] for batch in mini_batches) / len(mini_batches)
             for key in mini_batches[0].metrics
@@ -241,7 +246,14 @@ class Controller:
 
     def _log(self, metrics: dict[str, float], batch: Batch | None = None) -> None:
         batch = batch or Batch(())
-        self._tracker.log(self.step, metrics | self._state_metrics(), batch.prompt_ids, batch.dropped_ids)
+        self._tracker.log(
+            self.step,
+            metrics | self._state_metrics(),
+            batch.prompt_ids,
+            batch.dropped_ids,
+            self._distributions,
+        )
+        self._distributions = {}
         self._times_s.clear()  # that of a checkpoint is in the next row
 
     def _state_metrics(self) -> dict[str, float]:

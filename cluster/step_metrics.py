@@ -9,6 +9,7 @@ import numpy as np
 
 from cluster.contracts import ScoredGroup
 from cluster.pass_at_k import mean_pass_at_k, pass_at_k
+from learner.weighing import WeighedBatch
 
 
 def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[str, float]:
@@ -39,6 +40,17 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
         "logprob_gap/missing_share": missing / int(lengths.sum()),
         "staleness/mean": float(staleness.mean()),
         "staleness/max": float(staleness.max()),
+    }
+
+
+def batch_distributions(
+    groups: Sequence[ScoredGroup], mini_batches: Sequence[WeighedBatch]
+) -> dict[str, np.ndarray]:
+    """What is shown as histograms: lengths (tokens) of all responses, and the advantages, α included, of those that
+    are learned from."""
+    return {
+        "lengths": np.array([len(response.token_ids) for group in groups for response in group.responses]),
+        "advantages": np.array([row.advantage for batch in mini_batches for row in batch.rows]),
     }
 
 

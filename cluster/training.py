@@ -22,6 +22,7 @@ from cluster.run_directory import RunDirectory
 from cluster.stage import RUN_ERRORS, prepare_in_cluster, ray_started, run_to_the_end
 from cluster.tracking import RunConsole, Tracker
 from cluster.tracking.code_version import code_version
+from cluster.tracking.ray_metrics import RayMetrics
 from cluster.verdict_guard import VerifierFailureError
 from learner import state_description
 from learner.state_description import StateDescription, obstacle
@@ -66,6 +67,7 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
         run_directory.write_code_version(code_version())
         with ray_started(config, console):
             run_directory.ray_address_file.write_text(ray.get_runtime_context().gcs_address + "\n")
+            tracker.attach(RayMetrics(config.name))
             model = prepare_in_cluster(config, console)
             console.stage("reading the prompts")
             questions = encode_questions(config, model)

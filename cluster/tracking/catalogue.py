@@ -259,6 +259,7 @@ SECTIONS = (
             Metric("fleet/healthy_workers", "rollout workers that are up", "processes", "last"),
             Metric("fleet/workers", "rollout workers that were asked for", "processes", "last"),
             Metric("fleet/restarts", "how often one was replaced, so far", "", "last"),
+            Metric("progress/step", "batches learned from (in `metrics.jsonl` and W&B: `step`)"),
             Metric("progress/weight_version", "of the published weights: the number of batches learned from"),
             Metric("progress/epoch", "passes over the training prompts"),
             Metric("progress/prompts_trained", "learned from, so far", "prompts", "last"),
@@ -272,7 +273,18 @@ SECTIONS = (
     ),
 )
 
+CHARTED = frozenset(key for section in SECTIONS for chart in section.charts for key in chart.keys)
 METRICS = {metric.key: metric for section in SECTIONS for metric in section.metrics}
+
+
+def gauge_name(key: str) -> str:
+    """Of the gauge in Ray: `hpo_reward_mean`."""
+    return f"hpo_{key.replace('/', '_')}"
+
+
+def prometheus_name(key: str) -> str:
+    """As Prometheus sees it: Ray puts its own name in front."""
+    return f"ray_{gauge_name(key)}"
 
 
 def sections_in_markdown() -> Iterator[str]:

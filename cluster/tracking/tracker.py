@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
+
+import numpy as np
 
 from cluster.config import RunConfig
 from cluster.contracts import ScoredGroup
 from cluster.run_directory import RunDirectory
+from cluster.tracking.alerts import Alerts
 from cluster.tracking.console import RunConsole
 from cluster.tracking.jsonl import MetricsFile, read_metrics
 from cluster.tracking.transcripts import choose, write_transcripts
 from cluster.tracking.wandb_sink import WandbSink
+
+
+class MetricsSink(Protocol):
+    """Something else that wants to know a run's numbers."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
 
 class Tracker:
@@ -50,6 +59,8 @@ class Tracker:
         self._console = console
         self._shown_responses = config.tracking.transcripts_per_step
         self._finished = False
+        self._alerts = Alerts(config)
+        self._sinks: list[MetricsSink] = []
         run_directory.create()
         run_directory.remove_summary()
         earlier = (run_directory.metrics_file, run_directory.superseded_metrics_file)
@@ -73,11 +84,12 @@ class Tracker:
         metrics: Mapping[str, float],
         prompts: Sequence[str] = (),
         dropped: Mapping[str, Sequence[str]] | None = None,
+        distributions: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Logs all there is to say about `step`; step k is after k updates. Keys may be absent.
 
         `prompts` are the ids of the prompts it learned from, `dropped` those it gave up, by reason; they go to
-        `metrics.jsonl` alone.
+        `metrics.jsonl` alone. `distributions` are values of which W&B shows histograms.
 
         Raises:
             ValueError: this step, or a later one, was logged before.
@@ -85,7 +97,16 @@ class Tracker:
         """
         self._metrics.log(step, metrics, prompts, dropped)
         self._console.step(step, metrics)
-        self._wandb.log(step, metrics)
+        self._wandb.log(step, metrics, distributions or {})
+        for sink in self._sinks:
+            sink.log(step, metrics)
+        for alert in self._alerts.after(step, metrics):
+            self._console.warning(f"{alert.title}: {alert.text}")
+            self._wandb.alert(alert)
+
+    def attach(self, sink: MetricsSink) -> None:
+        """`sink` is told of every step that is logged from now on."""
+        self._sinks.append(sink)
 
     def transcripts(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         """Writes some of the responses out for a person to read.

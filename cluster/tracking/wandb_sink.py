@@ -11,15 +11,22 @@ from __future__ import annotations
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import psutil
 
 from cluster.config import RunConfig
 from cluster.run_directory import RunDirectory
+from cluster.tracking.alerts import Alert, StallWatch
+from cluster.tracking.catalogue import CHARTED, METRICS
+from cluster.tracking.code_version import code_version
 
 QUEUE_LIMIT = 1000
+HISTOGRAM_BINS = 32
+LOOK_FOR_STALLS_S = 5.0
 TABLE_COLUMNS = ("step", "prompt", "response", "verdict", "reward", "reason")
 
 Job = Callable[[Any], None]  # is given the wandb run
@@ -53,6 +60,7 @@ class WandbSink:
         self._finish_timeout_s = finish_timeout_s
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._dropped = 0
+        self._stalls = StallWatch()
         self._exit_code = 1
         self.off_reason: str | None = None
         """Why nothing is logged (any more); None while the sink works."""
@@ -66,10 +74,22 @@ class WandbSink:
             self._thread = threading.Thread(target=self._work, name="wandb-sink", daemon=True)
             self._thread.start()
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        row = {"step": step, **metrics}
-        if step > self._shown_step:
-            self._submit(lambda run: run.log(row))
+    def log(
+        self, step: int, metrics: Mapping[str, float], distributions: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """`distributions` are shown as histograms: values by name."""
+        row, values, now_s = {"step": step, **metrics}, dict(distributions or {}), time.monotonic()
+
+        def job(run: Any) -> None:
+            self._stalls.heard(now_s, last=step >= self._config.steps)
+            if step > self._shown_step:
+                run.log({**row, **_histograms(values)})
+
+        self._submit(job)
+
+    def alert(self, alert: Alert) -> None:
+        """Mails, or whatever the person has asked W&B for."""
+        self._submit(lambda run: run.alert(alert.title, alert.text, level="WARN"))
 
     def table(self, step: int, rows: Sequence[Sequence[Any]]) -> None:
         """Shows sampled responses; each row has the values of `TABLE_COLUMNS`."""
@@ -117,13 +137,23 @@ class WandbSink:
             run = self._start()
             if run is None:
                 return
-            while (job := self._jobs.get()) is not None:
+            while (job := self._next_job(run)) is not None:
                 job(run)
             run.finish(exit_code=self._exit_code)
         except Exception as error:  # wandb's own, OSError, ValueError, ...: the run must not die of any
             self._turn_off(_one_line(error))
         finally:
             self._tear_down()
+
+    def _next_job(self, run: Any) -> Job | None:
+        """Meanwhile it looks whether steps still come."""
+        while True:
+            try:
+                return self._jobs.get(timeout=LOOK_FOR_STALLS_S)
+            except queue.Empty:
+                if alert := self._stalls.alert(time.monotonic()):
+                    self._notify(f"{alert.title}: {alert.text}")
+                    run.alert(alert.title, alert.text, level="WARN")
 
     def _start(self) -> Any | None:
         """The running wandb run, or None when there is to be none."""
@@ -164,11 +194,10 @@ class WandbSink:
             name=self._config.name,
             id=self.run_id,
             resume="allow",
-            config=self._config.model_dump(mode="json"),
+            config={**self._config.model_dump(mode="json"), "code_version": code_version()},
             allow_val_change=True,  # a resumed run may be told something else
         )
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
+        _define_metrics(run)
         if mode == "online":
             self._notify(f"W&B: {run.url}")
         else:
@@ -194,6 +223,26 @@ class WandbSink:
             wandb.teardown()
         except (Exception, SystemExit) as error:  # SystemExit: how wandb says that its process was killed
             self._turn_off(_one_line(error))
+
+
+def _define_metrics(run: Any) -> None:
+    """The step is the axis; what is worth it is summed up; what no chart shows is not in the way."""
+    run.define_metric("step", hidden=True)
+    run.define_metric("*", step_metric="step")
+    for key, metric in METRICS.items():
+        run.define_metric(
+            key, step_metric="step", summary=metric.summary or "none", hidden=key not in CHARTED
+        )
+
+
+def _histograms(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    import wandb
+
+    return {
+        f"distributions/{name}": wandb.Histogram(np_histogram=np.histogram(of, bins=HISTOGRAM_BINS))
+        for name, of in values.items()
+        if len(of)
+    }
 
 
 def _log_table(run: Any, step: int, rows: Sequence[Sequence[Any]]) -> None:

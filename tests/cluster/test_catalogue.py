@@ -14,6 +14,7 @@ MADE_OF_PARTS = {  # f-strings in the controller and in the metrics of a batch
     *(f"time/{part}_s" for part in ("step", "rollout", "learn", "publish", "evaluate", "checkpoint")),
     "lengths/right_mean",
     "lengths/wrong_mean",
+    "progress/step",
 }
 
 

@@ -163,7 +163,7 @@ def test_all_numbers_are_drawn_or_said_to_be_constant() -> None:
     }
     told_otherwise |= {"objective/importance_weight_mean", "objective/importance_capped_share", "lengths/std"}
     told_otherwise |= {"objective/gradient_share_positive", "logprob_gap/max", "logprob_gap/missing_share"}
-    told_otherwise |= {"progress/weight_version", "progress/epoch"}
+    told_otherwise |= {"progress/step", "progress/weight_version", "progress/epoch"}
     assert charted | told_otherwise == set(METRICS)
     (evaluation, reward, length) = drawn_sections([made_run(), made_run("two", rows=5)])
     assert evaluation.constant == {"eval/pass_at_1": 0.2}

@@ -23,12 +23,16 @@ import pytest
 import cluster
 from cluster.config import RunConfig
 from cluster.run_directory import RunDirectory
-from cluster.tracking import wandb_sink
+from cluster.tracking import alerts, wandb_sink
+from cluster.tracking.alerts import Alert
+from cluster.tracking.catalogue import CHARTED, METRICS
 from cluster.tracking.wandb_sink import WandbSink
 
 ROOT = Path(cluster.__file__).parent.parent
 SCRIPT = """
 import json, sys
+import numpy as np
+from cluster.tracking.alerts import Alert
 from cluster.config import RunConfig
 from cluster.run_directory import RunDirectory
 from cluster.tracking.wandb_sink import WandbSink
@@ -45,7 +49,9 @@ for part in range(runs):  # the second is a resumed run, which knows the page fr
     sink = WandbSink(config, run, lambda text: print(text, flush=True), resumed_id=known_id, **deadlines)
     known_id = sink.run_id
     for step in range(2):
-        sink.log(2 * part + step, {"reward/mean": 0.125 + part, "eval/pass_at_1": float("nan")})
+        sink.log(2 * part + step, {"reward/mean": 0.125 + part, "eval/pass_at_1": float("nan")},
+                 {"lengths": np.array([3, 4, 4, 9]), "advantages": np.array([])})
+    sink.alert(Alert("Worker churn", "step 1: two were lost"))
     sink.table(part, [[part, "2 + 2?", "four", "right", 1.0, "equals 4"]])
     sink.summary({"pass_at_1": {"last": 0.625}})
     sink.close(finished=True)
@@ -159,6 +165,37 @@ def test_offline_config_summary_and_axis_are_in_the_file(offline: tuple[str, lis
     assert any("pass_at_1" in name_of(item) and "0.625" in item.value_json for item in summary)
 
 
+def test_charts_summaries_and_what_is_hidden_are_defined(offline: tuple[str, list[list[Any]]]) -> None:
+    defined = {record.metric.name: record.metric for record in offline[1][0] if record.HasField("metric")}
+    assert set(METRICS) <= set(defined)
+    assert all(defined[key].step_metric == "step" for key in METRICS)
+    assert defined["eval/pass_at_1"].summary.max
+    assert defined["reward/mean"].summary.last
+    assert defined["objective/ratio_mean"].summary.none
+    assert {key for key in METRICS if defined[key].options.hidden} == set(METRICS) - CHARTED
+
+
+def test_histograms_alerts_and_the_code_are_in_the_file(offline: tuple[str, list[list[Any]]]) -> None:
+    first = offline[1][0]
+    told = {
+        name_of(item): item.value_json
+        for record in first
+        if record.HasField("history")
+        for item in record.history.item
+        if name_of(item).startswith("distributions")
+    }
+    histogram = {name.rpartition("/")[2]: json.loads(value) for name, value in told.items()}
+    if "_type" not in histogram:  # not told in parts
+        (histogram,) = [json.loads(value) for value in told.values()]
+    assert histogram["_type"] == "histogram"
+    assert sum(histogram["values"]) == 4
+    assert (histogram["bins"][0], histogram["bins"][-1]) == (3, 9)
+    (alert,) = [record.alert for record in first if record.HasField("alert")]
+    assert (alert.title, alert.text, alert.level) == ("Worker churn", "step 1: two were lost", "WARN")
+    (run,) = [record.run for record in first if record.HasField("run")]
+    assert "hpo-trainer" in {item.key: item.value_json for item in run.config.update}["code_version"]
+
+
 def test_nothing_is_left_in_the_home_directory(offline: tuple[str, list[list[Any]]]) -> None:
     """Or `wandb sync` on another machine would miss it."""
     (artifact,) = [record.artifact for record in offline[1][0] if record.HasField("artifact")]
@@ -244,6 +281,9 @@ class BrokenRun:
     def log(self, row: dict[str, Any]) -> None:
         self._call("log")
 
+    def alert(self, title: str, text: str, level: str) -> None:
+        self._call(f"alert {title}")
+
     def update(self, values: dict[str, Any]) -> None:
         self._call("update")
 
@@ -308,6 +348,24 @@ def test_the_trainer_does_not_wait_for_a_slow_start(
     assert run.calls == ["log"] * 10 + ["finish 1"]
     assert len(told) == 1
     assert "does not keep up" in told[0]
+
+
+def test_silence_is_told_once_and_the_end_is_no_silence(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_sink, "LOOK_FOR_STALLS_S", 0.01)
+    monkeypatch.setattr(alerts, "LEAST_STALL_S", 0.0)
+    monkeypatch.setattr(alerts, "STALL_FACTOR", 0.0)
+    run, told = BrokenRun("none"), threading.Event()
+    monkeypatch.setattr(WandbSink, "_start", lambda self: run)
+    monkeypatch.setattr(WandbSink, "_tear_down", lambda self: None)
+    sink = WandbSink(config, RunDirectory(config.run_directory), lambda text: told.set())
+    sink.log(1, {})
+    assert told.wait(30)
+    sink.log(config.steps, {})
+    sink.alert(Alert("the end", ""))
+    sink.close(finished=True)
+    assert run.calls == ["log", "alert Stall", "log", "alert the end", "finish 0"]
 
 
 def test_the_page_is_that_of_the_run_directory_else_of_the_checkpoint_else_new(

@@ -154,6 +154,7 @@ def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(
     config = load_config(config_file).config
     finish(start(config_file), config)
     rows, directory = rows_of(config), RunDirectory(config.run_directory)
+    assert set().union(*rows) - {"step", "time", "prompts", "dropped"} <= set(METRICS)
 
     assert [row["step"] for row in rows] == list(range(7))
     assert all(row["logprob_gap/probe_max"] < 1e-4 for row in rows)

@@ -1,0 +1,128 @@
+"""What of a step's numbers should wake somebody up. Each is told when it begins, and not again while it lasts. Pure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from cluster.config import RunConfig
+
+MUST_BE_FINITE = (
+    "reward/mean",
+    "objective/loss",
+    "objective/gradient_norm",
+    "objective/entropy",
+    "eval/pass_at_1",
+)
+NEAR_LIMIT = 0.5
+"""An alert comes at this share of the limit at which the run stops."""
+CHURN_STEPS = 10
+"""Over so many steps lost workers are counted: as many as there are workers is too many."""
+STALL_FACTOR = 10.0
+LEAST_STALL_S = 300.0
+STALL_STEPS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """`title` says of which kind it is, `text` what happened and where to look."""
+
+    title: str
+    text: str
+
+
+class Alerts:
+    """Looks at each step once.
+
+    alerts = Alerts(config)
+    for alert in alerts.after(step, metrics):
+        ...
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._checks: Mapping[str, Callable[[Mapping[str, float]], str | None]] = {
+            "Not a number": self._not_finite,
+            "Log-probability gap": self._gap,
+            "Verifier errors": self._verifier_errors,
+            "Worker churn": self._churn,
+        }
+        self._config = config
+        self._lasting: set[str] = set()
+        self._restarts: deque[float] = deque(maxlen=CHURN_STEPS + 1)
+
+    def after(self, step: int, metrics: Mapping[str, float]) -> Iterator[Alert]:
+        """The alerts that begin with this step."""
+        for title, check in self._checks.items():
+            text = check(metrics)
+            if text is None:
+                self._lasting.discard(title)
+            elif title not in self._lasting:
+                self._lasting.add(title)
+                yield Alert(title, f"step {step}: {text}")
+
+    def _not_finite(self, metrics: Mapping[str, float]) -> str | None:
+        broken = [key for key in MUST_BE_FINITE if not math.isfinite(metrics.get(key, 0.0))]
+        return f"{', '.join(broken)}: not a finite number" if broken else None
+
+    def _gap(self, metrics: Mapping[str, float]) -> str | None:
+        limit = self._config.learner.max_logprob_gap
+        found = {
+            key: metrics[key]
+            for key in ("logprob_gap/mean", "logprob_gap/probe_max")
+            # On stale samples a gap is the policy's own movement; the probe is never stale.
+            if key in metrics and (key.endswith("probe_max") or not metrics.get("staleness/max"))
+        }
+        wide = [f"{key} {gap:.3g}" for key, gap in found.items() if gap > NEAR_LIMIT * limit]
+        return (
+            f"{', '.join(wide)}: sampler and learner disagree (they stop the run at {limit:g})"
+            if wide
+            else None
+        )
+
+    def _verifier_errors(self, metrics: Mapping[str, float]) -> str | None:
+        share, limit = metrics.get("reward/error_share", 0.0), self._config.reward.max_error_share
+        if share <= NEAR_LIMIT * limit or not share:
+            return None
+        return f"{share:.1%} of the responses have no verdict (above {limit:.0%} the run stops); see logs/reward-*.log"
+
+    def _churn(self, metrics: Mapping[str, float]) -> str | None:
+        if "fleet/restarts" not in metrics:
+            return None
+        self._restarts.append(metrics["fleet/restarts"])
+        lost = self._restarts[-1] - self._restarts[0]
+        if lost < max(2.0, metrics.get("fleet/workers", 1.0)):
+            return None
+        steps = len(self._restarts) - 1
+        return f"{lost:.0f} rollout workers were lost over the last {steps} steps; see logs/rollout-*.log"
+
+
+class StallWatch:
+    """How long it may take until the next step is heard of: ten times what steps took so far, five minutes at least."""
+
+    def __init__(self) -> None:
+        self._durations_s: deque[float] = deque(maxlen=STALL_STEPS)
+        self._last_s: float | None = None
+        self._told = False
+
+    def heard(self, now_s: float, last: bool = False) -> None:
+        """A step was logged; if it is the `last` one, no more are waited for."""
+        if self._last_s is not None:
+            self._durations_s.append(now_s - self._last_s)
+        self._last_s, self._told = now_s, last
+
+    def alert(self, now_s: float) -> Alert | None:
+        """The alert that nothing is heard any more: once for each time of silence."""
+        if self._told or self._last_s is None or now_s - self._last_s < self.allowed_s:
+            return None
+        self._told = True
+        return Alert(
+            "Stall", f"no step for {(now_s - self._last_s) / 60:.0f} min; see logs/ in the run directory"
+        )
+
+    @property
+    def allowed_s(self) -> float:
+        usual_s = statistics.median(self._durations_s) if self._durations_s else 0.0
+        return max(LEAST_STALL_S, STALL_FACTOR * usual_s)
