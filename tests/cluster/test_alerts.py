@@ -19,12 +19,6 @@ QUIET = {
     "fleet/workers": 2.0,
     "fleet/restarts": 0.0,
 }
-    "reward/mean": 0.1,
-    "logprob_gap/mean": 0.01,
-    "reward/error_share": 0.0,
-    "fleet/workers": 2.0,
-    "fleet/restarts": 0.0,
-}
 
 
 def told(*steps: dict[str, float]) -> list[list[str]]:

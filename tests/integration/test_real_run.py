@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from cluster.config import RunConfig
 from cluster.config_loading import load_config
 from cluster.run_directory import RunDirectory
+from cluster.tracking.catalogue import METRICS
 from cluster.tracking.jsonl import read_metrics
 from reward.tasks import build_task
 from rollout.prompt_encoder import PromptEncoder
