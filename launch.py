@@ -25,7 +25,7 @@ from rich.console import Console
 
 from cluster.config import RunConfig
 from cluster.config_loading import load_config
-from cluster.exits import EXIT_FAILED, EXIT_INTERRUPTED, explained_exits, refuse
+from cluster.exits import EXIT_FAILED, EXIT_INTERRUPTED, answer_sigterm, explained_exits, refuse
 from cluster.export_plan import ExportRefusedError, plan_export
 from cluster.jobs import commands as job_commands
 from cluster.preflight import ROOMS, Room, preflight, task_notes
@@ -56,7 +56,11 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an earlier run, or fail if there is none.")
     ] = False,
-    quiet: Annotated[bool, typer.Option(help="Print the summary, and what failed, only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the summary, and what failed, only.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object per line: stages, events, steps, the summary."),
+    ] = False,
 ) -> None:
     """Train a model. A run that was cut short is resumed; a finished one is shown.
 
@@ -64,7 +68,10 @@ def train(
       python launch.py train configs/demo.yaml
       python launch.py train configs/demo.yaml objective.name=grpo name=demo-grpo
       python launch.py train configs/demo.yaml --resume
+      python launch.py train configs/demo.yaml --json | jq 'select(.kind == "step")'
     """
+    if quiet and as_json:
+        refuse("--quiet says little and --json says all: give one of them")
     if fresh and resume:
         refuse("--fresh starts anew and --resume goes on: give one of them")
     config = _checked(config_file, overrides, address)
@@ -73,14 +80,15 @@ def train(
         refuse(f"{run_directory.path}: there is no run to resume; without --resume one is started")
 
     from cluster.jobs.inside import take_keys
-    from cluster.tracking import RunConsole
+    from cluster.tracking import JsonConsole, RunConsole
     from cluster.training import TRAINING_ERRORS, set_aside
     from cluster.training import train as run_training
 
     command = "--resume in place of --fresh" if fresh else "the same command"
     advice = f"{command} goes on from the last checkpoint"
     take_keys(typer.echo)
-    with RunConsole(config.name, config.steps, quiet=quiet) as console:
+    chosen = JsonConsole(config.name, config.steps) if as_json else None
+    with chosen or RunConsole(config.name, config.steps, quiet=quiet) as console:
         if fresh and (moved := set_aside(config)):
             console.event(f"the earlier run is now {moved}")
         if run_directory.is_finished:
@@ -233,6 +241,7 @@ def compare(
     from cluster.compare.comparing import OtherSettingsError
     from cluster.compare.comparing import compare as run_comparison
 
+    answer_sigterm()
     terminal = Console(highlight=False)
     command = [sys.executable, str(Path(__file__).resolve())]
     try:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 from rich.console import Console
 
+from cluster.failures import trimmed
+from cluster.untrusted import visible
+
 if TYPE_CHECKING:
     from cluster.tracking import RunConsole
 
@@ -37,7 +40,7 @@ def refuse(*reasons: object) -> NoReturn:
     """End, since what was asked for cannot be done: each reason is a line on stderr, printed as it is."""
     stderr = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
     for reason in reasons:
-        stderr.print(str(reason), markup=False)
+        stderr.print(visible(reason), markup=False)
     raise typer.Exit(EXIT_USAGE)
 
 
@@ -55,6 +58,6 @@ def explained_exits(
         console.event(f"{'told to go (SIGTERM)' if terminated else 'interrupted'}{hint}")
         raise typer.Exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED) from None
     except errors as error:
-        console.warning(f"stopped: {error}")
+        console.warning(f"stopped: {trimmed(error)}")
         console.warning(f"logs: {logs}{hint}")
         raise typer.Exit(EXIT_FAILED) from None

@@ -10,8 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -75,18 +74,17 @@ def run_trials(
     waiting = [trial for trial in trials if trial.state is State.WAITING]
     running: list[Trial] = []
     try:
-        with _terminated_as_interrupted():
-            while waiting or running:
-                while waiting and len(running) < side_by_side:
-                    running.append(trial := waiting.pop(0))
-                    _start(trial, command)
-                    on_change(trial)
-                for trial in [trial for trial in running if _ended(trial)]:
-                    running.remove(trial)
-                    on_change(trial)
-                on_tick()
-                if running:
-                    time.sleep(POLL_S)
+        while waiting or running:
+            while waiting and len(running) < side_by_side:
+                running.append(trial := waiting.pop(0))
+                _start(trial, command)
+                on_change(trial)
+            for trial in [trial for trial in running if _ended(trial)]:
+                running.remove(trial)
+                on_change(trial)
+            on_tick()
+            if running:
+                time.sleep(POLL_S)
     finally:
         _stop(running)
 
@@ -126,20 +124,6 @@ def _stop(running: Sequence[Trial]) -> None:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 break
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM is taken as Ctrl-C, so that no training outlives the comparison."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def last_line(log_file: Path) -> str:

@@ -8,9 +8,9 @@ forbids scripts and every connection, should all that fail.
 from __future__ import annotations
 
 import base64
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -22,6 +22,7 @@ from cluster.report.runs import Run
 from cluster.run_directory import ABSENT, flat_settings
 from cluster.tracking.formats import duration
 from cluster.tracking.transcripts import MARKS
+from cluster.untrusted import visible
 
 SHOWN_CHARACTERS = 6000
 """Of one text: what is longer is cut, and says so."""
@@ -49,7 +50,7 @@ def page(title: str, runs: Sequence[Run], sections: Sequence[DrawnSection], made
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["visible"] = visible
+    environment.filters["visible"] = partial(visible, limit=SHOWN_CHARACTERS)
     return environment.get_template("report.html.j2").render(
         title=title,
         made=made,
@@ -100,20 +101,6 @@ def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     keys = dict.fromkeys(key for settings in all_settings for key in settings)
     rows = [(key, [settings.get(key, ABSENT) for settings in all_settings]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def visible(text: object) -> str:
-    """As a reader sees it: control and format characters, and halves of surrogate pairs, by their number; what is too
-    long, cut. It is not markup: that is for the escaping."""
-    shown = str(text)
-    if len(shown) > SHOWN_CHARACTERS:
-        shown = f"{shown[:SHOWN_CHARACTERS]}\n[… {len(shown) - SHOWN_CHARACTERS} more characters]"
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
-        else f"\\u{ord(character):04x}"
-        for character in shown
-    )
 
 
 def _as_image(drawn: DrawnChart) -> str:

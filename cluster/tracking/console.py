@@ -21,6 +21,7 @@ from rich.text import Text
 
 from cluster.tracking.dashboard import View, live, plain_line, summary_rows
 from cluster.tracking.formats import duration
+from cluster.untrusted import visible
 
 PLAIN_PROGRESS_S = 20.0
 """Where there is no live view, a stage that goes on says how far it is this often at most."""
@@ -90,7 +91,7 @@ class RunConsole:
             self._stage = (text, time.monotonic())
         self._stage_shown = time.monotonic()
         if self._live is None and not self._training:
-            self._line(text)
+            self._line(text, "stage")
 
     def event(self, text: str) -> None:
         """Something worth a line of its own, with the time of day."""
@@ -114,7 +115,7 @@ class RunConsole:
         """The closing words: a panel on a terminal, one line per entry elsewhere."""
         self._end_stage()
         self.close()
-        rows = summary_rows(summary)
+        rows = [(visible(key), visible(value)) for key, value in summary_rows(summary)]
         if self._console.is_terminal:
             table = Table.grid(padding=(0, 3))
             for key, value in rows:
@@ -132,7 +133,9 @@ class RunConsole:
             parts.append(live(self._view))
         if (stage := self._stage) is not None:
             text, since = stage
-            self._spinner.update(text=Text.assemble(text, (f"  {duration(time.monotonic() - since)}", "dim")))
+            self._spinner.update(
+                text=Text.assemble(visible(text), (f"  {duration(time.monotonic() - since)}", "dim"))
+            )
             parts.append(self._spinner)
         return Group(*parts)
 
@@ -143,11 +146,11 @@ class RunConsole:
         text, since = stage
         took = duration(time.monotonic() - since)
         if failed:
-            self._print(Text.assemble(("✗ ", "red"), text, (f"  stopped after {took}", "dim")))
+            self._print(Text.assemble(("✗ ", "red"), visible(text), (f"  stopped after {took}", "dim")))
         elif self._live is not None:
-            self._print(Text.assemble(("✓ ", "green"), text, (f"  {took}", "dim")))
+            self._print(Text.assemble(("✓ ", "green"), visible(text), (f"  {took}", "dim")))
 
-    def _line(self, text: str) -> None:
+    def _line(self, text: str, kind: str = "event") -> None:
         if not self._quiet:
             self._print(_with_time(text))
 
@@ -157,7 +160,7 @@ class RunConsole:
 
 
 def _with_time(text: str) -> Text:
-    return Text.assemble((time.strftime("%H:%M:%S  "), "dim"), text)
+    return Text.assemble((time.strftime("%H:%M:%S  "), "dim"), visible(text))
 
 
 def _without_numbers(text: str) -> str:

@@ -127,9 +127,9 @@ def _sections(view: View) -> Iterable[tuple[str, Text]]:
             _field(m, "objective/alpha", "α {:.2f}"),
             _share(m, "objective/positive_share", "A>0 {}"),
             _share(m, "objective/negative_share", "A<0 {}"),
-            _field(m, "objective/loss", "loss {:.3g}"),
-            _field(m, "objective/gradient_norm", "|g| {:.2g}"),
             _field(m, "objective/entropy", "entropy {:.2f}"),
+            _field(m, "objective/gradient_norm", "|g| {:.2g}"),
+            _field(m, "objective/loss", "loss {:.3g}"),
         ),
         (
             "lengths",

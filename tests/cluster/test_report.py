@@ -21,13 +21,14 @@ from cluster.config import RunConfig
 from cluster.contracts import Group, Prompt, Sampling, ScoredGroup, Verdict
 from cluster.report.charts import constant_value, drawn_sections
 from cluster.report.figures import running_mean, thinned
-from cluster.report.page import differing_settings, page, visible
+from cluster.report.page import differing_settings, page
 from cluster.report.runs import NotARunError, Run, Transcript, labels, read_run
 from cluster.report.writing import write_report
 from cluster.run_directory import RunDirectory
 from cluster.tracking.catalogue import METRICS, SECTIONS
 from cluster.tracking.jsonl import MetricsFile
 from cluster.tracking.transcripts import write_transcripts
+from cluster.untrusted import visible
 from launch import app
 from tests.builders import make_response
 
@@ -135,7 +136,7 @@ def test_what_cannot_be_seen_is_written_out(text: str) -> None:
 
 
 def test_long_texts_are_cut_and_say_so() -> None:
-    assert visible("x" * 6100).endswith("x\n[… 100 more characters]")
+    assert visible("x" * 6100, 6000).endswith("x\n[… 100 more characters]")
 
 
 def test_the_page_runs_nothing_and_asks_nobody() -> None:
