@@ -15,6 +15,8 @@ python launch.py tasks                           what can be trained on
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -56,6 +58,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an earlier run, or fail if there is none.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="One tiny step with all actors, then clear it away again.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the summary, and what failed, only.")] = False,
     as_json: Annotated[
         bool,
@@ -68,6 +73,7 @@ def train(
       python launch.py train configs/demo.yaml
       python launch.py train configs/demo.yaml objective.name=grpo name=demo-grpo
       python launch.py train configs/demo.yaml --resume
+      python launch.py train configs/demo.yaml --dry-run
       python launch.py train configs/demo.yaml --json | jq 'select(.kind == "step")'
     """
     if quiet and as_json:
@@ -75,6 +81,11 @@ def train(
     if fresh and resume:
         refuse("--fresh starts anew and --resume goes on: give one of them")
     config = _checked(config_file, overrides, address)
+    if dry_run:
+        if fresh or resume:
+            refuse("--dry-run leaves the run alone: give neither --fresh nor --resume")
+        _dry_run(config, quiet)
+        return
     run_directory = RunDirectory(config.run_directory)
     if resume and not run_directory.config_file.exists():
         refuse(f"{run_directory.path}: there is no run to resume; without --resume one is started")
@@ -97,6 +108,23 @@ def train(
             return
         with explained_exits(console, TRAINING_ERRORS, run_directory.logs, advice):
             run_training(config, console)
+
+
+def _dry_run(config: RunConfig, quiet: bool) -> None:
+    """Walk the whole graph once. What it leaves is removed, if it did not fail."""
+    from cluster.dry_run import dry_run_of
+    from cluster.tracking import RunConsole
+    from cluster.training import TRAINING_ERRORS
+    from cluster.training import train as run_training
+
+    config = dry_run_of(config)
+    run_directory = RunDirectory(config.run_directory)
+    shutil.rmtree(run_directory.path, ignore_errors=True)  # of a dry run that failed
+    with RunConsole(config.name, config.steps, quiet=quiet) as console:
+        with explained_exits(console, TRAINING_ERRORS, run_directory.logs):
+            run_training(config, console)
+        shutil.rmtree(run_directory.path)
+        console.event("dry run: ok. Every actor started, sampled, judged, learned, saved and exported")
 
 
 @app.command("eval")
@@ -286,9 +314,24 @@ def report(
 
 
 @app.command()
-def check(config_file: ConfigFile, overrides: Overrides = None, address: Address = None) -> None:
-    """Find every mistake in a configuration, one line each. Starts nothing."""
+def check(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    cluster: Annotated[
+        bool,
+        typer.Option("--cluster", help="Join the Ray cluster, and see whether the run finds room there."),
+    ] = False,
+) -> None:
+    """Find every mistake in a configuration, one line each. Starts nothing.
+
+    For example:
+      python launch.py check configs/demo.yaml
+      python launch.py check configs/demo.yaml --cluster --address HOST:6379
+    """
     config = _checked(config_file, overrides, address)
+    if cluster:
+        typer.echo(f"{config_file}: the cluster has room for it. {_checked_cluster(config)}")
     typer.echo(f"{config_file}: ok. {arithmetic(config)}")
     for note in task_notes(config):
         typer.echo(f"note: {note}")
@@ -325,6 +368,24 @@ def arithmetic(config: RunConfig) -> str:
         f"{learner.ranks} learner rank(s), micro-batches of up to {learner.micro_batch_tokens} tokens; "
         f"{rollout.workers} workers"
     )
+
+
+def _checked_cluster(config: RunConfig) -> str:
+    """What the cluster has, or every shortfall on stderr and exit code 2."""
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        refuse("--cluster needs the cluster's --address, such as HOST:6379 or auto")
+    send_token_to(address)
+
+    from cluster.cluster_check import check_cluster
+
+    try:
+        problems, has = check_cluster(config)
+    except ConnectionError as error:
+        refuse(error)
+    if problems:
+        refuse(*problems)
+    return has
 
 
 def _checked(

@@ -20,9 +20,48 @@ def test_a_cluster_is_joined_only_if_it_was_named(
 ) -> None:
     """Left to itself, `ray.init` would join whatever cluster somebody had started on this machine."""
     asked: dict[str, Any] = {}
+    monkeypatch.setattr("cluster.joining.knock", lambda address: None)
     monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if variable:
         monkeypatch.setenv("RAY_ADDRESS", variable)
     connect(ClusterConfig(address=configured))
     assert asked["address"] == joined
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (
+            RuntimeError(
+                "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.10.1\n"
+                "This process on 1.2.3.4 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+            ),
+            r"runs Ray 2\.9\.0 and Python 3\.10\.1, and this environment has Ray 2\.60\.0 .*requirements/",
+        ),
+        (ray.exceptions.AuthenticationError("Unauthenticated"), r"asks for a token: RAY_AUTH_MODE=token"),
+    ],
+)
+def test_a_cluster_that_does_not_let_us_in_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception, said: str
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr("cluster.joining.knock", lambda address: None)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ConnectionError, match=said) as error:
+        connect(ClusterConfig(address="head:6379"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "there is no Ray at 127.0.0.1:1"),
+        ("http://head:8265", "launch.py submit sends a run there"),
+    ],
+)
+def test_an_address_where_no_cluster_can_be_joined_is_known_at_once(address: str, said: str) -> None:
+    with pytest.raises(ConnectionError, match=said):
+        connect(ClusterConfig(address=address))
