@@ -8,6 +8,7 @@ python launch.py scale runs/demo --rollout-workers 4   give a live run another n
 python launch.py compare configs/compare_objectives.yaml   train under several settings and seeds, and compare
 python launch.py submit configs/demo.yaml        train on a Ray cluster, as a job; status, logs, stop, list
 python launch.py report runs/demo                a page with plots, settings and transcripts, of one run or several
+python launch.py doctor configs/demo.yaml        is everything there that a run needs?
 python launch.py check configs/demo.yaml         find all mistakes, start nothing
 python launch.py tasks                           what can be trained on
 """
@@ -19,6 +20,7 @@ import os
 import shutil
 import sys
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +30,7 @@ from rich.console import Console
 from cluster.config import RunConfig
 from cluster.config_loading import load_config
 from cluster.exits import EXIT_FAILED, EXIT_INTERRUPTED, answer_sigterm, explained_exits, refuse
+from cluster.doctor import command as doctor_command
 from cluster.export_plan import ExportRefusedError, plan_export
 from cluster.jobs import commands as job_commands
 from cluster.preflight import ROOMS, Room, preflight, task_notes
@@ -97,7 +100,7 @@ def train(
 
     command = "--resume in place of --fresh" if fresh else "the same command"
     advice = f"{command} goes on from the last checkpoint"
-    take_keys(typer.echo)
+    take_keys(partial(typer.echo, err=True))
     chosen = JsonConsole(config.name, config.steps) if as_json else None
     with chosen or RunConsole(config.name, config.steps, quiet=quiet) as console:
         if fresh and (moved := set_aside(config)):
@@ -402,6 +405,7 @@ def _checked(
 
 
 job_commands.register(app)
+doctor_command.register(app)
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def _wandb_login() -> str | None:
     """The key that `wandb login` has written down."""
     import wandb
 
-    host = urlsplit(wandb.Settings().base_url).hostname  # WANDB_BASE_URL, if it is set
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname
     try:
         known = netrc.netrc().authenticators(host or "")
     except (OSError, netrc.NetrcParseError):

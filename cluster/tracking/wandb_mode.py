@@ -58,12 +58,12 @@ def choose(wanted: Wanted) -> tuple[Mode, str]:
         return "offline", f"the W&B API key is malformed: {error}"
     if not configured:
         return "offline", "no W&B API key is configured (`wandb login`)"
-    if trouble := _unreachable(settings.base_url):
+    if trouble := unreachable(settings.base_url):
         return "offline", f"{settings.base_url} cannot be reached ({trouble})"
     return "online", "a W&B API key is configured"
 
 
-def _unreachable(url: str) -> str | None:
+def unreachable(url: str) -> str | None:
     """Why the server cannot be reached, or None. Any answer counts, also an error: it proves a server.
 
     wandb itself would retry a refused connection until its whole init timeout is spent.
