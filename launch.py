@@ -29,8 +29,8 @@ from rich.console import Console
 
 from cluster.config import RunConfig
 from cluster.config_loading import load_config
-from cluster.exits import EXIT_FAILED, EXIT_INTERRUPTED, answer_sigterm, explained_exits, refuse
 from cluster.doctor import command as doctor_command
+from cluster.exits import EXIT_FAILED, EXIT_INTERRUPTED, answer_sigterm, explained_exits, refuse
 from cluster.export_plan import ExportRefusedError, plan_export
 from cluster.jobs import commands as job_commands
 from cluster.preflight import ROOMS, Room, preflight, task_notes
