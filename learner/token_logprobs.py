@@ -1,12 +1,14 @@
-"""The output layer and log-softmax in one, in chunks: the logits of a whole batch never exist.
+"""The output layer and log-softmax in one, in blocks of the vocabulary: the logits of a whole batch never exist.
 
 With a vocabulary of 150,000, the float32 logits of 8,192 response tokens would take 4.6 GiB, and log-softmax and its
-gradient as much again. Here a chunk's logits are made, used and dropped, and made again in backward. Memory is that of
-a chunk, whatever the number of tokens. The cost is one more product with the output weights.
+gradient as much again. Here a block's logits are made, used and dropped, and made again in backward. Memory is that of
+a block. The cost is one more product with the output weights. Blocks are of the vocabulary, not of the tokens, so that
+each weight is read once in every pass, and each row of the weights' gradient is written once and summed nowhere.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,29 +16,67 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-CHUNK_BYTES = 128 * 2**20
-"""Of one chunk's logits in float32. Two tensors of this size exist at a time."""
+BLOCK_BYTES = 64 * 2**20
+"""Of one block's logits in float32. Two tensors of this size exist at a time."""
+SMALLEST_BLOCK = 1024
+"""Words, however many tokens there are: as wide as hidden states are, so nothing is gained below."""
 
 
 class TokenLogprobs(nn.Module):
     """Hidden states and token ids in, log-probabilities and entropies out. Shares the parameters of `head`.
 
     It is a module and holds the parameters itself, so that DeepSpeed's ZeRO 3 gathers them around its forward and
-    its backward, once for all chunks.
+    its backward, once for all blocks.
     """
 
-    def __init__(self, head: nn.Linear, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(
+        self, head: nn.Linear, block_bytes: int = BLOCK_BYTES, smallest_block: int = SMALLEST_BLOCK
+    ) -> None:
         super().__init__()
         self.weight = head.weight
         self.bias = head.bias
-        self._chunk_bytes = chunk_bytes
+        self._block_bytes = block_bytes
+        self._smallest_block = smallest_block
 
     def forward(self, hidden_ND: Tensor, token_ids_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log π(token) and the entropy of π, both [N], where π = softmax(head(hidden) / temperature). At least float32;
         both are differentiable.
         """
-        chunk = max(1, self._chunk_bytes // (4 * self.weight.shape[0]))
-        return _TokenLogprobs.apply(hidden_ND, self.weight, self.bias, token_ids_N, temperature, chunk)
+        words = max(self._smallest_block, self._block_bytes // (4 * max(1, len(hidden_ND))))
+        return _TokenLogprobs.apply(hidden_ND, self.weight, self.bias, token_ids_N, temperature, words)
+
+
+@dataclass(slots=True)
+class _Softmax:
+    """A softmax over logits that come block by block (Milakov and Gimelshein, arXiv 1805.02867), and its entropy."""
+
+    top_N: Tensor
+    """The largest logit so far."""
+    total_N: Tensor
+    """Σ exp(z − top)."""
+    moment_N: Tensor
+    """Σ exp(z − top) (z − top)."""
+
+    @classmethod
+    def of_block(cls, logits_NW: Tensor, before: _Softmax | None) -> tuple[_Softmax, Tensor]:
+        """Of all blocks so far, and exp(z − top) of this one [N, W]. The logits are overwritten."""
+        top_N = logits_NW.amax(dim=-1)
+        if before is not None:
+            top_N = torch.maximum(top_N, before.top_N)
+        logits_NW -= top_N[:, None]
+        weights_NW = logits_NW.exp()
+        total_N = weights_NW.sum(dim=-1)
+        moment_N = logits_NW.mul_(weights_NW).sum(dim=-1)  # in place: they are not needed any more
+        if before is not None:
+            lower_N = before.top_N - top_N
+            scale_N = lower_N.exp()
+            total_N += scale_N * before.total_N
+            moment_N += scale_N * (before.moment_N + lower_N * before.total_N)
+        return cls(top_N, total_N, moment_N), weights_NW
+
+    @property
+    def entropy_N(self) -> Tensor:
+        return self.total_N.log() - self.moment_N / self.total_N
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -53,106 +93,112 @@ class _TokenLogprobs(torch.autograd.Function):
         bias_V: Tensor | None,
         token_ids_N: Tensor,
         temperature: float,
-        chunk: int,
+        words: int,
     ) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
-        logprobs_N = hidden_ND.new_empty(len(hidden_ND), dtype=dtype)
-        entropy_N = torch.empty_like(logprobs_N)
-        probabilities_CV = None
-        for start in range(0, len(hidden_ND), chunk):
-            rows = slice(start, start + chunk)
-            probabilities_CV = None  # the last chunk's, before this one needs its place
-            logprobs_N[rows], entropy_N[rows], probabilities_CV = _score(
-                hidden_ND[rows], weight_VD, bias_V, token_ids_N[rows], temperature
-            )
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, token_ids_N, entropy_N)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        # Backward begins with the last chunk. Where there is only one, nothing is computed twice.
-        ctx.kept_CV = probabilities_CV if any(ctx.needs_input_grad) else None
+        softmax, weights_NW = None, None
+        chosen_N = hidden_ND.new_empty(
+            len(hidden_ND), dtype=torch.promote_types(hidden_ND.dtype, torch.float32)
+        )
+        for start in range(0, len(weight_VD), words):
+            weights_NW = None  # the last block's, before this one needs its place
+            logits_NW = _logits(hidden_ND, weight_VD, bias_V, slice(start, start + words), temperature)
+            here_K, column_K = _inside(token_ids_N, start, logits_NW.shape[1])
+            chosen_N[here_K] = logits_NW[here_K, column_K]
+            softmax, weights_NW = _Softmax.of_block(logits_NW, softmax)
+            del logits_NW
+        assert softmax is not None, "a vocabulary has words"
+        assert weights_NW is not None
+        entropy_N = softmax.entropy_N
+        ctx.save_for_backward(
+            hidden_ND, weight_VD, bias_V, token_ids_N, softmax.top_N, softmax.total_N, entropy_N
+        )
+        ctx.temperature, ctx.words = temperature, words
+        # Backward begins with the last block. Where there is only one, nothing is computed twice.
+        ctx.kept_NW = weights_NW.div_(softmax.total_N[:, None]) if any(ctx.needs_input_grad) else None
         ctx.set_materialize_grads(False)
-        return logprobs_N, entropy_N
+        return chosen_N - softmax.top_N - softmax.total_N.log(), entropy_N
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_logprobs_N: Tensor | None, grad_entropy_N: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, token_ids_N, entropy_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, token_ids_N, top_N, total_N, entropy_N = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
-        # A sum over chunks, so at least in float32.
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=entropy_N.dtype) if wants_weight else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=entropy_N.dtype) if wants_bias else None
+        # A sum over blocks, so at least in float32.
+        grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=entropy_N.dtype) if wants_hidden else None
+        grad_weight_VD = torch.empty_like(weight_VD) if wants_weight else None
+        grad_bias_V = torch.empty_like(bias_V) if wants_bias else None
 
-        for start in reversed(range(0, len(hidden_ND), ctx.chunk)):
-            rows = slice(start, start + ctx.chunk)
-            grad_logits_CV, ctx.kept_CV = ctx.kept_CV, None
-            if grad_logits_CV is None:
-                *_, grad_logits_CV = _score(
-                    hidden_ND[rows], weight_VD, bias_V, token_ids_N[rows], ctx.temperature
-                )
+        for start in reversed(range(0, len(weight_VD), ctx.words)):
+            block = slice(start, start + ctx.words)
+            grad_logits_NW, ctx.kept_NW = ctx.kept_NW, None
+            if grad_logits_NW is None:
+                logits_NW = _logits(hidden_ND, weight_VD, bias_V, block, ctx.temperature)
+                grad_logits_NW = logits_NW.sub_(top_N[:, None]).exp_().div_(total_N[:, None])
+                del logits_NW
             _differentiate_(
-                grad_logits_CV,
-                token_ids_N[rows],
-                None if grad_logprobs_N is None else grad_logprobs_N[rows] / ctx.temperature,
-                None if grad_entropy_N is None else grad_entropy_N[rows] / ctx.temperature,
-                entropy_N[rows],
+                grad_logits_NW,
+                _inside(token_ids_N, start, grad_logits_NW.shape[1]),
+                None if grad_logprobs_N is None else grad_logprobs_N / ctx.temperature,
+                None if grad_entropy_N is None else grad_entropy_N / ctx.temperature,
+                entropy_N,
             )
             if grad_bias_V is not None:
-                grad_bias_V += grad_logits_CV.sum(dim=0)
-            grad_logits_CV = grad_logits_CV.to(weight_VD.dtype)
+                grad_bias_V[block] = grad_logits_NW.sum(dim=0)
+            grad_logits_NW = grad_logits_NW.to(weight_VD.dtype)
             if grad_hidden_ND is not None:
-                grad_hidden_ND[rows] = grad_logits_CV @ weight_VD
-            if grad_weight_VD is not None:
-                if grad_weight_VD.dtype == weight_VD.dtype:
-                    grad_weight_VD.addmm_(grad_logits_CV.T, hidden_ND[rows])
+                if grad_hidden_ND.dtype == weight_VD.dtype:
+                    grad_hidden_ND.addmm_(grad_logits_NW, weight_VD[block])
                 else:
-                    grad_weight_VD += grad_logits_CV.T @ hidden_ND[rows]
-            del grad_logits_CV  # before the next chunk is made
+                    grad_hidden_ND += grad_logits_NW @ weight_VD[block]
+            if grad_weight_VD is not None:
+                torch.mm(grad_logits_NW.T, hidden_ND, out=grad_weight_VD[block])
+            del grad_logits_NW  # before the next block is made
         return (
-            grad_hidden_ND,
-            None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
-            None if grad_bias_V is None else grad_bias_V.to(weight_VD.dtype),
+            None if grad_hidden_ND is None else grad_hidden_ND.to(hidden_ND.dtype),
+            grad_weight_VD,
+            grad_bias_V,
             None,
             None,
             None,
         )
 
 
-def _score(
-    hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, token_ids_C: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one chunk: log p of the tokens [C], entropies [C] and p itself [C, V]."""
-    dtype = torch.promote_types(hidden_CD.dtype, torch.float32)
-    logits_CV = functional.linear(hidden_CD, weight_VD, bias_V).to(dtype)
-    if temperature != 1:
-        logits_CV.div_(temperature)
-    logits_CV -= logits_CV.amax(dim=-1, keepdim=True)
-    chosen_C = logits_CV.gather(-1, token_ids_C[:, None]).squeeze(-1)
-    probabilities_CV = logits_CV.exp()
-    total_C = probabilities_CV.sum(dim=-1)
-    probabilities_CV /= total_C[:, None]
-    mean_logit_C = logits_CV.mul_(probabilities_CV).sum(dim=-1)  # in place: they are not needed any more
-    log_total_C = total_C.log()
-    return chosen_C - log_total_C, log_total_C - mean_logit_C, probabilities_CV
+def _logits(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, block: slice, temperature: float
+) -> Tensor:
+    """Of one block of words, divided by the temperature, at least float32 [N, W]."""
+    bias_W = None if bias_V is None else bias_V[block]
+    logits_NW = functional.linear(hidden_ND, weight_VD[block], bias_W)
+    logits_NW = logits_NW.to(torch.promote_types(logits_NW.dtype, torch.float32))
+    return logits_NW if temperature == 1 else logits_NW.div_(temperature)
+
+
+def _inside(token_ids_N: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:
+    """Which tokens are words of the block that begins at `start`, and which of its columns they are, both [K]."""
+    column_N = token_ids_N - start
+    here_K = ((column_N >= 0) & (column_N < words)).nonzero().squeeze(-1)
+    return here_K, column_N[here_K]
 
 
 def _differentiate_(
-    probabilities_CV: Tensor,
-    token_ids_C: Tensor,
-    grad_logprobs_C: Tensor | None,
-    grad_entropy_C: Tensor | None,
-    entropy_C: Tensor,
+    probabilities_NW: Tensor,
+    chosen: tuple[Tensor, Tensor],
+    grad_logprobs_N: Tensor | None,
+    grad_entropy_N: Tensor | None,
+    entropy_N: Tensor,
 ) -> None:
     """In place of the probabilities, the gradient by the logits (see `_TokenLogprobs`)."""
-    of_entropy_CV = None
-    if grad_entropy_C is not None:
-        of_entropy_CV = torch.special.xlogy(probabilities_CV, probabilities_CV)  # p log p, 0 where p is 0
-        of_entropy_CV.addcmul_(probabilities_CV, entropy_C[:, None]).mul_(-grad_entropy_C[:, None])
-    if grad_logprobs_C is None:
-        probabilities_CV.zero_()
+    of_entropy_NW = None
+    if grad_entropy_N is not None:
+        of_entropy_NW = torch.special.xlogy(probabilities_NW, probabilities_NW)  # p log p, 0 where p is 0
+        of_entropy_NW.addcmul_(probabilities_NW, entropy_N[:, None]).mul_(-grad_entropy_N[:, None])
+    if grad_logprobs_N is None:
+        probabilities_NW.zero_()
     else:
-        probabilities_CV.mul_(-grad_logprobs_C[:, None])
-        probabilities_CV.scatter_add_(-1, token_ids_C[:, None], grad_logprobs_C[:, None])
-    if of_entropy_CV is not None:
-        probabilities_CV += of_entropy_CV
+        probabilities_NW.mul_(-grad_logprobs_N[:, None])
+        here_K, column_K = chosen
+        probabilities_NW[here_K, column_K] += grad_logprobs_N[here_K]
+    if of_entropy_NW is not None:
+        probabilities_NW += of_entropy_NW
