@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from learner.batching import MicroBatch, computed_tokens
-from learner.shared_prefix import shared_prefix_mask
+from learner.shared_prefix import response_columns, shared_prefix_mask
 from learner.weighing import Row
 
 
@@ -25,8 +25,9 @@ class TokenBatch:
     input_ids_SL: Tensor
     position_ids_SL: Tensor | None
     """None where each sequence has one response, and a column is a position."""
-    attention_mask_SQL: Tensor | None
-    """See `shared_prefix_mask`, bool [S, 1, Q, L]. None where causal attention is all that is needed."""
+    attention_mask: Tensor | None
+    """Who sees whom (learner/shared_prefix.py): `response_columns` on CPU, int64 [S, 1, G, T], or `shared_prefix_mask`,
+    bool [S, 1, Q, L]. None where causal attention is all that is needed."""
     predictors_N: Tensor
     """Where each response token is predicted from: index into the flattened [S · L], in the order of the mask."""
     response_ids_BT: Tensor
@@ -72,7 +73,7 @@ class TokenBatch:
         return cls(
             input_ids_SL=torch.from_numpy(input_ids).to(device),
             position_ids_SL=torch.from_numpy(position_ids).to(device) if shared else None,
-            attention_mask_SQL=_mask(micro_batch, width, device) if shared else None,
+            attention_mask=_attention_mask(micro_batch, width, device) if shared else None,
             predictors_N=torch.from_numpy(np.concatenate(predictors)).to(device),
             response_ids_BT=torch.from_numpy(response_ids).to(device),
             response_mask_BT=torch.from_numpy(mask).to(device),
@@ -82,11 +83,13 @@ class TokenBatch:
         )
 
 
-def _mask(micro_batch: MicroBatch, width: int, device: torch.device) -> Tensor | None:
+def _attention_mask(micro_batch: MicroBatch, width: int, device: torch.device) -> Tensor | None:
     prompts = [len(bundle[0].prompt_token_ids) for bundle in micro_batch]
-    if min(prompts) == width:  # every response is a single token: prompts alone are computed
-        return None
     responses = [[len(row.response_token_ids) - 1 for row in bundle] for bundle in micro_batch]
+    if not any(map(any, responses)):  # every response is a single token: prompts alone are computed
+        return None
+    if device.type == "cpu":
+        return response_columns(prompts, responses)
     return shared_prefix_mask(prompts, responses, width, device)
 
 

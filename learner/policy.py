@@ -43,8 +43,8 @@ class Policy(nn.Module):
         inputs: dict[str, Any] = {"input_ids": batch.input_ids_SL, "use_cache": False}
         if batch.position_ids_SL is not None:
             inputs["position_ids"] = batch.position_ids_SL
-        if batch.attention_mask_SQL is not None:
-            inputs["attention_mask"] = self._additive(batch.attention_mask_SQL)
+        if (mask := batch.attention_mask) is not None:
+            inputs["attention_mask"] = self._additive(mask) if mask.dtype == torch.bool else mask
         if self.head is not None:
             hidden_SLD = self.model.base_model(**inputs).last_hidden_state
             return self.head(hidden_SLD.flatten(0, 1)[batch.predictors_N], tokens_N, temperature)
@@ -72,6 +72,7 @@ def prepare_policy(
     Raises:
         ValueError: prefix sharing is asked for, and the model is not fit for it.
     """
+    _switch_off_dropout(model)
     policy = Policy(model)
     if policy.head is None:
         logger.info(
@@ -90,6 +91,16 @@ def prepare_policy(
             logger.info("every response computes its prompt anew: %s", obstacle)
             sharing = "off"
     return policy, Packing(config.micro_batch_tokens, sharing, forward_cost(model))
+
+
+def _switch_off_dropout(model: PreTrainedModel) -> None:
+    """The policy that learns must be the one that samples, and the sampler drops nothing."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def forward_cost(model: PreTrainedModel) -> ForwardCost:

@@ -4,11 +4,12 @@
     responses       p q │ r s          columns 3, 4 │ 5, 6      and none of the others
 
 Such a sequence is one ordinary forward pass of the model: with the positions that each response would have alone, and
-with the mask that this module makes. So it goes together with whatever works for an ordinary pass: gradient
-checkpointing, ZeRO 3, adapters.
+with this attention. So it goes together with whatever works for an ordinary pass: gradient checkpointing, ZeRO 3,
+adapters.
 
-The attention function is registered with transformers under `ATTENTION`. It is transformers' own, called twice: for
-the columns that are prompt in all sequences causally and without a mask, for the rest with one.
+What tells it who sees whom goes where transformers' models hand on a mask of four dimensions as it is: on CPU the
+columns of the responses (`response_columns`; learner/split_attention.py computes no pair twice and none in vain),
+elsewhere a mask (`shared_prefix_mask`) for PyTorch's own attention. Without either it is transformers' SDPA.
 """
 
 from __future__ import annotations
@@ -19,10 +20,30 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from learner.split_attention import split_attention
+
 ATTENTION = "shared_prefix"
+
+
+def response_columns(prompt_tokens: Sequence[int], response_tokens: Sequence[Sequence[int]]) -> Tensor:
+    """Where each response is in its sequence, int64 [S, 1, G, T], −1 where there is nothing.
+
+    Args:
+        prompt_tokens: of each sequence; its first columns.
+        response_tokens: the columns of each of its responses, one after the other.
+    """
+    most = max(map(len, response_tokens))
+    longest = max((columns for each in response_tokens for columns in each), default=0)
+    columns_SGT = torch.full((len(prompt_tokens), most, longest), -1)
+    for columns_GT, prompt, responses in zip(columns_SGT, prompt_tokens, response_tokens, strict=True):
+        start = prompt
+        for columns_T, length in zip(columns_GT, responses, strict=False):
+            columns_T[:length] = torch.arange(start, start + length)
+            start += length
+    return columns_SGT[:, None]
 
 
 def shared_prefix_mask(
@@ -61,6 +82,16 @@ def _attention(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """As every attention function of transformers. A mask with fewer rows than there are queries is for the last."""
+    if attention_mask is not None and attention_mask.dtype == torch.int64:
+        groups = query_SHLE.shape[1] // key_SKLE.shape[1]
+        attended_SHLE = split_attention(
+            query_SHLE,
+            repeat_kv(key_SKLE, groups),
+            repeat_kv(value_SKLE, groups),
+            attention_mask[:, 0],
+            options.get("scaling") or query_SHLE.shape[-1] ** -0.5,
+        )
+        return attended_SHLE.transpose(1, 2).contiguous(), None
     first = 0 if attention_mask is None else query_SHLE.shape[2] - attention_mask.shape[2]
     if first == 0:
         return sdpa_attention_forward(module, query_SHLE, key_SKLE, value_SKLE, attention_mask, **options)

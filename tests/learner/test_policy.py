@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cluster.config import LearnerConfig
+from learner.batching import shard
 from learner.logprobs import TokenBatch, response_logprobs
 from learner.policy import Policy, forward_cost, prepare_policy
 from learner.prefix_support import prefix_obstacle
@@ -108,12 +109,24 @@ def assert_scores_as_the_model_does(policy: Policy) -> None:
             close(entropy[i, :count], expected.entropy())
 
 
-def test_dropout_and_training_mode_are_as_before() -> None:
-    """The trial is done without dropout; training is as the model says."""
-    model = tiny_model("gpt2", attn_pdrop=0.5).train()
-    policy, packing = prepare_policy(model, AUTO, max_context_tokens=100)
-    assert packing.prefix_sharing == "auto"
+@pytest.mark.parametrize(
+    ("kind", "dropout"),
+    [("gpt2", {"attn_pdrop": 0.5, "resid_pdrop": 0.5}), ("llama", {"attention_dropout": 0.5})],
+)
+@pytest.mark.parametrize("sharing", ["on", "off"])
+def test_nothing_is_dropped_in_training(kind: str, dropout: dict[str, float], sharing: Any) -> None:
+    """The policy that learns is the one that samples."""
+    model = tiny_model(kind, **dropout).train()
+    policy, packing = prepare_policy(model, LearnerConfig(prefix_sharing=sharing), max_context_tokens=100)
     assert policy.model.training
+    rows = [
+        Row(np.array([1, 2]), np.array(response), np.zeros(len(response), np.float32), 0.0, 0.0)
+        for response in ([3, 4, 5], [6, 7])
+    ]
+    (micro_batches,) = shard(rows, 1, packing)
+    batch = TokenBatch.from_micro_batch(micro_batches[0], torch.device("cpu"))
+    first, second = (response_logprobs(policy, batch, 1.0)[0] for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_costs_are_counted_from_the_models_sizes() -> None:

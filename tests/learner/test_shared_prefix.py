@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import learner.logprobs
 from cluster.config import LearnerConfig
 from learner.batching import Bundle, MicroBatch, Packing, shard
 from learner.logprobs import TokenBatch, response_logprobs
 from learner.policy import Policy, prepare_policy
-from learner.shared_prefix import ATTENTION, shared_prefix_mask
+from learner.shared_prefix import ATTENTION, response_columns, shared_prefix_mask
+from learner.split_attention import split_attention
 from learner.weighing import Row
 from tests.builders import tiny_model
 
@@ -34,6 +37,21 @@ ARCHITECTURES = {
     "phi": {},  # an output layer with a bias
     "gemma2": {"head_dim": 8, "sliding_window": 64},  # capped logits
 }
+
+
+@pytest.fixture(scope="module", autouse=True, params=["split", "masked"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Responses attend in a way for CPUs, and in one for other devices, which is tried on CPU here."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "masked":
+            patch.setattr(
+                learner.logprobs,
+                "response_columns",
+                lambda prompts, responses: shared_prefix_mask(
+                    prompts, responses, max(map(lambda p, r: p + sum(r), prompts, responses)), CPU
+                ),
+            )
+        yield request.param
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -169,13 +187,55 @@ def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
     assert (gradient - expected[1]).norm() <= 1e-12 * expected[1].norm()
 
 
-# --- The mask
+# --- Who sees whom
 
-
-@given(
-    st.lists(st.tuples(st.integers(1, 4), st.lists(st.integers(0, 3), max_size=3)), min_size=1, max_size=3),
-    st.integers(0, 2),
+SEQUENCES = st.lists(
+    st.tuples(st.integers(1, 4), st.lists(st.integers(0, 3), max_size=3)), min_size=1, max_size=3
 )
+
+
+@settings(deadline=None)
+@given(SEQUENCES.filter(lambda sequences: any(any(lengths) for _, lengths in sequences)), st.integers(0, 2))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_in_three_products_attention_and_its_gradient_are_what_the_mask_gives(
+    dtype: torch.dtype, sequences: list[tuple[int, list[int]]], padding: int
+) -> None:
+    prompts, responses = [prompt for prompt, _ in sequences], [lengths for _, lengths in sequences]
+    width = max(prompt + sum(lengths) for prompt, lengths in sequences) + padding
+    mask = shared_prefix_mask(
+        [0] * len(prompts), [[p, *r] for p, r in zip(prompts, responses, strict=True)], width, CPU
+    )
+    # In the mask above a prompt is a part like the others; what responses see of it is added.
+    used_SL = torch.zeros(len(sequences), width, dtype=torch.bool)
+    for s, (prompt, lengths) in enumerate(sequences):
+        mask[s, 0, prompt : prompt + sum(lengths), :prompt] = True
+        used_SL[s, : prompt + sum(lengths)] = True
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(sequences), 2, width, 8)
+    tensors = [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for _ in range(3)]
+    weights = torch.randn(shape, generator=generator, dtype=dtype) * used_SL[:, None, :, None]
+
+    ours = split_attention(*tensors, response_columns(prompts, responses)[:, 0], 0.3)
+    expected = torch.nn.functional.scaled_dot_product_attention(*tensors, attn_mask=mask, scale=0.3)
+    close = partial(torch.testing.assert_close, **TOLERANCES[dtype])
+    assert ours.isfinite().all()
+    close(ours * used_SL[:, None, :, None], expected * used_SL[:, None, :, None])
+    for gradient, one in zip(
+        torch.autograd.grad((ours * weights).sum(), tensors),
+        torch.autograd.grad((expected * weights).sum(), tensors),
+        strict=True,
+    ):
+        close(gradient, one)
+
+
+TOLERANCES: dict[torch.dtype, dict[str, float]] = {
+    torch.float64: {"rtol": 1e-6, "atol": 1e-6},  # the logarithms of the sums are float32
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+    torch.bfloat16: {"rtol": 5e-2, "atol": 5e-2},
+}
+
+
+@given(SEQUENCES, st.integers(0, 2))
 def test_who_sees_whom(sequences: list[tuple[int, list[int]]], padding: int) -> None:
     prompts, responses = [prompt for prompt, _ in sequences], [lengths for _, lengths in sequences]
     width = max(prompt + sum(lengths) for prompt, lengths in sequences) + padding
