@@ -5,7 +5,7 @@
 Bundles are sorted by the tokens that they compute, and dealt to the ranks in turn. A round is a run of them, so what
 is computed together is of nearly one width, on all ranks alike. Where the rounds begin is chosen for the least cost,
 and so is how many rows a bundle may have: with 1 a prompt is computed for every response, with more once per bundle;
-but then responses look past each other (`ForwardCost`), and there is less to share out among the ranks.
+but then there is less to share out among the ranks, and with a mask responses look past each other (`ForwardCost`).
 
 Every rank runs as many micro-batches as the others, because backward is a collective under ZeRO 2 and 3. Where one
 has fewer, it runs an empty one: a single token whose scale is 0.
@@ -49,14 +49,20 @@ class ForwardCost:
     per_micro_batch: float = 256.0
     """However small it is: what a pass costs without any tokens. A guess, and on purpose not measured: the cut must be
     the same in every run."""
+    masked: bool = False
+    """Whether pairs of different responses are computed too, as they are where attention takes a mask (on GPUs)."""
 
     def __call__(
-        self, sequences: np.ndarray, width: int, prompt: np.ndarray, shared: np.ndarray
+        self, sequences: np.ndarray, width: int, prompt: np.ndarray, own: np.ndarray, shared: np.ndarray
     ) -> np.ndarray:
         """Costs of micro-batches, all [R]: `sequences` of them, `width` columns each, `prompt` columns of which are
-        prompt in all, and whether any sequence is `shared` by responses. See learner/shared_prefix.py."""
-        pairs = np.where(shared, prompt**2 / 2 + (width - prompt) * width, width**2 / 2)
-        return self.per_micro_batch + sequences * (width + self.per_pair * pairs)
+        prompt in all, `own` pairs of responses with themselves at most, and whether any sequence is `shared` by
+        responses. See learner/shared_prefix.py."""
+        among_responses = (width - prompt) ** 2 if self.masked else own
+        together = prompt**2 / 2 + (width - prompt) * prompt + among_responses
+        return self.per_micro_batch + sequences * (
+            width + self.per_pair * np.where(shared, together, width**2 / 2)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,11 @@ def computed_tokens(bundle: Bundle) -> int:
     """Columns that a bundle fills: its prompt, and of each response all but the last token, from which nothing is
     predicted."""
     return len(bundle[0].prompt_token_ids) + sum(len(row.response_token_ids) - 1 for row in bundle)
+
+
+def own_pairs(bundle: Bundle) -> float:
+    """Query-key pairs of its responses with themselves, all as long as the longest."""
+    return len(bundle) * (max(len(row.response_token_ids) for row in bundle) - 1) ** 2 / 2
 
 
 def shard(rows: Sequence[Row], ranks: int, packing: Packing) -> list[list[MicroBatch]]:
@@ -134,6 +145,7 @@ def _plan(bundles: list[Bundle], ranks: int, packing: Packing) -> tuple[float, l
     width = [computed_tokens(bundles[start]) for start in starts]
     block = [bundles[start : start + ranks] for start in starts]
     prompt = np.array([min(len(bundle[0].prompt_token_ids) for bundle in each) for each in block])
+    own = np.array([max(map(own_pairs, each)) for each in block])
     shared = np.array([any(len(bundle) > 1 for bundle in each) for each in block])
 
     best = np.full(len(block) + 1, np.inf)
@@ -145,6 +157,7 @@ def _plan(bundles: list[Bundle], ranks: int, packing: Packing) -> tuple[float, l
             np.arange(1, end - i + 1),
             width[i],
             np.minimum.accumulate(prompt[i:end]),
+            np.maximum.accumulate(own[i:end]),
             np.logical_or.accumulate(shared[i:end]),
         )
         better = cost < best[i + 1 : end + 1]

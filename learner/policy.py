@@ -90,7 +90,8 @@ def prepare_policy(
         if obstacle:
             logger.info("every response computes its prompt anew: %s", obstacle)
             sharing = "off"
-    return policy, Packing(config.micro_batch_tokens, sharing, forward_cost(model))
+    cost = forward_cost(model, masked=config.gpus_per_rank > 0)
+    return policy, Packing(config.micro_batch_tokens, sharing, cost)
 
 
 def _switch_off_dropout(model: PreTrainedModel) -> None:
@@ -103,11 +104,11 @@ def _switch_off_dropout(model: PreTrainedModel) -> None:
                 setattr(module, name, 0.0)
 
 
-def forward_cost(model: PreTrainedModel) -> ForwardCost:
+def forward_cost(model: PreTrainedModel, masked: bool = False) -> ForwardCost:
     """By counting multiplications: 2 per parameter and token, 4 per pair of tokens and unit of attention width."""
     text = model.config.get_text_config()
     layers, heads = (getattr(text, name, 0) or 0 for name in ("num_hidden_layers", "num_attention_heads"))
     width = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
     outside = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
     parameters = sum(p.numel() for p in model.parameters() if id(p) not in outside)
-    return ForwardCost(per_pair=2 * layers * heads * width / max(parameters, 1))
+    return ForwardCost(per_pair=2 * layers * heads * width / max(parameters, 1), masked=masked)

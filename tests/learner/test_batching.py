@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.batching import EMPTY, Bundle, ForwardCost, MicroBatch, Packing, computed_tokens, shard
+from learner.batching import (
+    EMPTY,
+    Bundle,
+    ForwardCost,
+    MicroBatch,
+    Packing,
+    computed_tokens,
+    own_pairs,
+    shard,
+)
 from learner.weighing import Row
 
 
@@ -38,7 +47,7 @@ PACKING = st.builds(
     Packing,
     micro_batch_tokens=st.integers(1, 400),
     prefix_sharing=st.sampled_from(["auto", "on", "off"]),
-    cost=st.builds(ForwardCost, st.floats(0, 0.1), st.floats(0, 100)),
+    cost=st.builds(ForwardCost, st.floats(0, 0.1), st.floats(0, 100), st.booleans()),
 )
 
 
@@ -72,7 +81,9 @@ def cost_of(batch: MicroBatch, cost: ForwardCost) -> float:
     """From the definition."""
     prompt = min(len(bundle[0].prompt_token_ids) for bundle in batch)
     shared = any(len(bundle) > 1 for bundle in batch)
-    pairs = prompt**2 / 2 + (width(batch) - prompt) * width(batch) if shared else width(batch) ** 2 / 2
+    rest = width(batch) - prompt
+    among_responses = rest**2 if cost.masked else max(map(own_pairs, batch))
+    pairs = prompt**2 / 2 + rest * prompt + among_responses if shared else width(batch) ** 2 / 2
     return cost.per_micro_batch + len(batch) * (width(batch) + cost.per_pair * pairs)
 
 
@@ -242,10 +253,15 @@ def test_a_group_is_cut_for_ranks_that_would_have_nothing_to_do() -> None:
 
 
 def test_long_responses_are_not_made_to_look_past_each_other() -> None:
-    """16 responses of 2,000 tokens in one sequence: 32,000 keys for every token, where 2,100 are its own."""
+    """16 responses of 2,000 tokens in one sequence: with a mask 32,000 keys for each token, and 2,100 its own."""
     rows = make_rows([(100, [2000] * 16)])
-    assert shared_rows(rows, 1, Packing(10**6, "auto", ForwardCost(per_pair=3e-4))) == {1: 16}
-    assert shared_rows(rows, 1, Packing(10**6, "on", ForwardCost(per_pair=3e-4))) == {2: 8}
+
+    def shared(sharing: Any, masked: bool) -> Counter[int]:
+        return shared_rows(rows, 1, Packing(10**6, sharing, ForwardCost(per_pair=3e-4, masked=masked)))
+
+    assert shared("auto", masked=True) == {1: 16}
+    assert shared("on", masked=True) == {2: 8}
+    assert shared("auto", masked=False) == {16: 1}
 
 
 def test_rows_with_one_prompt_are_together_wherever_they_come_from() -> None:
