@@ -24,6 +24,7 @@ from cluster.contracts import Verdict
 from reward.countdown.task import CountdownOptions, CountdownTask
 from reward.sandbox.pool import Sandbox
 from reward.sandbox.recipe import Limits, Recipe
+from reward.scorers import judged
 
 RESPONSES = 16
 VERDICT_S = 0.01
@@ -57,7 +58,7 @@ def like_a_models(numbers: Sequence[int]) -> list[str]:
 
 
 async def judged_by(sandbox: Sandbox, problem: Any, responses: Sequence[str]) -> list[Verdict]:
-    return await sandbox.judge([(problem, response) for response in responses])
+    return await judged(sandbox, [(problem, response) for response in responses])
 
 
 async def verdicts_per_s(processes: int, groups: int, repeats: int) -> list[float]:

@@ -271,7 +271,10 @@ class WorkerKeeper:
             Judgeable(problem, one.response.text, one.response.finish_reason)
             for one, problem in zip(sampled, problems, strict=True)
         ]
-        self._room.dispatch.deliver(process, sampled, await self._room.rewards.judge(answers))
+        async for placed in self._room.rewards.judge(answers):
+            self._room.dispatch.deliver(
+                process, [sampled[place] for place, _ in placed], [verdict for _, verdict in placed]
+            )
 
     def _refuse_overdue(self) -> None:
         now = time.monotonic()  # those that were leased first are due first

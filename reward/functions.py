@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -47,14 +47,30 @@ class Coroutines:
     def result(self, returned: Any) -> Any:
         return self._runner.run(_awaited(returned)) if inspect.isawaitable(returned) else returned
 
-    def results(self, coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-        """Of all at the same time. In place of a result there may be the exception that was raised."""
-        return self._runner.run(_gathered(coroutines))
+    def results(self, coroutines: Sequence[Coroutine[Any, Any, Any]]) -> Iterator[list[tuple[int, Any]]]:
+        """Of all at the same time, as they come, each with its place. In place of a result there may be the exception
+        that was raised."""
+        loop = self._runner.get_loop()
+        places = {loop.create_task(coroutine): place for place, coroutine in enumerate(coroutines)}
+        pending: set[asyncio.Task[Any]] = set(places)
+        try:
+            while pending:
+                done, pending = self._runner.run(_some(pending))
+                yield [(places[task], _outcome(task)) for task in done]
+        finally:
+            for task in pending:
+                task.cancel()
+
+
+def _outcome(task: asyncio.Task[Any]) -> Any:
+    error = task.exception()
+    return task.result() if error is None else error
 
 
 async def _awaited(returned: Any) -> Any:
     return await returned
 
 
-async def _gathered(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    return await asyncio.gather(*coroutines, return_exceptions=True)
+async def _some(tasks: set[asyncio.Task[Any]]) -> tuple[set[asyncio.Task[Any]], set[asyncio.Task[Any]]]:
+    """Those that are done, at least one, and the others."""
+    return await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from cluster.config import ShapingConfig
 from cluster.contracts import Verdict
 from reward.functions import Coroutines, load_function
-from reward.task import BatchTask, LoadedTask, Task
+from reward.task import BatchTask, LoadedTask, LocalTask, PlacedVerdicts
 from reward.tasks import build_task
 from reward.verdicts import number_of
 
@@ -22,6 +22,7 @@ def task_judge(name: str, options: Mapping[str, Any], shaping: Sequence[ShapingC
         Exception: whatever the import of a user's module raises.
     """
     task = build_task(name, options)
+    assert isinstance(task, LocalTask), f"the verdicts of {name} come from somewhere else"
     if isinstance(task, LoadedTask):
         task.load_verifier()
     return TaskJudge(
@@ -32,7 +33,7 @@ def task_judge(name: str, options: Mapping[str, Any], shaping: Sequence[ShapingC
 class TaskJudge:
     """Only what was judged is shaped, and only its reward: a failed verdict has none, and the outcome stays."""
 
-    def __init__(self, task: Task, terms: Sequence[tuple[float, Callable[..., Any]]]) -> None:
+    def __init__(self, task: LocalTask, terms: Sequence[tuple[float, Callable[..., Any]]]) -> None:
         self._task = task
         self._terms = terms
         self._coroutines = Coroutines()
@@ -41,12 +42,10 @@ class TaskJudge:
     def judge(self, problem: Any, response: str) -> Verdict:
         return self._shaped(self._task.verify(problem, response), problem, response)
 
-    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> list[Verdict]:
+    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[PlacedVerdicts]:
         assert isinstance(self._task, BatchTask)
-        verdicts = self._task.verify_batch(problems, responses)
-        if not self._terms:
-            return list(verdicts)
-        return [self._shaped(*judged) for judged in zip(verdicts, problems, responses, strict=True)]
+        for placed in self._task.verify_batch(problems, responses):
+            yield [(i, self._shaped(verdict, problems[i], responses[i])) for i, verdict in placed]
 
     def _shaped(self, verdict: Verdict, problem: Any, response: str) -> Verdict:
         if not self._terms or verdict.outcome not in ("right", "wrong"):

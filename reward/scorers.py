@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from cluster.config import RewardConfig, TaskConfig
+from cluster.contracts import Verdict
 from reward.sandbox.pool import Sandbox
 from reward.sandbox.recipe import Limits, Recipe
 from reward.task import RemoteTask, Scorer
@@ -31,3 +33,11 @@ def make_scorer(
     recipe = Recipe("reward.judges:task_judge", (task.name, task.options, reward.shaping), tuple(search_path))
     limits = Limits(timeout_s=reward.verifier_timeout_s, memory_mib=reward.verifier_memory_mib)
     return Sandbox(recipe, limits, 1 if trial else reward.processes_per_worker)
+
+
+async def judged(scorer: Scorer, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
+    """One verdict per problem and response, in their order, when all of them are there."""
+    verdicts: dict[int, Verdict] = {}
+    async for placed in scorer.judge(asked):
+        verdicts.update(placed)
+    return [verdicts[place] for place in range(len(asked))]

@@ -10,8 +10,9 @@ import asyncio
 import itertools
 import logging
 import os
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,15 @@ import ray
 from cluster.config import RewardConfig, TaskConfig
 from cluster.contracts import FinishReason, Verdict
 from reward.scorers import make_scorer
-from reward.task import Scorer
+from reward.task import PlacedVerdicts, Scorer
 
 logger = logging.getLogger(__name__)
 
 CUT_OFF = Verdict(outcome="wrong", reward=0.0, answer=None, reason="cut off before it came to an end")
 _CLOSING_S = 10.0
+_LINGER_S = 0.005
+"""What comes within this time travels together."""
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,8 @@ class RewardActor:
         self._scorer: Scorer | None = None
         self._starting = asyncio.Lock()
 
-    async def judge(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
-        """One verdict per problem and text, in their order.
+    async def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+        """One verdict per problem and text, each with its place, as they come: none waits for another that hangs.
 
         Raises:
             RuntimeError: there can be no verdicts.
@@ -61,11 +65,16 @@ class RewardActor:
                 scorer = make_scorer(*self._arguments)
                 await scorer.start()
                 self._scorer = scorer
-        verdicts = await self._scorer.judge(asked)
-        failures = Counter(verdict.reason for verdict in verdicts if verdict.outcome in ("error", "timeout"))
+        failures: Counter[str] = Counter()
+        missing = len(asked)
+        async for placed in self._scorer.judge(asked):
+            failures.update(v.reason for _, v in placed if v.outcome in ("error", "timeout"))
+            missing -= len(placed)
+            yield placed
+            if missing:
+                await asyncio.sleep(_LINGER_S)
         for reason, count in failures.items():
             logger.warning("no verdict on %d of %d responses: %s", count, len(asked), reason)
-        return verdicts
 
     async def close(self) -> None:
         """End the verifier processes."""
@@ -85,22 +94,45 @@ class RewardPool:
         self._timeout_s = timeout_s
         self._cut_off_is_wrong = cut_off_is_wrong
 
-    async def judge(self, answers: Sequence[Judgeable]) -> list[Verdict]:
-        """The verdicts, in the order of the answers. Only what somebody must read travels.
+    async def judge(self, answers: Sequence[Judgeable]) -> AsyncIterator[PlacedVerdicts]:
+        """One verdict per answer, each with its place, as they come. Only what somebody must read travels.
 
         Raises:
-            TimeoutError: there were none within the deadline.
+            TimeoutError: some were not there within the deadline.
             RewardServiceError: there will be none.
         """
-        cut_off = [self._cut_off_is_wrong and answer.finish_reason == "length" for answer in answers]
-        asked = [(a.problem, a.text) for a, ended in zip(answers, cut_off, strict=True) if not ended]
-        judged = iter(await self._ask(asked) if asked else [])
-        return [CUT_OFF if ended else next(judged) for ended in cut_off]
+        cut_off = {
+            place
+            for place, answer in enumerate(answers)
+            if self._cut_off_is_wrong and answer.finish_reason == "length"
+        }
+        if cut_off:
+            yield [(place, CUT_OFF) for place in cut_off]
+        missing = [place for place in range(len(answers)) if place not in cut_off]
+        deadline = time.monotonic() + self._timeout_s
+        # An actor that Ray restarted judges again what it was asked, in other portions: some may be lost.
+        for _ in range(_ATTEMPTS):
+            if not missing:
+                return
+            asked = [(answers[place].problem, answers[place].text) for place in missing]
+            left = set(missing)
+            async for placed in self._ask(asked, deadline):
+                known = [(missing[i], verdict) for i, verdict in placed if missing[i] in left]
+                left -= {place for place, _ in known}
+                yield known
+            missing = sorted(left)
+        if missing:
+            raise RewardServiceError(f"a reward actor left {len(missing)} responses without a verdict")
 
-    async def _ask(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
+    async def _ask(self, asked: Sequence[tuple[Any, str]], deadline: float) -> AsyncIterator[PlacedVerdicts]:
+        stream = next(self._next).judge.remote(asked)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await next(self._next).judge.remote(asked)
+            while True:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    placed = await (await anext(stream))
+                yield placed
+        except StopAsyncIteration:
+            return
         except TimeoutError:
             raise TimeoutError(
                 f"the reward actor did not judge {len(asked)} responses within {self._timeout_s:g} s "

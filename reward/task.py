@@ -5,7 +5,7 @@ To add one, write a module with a class that has this shape and name it in `rewa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -15,6 +15,8 @@ from cluster.contracts import Verdict
 
 Split = Literal["train", "held_out"]
 ChatMessages = list[dict[str, str]]
+PlacedVerdicts = Sequence[tuple[int, Verdict]]
+"""Verdicts, each with the place of its response among those that were asked about together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,18 @@ class Task(Protocol):
         """The question: plain text, or chat messages for the model's own template."""
         ...
 
+
+@runtime_checkable
+class LocalTask(Task, Protocol):
+    """A task with a verifier of its own, which runs in processes here (`reward/sandbox`)."""
+
     def verify(self, problem: Any, response: str) -> Verdict:
         """Judge a response. May raise: that is a verdict of its own, never a 0."""
         ...
 
 
 @runtime_checkable
-class GeneratedTask(Protocol):
+class GeneratedTask(LocalTask, Protocol):
     """A task that makes its problems itself, and so can show how they are answered."""
 
     def example(self, problem: Any) -> Example:
@@ -69,13 +76,13 @@ class LoadedTask(Protocol):
 
 
 @runtime_checkable
-class BatchTask(Protocol):
+class BatchTask(LocalTask, Protocol):
     """A task whose verifier may take many responses at a time."""
 
     batched: bool
 
-    def verify_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Sequence[Verdict]:
-        """As many verdicts as responses, if `batched`."""
+    def verify_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[PlacedVerdicts]:
+        """The verdicts as they come, one for each response, if `batched`."""
         ...
 
 
@@ -86,15 +93,15 @@ class Scorer(Protocol):
         """Raises RuntimeError if there can be no verdicts; the message says why."""
         ...
 
-    async def judge(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
-        """One verdict per problem and response, in their order. Failures are verdicts too."""
+    def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+        """The verdicts on problems and responses as they come, one for each. Failures are verdicts too."""
         ...
 
     async def close(self) -> None: ...
 
 
 @runtime_checkable
-class RemoteTask(Protocol):
+class RemoteTask(Task, Protocol):
     """A task whose verdicts come from somewhere else, without a verifier process here."""
 
     def scorer(self, trial: bool) -> Scorer:

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.config import RewardConfig, TaskConfig
 from cluster.contracts import Verdict
 from reward.sandbox.pool import SandboxError
-from reward.scorers import make_scorer
+from reward.scorers import judged, make_scorer
 
 
 def try_verifier(
@@ -32,7 +32,7 @@ async def _verdict_on_nothing(
     scorer = make_scorer(task, reward, search_path, trial=True)
     try:
         await scorer.start()
-        (verdict,) = await scorer.judge([(problem, "")])
+        (verdict,) = await judged(scorer, [(problem, "")])
         return verdict
     finally:
         await scorer.close()

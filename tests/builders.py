@@ -18,6 +18,8 @@ from cluster.contracts import (
     VersionSpan,
 )
 from cluster.progress import Progress
+from reward.scorers import judged
+from reward.scoring import Judgeable, RewardPool
 from reward.task import Scorer
 
 
@@ -73,7 +75,15 @@ def make_progress(step: int, **changes: Any) -> Progress:
 
 async def judged_by(scorer: Scorer, problem: Any, responses: Sequence[str]) -> list[Verdict]:
     """The verdicts on several responses to one problem."""
-    return await scorer.judge([(problem, response) for response in responses])
+    return await judged(scorer, [(problem, response) for response in responses])
+
+
+async def all_verdicts(rewards: RewardPool, answers: Sequence[Judgeable]) -> list[Verdict]:
+    """What the pool says of the answers, in their order."""
+    verdicts: dict[int, Verdict] = {}
+    async for placed in rewards.judge(answers):
+        verdicts.update(placed)
+    return [verdicts[place] for place in range(len(answers))]
 
 
 def tiny_llama(vocabulary: int = 32) -> Any:

@@ -35,6 +35,7 @@ from cluster.worker_places import WorkerPlaces
 from learner.state_files import FileRecord
 from learner.weighing import WeighedBatch
 from reward.scoring import Judgeable
+from reward.task import PlacedVerdicts
 from rollout.fleet_state import LOADED_VERSION
 from rollout.prompt_encoder import EncodedPrompt
 from rollout.worker import EngineOptions
@@ -125,9 +126,9 @@ def simulated_worker(response_s: float, faults: Path) -> type:
 class Rewards:
     """Every second response is right."""
 
-    async def judge(self, answers: Sequence[Judgeable]) -> list[Verdict]:
-        return [
-            Verdict("right", 1.0, None, "") if index % 2 else Verdict("wrong", 0.0, None, "")
+    async def judge(self, answers: Sequence[Judgeable]) -> AsyncIterator[PlacedVerdicts]:
+        yield [
+            (index, Verdict("right", 1.0, None, "") if index % 2 else Verdict("wrong", 0.0, None, ""))
             for index in range(len(answers))
         ]
 

@@ -12,6 +12,7 @@ from typing import Literal
 from reward.countdown.solver import reachable_values, value_of_random_expression
 
 Split = Literal["train", "held_out"]
+Difficulty = Literal["easy", "medium", "hard"]
 
 # Up to this many sets of numbers the whole space is listed (under a second); above, it is sampled.
 MAX_LISTED_SETS = 2000
@@ -43,6 +44,14 @@ def split_of(puzzle: Puzzle, held_out_share: float = 0.1) -> Split:
     return "held_out" if int.from_bytes(digest[:8], "big") < held_out_share * 2**64 else "train"
 
 
+def difficulty_of(puzzle: Puzzle) -> Difficulty:
+    """Which operators it takes (ours): `easy` has a solution with + and - alone, `medium` one with × too, `hard` none
+    without ÷."""
+    if puzzle.target in reachable_values(puzzle.numbers, "+-"):
+        return "easy"
+    return "medium" if puzzle.target in reachable_values(puzzle.numbers, "+-*") else "hard"
+
+
 def generate_puzzles(
     split: Split,
     count: int | None,
@@ -53,6 +62,7 @@ def generate_puzzles(
     target_min: int = 1,
     target_max: int = 100,
     held_out_share: float = 0.1,
+    difficulty: Difficulty | None = None,
 ) -> list[Puzzle]:
     """`count` different solvable puzzles; `seed` decides which, their order and that of their numbers.
 
@@ -68,15 +78,15 @@ def generate_puzzles(
     targets = range(target_min, target_max + 1)
 
     def wanted(puzzle: Puzzle) -> bool:
-        return puzzle.target in targets and split_of(puzzle, held_out_share) == split
+        return (
+            puzzle.target in targets
+            and split_of(puzzle, held_out_share) == split
+            and difficulty in (None, difficulty_of(puzzle))
+        )
 
     sets_of_numbers = math.comb(len(span) + numbers - 1, numbers)
     if sets_of_numbers <= MAX_LISTED_SETS:
-        found = [
-            puzzle
-            for puzzle in _list_all(span, targets, numbers)
-            if split_of(puzzle, held_out_share) == split
-        ]
+        found = [puzzle for puzzle in _list_all(span, targets, numbers) if wanted(puzzle)]
         rng.shuffle(found)
         available = f"there are only {len(found)}"
     elif count is None:

@@ -30,10 +30,11 @@ def apply(operator: str, left: Fraction, right: Fraction) -> Fraction:
     return left / right
 
 
-def reachable_values(numbers: tuple[int, ...]) -> frozenset[int | Fraction]:
-    """Every value that some expression using each of `numbers` exactly once has. Whole ones may be of either type."""
+def reachable_values(numbers: tuple[int, ...], operators: str = OPERATORS) -> frozenset[int | Fraction]:
+    """Every value that some expression using each of `numbers` exactly once, and none but `operators`, has. Whole ones
+    may be of either type."""
     _refuse_too_many(numbers)
-    return _values(tuple(sorted(numbers)))
+    return _values(tuple(sorted(numbers)), operators)
 
 
 def expressions(numbers: tuple[int, ...]) -> dict[str, Fraction]:
@@ -79,15 +80,19 @@ def _partitions(numbers: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tup
 
 
 @functools.lru_cache(maxsize=4096)
-def _values(numbers: tuple[int, ...]) -> frozenset[int | Fraction]:
+def _values(numbers: tuple[int, ...], operators: str) -> frozenset[int | Fraction]:
     if len(numbers) == 1:
         return frozenset(numbers)
     found: set[int | Fraction] = set()
+    multiplies, divides = "*" in operators, "/" in operators
     for left_part, right_part in _partitions(numbers):
-        for left in _values(left_part):
-            for right in _values(right_part):
-                found |= {left + right, left - right, left * right}
-                if right:
+        for left in _values(left_part, operators):
+            for right in _values(right_part, operators):
+                found.add(left + right)
+                found.add(left - right)
+                if multiplies:
+                    found.add(left * right)
+                if divides and right:
                     # A whole quotient stays an int: they are many times faster than fractions.
                     found.add(Fraction(left, right) if left % right else left // right)
     return frozenset(found)

@@ -12,6 +12,7 @@ Located = tuple[str, Row]
 """A row, and where it is in the words of a person: `data.jsonl:17`."""
 
 SHOWN_MISTAKES = 3
+SHOWN_FIELDS = 8
 
 
 def refuse(mistakes: Sequence[str]) -> None:

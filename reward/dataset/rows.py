@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from reward.dataset.options import DatasetOptions
-from reward.dataset.reading import Located, Row, read_rows, refuse
+from reward.dataset.reading import SHOWN_FIELDS, Located, Row, read_rows, refuse
 from reward.task import ChatMessages, Split
-
-SHOWN_FIELDS = 8
 
 
 @dataclass(frozen=True, slots=True)

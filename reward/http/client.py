@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +60,20 @@ class HttpScorer:
         if self._client is not None:
             await self._client.aclose()
 
-    async def judge(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
-        return list(await asyncio.gather(*(self._judge(problem, text) for problem, text in asked)))
+    async def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[list[tuple[int, Verdict]]]:
+        """Verdicts as they come, each with the place of what it is on."""
+        places = {
+            asyncio.create_task(self._judge(problem, text)): place
+            for place, (problem, text) in enumerate(asked)
+        }
+        pending = set(places)
+        try:
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                yield [(places[task], task.result()) for task in done]
+        finally:
+            for task in pending:
+                task.cancel()
 
     async def _judge(self, problem: Any, response: str) -> Verdict:
         for attempt in range(self._endpoint.retries + 1):

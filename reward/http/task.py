@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from cluster.contracts import Verdict
 from reward.dataset.options import DatasetOptions
 from reward.dataset.rows import DatasetProblems
 from reward.http.client import Endpoint, HttpScorer
@@ -43,9 +42,6 @@ class HttpTask(DatasetProblems):
     def __init__(self, options: HttpOptions) -> None:
         super().__init__(options)
         self._options = options
-
-    def verify(self, problem: Any, response: str) -> Verdict:
-        raise NotImplementedError("verdicts come from the scorer")
 
     def scorer(self, trial: bool) -> Scorer:
         """Raises ValueError without a URL."""

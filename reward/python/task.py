@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pydantic import field_validator
@@ -13,6 +13,7 @@ from reward.dataset.options import DatasetOptions
 from reward.dataset.rows import DatasetProblems
 from reward.functions import Coroutines, load_function
 from reward.sandbox.failures import failed
+from reward.task import PlacedVerdicts
 from reward.verdicts import verdict_of
 
 
@@ -58,17 +59,22 @@ class PythonTask(DatasetProblems):
 
     def verify(self, problem: Any, response: str) -> Verdict:
         if self._options.batched:
-            (verdict,) = self.verify_batch([problem], [response])
+            (verdict,) = self._verdicts_of_many([problem], [response])
             return verdict
         assert self._function is not None, "load_verifier comes first"
         return self._verdict(self._coroutines.result(self._function(problem, response)))
 
-    def verify_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> list[Verdict]:
+    def verify_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[PlacedVerdicts]:
+        if self._options.batched:
+            yield list(enumerate(self._verdicts_of_many(problems, responses)))
+            return
         assert self._function is not None, "load_verifier comes first"
-        if not self._options.batched:
-            calls = [self._function(*asked) for asked in zip(problems, responses, strict=True)]
-            returned = self._coroutines.results(calls)
-            return [failed(r) if isinstance(r, Exception) else self._verdict_or_failure(r) for r in returned]
+        calls = [self._function(*asked) for asked in zip(problems, responses, strict=True)]
+        for returned in self._coroutines.results(calls):
+            yield [(place, self._verdict_or_failure(result)) for place, result in returned]
+
+    def _verdicts_of_many(self, problems: Sequence[Any], responses: Sequence[str]) -> list[Verdict]:
+        assert self._function is not None, "load_verifier comes first"
         rewards = self._coroutines.result(self._function(list(problems), list(responses)))
         if isinstance(rewards, str | dict) or not hasattr(rewards, "__len__"):
             raise ValueError(
@@ -82,7 +88,9 @@ class PythonTask(DatasetProblems):
         return verdict_of(returned, self._options.right_from)
 
     def _verdict_or_failure(self, returned: Any) -> Verdict:
-        """One bad reward of many is one failure."""
+        """One bad reward of many, or one exception in its place, is one failure."""
+        if isinstance(returned, BaseException):
+            return failed(returned)
         try:
             return self._verdict(returned)
         except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,28 @@ PATIENCE_S = 0.1
 """How long a process may be silent before what it has not begun is given to others."""
 
 
-@dataclass(slots=True)
 class Call:
-    """Responses that are waited for together."""
+    """Responses that somebody waits for. Their verdicts are handed over as they come."""
 
-    verdicts: list[Verdict | None]
-    missing: int
-    done: asyncio.Future[None]
+    def __init__(self, responses: int) -> None:
+        self._missing = set(range(responses))
+        self._arrived: list[tuple[int, Verdict]] = []
+        self._news = asyncio.Event()
+
+    def settle(self, index: int, verdict: Verdict) -> None:
+        """The first verdict on a response counts."""
+        if index in self._missing:
+            self._missing.remove(index)
+            self._arrived.append((index, verdict))
+            self._news.set()
+
+    async def verdicts(self) -> AsyncIterator[list[tuple[int, Verdict]]]:
+        """All of them, in lists of those that have come meanwhile."""
+        while self._missing or self._arrived:
+            await self._news.wait()
+            self._news.clear()
+            arrived, self._arrived = self._arrived, []
+            yield arrived
 
 
 @dataclass(slots=True, eq=False)
@@ -38,13 +53,7 @@ class Item:
     """It may have ended a process, and is judged in a batch of its own to see whether it does so again."""
 
     def settle(self, verdict: Verdict) -> None:
-        """The first verdict counts."""
-        call = self.call
-        if call.verdicts[self.index] is None:
-            call.verdicts[self.index] = verdict
-            call.missing -= 1
-            if not call.missing and not call.done.done():
-                call.done.set_result(None)
+        self.call.settle(self.index, verdict)
 
 
 class Batch:

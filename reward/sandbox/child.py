@@ -102,36 +102,40 @@ class _Batch:
         self._progress = progress
         self._serial = serial
         self._items: list[tuple[Any, str]] = pickle.loads(body)
+        self._missing = set(range(len(self._items)))
         self._finished: list[list[Any]] = []
         self._flushed_ns = time.monotonic_ns()
         self._process_id = os.getpid()
 
     def run(self) -> None:
-        if not (self._judge.batched and self._judged_at_once()):
-            for index, (problem, response) in enumerate(self._items):
-                now_ns = time.monotonic_ns()
-                if now_ns - self._flushed_ns > FLUSH_NS:
-                    self._flush()
-                if index >= self._progress.cut:
-                    break
-                self._progress.judging(index, index + 1, now_ns)
-                self._finished.append(self._entry(index, problem, response))
+        if self._judge.batched:
+            self._judge_at_once()
+        for index in sorted(self._missing):
+            now_ns = time.monotonic_ns()
+            if now_ns - self._flushed_ns > FLUSH_NS:
+                self._flush()
+            if index >= self._progress.cut:
+                break
+            self._progress.judging(index, index + 1, now_ns)
+            self._finished.append(self._entry(index, *self._items[index]))
         self._flush(done=True, children=_has_children())
 
-    def _judged_at_once(self) -> bool:
-        count = len(self._items)
-        self._progress.judging(0, count, time.monotonic_ns())
+    def _judge_at_once(self) -> None:
+        """All together. What fails is tried alone afterwards, so that the innocent get their verdicts."""
+        self._progress.judging(0, len(self._items), time.monotonic_ns())
         try:
             problems, responses = zip(*self._items, strict=True)
-            verdicts = self._judge.judge_batch(problems, responses)
-            if len(verdicts) != count:
-                raise ValueError(f"there are {len(verdicts)} verdicts for {count} responses")
-            self._finished = [packed(index, verdict) for index, verdict in enumerate(verdicts)]
+            for placed in self._judge.judge_batch(problems, responses):
+                self._refuse_a_fork()
+                entries = [packed(index, verdict) for index, verdict in placed if index in self._missing]
+                self._missing -= {entry[0] for entry in entries}
+                self._finished += entries
+                if self._missing:
+                    self._flush()  # whoever is waited for now may never answer
         except BaseException:
-            return False  # each is tried alone, so that the innocent get their verdicts
+            pass
         finally:
             self._refuse_a_fork()
-        return True
 
     def _entry(self, index: int, problem: Any, response: str) -> list[Any]:
         try:

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from cluster.contracts import Verdict
@@ -42,7 +42,8 @@ class Sandbox:
 
     Usage:
         async with Sandbox(recipe, limits, processes=4) as sandbox:
-            verdicts = await sandbox.judge([(problem, "a response"), (problem, "another")])
+            async for verdicts in sandbox.judge([(problem, "a response"), (problem, "another")]):
+                ...  # pairs of 0 or 1 and a verdict, as they come
     """
 
     def __init__(self, recipe: Recipe, limits: Limits, processes: int) -> None:
@@ -86,18 +87,15 @@ class Sandbox:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
-    async def judge(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
-        """One verdict per problem and response, in their order. A verifier that fails or overruns gives verdicts that
-        say so."""
-        if not asked:
-            return []
-        call = Call([None] * len(asked), len(asked), asyncio.get_running_loop().create_future())
+    def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[list[tuple[int, Verdict]]]:
+        """One verdict per problem and response, each with its place among them, as they come. A verifier that fails or
+        overruns gives verdicts that say so."""
+        call = Call(len(asked))
         self._queue.extend(Item(call, index, problem, text) for index, (problem, text) in enumerate(asked))
         if self._broken is not None:
             self._give_up(self._broken)
         self._filled.set()
-        await call.done
-        return [verdict for verdict in call.verdicts if verdict is not None]
+        return call.verdicts()
 
     # --- one keeper per process
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
@@ -18,8 +18,11 @@ class Judge(Protocol):
 
     def judge(self, problem: Any, response: str) -> Verdict: ...
 
-    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Sequence[Verdict]:
-        """As many verdicts as responses. If it raises, each response is judged by a call of its own."""
+    def judge_batch(
+        self, problems: Sequence[Any], responses: Sequence[str]
+    ) -> Iterator[Sequence[tuple[int, Verdict]]]:
+        """Verdicts as they come, each with the place of its response. Those that are missing in the end, or when it
+        raises, are judged by a call of their own."""
         ...
 
 

@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward.countdown.prompts import COMPACT_CHARACTERS, chat_prompt, compact_prompt
-from reward.countdown.puzzles import Puzzle, Split, generate_puzzles, in_several_orders, split_of
-from reward.countdown.solver import MAX_NUMBERS, expressions, reachable_values, solutions
+from reward.countdown.puzzles import (
+    Difficulty,
+    Puzzle,
+    Split,
+    generate_puzzles,
+    in_several_orders,
+    split_of,
+)
+from reward.countdown.solver import MAX_NUMBERS, OPERATORS, expressions, reachable_values, solutions
 from reward.countdown.verifier import extract_answer, verify
 from reward.countdown.warmup import warmup_examples
 
@@ -193,6 +200,28 @@ def test_warmup_refuses_held_out_puzzles_and_nonsense() -> None:
         warmup_examples([], 10, 0)
     with pytest.raises(ValueError, match="right_share"):
         warmup_examples(generate_puzzles("train", 5, 0), 10, 0, right_share=2.0)
+
+
+@pytest.mark.parametrize("number_max", [9, 60], ids=["listed", "sampled"])
+@pytest.mark.parametrize("difficulty", ["easy", "medium", "hard"])
+def test_difficulty_is_which_operators_it_takes(difficulty: Difficulty, number_max: int) -> None:
+    """Seen in the list of all solutions, which is made in another way."""
+    suffices, does_not = {"easy": ("+-", ""), "medium": ("+-*", "+-"), "hard": ("+-*/", "+-*")}[difficulty]
+    puzzles = generate_puzzles("train", 60, seed=1, number_max=number_max, difficulty=difficulty)
+    assert len({puzzle.key for puzzle in puzzles}) == 60
+    for puzzle in puzzles:
+        used = [set(text) & set(OPERATORS) for text in solutions(puzzle.numbers, puzzle.target)]
+        assert any(found <= set(suffices) for found in used)
+        assert not any(found <= set(does_not) for found in used)
+
+
+def test_the_difficulties_together_are_all_puzzles() -> None:
+    of_each = [
+        {p.key for p in generate_puzzles("train", None, 0, difficulty=difficulty)}
+        for difficulty in ("easy", "medium", "hard")
+    ]
+    assert sum(map(len, of_each)) == len(set().union(*of_each)) == len(generate_puzzles("train", None, 0))
+    assert min(map(len, of_each)) > 200
 
 
 def test_orders_of_a_puzzle_are_different_prompts_of_the_same_split() -> None:

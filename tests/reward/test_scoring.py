@@ -11,9 +11,12 @@ import pytest
 import ray
 
 from cluster.config import RewardConfig, TaskConfig
+from cluster.contracts import Verdict
 from reward.countdown.puzzles import Puzzle
 from reward.sandbox.pool import SandboxError
 from reward.scoring import Judgeable, RewardActor, RewardPool, RewardServiceError
+from reward.task import PlacedVerdicts
+from tests.builders import all_verdicts
 
 PUZZLE = Puzzle((3, 5, 7), 38)
 RIGHT = Judgeable(PUZZLE, "<answer>3+5*7</answer>", "stop")
@@ -21,8 +24,12 @@ WRONG = replace(RIGHT, text="<answer>3+5+7</answer>")
 CUT_OFF = replace(RIGHT, finish_reason="length")
 
 
+async def at_once(value: Any) -> Any:
+    return value
+
+
 class Handle:
-    """What a Ray handle looks like, around an actor in this process."""
+    """What a Ray handle looks like, around an actor in this process: what it yields has to be awaited."""
 
     def __init__(self, actor: RewardActor) -> None:
         self.asked: list[tuple[Any, str]] = []
@@ -31,7 +38,7 @@ class Handle:
             @staticmethod
             def remote(asked: Sequence[tuple[Any, str]]) -> Any:
                 self.asked += asked
-                return actor.judge(asked)
+                return (at_once(placed) async for placed in actor.judge(asked))
 
         self.judge = Judge
 
@@ -48,7 +55,8 @@ async def test_a_response_cut_off_is_wrong_unless_told_otherwise(
     actor: RewardActor, cut_off_is_wrong: bool
 ) -> None:
     handle = Handle(actor)
-    verdicts = await RewardPool([handle], 60.0, cut_off_is_wrong).judge([CUT_OFF, RIGHT, WRONG, CUT_OFF])
+    pool = RewardPool([handle], 60.0, cut_off_is_wrong)
+    verdicts = await all_verdicts(pool, [CUT_OFF, RIGHT, WRONG, CUT_OFF])
     cut_off = "wrong" if cut_off_is_wrong else "right"
     assert [verdict.outcome for verdict in verdicts] == [cut_off, "right", "wrong", cut_off]
     assert all(verdict.reward == (verdict.outcome == "right") for verdict in verdicts)
@@ -56,19 +64,38 @@ async def test_a_response_cut_off_is_wrong_unless_told_otherwise(
 
 
 async def test_a_failing_verifier_gives_errors_and_not_wrongs(actor: RewardActor) -> None:
-    verdicts = await actor.judge([("no puzzle", RIGHT.text), ("no puzzle", WRONG.text)])
+    asked = [replace(answer, problem="no puzzle") for answer in (RIGHT, WRONG)]
+    verdicts = await all_verdicts(RewardPool([Handle(actor)], 60.0, True), asked)
     assert [verdict.outcome for verdict in verdicts] == ["error", "error"]
     assert verdicts[0].reason.startswith("AttributeError: ")
 
 
 async def test_a_reward_actor_that_does_not_answer_is_named() -> None:
     class Silent(RewardActor):
-        async def judge(self, asked: Sequence[tuple[Any, str]]) -> Any:
+        async def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
             await asyncio.sleep(600)
+            yield []
 
     pool = RewardPool([Handle(Silent(TaskConfig(), RewardConfig(), []))], 0.05, True)
     with pytest.raises(TimeoutError, match=r"did not judge 1 responses within 0.05 s \(reward.timeout_s\)"):
-        await pool.judge([RIGHT])
+        await all_verdicts(pool, [RIGHT])
+
+
+async def test_what_a_restarted_actor_left_out_is_asked_again() -> None:
+    """Ray goes on with a stream where it was, though the actor that was started again cuts it in other portions."""
+
+    class Forgetful(RewardActor):
+        calls = 0
+
+        async def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+            self.calls += 1
+            yield [(len(asked) - 1, Verdict("right", 1.0, str(self.calls), ""))] * 2
+
+    forgetful = Forgetful(TaskConfig(), RewardConfig(), [])
+    pool = RewardPool([Handle(forgetful)], 60.0, True)
+    assert [verdict.answer for verdict in await all_verdicts(pool, [RIGHT] * 3)] == ["3", "2", "1"]
+    with pytest.raises(RewardServiceError, match="left 1 responses without a verdict"):
+        await all_verdicts(pool, [RIGHT] * 4)
 
 
 async def test_a_verifier_that_cannot_be_started_is_one_line() -> None:
@@ -76,10 +103,11 @@ async def test_a_verifier_that_cannot_be_started_is_one_line() -> None:
         """As Ray raises what was raised in an actor."""
 
         @staticmethod
-        def remote(asked: Sequence[tuple[Any, str]]) -> Any:
+        async def remote(asked: Sequence[tuple[Any, str]]) -> AsyncIterator[Any]:
             raise ray.exceptions.RayTaskError("judge", "Traceback …", SandboxError("no module named mine"))
+            yield
 
     handle = Handle(RewardActor(TaskConfig(), RewardConfig(), []))
     handle.judge = Actor  # type: ignore[assignment,misc]
     with pytest.raises(RewardServiceError, match=r"^no response can be judged: no module named mine$"):
-        await RewardPool([handle], 60.0, True).judge([RIGHT])
+        await all_verdicts(RewardPool([handle], 60.0, True), [RIGHT])

@@ -175,6 +175,19 @@ async def test_where_many_are_judged_at_once_one_failure_is_one_failure() -> Non
         assert outcomes(await judged_by(sandbox, "a problem", [*texts, "one_too_few"])) == ["wrong"] * 41
 
 
+async def test_of_many_judged_at_once_those_that_are_done_do_not_wait_for_the_others() -> None:
+    """The late one has five minutes."""
+    texts = [*(f"text {i}" for i in range(15)), "late"]
+    async with sandboxed("in_batches", processes=1, timeout_s=300.0) as sandbox:
+        seen: dict[int, str | None] = {}
+        async with asyncio.timeout(30):
+            async for placed in sandbox.judge([("a problem", text) for text in texts]):
+                seen |= {place: verdict.answer for place, verdict in placed}
+                if len(seen) == 15:
+                    break
+    assert seen == dict(enumerate(texts[:15]))
+
+
 @pytest.mark.parametrize(
     ("factory", "reason"),
     [

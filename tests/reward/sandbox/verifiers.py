@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cluster.contracts import Verdict
@@ -180,18 +180,24 @@ class Obedient:
             return DEEDS[response]() or RIGHT
         return Verdict("wrong", 0.0, response, f"judged by {os.getpid()}")
 
-    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Sequence[Any]:
+    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[Any]:
         raise NotImplementedError
 
 
 class ObedientInBatches(Obedient):
-    """The same, many at a time. `one_too_few` loses a verdict."""
+    """The same, many at a time. `one_too_few` loses a verdict, `late` hangs when the others have theirs."""
 
     batched = True
 
-    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Sequence[Any]:
-        verdicts = [self.judge(problem, text) for problem, text in zip(problems, responses, strict=True)]
-        return verdicts[1:] if "one_too_few" in responses else verdicts
+    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[Any]:
+        verdicts = [
+            (place, self.judge(problem, text))
+            for place, (problem, text) in enumerate(zip(problems, responses, strict=True))
+            if text != "late"
+        ]
+        yield verdicts[1:] if "one_too_few" in responses else verdicts
+        while "late" in responses:
+            pass
 
 
 def one_by_one() -> Obedient:
