@@ -140,7 +140,7 @@ def evaluate(
         bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")
     ] = False,
 ) -> None:
-    """Measure pass@1 and pass@k of a model. Nothing is learned, no run is made.
+    """Measure pass@k and maj@k of a model. Nothing is learned, no run is made.
 
     For example:
       python launch.py eval configs/demo.yaml
@@ -151,26 +151,29 @@ def evaluate(
     How much is asked: evaluation.prompts and evaluation.responses_per_prompt.
     How it is sampled: rollout.*, as in training; with rollout.max_staleness=0
     every response has a seed, and the same command gives the same result.
-    The workers' logs are kept in runs/NAME.eval/logs.
+    In runs/NAME.eval are the numbers (evaluation.json), all responses with their
+    verdicts (evaluation.jsonl), a page to read (evaluation.html), and logs.
     """
     config = _checked(config_file, overrides, address, rooms=["rollout", "reward"])
 
     from cluster.evaluation import evaluate as run_evaluation
-    from cluster.evaluation_report import report_table
+    from cluster.evaluation_table import report_tables
     from cluster.stage import RUN_ERRORS
     from cluster.tracking import RunConsole
 
-    logs = RunDirectory(config.run_directory).evaluation.logs
+    directory = RunDirectory(config.run_directory).evaluation
     terminal = Console(stderr=as_json, highlight=False)
     with (
         RunConsole(config.name, 0, console=terminal) as console,
-        explained_exits(console, RUN_ERRORS, logs),
+        explained_exits(console, RUN_ERRORS, directory.logs),
     ):
         report = run_evaluation(config, split, console)
     if as_json:
         typer.echo(json.dumps(report))
     else:
-        terminal.print(report_table(report))
+        for table in report_tables(report):
+            terminal.print(table)
+        typer.echo(f"responses to read: {directory.evaluation_stem().with_suffix('.html')}")
 
 
 @app.command()

@@ -101,6 +101,8 @@ class Controller:
                 metrics, batch = await self._train_one_batch()
             self._fleet.adapt_size(waited_s=self._times_s["rollout"], step_s=self._times_s["step"])
             if self._due(self._config.evaluation.every_steps):
+                if self.step < self._config.steps:
+                    self._admit()  # workers that have nothing to do for the evaluation go on with the next batch
                 metrics |= await self._evaluate()
             # Before the checkpoint: a step that a resumed run does not do again has its row, and one that it does again
             # gets a new one.
@@ -184,12 +186,14 @@ class Controller:
         self._refuse_failed_verdicts(groups, f"in the evaluation at step {self.step}")
         metrics = evaluation_metrics(groups)
         self.pass_at_1[self.step] = metrics["eval/pass_at_1"]
+        self._tracker.evaluation(self.step, groups)
         return metrics
 
     async def _restore(self) -> None:
         """Begin where the checkpoint ended, or at the beginning. Publishing comes first: the workers wait for it."""
         if self._start is None:
             await self._publish(version=0)
+            self._admit()
             self._log(await self._evaluate())
             return
         path, progress = self._start.path, self._start.progress

@@ -8,18 +8,19 @@ from typing import Any
 from cluster.actor_graph import ActorGraph
 from cluster.config import RunConfig
 from cluster.contracts import Prompt, ScoredGroup
-from cluster.evaluation_report import evaluation_report
+from cluster.evaluation_report import categories_of, evaluation_report
 from cluster.questions import encode_questions, evaluation_prompts
 from cluster.run_directory import RunDirectory
 from cluster.stage import prepare_in_cluster, ray_started, run_to_the_end
 from cluster.tracking import RunConsole
+from cluster.tracking.evaluation_files import write_evaluation
 from reward.task import Split
 
 
 def evaluate(config: RunConfig, split: Split, console: RunConsole) -> dict[str, Any]:
     """Sample and judge the responses that `config.evaluation` asks for, and return `evaluation_report`'s numbers.
 
-    The actors' logs go to `RunDirectory.evaluation`; nothing else is written.
+    The actors' logs, the numbers and all responses go to `RunDirectory.evaluation`; nothing else is written.
 
     Raises:
         PlacementError, FleetLostError, UnusablePromptError: what their names say.
@@ -30,7 +31,10 @@ def evaluate(config: RunConfig, split: Split, console: RunConsole) -> dict[str, 
         console.stage("reading the prompts")
         prompts = evaluation_prompts(config, encode_questions(config, model), split)
         groups = run_to_the_end(_sample(ActorGraph(config, directory, model), prompts, console))
-    return evaluation_report(config, split, groups)
+    category_of = categories_of(config)
+    report = evaluation_report(config, split, groups, category_of)
+    write_evaluation(directory.evaluation_stem(), report, groups, category_of)
+    return report
 
 
 async def _sample(graph: ActorGraph, prompts: Sequence[Prompt], console: RunConsole) -> list[ScoredGroup]:

@@ -1,77 +1,84 @@
-"""What an evaluation found: as numbers for a program, and as a table for a person. Pure."""
+"""What an evaluation found, as numbers for a program. Pure. `evaluation_table.py` shows them to a person."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
-
-from rich.table import Table
-from rich.text import Text
 
 from cluster.config import RunConfig
 from cluster.contracts import ScoredGroup
-from cluster.majority import mean_majority_at_k, worth_a_vote
-from cluster.pass_at_k import mean_pass_at_k, powers_of_two
+from cluster.intervals import CONFIDENCE, METHOD, interval
+from cluster.majority import majority_estimates, worth_a_vote
+from cluster.pass_at_k import pass_at_k_estimates, powers_of_two
 from cluster.step_metrics import evaluation_metrics
-from cluster.tracking.formats import percent
-from reward.task import Split
+from reward.task import CategorisedTask, Split
+from reward.tasks import build_task
+
+CategoryOf = Callable[[Any], str | None]
+"""From a problem to what kind of problem it is."""
 
 
-def evaluation_report(config: RunConfig, split: Split, groups: Sequence[ScoredGroup]) -> dict[str, Any]:
-    """All that is to be said about the scored `groups`, fit for JSON. What cannot be estimated is None: a standard
-    error from one prompt, pass@k where no prompt has k judged responses."""
+def categories_of(config: RunConfig) -> CategoryOf:
+    """As the configured task has them."""
+    task = build_task(config.task.name, config.task.options)
+    return task.category if isinstance(task, CategorisedTask) else lambda problem: None
+
+
+def evaluation_report(
+    config: RunConfig, split: Split, groups: Sequence[ScoredGroup], category_of: CategoryOf
+) -> dict[str, Any]:
+    """All that is to be said about the scored `groups`, fit for JSON. What cannot be estimated is None: an interval
+    from one prompt, pass@k where no prompt has k judged responses."""
     metrics = evaluation_metrics(groups)
-    responses_per_prompt = len(groups[0].responses)
-    pass_at_k = {k: mean_pass_at_k(groups, k) for k in powers_of_two(responses_per_prompt)}
-    majority_at_k = {k: mean_majority_at_k(groups, k) for k in worth_a_vote(groups)}
+    by_category: dict[str, list[ScoredGroup]] = defaultdict(list)
+    for group in groups:
+        if (category := category_of(group.prompt.problem)) is not None:
+            by_category[category].append(group)
     return {
         "model": config.model.source,
         "task": config.task.name,
         "split": split,
         "prompts": len(groups),
-        "responses_per_prompt": responses_per_prompt,
+        "responses_per_prompt": len(groups[0].responses),
         "temperature": config.rollout.temperature,
         "max_response_tokens": config.rollout.max_response_tokens,
         "seed": None if groups[0].prompt.sampling.seed is None else config.seed,
         "pass_at_1": _known(metrics["eval/pass_at_1"]),
         "pass_at_1_stderr": _known(metrics["eval/stderr"]),
-        "pass_at_k": {str(k): _known(value) for k, value in pass_at_k.items()},
-        "majority_at_k": {str(k): _known(value) for k, value in majority_at_k.items()},
+        **_rates(groups),
+        "intervals": {"confidence": CONFIDENCE, "method": METHOD},
+        "categories": {
+            name: {"prompts": len(of_it), **_rates(of_it)} for name, of_it in sorted(by_category.items())
+        },
         "cut_off_share": metrics["eval/truncated_share"],
         "response_tokens_mean": metrics["eval/response_tokens_mean"],
         "failed_verdicts": sum(len(group.verdicts) - group.judged for group in groups),
     }
 
 
-def report_table(report: Mapping[str, Any]) -> Table:
-    """The numbers of `evaluation_report` under the question that they answer."""
-    stderr = report["pass_at_1_stderr"]
-    error = "" if stderr is None else f" ± {100 * stderr:.1f}"
-    passed = {
-        f"pass@{k}": "?" if value is None else f"{100 * value:.1f}{error if k == '1' else ''} %"
-        for k, value in report["pass_at_k"].items()
+def _rates(groups: Sequence[ScoredGroup]) -> dict[str, Any]:
+    """pass@k and maj@k, each by k, and their intervals."""
+    passed = {k: pass_at_k_estimates(groups, k) for k in powers_of_two(len(groups[0].responses))}
+    voted = {k: majority_estimates(groups, k) for k in worth_a_vote(groups)}
+    judged = sum(group.judged for group in groups)
+    return {
+        "pass_at_k": {str(k): _mean(estimates) for k, estimates in passed.items()},
+        "pass_at_k_interval": {str(k): _interval(estimates, judged) for k, estimates in passed.items()},
+        "majority_at_k": {str(k): _mean(estimates) for k, estimates in voted.items()},
+        "majority_at_k_interval": {str(k): _interval(estimates, judged) for k, estimates in voted.items()},
     }
-    voted = {
-        f"maj@{k}": "?" if value is None else f"{100 * value:.1f} %"
-        for k, value in report["majority_at_k"].items()
-    }
-    rows = {
-        "model": report["model"],
-        "asked": f"{report['task']}, {report['split']}: {report['prompts']} prompts × "
-        f"{report['responses_per_prompt']} responses",
-        "sampled": f"temperature {report['temperature']:g}, "
-        + ("no seed" if report["seed"] is None else f"seed {report['seed']}"),
-        **passed,
-        **voted,
-        "mean length": f"{report['response_tokens_mean']:.1f} tokens",
-        "cut off": f"{percent(report['cut_off_share'])} at {report['max_response_tokens']} tokens",
-        "failed verdicts": str(report["failed_verdicts"]),
-    }
-    table = Table(show_header=False)
-    for name, value in rows.items():
-        table.add_row(Text(name, "cyan"), Text(value, "bold" if name in passed or name in voted else ""))
-    return table
+
+
+def _mean(estimates: Sequence[float]) -> float | None:
+    return fmean(estimates) if estimates else None
+
+
+def _interval(estimates: Sequence[float], judged: int) -> list[float] | None:
+    found = interval(estimates, judged)
+    return None if found is None else list(found)
 
 
 def _known(value: float) -> float | None:

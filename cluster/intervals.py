@@ -31,7 +31,7 @@ def interval(estimates: Sequence[float], responses: int) -> tuple[float, float] 
     t = _students_t(prompts - 1)
     middle = (mean + t**2 / (2 * telling)) / (1 + t**2 / telling)
     half = t / (1 + t**2 / telling) * math.sqrt(mean * (1 - mean) / telling + (t / (2 * telling)) ** 2)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return max(0.0, min(middle - half, mean)), min(1.0, max(middle + half, mean))  # rounding is not to part them
 
 
 def _students_t(degrees: int) -> float:

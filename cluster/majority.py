@@ -60,11 +60,10 @@ def _choices_won(answer: str, answers: Mapping[str, int], abstained: int, k: int
     return won
 
 
-def mean_majority_at_k(groups: Sequence[ScoredGroup], k: int) -> float:
-    """maj@k over the prompts of `groups`. A failed verdict is no response, and a prompt that is then left with fewer
-    than k of them says nothing. NaN if none says anything."""
-    estimates = [_of_group(group, k) for group in groups if group.judged >= k]
-    return math.fsum(estimates) / len(estimates) if estimates else math.nan
+def majority_estimates(groups: Sequence[ScoredGroup], k: int) -> list[float]:
+    """maj@k of each prompt of `groups`. A failed verdict is no response, and a prompt that is then left with fewer than
+    k of them says nothing."""
+    return [_of_group(group, k) for group in groups if group.judged >= k]
 
 
 def worth_a_vote(groups: Sequence[ScoredGroup]) -> list[int]:

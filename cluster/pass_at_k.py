@@ -31,8 +31,13 @@ def powers_of_two(largest: int) -> list[int]:
     return [2**exponent for exponent in range(largest.bit_length())]
 
 
+def pass_at_k_estimates(groups: Sequence[ScoredGroup], k: int) -> list[float]:
+    """pass@k of each prompt of `groups`. A failed verdict is no response, and a prompt that is then left with fewer
+    than k of them says nothing."""
+    return [pass_at_k(group.judged, group.right, k) for group in groups if group.judged >= k]
+
+
 def mean_pass_at_k(groups: Sequence[ScoredGroup], k: int) -> float:
-    """pass@k over the prompts of `groups`. A failed verdict is no response, and a prompt that is then left with fewer
-    than k of them says nothing. NaN if none says anything."""
-    estimates = [pass_at_k(group.judged, group.right, k) for group in groups if group.judged >= k]
+    """pass@k over the prompts of `groups` that say anything. NaN if none does."""
+    estimates = pass_at_k_estimates(groups, k)
     return math.fsum(estimates) / len(estimates) if estimates else math.nan

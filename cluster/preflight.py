@@ -24,7 +24,7 @@ from cluster.objective_checks import check_objective
 from cluster.starter import recipe_of, starter_tasks
 from learner.prefix_support import prefix_obstacle
 from reward.dataset.rows import DatasetProblems
-from reward.task import RemoteTask, Task
+from reward.task import NotedTask, RemoteTask, Task
 from reward.tasks import build_task, task_class, task_names
 from reward.trial import try_verifier
 
@@ -258,7 +258,7 @@ def _check_verifier(config: RunConfig, task: Task, problem: Any) -> Iterator[Pro
 def task_notes(config: RunConfig) -> Sequence[str]:
     """What a sound configuration's task has to say of its data."""
     task = build_task(config.task.name, config.task.options)
-    return task.notes() if isinstance(task, DatasetProblems) else ()
+    return task.notes() if isinstance(task, NotedTask) else ()
 
 
 def check_run_directory(config: RunConfig) -> Iterator[Problem]:

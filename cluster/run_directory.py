@@ -31,6 +31,7 @@ One training run. What lies here:
 | `code_version` | of the code that it was last started with |
 | `metrics.superseded.jsonl` | steps that were done again after a resume (only if there were any) |
 | `transcripts/` | sampled responses with their verdicts, one file per step: `.md` to read, `.jsonl` for programs |
+| `evaluations/` | of each evaluation: its numbers (`.json`), all responses (`.jsonl`), and a page to read (`.html`) |
 | `ray_address` | of the Ray cluster it ran in last; `launch.py scale` reads it |
 | `logs/` | one log file per actor; look here when an actor died |
 | `checkpoints/` | what a crashed run resumes from; old ones are deleted; `launch.py export` makes a model of one |
@@ -105,6 +106,10 @@ class RunDirectory:
         return self.path / "transcripts"
 
     @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -115,7 +120,7 @@ class RunDirectory:
 
     @property
     def evaluation(self) -> RunDirectory:
-        """Beside it, for `launch.py eval`, which is no run: it leaves nothing but `logs/`."""
+        """Beside it, for `launch.py eval`, which is no run: it leaves `logs/` and `evaluation.*`."""
         return RunDirectory(self.path.with_name(f"{self.path.name}.eval"))
 
     @property
@@ -133,6 +138,11 @@ class RunDirectory:
     def transcript_file(self, step: int) -> Path:
         """The Markdown; beside it is the same as JSON lines."""
         return self.transcripts / f"step_{step:06d}.md"
+
+    def evaluation_stem(self, step: int | None = None) -> Path:
+        """What the files of an evaluation are called, but for their endings: of one that the run did at `step`, or of
+        `launch.py eval`."""
+        return self.path / "evaluation" if step is None else self.evaluations / f"step_{step:06d}"
 
     def create(self) -> None:
         """Makes the directory and its parts; what is there already stays.

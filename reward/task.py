@@ -67,6 +67,24 @@ class GeneratedTask(LocalTask, Protocol):
 
 
 @runtime_checkable
+class CategorisedTask(Protocol):
+    """A task whose problems are of several kinds: evaluations are broken down by them."""
+
+    def category(self, problem: Any) -> str | None:
+        """What kind of problem it is, in a word or two. None: it is of no kind."""
+        ...
+
+
+@runtime_checkable
+class NotedTask(Protocol):
+    """A task that reads its problems, and may have left some out."""
+
+    def notes(self) -> Sequence[str]:
+        """What was left out, and why, in a line each. Shown by `launch.py check`."""
+        ...
+
+
+@runtime_checkable
 class LoadedTask(Protocol):
     """A task whose verifier has to be loaded first."""
 

@@ -363,7 +363,7 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> Evaluation:
             console.event("on Ray on this machine")
             if error:
                 raise error
-            return evaluation_report(config, split, [make_group([1.0, 0.0])])
+            return evaluation_report(config, split, [make_group([1.0, 0.0])], lambda problem: None)
 
         monkeypatch.setattr("cluster.evaluation.evaluate", evaluate)
         return started
@@ -379,6 +379,7 @@ def test_eval_measures_what_was_described_and_shows_it(sound: Path, evaluation: 
     assert (config.seed, split, config.cluster.address) == (3, "train", "head:6379")
     assert "50.0" in result.stdout
     assert "pass@2" in result.stdout
+    assert "evaluation.html" in result.stdout
     assert not (sound.parent / "runs").exists(), "there is no run"
 
 

@@ -10,9 +10,11 @@ import numpy as np
 
 from cluster.config import RunConfig
 from cluster.contracts import ScoredGroup
+from cluster.evaluation_report import categories_of, evaluation_report
 from cluster.run_directory import RunDirectory
 from cluster.tracking.alerts import Alerts
 from cluster.tracking.console import RunConsole
+from cluster.tracking.evaluation_files import write_evaluation
 from cluster.tracking.jsonl import MetricsFile, read_metrics
 from cluster.tracking.transcripts import choose, write_transcripts
 from cluster.tracking.wandb_sink import WandbSink
@@ -55,6 +57,8 @@ class Tracker:
         resume_step: int | None = None,
         wandb_run_id: str | None = None,
     ) -> None:
+        self._config = config
+        self._category_of = categories_of(config)
         self._run = run_directory
         self._console = console
         self._shown_responses = config.tracking.transcripts_per_step
@@ -123,6 +127,15 @@ class Tracker:
             for response, verdict in pairs
         ]
         self._wandb.table(step, rows)
+
+    def evaluation(self, step: int, groups: Sequence[ScoredGroup]) -> None:
+        """Writes out what an evaluation found: its numbers by category, all responses, and a page to read.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        report = evaluation_report(self._config, "held_out", groups, self._category_of)
+        write_evaluation(self._run.evaluation_stem(step), {"step": step, **report}, groups, self._category_of)
 
     def event(self, text: str) -> None:
         """One line for the person at the terminal (or for the log)."""

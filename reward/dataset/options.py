@@ -31,5 +31,7 @@ class DatasetOptions(BaseModel):
     """A system message that every conversation begins with."""
     instruction: str | None = None
     """Added to every prompt, after an empty line: how the answer is to be given."""
+    category_field: str | None = None
+    """The field that says what kind of problem a row is, such as `level` in MATH: evaluations are broken down by it."""
     max_prompt_characters: Annotated[int, Field(ge=1)] | None = None
     """Rows with longer prompts are left out."""

@@ -166,6 +166,10 @@ class DatasetProblems:
     def notes(self) -> Sequence[str]:
         return self._loaded().notes
 
+    def category(self, problem: Row) -> str | None:
+        field = self._data.category_field
+        return None if field is None or problem.get(field) is None else str(problem[field])
+
     def _loaded(self) -> Rows:
         """Read when it is first asked for: who only verifies needs no rows."""
         if self._rows is None:

@@ -6,7 +6,6 @@ the row.
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +22,6 @@ _SPLIT_NAMES: Mapping[str, Split] = {"train": "train", "test": "held_out"}
 # The list of causes: eight lines, one right after the other.
 _LIST_OF_CAUSES = re.compile("".join(rf"^ *{label} *[:.)] *(\S.*)\n" for label in LABELS), re.MULTILINE)
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -35,32 +32,59 @@ class Row:
     where: str
 
 
-def load_problems(
-    source: str, split: Split, held_out_share: float, randomise_seed: int | None
-) -> list[Problem]:
-    """The problems of a split of `source`: a file, a directory with a train and a test file, or a hub id.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The problems of both splits, which have no question in common."""
+
+    by_split: Mapping[Split, Sequence[Problem]]
+    notes: tuple[str, ...]
+    """What was left out, in a line each."""
+
+
+def load_problems(source: str, held_out_share: float, randomise_seed: int | None) -> Loaded:
+    """The problems of `source`: a file, a directory with a train and a test file, or a hub id.
 
     Where the data have a train and a test split of their own, they are ours too, and a question that is in both is left
-    out of the training; else the question's hash decides. With a seed, each question gets randomised labels.
+    out of the training; else the question's hash decides. Of questions that come twice the first counts. With a seed,
+    each question gets randomised labels.
 
     Raises:
         ValueError: there is nothing to read, or a row is not as it should be.
     """
     parts = read_source(source)
     if len({_SPLIT_NAMES.get(name) for name in parts} - {None}) == 2:
-        by_split: dict[Split, list[Row]] = {"train": [], "held_out": []}
+        found: dict[Split, list[Row]] = {"train": [], "held_out": []}
         for name, rows in parts.items():
             if name in _SPLIT_NAMES:
-                by_split[_SPLIT_NAMES[name]] += _valid(rows)
-        held_out = {row.question for row in by_split["held_out"]}
-        training = [row for row in by_split["train"] if row.question not in held_out]
-        if left_out := len(by_split["train"]) - len(training):
-            logger.warning("%s: %d training questions are test questions too and left out", source, left_out)
-        chosen = training if split == "train" else by_split["held_out"]
+                found[_SPLIT_NAMES[name]] += _valid(rows)
     else:
         every = [row for rows in parts.values() for row in _valid(rows)]
-        chosen = [row for row in every if split_of(row.question, held_out_share) == split]
-    return [_problem(row, randomise_seed) for row in chosen]
+        found = {
+            split: [row for row in every if split_of(row.question, held_out_share) == split]
+            for split in ("train", "held_out")
+        }
+    once = {split: _first_of_each(rows) for split, rows in found.items()}
+    notes = []
+    if repeated := sum(len(rows) - len(once[split]) for split, rows in found.items()):
+        notes.append(f"{source}: {repeated} rows repeat an earlier question and are left out")
+    if both := len(once["train"].keys() & once["held_out"].keys()):
+        notes.append(f"{source}: {both} training questions are test questions too, and are not trained on")
+    chosen: dict[Split, list[Row]] = {
+        "train": [row for row in once["train"].values() if row.question not in once["held_out"]],
+        "held_out": list(once["held_out"].values()),
+    }
+    return Loaded(
+        {split: [_problem(row, randomise_seed) for row in rows] for split, rows in chosen.items()},
+        tuple(notes),
+    )
+
+
+def _first_of_each(rows: Sequence[Row]) -> dict[str, Row]:
+    """By question."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.question, row)
+    return first
 
 
 def _valid(rows: RawRows) -> Iterator[Row]:

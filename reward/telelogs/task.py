@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.contracts import Verdict
 from reward.task import ChatMessages, Example, Split
+from reward.telelogs.causes import CAUSES
 from reward.telelogs.generator import GeneratedProblems, Recipe, Style
-from reward.telelogs.loader import load_problems
+from reward.telelogs.loader import Loaded, load_problems
 from reward.telelogs.problem import Problem
 from reward.telelogs.verifier import verify
+
+_WORDS = {cause.label: cause.word for cause in CAUSES}
 
 
 class TeleLogsOptions(BaseModel):
@@ -51,13 +55,26 @@ class TeleLogsTask:
                 split, options.style, options.randomised_labels, options.seed, options.held_out_share
             )
             return GeneratedProblems(recipe, count)
+        return self._loaded.by_split[split][:count]
+
+    @cached_property
+    def _loaded(self) -> Loaded:
+        options = self._options
+        assert options.data is not None
         randomise_seed = options.seed if options.randomised_labels else None
-        return load_problems(options.data, split, options.held_out_share, randomise_seed)[:count]
+        return load_problems(options.data, options.held_out_share, randomise_seed)
+
+    def notes(self) -> Sequence[str]:
+        return () if self._options.data is None else self._loaded.notes
 
     def render(self, problem: Problem) -> str | ChatMessages:
         if self._options.data is None and self._options.style == "compact":
             return problem.question
         return [{"role": "user", "content": problem.question}]
+
+    def category(self, problem: Problem) -> str:
+        """The cause."""
+        return f"{problem.cause} {_WORDS[problem.cause]}"
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         result = verify(response, problem.labels, problem.answer)

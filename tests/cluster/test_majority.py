@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.contracts import ScoredGroup
-from cluster.majority import majority_at_k, mean_majority_at_k, worth_a_vote
+from cluster.majority import majority_at_k, majority_estimates, worth_a_vote
 from tests.builders import make_group
 
 RIGHT = "C3"
@@ -95,13 +94,13 @@ def voted(answers: Sequence[str | None], rewards: Sequence[float | None]) -> Sco
 def test_a_failed_verdict_has_no_vote() -> None:
     """Two right against one wrong; the fourth is not known, so that of this prompt there is no vote of four."""
     group = voted(["C3", "C3", "C1", None], [1.0, 1.0, 0.0, None])
-    assert mean_majority_at_k([group], 3) == 1
-    assert math.isnan(mean_majority_at_k([group], 4))
+    assert majority_estimates([group], 3) == [1]
+    assert majority_estimates([group], 4) == []
 
 
 def test_prompts_count_alike() -> None:
     groups = [voted(["C3"] * 4, [1.0] * 4), voted(["C1", "C2", "C3", "C3"], [1.0, 0.0, 0.0, 0.0])]
-    assert mean_majority_at_k(groups, 4) == 1 / 2
+    assert majority_estimates(groups, 4) == [1, 0]
     assert worth_a_vote(groups) == [4]
 
 

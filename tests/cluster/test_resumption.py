@@ -99,6 +99,9 @@ class Ledger:
     def transcripts(self, *_: Any) -> None:
         """Not of interest."""
 
+    def evaluation(self, *_: Any) -> None:
+        """Not of interest."""
+
     @property
     def trained(self) -> list[str]:
         return [prompt for step in sorted(self.rows) for prompt in self.rows[step]]

@@ -1,0 +1,69 @@
+"""What an evaluation leaves on disk: its numbers, every response with its verdict, and a page to read.
+
+STEM.json    the report, as `launch.py eval --json` prints it
+STEM.jsonl   one prompt a line, with all its responses and their verdicts
+STEM.html    right and wrong responses side by side
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.contracts import ScoredGroup
+from cluster.evaluation_report import CategoryOf
+from cluster.tracking.transcript_page import transcript_page
+
+SHOWN_RESPONSES = 400
+"""On the page: so many that a browser still likes it. The others are in the lines."""
+
+
+def write_evaluation(
+    stem: Path, report: Mapping[str, Any], groups: Sequence[ScoredGroup], category_of: CategoryOf
+) -> None:
+    """Write all three, each whole or not at all.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    _replace(stem.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
+    _replace(stem.with_suffix(".jsonl"), "".join(f"{line}\n" for line in _lines(groups, category_of)))
+    title = f"{report['task']}, {report['split']}: {report['model']}"
+    _replace(stem.with_suffix(".html"), transcript_page(title, groups, category_of, SHOWN_RESPONSES))
+
+
+def _lines(groups: Sequence[ScoredGroup], category_of: CategoryOf) -> Iterator[str]:
+    """JSON with escapes only, so that whatever a model wrote is one line."""
+    for group in groups:
+        responses = [
+            {
+                "outcome": verdict.outcome,
+                "reward": verdict.reward,
+                "answer": verdict.answer,
+                "reason": verdict.reason,
+                "text": response.text,
+                "tokens": len(response.token_ids),
+                "finish_reason": response.finish_reason,
+            }
+            for response, verdict in zip(group.responses, group.verdicts, strict=True)
+        ]
+        yield json.dumps(
+            {
+                "prompt_id": group.prompt.id,
+                "category": category_of(group.prompt.problem),
+                "right": group.right,
+                "judged": group.judged,
+                "prompt": group.prompt.text,
+                "responses": responses,
+            }
+        )
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
