@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist, fmean, variance
+from statistics import fmean, variance
+
+from cluster.compare.intervals import t_quantile
 
 CONFIDENCE = 0.95
 METHOD = "Wilson score interval with the effective number of responses and Student's t over prompts"
-_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 def interval(estimates: Sequence[float], responses: int) -> tuple[float, float] | None:
@@ -28,16 +29,9 @@ def interval(estimates: Sequence[float], responses: int) -> tuple[float, float] 
     squared_error = variance(estimates, mean) / prompts
     telling = mean * (1 - mean) / squared_error if squared_error else prompts
     telling = min(max(telling, prompts - 1), responses)
-    t = _students_t(prompts - 1)
+    t = t_quantile(prompts - 1, CONFIDENCE)
     middle = (mean + t**2 / (2 * telling)) / (1 + t**2 / telling)
     half = t / (1 + t**2 / telling) * math.sqrt(mean * (1 - mean) / telling + (t / (2 * telling)) ** 2)
-    return max(0.0, min(middle - half, mean)), min(1.0, max(middle + half, mean))  # rounding is not to part them
-
-
-def _students_t(degrees: int) -> float:
-    """Its quantile, by the first terms of its expansion around the normal one (Abramowitz and Stegun 26.7.5)."""
-    z = _Z
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3
+    return max(0.0, min(middle - half, mean)), min(
+        1.0, max(middle + half, mean)
+    )  # rounding is not to part them

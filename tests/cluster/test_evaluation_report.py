@@ -80,8 +80,8 @@ def test_the_report_for_a_person() -> None:
         ["model", "./[bold]model"],
         ["asked", "countdown, held_out: 2 prompts × 3 responses"],
         ["sampled", "temperature 1, seed 7"],
-        ["pass@1", "66.7 % (0.9 … 99.8)"],
-        ["pass@2", "83.3 % (4.9 … 99.8)"],
+        ["pass@1", "66.7 % (0.5 … 99.9)"],
+        ["pass@2", "83.3 % (2.1 … 99.9)"],
         ["maj@3", "0.0 %"],
         ["mean length", "4.0 tokens"],
         ["cut off", "33 % at 256 tokens"],
@@ -106,7 +106,7 @@ def test_each_category_has_its_own_numbers() -> None:
     table = shown(named, lambda problem: problem)
     assert cells(table)[-2:] == [
         ["[b]hard", "1", "50.0 %", "100.0 %"],
-        ["easy", "2", "50.0 % (0.3 … 99.7)", "50.0 % (0.3 … 99.7)"],
+        ["easy", "2", "50.0 % (0.2 … 99.8)", "50.0 % (0.2 … 99.8)"],
     ]
 
 
