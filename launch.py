@@ -346,23 +346,12 @@ def check(
 @app.command()
 def tasks() -> None:
     """List the tasks, each with a prompt, a right and a wrong answer."""
-    from reward.dataset.rows import DatasetProblems
-    from reward.task import GeneratedTask, shown
-    from reward.tasks import build_task, task_names
+    from reward.showcase import showcase
+    from reward.tasks import task_names
 
     for name in task_names():
-        task = build_task(name, {})
-        if isinstance(task, DatasetProblems):
-            typer.echo(f"{name}: prompts of your own, from a data set; see docs/rewards.md")
-            continue
-        train, held_out = task.problems("train"), task.problems("held_out")
-        typer.echo(f"{name}: {len(train)} training, {len(held_out)} held-out problems")
-        typer.echo(f"  for example: {shown(task.render(train[0]))}")
-        if isinstance(task, GeneratedTask):
-            example = task.example(train[0])
-            for response in (example.right, example.wrong):
-                verdict = task.verify(train[0], response)
-                typer.echo(f"  {verdict.outcome}: {response}  ({verdict.reason})")
+        for line in showcase(name):
+            typer.echo(line)
 
 
 def arithmetic(config: RunConfig) -> str:

@@ -1,6 +1,6 @@
 """What a task is: problems, how a model is asked, and how its answer is judged. Torch-free.
 
-To add one, write a module with a class that has this shape and name it in `reward/tasks.py`.
+To add one, write a file `reward/NAME/task.py` with a class that has this shape, named by `TASK = TheClass`, and a test.
 """
 
 from __future__ import annotations
@@ -25,6 +25,15 @@ class Example:
 
     right: str
     wrong: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A problem of a task whose problems are the user's, to show what they look like: `sample` of its class."""
+
+    options: dict[str, Any]
+    problem: Any
+    example: Example
 
 
 class Task(Protocol):

@@ -1,24 +1,18 @@
-"""The tasks that a configuration can name."""
+"""The tasks that a configuration can name: each is a file `reward/NAME/task.py` whose `TASK` is its class."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import reward
 from reward.task import Task
-
-_TASKS = {
-    "countdown": "reward.countdown.task:CountdownTask",
-    "http": "reward.http.task:HttpTask",
-    "math": "reward.math.task:MathTask",
-    "python": "reward.python.task:PythonTask",
-    "telelogs": "reward.telelogs.task:TeleLogsTask",
-}
 
 
 def task_names() -> list[str]:
-    return sorted(_TASKS)
+    return sorted(file.parent.name for place in reward.__path__ for file in Path(place).glob("*/task.py"))
 
 
 def task_class(name: str) -> type[Task]:
@@ -27,8 +21,10 @@ def task_class(name: str) -> type[Task]:
     Raises:
         KeyError: no task has this name.
     """
-    module, _, attribute = _TASKS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    if name not in task_names():
+        raise KeyError(name)
+    kind: type[Task] = import_module(f"reward.{name}.task").TASK
+    return kind
 
 
 def build_task(name: str, options: Mapping[str, Any]) -> Task:

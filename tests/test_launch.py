@@ -459,8 +459,6 @@ def test_tasks_are_listed_with_a_prompt_a_right_and_a_wrong_answer() -> None:
     for name in task_names():
         listed = next(lines)
         assert listed.startswith(f"{name}: ")
-        if "docs/rewards.md" in listed:  # its prompts are the user's own
-            continue
         example = next(lines)
         assert example.startswith("  for example: ")
         assert len(example) < 500

@@ -140,3 +140,6 @@ class CountdownTask:
         wrong = in_a_row if sum(problem.numbers) != problem.target else f"{in_a_row}+1"
         right = solutions(problem.numbers, problem.target)[0]
         return Example(right=f"<answer>{right}</answer>", wrong=f"<answer>{wrong}</answer>")
+
+
+TASK = CountdownTask

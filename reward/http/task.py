@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from reward.dataset.options import DatasetOptions
 from reward.dataset.rows import DatasetProblems
+from reward.dataset.sample import SUM
 from reward.http.client import Endpoint, HttpScorer
 from reward.task import Scorer
 
@@ -37,6 +38,7 @@ class HttpOptions(DatasetOptions):
 
 class HttpTask(DatasetProblems):
     Options = HttpOptions
+    sample = SUM
     verifier_option = "url"
 
     def __init__(self, options: HttpOptions) -> None:
@@ -51,3 +53,6 @@ class HttpTask(DatasetProblems):
         return HttpScorer(
             Endpoint(options.url, options.timeout_s, options.retries, options.concurrency, options.right_from)
         )
+
+
+TASK = HttpTask

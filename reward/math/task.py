@@ -6,6 +6,7 @@ Sympy hangs on what models write (`9^{9^{9}}`), and takes memory without end. Th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,7 @@ from cluster.contracts import Verdict
 from reward.dataset.options import DatasetOptions
 from reward.dataset.rows import DatasetProblems
 from reward.math.answers import last_answer, reference_answer
+from reward.task import Example, Sample
 
 MAX_ANSWER_CHARACTERS = 1000
 
@@ -31,6 +33,14 @@ class MathOptions(DatasetOptions):
 
 class MathTask(DatasetProblems):
     Options = MathOptions
+    sample = Sample(
+        options={},
+        problem={
+            "question": "A train runs for three quarters of an hour at 80 km/h. How far does it get, in km?",
+            "answer": "80 * 3 / 4 = 60\n#### 60",
+        },
+        example=Example(right="It is $\\boxed{\\frac{240}{4}}$.", wrong="It is $\\boxed{80}$."),
+    )
     verifier_option = "answer_field"
 
     def __init__(self, options: MathOptions) -> None:
@@ -64,7 +74,14 @@ class MathTask(DatasetProblems):
 def _reader() -> Callable[[str], Any]:
     from math_verify import parse
 
+    # It warns that nothing ends what hangs. The sandbox does.
+    for module in ("parser", "grader"):
+        logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
+
     def read(answer: str) -> Any:
         return parse(f"\\boxed{{{answer}}}", parsing_timeout=None, raise_on_error=True)
 
     return read
+
+
+TASK = MathTask

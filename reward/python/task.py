@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import field_validator
@@ -11,6 +12,7 @@ from pydantic import field_validator
 from cluster.contracts import Verdict
 from reward.dataset.options import DatasetOptions
 from reward.dataset.rows import DatasetProblems
+from reward.dataset.sample import SUM
 from reward.functions import Coroutines, load_function
 from reward.sandbox.failures import failed
 from reward.task import PlacedVerdicts
@@ -39,6 +41,7 @@ class PythonOptions(DatasetOptions):
 
 class PythonTask(DatasetProblems):
     Options = PythonOptions
+    sample = replace(SUM, options={"function": "reward.python.sample:score"})
     verifier_option = "function"
 
     def __init__(self, options: PythonOptions) -> None:
@@ -95,3 +98,6 @@ class PythonTask(DatasetProblems):
             return self._verdict(returned)
         except ValueError as error:
             return failed(error)
+
+
+TASK = PythonTask

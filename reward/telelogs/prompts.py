@@ -27,8 +27,10 @@ downtilt of a cell is its mechanical downtilt plus its digital downtilt.
 SCENARIO_6 to SCENARIO_11, 25 degrees from SCENARIO_12 on.
 - Azimuths are clockwise from north, downtilts below the horizon. The direction of a cell is its mechanical plus its \
 digital azimuth. All cells use the same frequency and 273 resource blocks; cells with the same gNodeB ID stand at the \
-same site.
-- The drive test has one row per second. Neighbours are listed from the strongest to the weakest, first their PCIs, \
+same site, and a cell ID is the gNodeB ID and the number of the cell within it.
+- The drive test has one row per second, and its values are means over that second: the serving cell's SS-RSRP and \
+SS-SINR, the downlink throughput of the MAC layer, and the number of resource blocks that were scheduled per slot. \
+Neighbours are listed from the strongest to the weakest, first their PCIs, \
 then in the same order the RSRP of their best beams. A minus sign alone means that a value is missing.
 
 Drive test:

@@ -56,10 +56,14 @@ class Place:
     """By site; at least as many as there are."""
 
     def coordinates(self, x_m: float, y_m: float) -> tuple[str, str]:
-        """Longitude and latitude of a point, in degrees, to a centimetre."""
+        """Longitude and latitude of a point, in degrees, with as many digits as a drive test writes."""
         latitude = self.latitude + y_m / _METRES_PER_DEGREE
         metres_per_degree_east = _METRES_PER_DEGREE * math.cos(math.radians(self.latitude))
-        return f"{self.longitude + x_m / metres_per_degree_east:.7f}", f"{latitude:.7f}"
+        return f"{self.longitude + x_m / metres_per_degree_east:.9f}", f"{latitude:.9f}"
+
+    def cell_identity(self, cell: Cell) -> int:
+        """The NR cell identity: 24 bits of the gNodeB ID, then 12 of the cell's number within it."""
+        return self.gnodeb_ids[cell.gnodeb] << 12 | cell.number
 
 
 def drive_table(rows: Sequence[Row], cells: Sequence[Cell], place: Place) -> str:
@@ -67,21 +71,21 @@ def drive_table(rows: Sequence[Row], cells: Sequence[Cell], place: Place) -> str
     lines = ["|".join(DRIVE_COLUMNS)]
     for i, row in enumerate(rows):
         pcis = [str(cells[j].pci) for j, _ in row.neighbours]
-        levels = [f"{dbm:.2f}" for _, dbm in row.neighbours]
+        levels = [f"{dbm:.4f}" for _, dbm in row.neighbours]
         missing = [MISSING] * (5 - len(pcis))
         values = [
             (place.start + datetime.timedelta(seconds=i)).isoformat(" ", "microseconds"),
             *place.coordinates(row.x_m, row.y_m),
-            f"{row.speed_kmh:.0f}",
+            f"{row.speed_kmh:.2f}",
             str(cells[row.serving].pci),
-            f"{row.rsrp_dbm:.2f}",
-            f"{row.sinr_db:.2f}",
-            f"{row.throughput_mbps:.2f}",
+            f"{row.rsrp_dbm:.4f}",
+            f"{row.sinr_db:.4f}",
+            f"{row.throughput_mbps:.4f}",
             *pcis,
             *missing,
             *levels,
             *missing,
-            f"{row.rbs:.2f}",
+            f"{row.rbs:.4f}",
         ]
         lines.append("|".join(values))
     return "\n".join(lines)
@@ -93,7 +97,7 @@ def cell_table(cells: Sequence[Cell], place: Place) -> str:
     for cell in cells:
         values = (
             place.gnodeb_ids[cell.gnodeb],
-            cell.number,
+            place.cell_identity(cell),
             *place.coordinates(cell.x_m, cell.y_m),
             cell.mechanical_azimuth_deg,
             cell.digital_azimuth_deg,

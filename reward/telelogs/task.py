@@ -88,3 +88,6 @@ class TeleLogsTask:
     def example(self, problem: Problem) -> Example:
         wrong = next(label for label in problem.labels if label != problem.answer)
         return Example(right=f"\\boxed{{{problem.answer}}}", wrong=f"\\boxed{{{wrong}}}")
+
+
+TASK = TeleLogsTask

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reward
 from reward.countdown.puzzles import Puzzle
 from reward.countdown.solver import reachable_values
 from reward.countdown.task import CountdownOptions, CountdownTask
+from reward.showcase import showcase
 from reward.task import GeneratedTask, shown
 from reward.tasks import build_task, task_names
 
@@ -39,6 +42,53 @@ def test_a_wrong_expression_is_wrong_for_any_puzzle(numbers: list[int], data: An
     task = CountdownTask(CountdownOptions())
     assert task.verify(puzzle, task.example(puzzle).wrong).outcome == "wrong"
     assert task.verify(puzzle, task.example(puzzle).right).outcome == "right"
+
+
+ONE_FILE = """
+from pydantic import BaseModel, ConfigDict
+from cluster.contracts import Verdict
+from reward.task import Example
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+class Echo:
+    Options = Options
+    def __init__(self, options): pass
+    def problems(self, split): return [split]
+    def render(self, problem): return f"Say {problem}."
+    def verify(self, problem, response):
+        right = response == problem
+        return Verdict("right" if right else "wrong", float(right), response, "")
+    def example(self, problem): return Example(problem, "nothing")
+
+TASK = Echo
+"""
+
+
+def test_a_task_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That there is one is all that has to be said."""
+    (tmp_path / "echo").mkdir()
+    (tmp_path / "echo" / "task.py").write_text(ONE_FILE)
+    monkeypatch.setattr(reward, "__path__", [*reward.__path__, str(tmp_path)])
+    assert "echo" in task_names()
+    assert list(showcase("echo")) == [
+        "echo: 1 training, 1 held-out problems",
+        "  for example: 'Say train.'",
+        "  right: train  (says the verifier)",
+        "  wrong: nothing  (says the verifier)",
+    ]
+    with pytest.raises(KeyError):
+        build_task("nothing", {})
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_every_task_shows_what_is_right_and_what_is_wrong(name: str) -> None:
+    first, example, right, wrong = showcase(name)
+    assert first.startswith(f"{name}: ")
+    assert example.startswith("  for example: ")
+    assert right.startswith("  right: ")
+    assert wrong.startswith("  wrong: ")
 
 
 def test_long_prompts_are_shown_with_their_beginning_and_end_on_one_line() -> None:

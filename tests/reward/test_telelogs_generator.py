@@ -228,7 +228,7 @@ def test_what_is_seen_without_understanding_says_next_to_nothing(
 
 def test_full_questions_are_as_long_as_the_published_ones() -> None:
     for problem in problems("full", 800)[:160]:
-        assert 4000 <= len(problem.question) <= 5000
+        assert 4300 <= len(problem.question) <= 5300
         read = read_question(problem.question)
         assert len(read.rows) == 10
         assert 6 <= len(read.cells) <= 8
