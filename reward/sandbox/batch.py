@@ -13,7 +13,7 @@ from reward.sandbox.channel import ProtocolError, unpacked
 from reward.sandbox.process import ProcessFailedError, VerifierProcess
 from reward.sandbox.recipe import Limits
 
-PATIENCE_S = 0.1
+PATIENCE_S = 0.04
 """How long a process may be silent before what it has not begun is given to others."""
 
 
