@@ -32,6 +32,10 @@ class ServerAwayError(JobServerError):
     """Nobody answers at the moment."""
 
 
+class NotReadyError(ServerAwayError):
+    """The cluster is starting, and does not take jobs yet."""
+
+
 class JobServer:
     """The job server at an address: `http://HOST:8265`, `HOST:6379` as Ray's nodes join it, or `auto` for the cluster
     of this machine.
@@ -126,6 +130,8 @@ def explained(address: str) -> Iterator[None]:
     except RuntimeError as error:
         if "does not exist" in str(error):
             raise NoSuchJobError(f"the cluster at {address} knows no such job; see launch.py list") from error
+        if "No available agent" in str(error):
+            raise NotReadyError(f"the cluster at {address} is starting, and takes no jobs yet") from error
         raise JobServerError(
             f"the cluster at {address} refused: {' '.join(str(error).split())[:500]}"
         ) from error

@@ -13,11 +13,13 @@ from pathlib import Path
 from cluster.config import RunConfig
 from cluster.jobs.keys import KEYS_VARIABLE
 from cluster.jobs.package import Package
-from cluster.jobs.server import JobServer, JobServerError, explained, has_ended, run_of
+from cluster.jobs.server import JobServer, JobServerError, NotReadyError, explained, has_ended, run_of
 from cluster.models import locate
 
 STOP_GRACE_S = 60
 """How long a job that is stopped may take to clear its actors away."""
+STARTING_S = 120.0
+"""A cluster that was just started takes jobs only after a while."""
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
@@ -86,14 +88,26 @@ def submit(server: JobServer, submission: Submission, number: int = 1) -> str:
         JobServerError, PackageRefusedError: what their names say.
     """
     attempt = "" if number == 1 else f"-try{number}"
-    wanted = f"{submission.config.name}-{time.strftime('%Y%m%d-%H%M%S')}{attempt}"
-    place = submission.place
-    with tempfile.TemporaryDirectory() as folder, explained(server.address):
+    job = f"{submission.config.name}-{time.strftime('%Y%m%d-%H%M%S')}{attempt}"
+    deadline = time.monotonic() + STARTING_S
+    with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder, "working_tree.zip")
         submission.package.write(archive)
+        while True:
+            try:
+                return _submit(server, submission, job, archive)
+            except NotReadyError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
+
+
+def _submit(server: JobServer, submission: Submission, job: str, archive: Path) -> str:
+    place = submission.place
+    with explained(server.address):
         return server.client.submit_job(
             entrypoint=submission.entrypoint,
-            submission_id=wanted,
+            submission_id=job,
             runtime_env={"working_dir": str(archive), "env_vars": submission.environment_variables},
             metadata=submission.metadata,
             entrypoint_num_cpus=place.cpus or None,

@@ -1,0 +1,276 @@
+"""A run as a job of a cluster of several nodes, submitted from outside it: placed by labels, scaled, hit by the loss of
+a node and of its driver, watched, stopped. Engines are simulated, all else is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
+
+from cluster.config import ClusterConfig, RunConfig
+from cluster.jobs.following import follow
+from cluster.jobs.package import PROJECT, package
+from cluster.jobs.resubmission import Budgets, Ending
+from cluster.jobs.sending_keys import send_keys
+from cluster.jobs.server import JobServer, JobServerError
+from cluster.jobs.submission import DriverPlace, Submission, refuse_live_run, submit
+from cluster.jobs.supervising import supervise
+from cluster.run_control import scale
+from cluster.run_directory import RunDirectory
+from cluster.tracking import read_metrics
+from tests.simulated import assert_complete, simulation
+
+PLANTED = "planted0" * 5
+ROLES = {"driver": {"role": "driver"}, "rollout": {"role": "rollout"}}
+pytestmark = pytest.mark.timeout(240)
+
+
+@dataclass
+class Site:
+    """A cluster, and what is known of it outside."""
+
+    cluster: Cluster
+    server: JobServer
+    folder: Path
+
+    def add_node(self, role: str, cpus: int = 2) -> Any:
+        """On real machines nodes share no folder either."""
+        folder = tempfile.mkdtemp(prefix="n", dir=self.folder)
+        return self.cluster.add_node(num_cpus=cpus, labels={"role": role}, temp_dir=folder)
+
+    def workers(self) -> dict[int, str]:
+        """Rollout workers that live: the id of the node of each, by process."""
+        return {
+            actor.pid: actor.node_id
+            for actor in list_actors(
+                address=self.server.address,
+                filters=[("class_name", "=", "SimulatedWorker"), ("state", "=", "ALIVE")],
+            )
+        }
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    """A head with nothing to compute on, a node for drivers and one for two rollout workers."""
+    with (
+        tempfile.TemporaryDirectory(prefix="j", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        fast_death = {  # a node that is gone is missed after 3 s
+            "health_check_initial_delay_ms": 1000,
+            "health_check_period_ms": 1000,
+            "health_check_failure_threshold": 3,
+        }
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": True,
+                "dashboard_port": 0,
+                "_system_config": fast_death,
+            },
+        )
+        try:
+            site = Site(cluster, JobServer(f"http://{cluster.webui_url}"), Path(folder))
+            site.add_node("driver", cpus=1)
+            site.add_node("rollout")
+            yield site
+        finally:
+            cluster.shutdown()
+
+
+@dataclass(frozen=True)
+class Simulated(Submission):
+    """Submits a run whose engines are simulated, in place of `launch.py train`."""
+
+    command: tuple[str, ...] = ()
+
+    @property
+    def entrypoint(self) -> str:
+        return "exec " + shlex.join(self.command)
+
+
+def simulated(tmp_path: Path, name: str, **changes: Any) -> Simulated:
+    run = simulation(tmp_path, steps=60, max_staleness=1, cpus_per_worker=1.0, workers=2)
+    values = run.config.model_dump(mode="json") | {
+        "name": name,
+        "checkpoint": {"every_steps": 5},
+        "cluster": {"node_labels": {"rollout": ROLES["rollout"]}, "placement_timeout_s": 60},
+        **changes,
+    }
+    config = RunConfig.model_validate(values)
+    specification = {"config": config.model_dump(mode="json"), "faults": str(run.faults), "address": None}
+    return Simulated(
+        config,
+        package(PROJECT, PROJECT / "configs/demo.yaml"),
+        (),
+        {},
+        {},
+        DriverPlace(labels=ROLES["driver"]),
+        command=("python", "-m", "tests.simulated", json.dumps(specification)),
+    )
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
+        time.sleep(0.2)
+    return result
+
+
+def steps_done(config: RunConfig) -> int:
+    file = RunDirectory(config.run_directory).metrics_file
+    return max((row["step"] for row in read_metrics(file)), default=-1) if file.exists() else -1
+
+
+def driver_of(run: str) -> psutil.Process:
+    """The driver's process: it is on this machine, as all nodes are."""
+    (found,) = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "tests.simulated" in (process.info["cmdline"] or [])
+        and f'"name": "{run}"' in process.info["cmdline"][-1]
+    ]
+    return found
+
+
+def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "launch.py", *arguments],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_a_submitted_run_is_placed_scaled_loses_a_node_and_finishes(site: Site, tmp_path: Path) -> None:
+    submission = simulated(tmp_path, "placed")
+    job = submit(site.server, submission)
+    until(lambda: steps_done(submission.config) > 0, "the first steps")
+    with pytest.raises(JobServerError, match=f"job {job} is the run placed already.*launch.py stop placed"):
+        refuse_live_run(site.server, "placed")
+
+    (first,) = set(site.workers().values())
+    assert site.server.details(job).driver_node_id not in (first, site.cluster.head_node.node_id)
+    second = site.add_node("rollout")
+    said = scale(submission.config.run_directory, 4, site.cluster.address)
+    assert said.startswith("rollout workers: 2 → 4")
+    until(lambda: set(site.workers().values()) == {first, second.node_id}, "workers on the second node")
+
+    site.cluster.remove_node(second, allow_graceful=False)
+    until(lambda: set(site.workers().values()) == {first}, "the loss to be seen")
+    details = follow(site.server, job, lambda _: None)
+    assert details.status.value == "SUCCEEDED", details.message
+    assert_complete(submission.config)
+
+
+def test_a_run_whose_driver_is_killed_is_submitted_again_and_goes_on(site: Site, tmp_path: Path) -> None:
+    submission = simulated(tmp_path, "killed")
+    said: list[str] = []
+
+    def kill_once() -> None:
+        until(lambda: steps_done(submission.config) >= 12, "steps to lose")
+        driver_of("killed").send_signal(signal.SIGKILL)
+
+    job = submit(site.server, submission)
+    kill_once()
+    ending = supervise(site.server, submission, job, Budgets(1, 0), lambda _: None, said.append)
+    assert ending is Ending.DONE
+    assert len(said) == 1
+    assert "failed" in said[0]
+    assert "-try2 goes on" in said[0]
+    assert_complete(submission.config)  # no step twice, none left out
+
+
+def test_what_a_person_sees_and_stops(site: Site, tmp_path: Path) -> None:
+    submission = simulated(tmp_path, "watched", steps=100_000)
+    job = submit(site.server, submission)
+    until(lambda: steps_done(submission.config) > 0, "the first steps")
+    where = ("--address", site.server.address)
+
+    listed = json.loads(command_line("list", "--json", *where).stdout)
+    assert {"job": job, "run": "watched", "status": "running"}.items() <= listed[-1].items()
+    status = command_line("status", "watched", *where)
+    assert str(submission.config.run_directory) in status.stdout.replace("\n", "").replace(" ", ""), status
+    driver = driver_of("watched")
+    stopped = command_line("stop", "watched", *where)
+    assert "is stopped" in stopped.stderr, stopped
+    assert not driver.is_running()
+    until(lambda: not site.workers(), "the workers to be gone")
+    logs = command_line("logs", job, "--follow", *where)
+    assert "Running entrypoint" in logs.stdout
+    assert logs.returncode == 130, logs
+    again = command_line("stop", job, *where)
+    assert (again.returncode, "has ended already" in again.stderr) == (2, True)
+
+
+def test_a_planted_key_reaches_the_driver_and_nothing_that_anybody_can_read(
+    site: Site, tmp_path: Path
+) -> None:
+    said = "import os; k = os.environ['WANDB_API_KEY']; print('received one of', len(k), k.count('planted0'))"
+    code = f"from cluster.jobs.inside import take_keys; take_keys(print); {said}"
+    keys = {"WANDB_API_KEY": PLANTED}
+    submission = Simulated(
+        RunConfig(name="keyed", directory=tmp_path),
+        package(PROJECT, PROJECT / "configs/demo.yaml"),
+        (),
+        {},
+        keys,
+        command=("python", "-c", code),
+    )
+    job = submit(site.server, submission)
+    send_keys(site.server, job, keys)
+    written: list[str] = []
+    details = follow(site.server, job, written.append)
+    log = "".join(written)
+    assert "received one of 40 5" in log, log
+    assert details.status.value == "SUCCEEDED"
+
+    shown = [known.model_dump_json() for known in site.server.jobs()]
+    assert any(job in one for one in shown)
+    assert not any(PLANTED in text for text in (log, site.server.log(job), *shown))
+    for file in site.folder.rglob("*"):
+        if file.is_file():
+            assert PLANTED.encode() not in file.read_bytes(), file
+    store = ray.experimental.internal_kv.GcsClient(address=site.cluster.address)
+    for name in store.internal_kv_keys(b"", None):
+        assert PLANTED.encode() not in (store.internal_kv_get(name, None) or b"")
+        assert b"_hpo_keys_" not in name, "the box was taken away"
+
+
+def test_a_cluster_that_asks_for_another_ray_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.jobs.server.RAY_VERSION", "9.9.9")
+    with pytest.raises(JobServerError, match=rf"runs Ray {ray.__version__}, and this project needs 9\.9\.9"):
+        JobServer(site.server.address)
+
+
+def test_a_run_that_finds_no_room_is_told_before_it_starts(site: Site) -> None:
+    from cluster.cluster_check import check_cluster
+
+    config = RunConfig(
+        cluster=ClusterConfig(address=site.cluster.address, node_labels={"learner": {"role": "none"}})
+    )
+    problems, has = check_cluster(config)
+    assert [problem.where for problem in problems] == ["cluster.node_labels.learner"]
+    assert has.startswith("3 node(s), 3 CPU")
