@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.actor_logs import LOG_FILE_VARIABLE, SETUP_HOOK
 from cluster.config import ClusterConfig
-from cluster.jobs.inside import job_of_this_process
+from cluster.jobs.inside import job_of_this_process, package_travels
 from cluster.joining import explained_joining
 
 _PACKAGES = ("cluster", "rollout", "learner", "reward")
@@ -39,7 +39,7 @@ def connect(config: ClusterConfig) -> str:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         options["address"] = address
-        if not in_a_job:  # else they are in the job's working directory, which every process has
+        if not package_travels():  # else they are in the job's working directory, which every process has
             # Nodes need not have this project installed; its packages travel.
             runtime_env["py_modules"] = [
                 str(Path(importlib.import_module(p).__file__ or "").parent) for p in _PACKAGES

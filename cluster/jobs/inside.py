@@ -13,9 +13,16 @@ _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 def job_of_this_process() -> str | None:
     """Its id; None if this is no job."""
-    if _JOB_CONFIG not in os.environ:
-        return None
-    return json.loads(os.environ[_JOB_CONFIG]).get("metadata", {}).get("job_submission_id")
+    return _job_config().get("metadata", {}).get("job_submission_id")
+
+
+def package_travels() -> bool:
+    """Whether this is a job whose working directory Ray lays out on every node."""
+    return "working_dir" in _job_config().get("runtime_env", {})
+
+
+def _job_config() -> dict[str, Any]:
+    return json.loads(os.environ.get(_JOB_CONFIG, "{}"))
 
 
 def take_keys(say: Callable[[str], None]) -> None:

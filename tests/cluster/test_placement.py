@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -27,6 +28,21 @@ def test_a_cluster_is_joined_only_if_it_was_named(
         monkeypatch.setenv("RAY_ADDRESS", variable)
     connect(ClusterConfig(address=configured))
     assert asked["address"] == joined
+
+
+@pytest.mark.parametrize(("runtime_env", "travels"), [({"working_dir": "gcs://x.zip"}, False), ({}, True)])
+def test_a_job_joins_its_own_cluster_and_brings_what_it_has_not_sent(
+    monkeypatch: pytest.MonkeyPatch, runtime_env: dict[str, str], travels: bool
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("cluster.joining.knock", lambda address: None)
+    monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
+    job = {"metadata": {"job_submission_id": "demo"}, "runtime_env": runtime_env}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    monkeypatch.setenv("RAY_ADDRESS", "own:6379")
+    connect(ClusterConfig(address="http://other:8265"))
+    assert asked["address"] == "own:6379"
+    assert ("py_modules" in asked["runtime_env"]) is travels
 
 
 @pytest.mark.parametrize(

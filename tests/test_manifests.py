@@ -1,0 +1,71 @@
+"""The examples of docs/cluster.md: what they call exists, and fits this project."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.cluster_fit import Node, has_labels
+from cluster.config_loading import load_config
+
+PROJECT = Path(__file__).parents[1]
+RAYJOB = yaml.safe_load((PROJECT / "docs/kuberay/rayjob.yaml").read_text())
+CLUSTER = RAYJOB["spec"]["rayClusterSpec"]
+
+
+def test_the_run_of_the_rayjob_is_sound_and_finds_its_nodes() -> None:
+    python, launch, command, config_file, *overrides = shlex.split(RAYJOB["spec"]["entrypoint"])
+    assert (python, launch, command) == ("python", "launch.py", "train")
+    loaded = load_config(PROJECT / config_file, overrides)
+    assert loaded.problems == ()
+    nodes = [
+        Node(group["groupName"], {}, dict([group["rayStartParams"]["labels"].split("=")]))
+        for group in CLUSTER["workerGroupSpecs"]
+    ]
+    for room, labels in loaded.config.cluster.node_labels.items():
+        assert [node.name for node in nodes if has_labels(node, labels)] == [room]
+
+
+def test_the_rayjob_has_the_ray_that_this_project_needs_and_asks_for_a_token() -> None:
+    assert CLUSTER["rayVersion"] == version("ray")
+    assert CLUSTER["authOptions"] == {"mode": "token"}
+    assert "WANDB_API_KEY" not in RAYJOB["spec"]["runtimeEnvYAML"], "Ray would store it"
+
+
+def strict(schema: Any) -> Any:
+    """Kubernetes drops what a schema does not name; here it is a mistake."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: strict(part) for key, part in schema.items()}
+    if schema.get("x-kubernetes-int-or-string"):
+        closed.pop("type", None)
+    is_open = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
+    if isinstance(schema.get("properties"), dict) and not is_open:
+        closed["additionalProperties"] = False
+    return closed
+
+
+@pytest.mark.skipif(
+    "KUBERAY_CRD" not in os.environ, reason="KUBERAY_CRD=ray.io_rayjobs.yaml names KubeRay's schema"
+)
+def test_the_rayjob_fits_kuberays_schema() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    definition = yaml.safe_load(Path(os.environ["KUBERAY_CRD"]).read_text())
+    (newest,) = [one for one in definition["spec"]["versions"] if one["name"] == "v1"]
+    schema = strict(newest["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {}  # Kubernetes' own
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(RAYJOB)
+    assert [f"{error.json_path}: {error.message}" for error in errors] == []
+
+
+def test_the_slurm_script_is_bash() -> None:
+    subprocess.run(["bash", "-n", PROJECT / "docs/slurm/train.sbatch"], check=True)
