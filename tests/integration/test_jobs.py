@@ -37,7 +37,7 @@ from tests.simulated import assert_complete, simulation
 
 PLANTED = "planted0" * 5
 ROLES = {"driver": {"role": "driver"}, "rollout": {"role": "rollout"}}
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 
 @dataclass
