@@ -21,7 +21,7 @@ MAKEFLAGS += --no-print-directory
 # A run starts a dozen Python processes, and each loads 13 s faster from cached bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow drill setup setup-test smollm2 lint format typecheck lock clean
+.PHONY: help demo test test-slow drill setup setup-test smollm2 lint format docs typecheck lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -59,6 +59,9 @@ format: setup-test ## ruff: mend what it can and format
 	@echo "==> formatting"
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: setup ## write the generated pages anew: configuration, metrics, Grafana dashboard
+	@$(BIN)/python -m cluster.reference
 
 typecheck: setup-test ## mypy over the packages and launch.py
 	@echo "==> checking types"

@@ -48,6 +48,7 @@ class TaskConfig(Section):
     """What is asked and how an answer is judged."""
 
     name: str = "countdown"
+    """`launch.py tasks` lists them, each with an example."""
     options: dict[str, Any] = {}
     """The task's own settings, checked by the task (`launch.py tasks` lists them)."""
 
@@ -69,6 +70,7 @@ class RolloutConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """The learner divides its logits by it too."""
     max_response_tokens: Count = 256
+    """A response that reaches it is cut off."""
     max_staleness: Annotated[int, Field(ge=0, strict=True)] = 0
     """How many weight versions a sample may be behind when it is learned from. 0 is exactly on-policy."""
     on_new_weights: OnNewWeights = "continue"
@@ -85,9 +87,11 @@ class RolloutConfig(Section):
     max_sequences: Count = 256
     """Responses that one engine decodes at a time."""
     tensor_parallel: Count = 1
+    """GPUs that one engine is spread over."""
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
     """Reserved from Ray for each worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """Reserved from Ray for each worker; 0 is on CPU."""
     threads_per_worker: Count = 1
     """OpenMP threads of one engine on CPU."""
     kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
@@ -95,6 +99,7 @@ class RolloutConfig(Section):
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Of each GPU's memory, on GPU."""
     start_timeout_s: Seconds = 600.0
+    """Longest wait for a new worker: its process, the model, the first compilation."""
     request_timeout_s: Seconds = 600.0
     """Longest wait for all responses to a prompt."""
     silence_timeout_s: Seconds = 120.0
@@ -145,7 +150,10 @@ class LearnerConfig(Section):
     """The DeepSpeed ranks that train."""
 
     ranks: Count = 1
+    """Processes that share the work; the loss is the same for any number."""
     zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed spreads over the ranks: nothing (0), the optimiser's state (1), gradients too (2), or
+    parameters too (3)."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What ZeRO keeps in host memory instead of the GPU's: the optimiser's state (ZeRO 2 and 3), or that and the
     parameters too (ZeRO 3)."""
@@ -157,14 +165,19 @@ class LearnerConfig(Section):
     """Names of the linear layers that get an adapter, as in `[q_proj, v_proj]`; `all-linear` is every one but the
     output layer."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    """Of AdamW."""
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
     """Optimiser steps over which the learning rate rises linearly from 0."""
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How it goes on after that, to 0 at the end of the run."""
     adam_beta1: Share = 0.9
+    """Decay of the mean of gradients."""
     adam_beta2: Share = 0.999
+    """Decay of the mean of their squares."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """As in AdamW, apart from the gradient."""
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Longer gradients are shortened to it, over all parameters together."""
     mini_batches: Count = 1
     """Parts, by prompts, that one batch is cut into; each is an optimiser step."""
     epochs_per_batch: Count = 1
@@ -175,17 +188,22 @@ class LearnerConfig(Section):
     """Whether the responses of a group share one computation of their prompt: `auto` where the model allows it and it
     costs less, `on` everywhere (refused for models that do not allow it), `off` nowhere. The loss is the same."""
     gradient_checkpointing: Annotated[bool, Field(strict=True)] = False
+    """Whether to compute activations again in the backward pass, which saves memory and costs time."""
     measure_gradient_share: Annotated[bool, Field(strict=True)] = False
     """Whether to measure which share of the gradient right and wrong answers have, in the first optimiser step of each
     batch. It costs two more passes over that mini-batch."""
     max_logprob_gap: Annotated[float, Field(gt=0)] = 1.0
     """The run stops when sampler and learner disagree by more than this, in mean over a batch, on equal weights."""
     cpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
+    """Reserved from Ray for each rank."""
     gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
+    """Reserved from Ray for each rank; 0 is on CPU."""
     threads_per_rank: Count = 1
     """OpenMP threads of one rank on CPU."""
     start_timeout_s: Seconds = 600.0
+    """Longest wait until all ranks are up, the compilation of DeepSpeed operators included."""
     step_timeout_s: Seconds = 1800.0
+    """Longest wait for the ranks to learn from one batch."""
 
 
 class ShapingConfig(Section):
@@ -200,7 +218,9 @@ class RewardConfig(Section):
     """The actors that score responses."""
 
     workers: Count = 1
+    """Actors, each with processes of its own."""
     cpus_per_worker: Annotated[float, Field(ge=0)] = 0.5
+    """Reserved from Ray for each actor."""
     processes_per_worker: Count = 4
     """Verifier processes of one actor. While a verdict hangs in one of them the others go on."""
     verifier_timeout_s: Seconds = 5.0
@@ -224,13 +244,16 @@ class EvaluationConfig(Section):
     every_steps: Count = 50
     """It is also done before the first step and after the last."""
     prompts: Count = 128
+    """How many of the held-out ones; always the same."""
     responses_per_prompt: Count = 4
+    """More of them make pass@1 surer, and pass@k and maj@k possible."""
 
 
 class CheckpointConfig(Section):
     """What a crashed run resumes from."""
 
     every_steps: Count = 50
+    """Steps since the newest one are done again after a crash."""
     keep: Count = 2
     """The newest ones; older ones are deleted."""
 
@@ -241,8 +264,11 @@ class TrackingConfig(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """`auto`: online when a key is configured, else offline in the run directory. It never prompts."""
     wandb_project: str = "hpo-trainer"
+    """Where the run is found in W&B."""
     wandb_group: str | None = None
+    """Runs of one group are shown together; `launch.py compare` sets it."""
     wandb_tags: tuple[str, ...] = ()
+    """Words to find the run by."""
     transcripts_per_step: Annotated[int, Field(ge=0, strict=True)] = 4
     """Responses written out for a person to read."""
 
@@ -253,6 +279,7 @@ class ClusterConfig(Section):
     address: str | None = None
     """Of a running Ray cluster; null takes `RAY_ADDRESS`, or else starts Ray on this machine."""
     placement_timeout_s: Seconds = 300.0
+    """Longest wait for the resources that are reserved."""
     node_labels: dict[Room, dict[str, str]] = {}
     """Which nodes may hold whose actors, by the labels that the nodes were started with:
     `{rollout: {pool: spot}, learner: {pool: reserved}}` for `ray start --labels pool=spot`. Those of a room that is not
@@ -267,6 +294,7 @@ class RunConfig(Section):
     directory: Path = Path("runs")
     """Run directories are made in here."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Decides which prompts come when and, with `rollout.max_staleness` 0, what is sampled."""
     steps: Count = 100
     """Batches to train on."""
     model: ModelConfig = ModelConfig()

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from cluster.failures import trimmed
-from cluster.untrusted import visible
+from cluster.plain_text import plain_text
 
 if TYPE_CHECKING:
     from cluster.tracking import RunConsole
@@ -40,7 +40,7 @@ def refuse(*reasons: object) -> NoReturn:
     """End, since what was asked for cannot be done: each reason is a line on stderr, printed as it is."""
     stderr = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
     for reason in reasons:
-        stderr.print(visible(reason), markup=False)
+        stderr.print(plain_text(str(reason)), markup=False)
     raise typer.Exit(EXIT_USAGE)
 
 

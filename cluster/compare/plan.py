@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import Field
@@ -43,7 +42,7 @@ class ComparisonConfig(Section):
     """Settings for all runs, as on the command line: `steps=100`."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     """Each variant is trained once with each. A seed decides which prompts come when, and what is sampled."""
-    variants: Mapping[Name, tuple[str, ...]] = MappingProxyType({})
+    variants: Mapping[Name, tuple[str, ...]] = Field(default_factory=dict)
     """What is compared: a name, and the settings that make the difference."""
     baseline: str | None = None
     """The variant from which the others' differences are taken; null is the first one."""

@@ -16,13 +16,13 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cluster.compare.measures import late_mean
+from cluster.plain_text import visible_text
 from cluster.report.charts import DrawnChart, DrawnSection
 from cluster.report.figures import COLOURS, svg
 from cluster.report.runs import Run
 from cluster.run_directory import ABSENT, flat_settings
 from cluster.tracking.formats import duration
 from cluster.tracking.transcripts import MARKS
-from cluster.untrusted import visible
 
 SHOWN_CHARACTERS = 6000
 """Of one text: what is longer is cut, and says so."""
@@ -50,7 +50,7 @@ def page(title: str, runs: Sequence[Run], sections: Sequence[DrawnSection], made
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["visible"] = partial(visible, limit=SHOWN_CHARACTERS)
+    environment.filters["visible"] = partial(visible_text, limit=SHOWN_CHARACTERS)
     return environment.get_template("report.html.j2").render(
         title=title,
         made=made,

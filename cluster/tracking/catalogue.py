@@ -6,7 +6,6 @@ not in here fails a test.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -285,13 +284,3 @@ def gauge_name(key: str) -> str:
 def prometheus_name(key: str) -> str:
     """As Prometheus sees it: Ray puts its own name in front."""
     return f"ray_{gauge_name(key)}"
-
-
-def sections_in_markdown() -> Iterator[str]:
-    """The lines of `docs/metrics.md` that are generated."""
-    for section in SECTIONS:
-        yield from (f"## {section.title}", "", section.question, "", "| metric | meaning |", "|---|---|")
-        for metric in section.metrics:
-            unit = f" ({metric.unit})" if metric.unit not in ("", "share") else ""
-            yield f"| `{metric.key}` | {metric.meaning.replace('|', chr(92) + '|')}{unit} |"
-        yield ""

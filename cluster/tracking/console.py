@@ -19,9 +19,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from cluster.plain_text import plain_text
 from cluster.tracking.dashboard import View, live, plain_line, summary_rows
 from cluster.tracking.formats import duration
-from cluster.untrusted import visible
 
 PLAIN_PROGRESS_S = 20.0
 """Where there is no live view, a stage that goes on says how far it is this often at most."""
@@ -115,7 +115,7 @@ class RunConsole:
         """The closing words: a panel on a terminal, one line per entry elsewhere."""
         self._end_stage()
         self.close()
-        rows = [(visible(key), visible(value)) for key, value in summary_rows(summary)]
+        rows = [(plain_text(key), plain_text(value)) for key, value in summary_rows(summary)]
         if self._console.is_terminal:
             table = Table.grid(padding=(0, 3))
             for key, value in rows:
@@ -134,7 +134,7 @@ class RunConsole:
         if (stage := self._stage) is not None:
             text, since = stage
             self._spinner.update(
-                text=Text.assemble(visible(text), (f"  {duration(time.monotonic() - since)}", "dim"))
+                text=Text.assemble(plain_text(text), (f"  {duration(time.monotonic() - since)}", "dim"))
             )
             parts.append(self._spinner)
         return Group(*parts)
@@ -146,9 +146,9 @@ class RunConsole:
         text, since = stage
         took = duration(time.monotonic() - since)
         if failed:
-            self._print(Text.assemble(("✗ ", "red"), visible(text), (f"  stopped after {took}", "dim")))
+            self._print(Text.assemble(("✗ ", "red"), plain_text(text), (f"  stopped after {took}", "dim")))
         elif self._live is not None:
-            self._print(Text.assemble(("✓ ", "green"), visible(text), (f"  {took}", "dim")))
+            self._print(Text.assemble(("✓ ", "green"), plain_text(text), (f"  {took}", "dim")))
 
     def _line(self, text: str, kind: str = "event") -> None:
         if not self._quiet:
@@ -160,7 +160,7 @@ class RunConsole:
 
 
 def _with_time(text: str) -> Text:
-    return Text.assemble((time.strftime("%H:%M:%S  "), "dim"), visible(text))
+    return Text.assemble((time.strftime("%H:%M:%S  "), "dim"), plain_text(text))
 
 
 def _without_numbers(text: str) -> str:

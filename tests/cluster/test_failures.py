@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.failures import trimmed
-from cluster.untrusted import visible
 
 REMOTE = """\
 \x1b[36mray::LearnerRank.learn()\x1b[39m (pid=123, ip=10.0.0.1, actor_id=ab, repr=<learner.rank.LearnerRank object>)
@@ -67,14 +66,14 @@ def test_an_error_of_a_real_actor_is_trimmed() -> None:
 
 @given(st.text())
 def test_nothing_invisible_is_left(text: str) -> None:
-    left = {unicodedata.category(character) for character in visible(text) if character not in "\n\t"}
+    left = {unicodedata.category(character) for character in visible_text(text) if character not in "\n\t"}
     assert not left & {"Cc", "Cf", "Cs"}
 
 
 @given(st.text(st.characters(categories=("L", "N", "P", "S", "Zs"))))
 def test_what_can_be_seen_stays(text: str) -> None:
-    assert visible(text) == text
+    assert visible_text(text) == text
 
 
 def test_escapes_are_written_out() -> None:
-    assert visible("\x1b[31mred\u202e") == "\\u001b[31mred\\u202e"
+    assert visible_text("\x1b[31mred\u202e") == "\\u001b[31mred\\u202e"

@@ -28,7 +28,6 @@ from cluster.run_directory import RunDirectory
 from cluster.tracking.catalogue import METRICS, SECTIONS
 from cluster.tracking.jsonl import MetricsFile
 from cluster.tracking.transcripts import write_transcripts
-from cluster.untrusted import visible
 from launch import app
 from tests.builders import make_response
 
@@ -126,17 +125,17 @@ def test_whatever_a_model_wrote_is_text(text: str, answer: str, prompt: str) -> 
     read = Reader(html(made_run(groups=[group])))
     assert [tag for tag, _ in read.tags] == [tag for tag, _ in plain.tags]
     for shown in (text, answer, prompt):
-        assert visible(shown) in read.text
+        assert visible_text(shown) in read.text
 
 
 @given(st.text())
 def test_what_cannot_be_seen_is_written_out(text: str) -> None:
-    left = {unicodedata.category(character) for character in visible(text) if character not in "\n\t"}
+    left = {unicodedata.category(character) for character in visible_text(text) if character not in "\n\t"}
     assert not left & {"Cc", "Cf", "Cs"}
 
 
 def test_long_texts_are_cut_and_say_so() -> None:
-    assert visible("x" * 6100, 6000).endswith("x\n[… 100 more characters]")
+    assert visible_text("x" * 6100, 6000).endswith("x\n[… 100 more characters]")
 
 
 def test_the_page_runs_nothing_and_asks_nobody() -> None:
