@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.failures import trimmed
+from cluster.plain_text import visible_text
 
 REMOTE = """\
 \x1b[36mray::LearnerRank.learn()\x1b[39m (pid=123, ip=10.0.0.1, actor_id=ab, repr=<learner.rank.LearnerRank object>)

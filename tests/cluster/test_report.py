@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cluster.config import RunConfig
 from cluster.contracts import Group, Prompt, Sampling, ScoredGroup, Verdict
+from cluster.plain_text import visible_text
 from cluster.report.charts import constant_value, drawn_sections
 from cluster.report.figures import running_mean, thinned
 from cluster.report.page import differing_settings, page
@@ -115,15 +116,18 @@ def html(*runs: Run) -> str:
     return page("runs", runs, [], "today")
 
 
+TAGS = [tag for tag, _ in Reader(html(made_run())).tags]
+
+
+@settings(max_examples=25)  # each makes a page
 @given(hostile_text, hostile_text, hostile_text)
 def test_whatever_a_model_wrote_is_text(text: str, answer: str, prompt: str) -> None:
-    plain = Reader(html(made_run()))
     group = record(text=text, answer=answer, reason=text, reward=answer) | {
         "prompt": prompt,
         "prompt_id": text,
     }
     read = Reader(html(made_run(groups=[group])))
-    assert [tag for tag, _ in read.tags] == [tag for tag, _ in plain.tags]
+    assert [tag for tag, _ in read.tags] == TAGS
     for shown in (text, answer, prompt):
         assert visible_text(shown) in read.text
 
