@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -14,11 +14,9 @@ from cluster.intervals import CONFIDENCE, METHOD, interval
 from cluster.majority import majority_estimates, worth_a_vote
 from cluster.pass_at_k import pass_at_k_estimates, powers_of_two
 from cluster.step_metrics import evaluation_metrics
+from cluster.tracking.transcripts import CategoryOf
 from reward.task import CategorisedTask, Split
 from reward.tasks import build_task
-
-CategoryOf = Callable[[Any], str | None]
-"""From a problem to what kind of problem it is."""
 
 
 def categories_of(config: RunConfig) -> CategoryOf:

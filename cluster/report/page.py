@@ -1,8 +1,7 @@
 """The report as one HTML page that needs nothing but a browser: no script, nothing from elsewhere.
 
-What a model wrote is not to be trusted. Everything goes through Jinja's escaping; what cannot be seen, or turns a line
-around, is written out by its number; plots are images, in which nothing runs; and the page's Content-Security-Policy
-forbids scripts and every connection, should all that fail.
+What a model wrote is text in it, as in all pages (`cluster/tracking/pages.py`). Plots are images: nothing
+runs in them.
 """
 
 from __future__ import annotations
@@ -10,22 +9,16 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cluster.compare.measures import late_mean
-from cluster.plain_text import visible_text
 from cluster.report.charts import DrawnChart, DrawnSection
 from cluster.report.figures import COLOURS, svg
 from cluster.report.runs import Run
 from cluster.run_directory import ABSENT, flat_settings
 from cluster.tracking.formats import duration
-from cluster.tracking.transcripts import MARKS
-
-SHOWN_CHARACTERS = 6000
-"""Of one text: what is longer is cut, and says so."""
+from cluster.tracking.pages import environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,28 +36,24 @@ class Card:
 
 def page(title: str, runs: Sequence[Run], sections: Sequence[DrawnSection], made: str) -> str:
     """The HTML text. `made` says when, and by what."""
-    environment = Environment(
-        loader=PackageLoader("cluster.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["visible"] = partial(visible_text, limit=SHOWN_CHARACTERS)
-    return environment.get_template("report.html.j2").render(
-        title=title,
-        made=made,
-        cards=[card(run, index) for index, run in enumerate(runs)],
-        sections=[
-            (drawn, [(one.chart, _as_image(one)) for one in drawn.charts], _explained(drawn))
-            for drawn in sections
-        ],
-        runs=runs,
-        differing=differing_settings(runs),
-        settings=[
-            (run.label, yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False)) for run in runs
-        ],
-        marks=MARKS,
+    return (
+        environment("cluster.report")
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            made=made,
+            cards=[card(run, index) for index, run in enumerate(runs)],
+            sections=[
+                (drawn, [(one.chart, _as_image(one)) for one in drawn.charts], _explained(drawn))
+                for drawn in sections
+            ],
+            runs=runs,
+            differing=differing_settings(runs),
+            settings=[
+                (run.label, yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False))
+                for run in runs
+            ],
+        )
     )
 
 

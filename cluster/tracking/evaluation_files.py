@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.contracts import ScoredGroup
-from cluster.evaluation_report import CategoryOf
 from cluster.tracking.transcript_page import transcript_page
+from cluster.tracking.transcripts import CategoryOf, record
 
 SHOWN_RESPONSES = 400
 """On the page: so many that a browser still likes it. The others are in the lines."""
@@ -39,28 +39,8 @@ def write_evaluation(
 def _lines(groups: Sequence[ScoredGroup], category_of: CategoryOf) -> Iterator[str]:
     """JSON with escapes only, so that whatever a model wrote is one line."""
     for group in groups:
-        responses = [
-            {
-                "outcome": verdict.outcome,
-                "reward": verdict.reward,
-                "answer": verdict.answer,
-                "reason": verdict.reason,
-                "text": response.text,
-                "tokens": len(response.token_ids),
-                "finish_reason": response.finish_reason,
-            }
-            for response, verdict in zip(group.responses, group.verdicts, strict=True)
-        ]
-        yield json.dumps(
-            {
-                "prompt_id": group.prompt.id,
-                "category": category_of(group.prompt.problem),
-                "right": group.right,
-                "judged": group.judged,
-                "prompt": group.prompt.text,
-                "responses": responses,
-            }
-        )
+        pairs = list(zip(group.responses, group.verdicts, strict=True))
+        yield json.dumps(record(group, pairs, category_of(group.prompt.problem)))
 
 
 def _replace(path: Path, text: str) -> None:

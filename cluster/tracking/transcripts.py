@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.contracts import Response, ScoredGroup, Verdict
 
 Pair = tuple[Response, Verdict]
+CategoryOf = Callable[[Any], str | None]
+"""From a problem to what kind of problem it is."""
 
 MARKS = {"right": "✓ right", "wrong": "✗ wrong", "error": "⚠ error", "timeout": "⏱ timeout"}
 SHOWN_CHARACTERS = 6000
@@ -26,33 +28,33 @@ def write_transcripts(file: Path, step: int, groups: Sequence[ScoredGroup], resp
         OSError: the file cannot be written.
     """
     file.write_text(render(step, groups, responses), encoding="utf-8")
-    lines = "".join(f"{json.dumps(record)}\n" for record in records(groups, responses))
-    file.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
+    lines = [json.dumps(record(group, pairs)) for group, pairs in choose(groups, responses)]
+    file.with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def records(groups: Sequence[ScoredGroup], responses: int) -> Iterator[dict[str, Any]]:
-    """The same choice of responses for programs: one object per prompt."""
-    for group, pairs in choose(groups, responses):
-        yield {
-            "prompt_id": group.prompt.id,
-            "prompt": group.prompt.text,
-            "right": group.right,
-            "judged": group.judged,
-            "responses": [
-                {
-                    "text": response.text,
-                    "outcome": verdict.outcome,
-                    "reward": verdict.reward,
-                    "answer": verdict.answer,
-                    "reason": verdict.reason,
-                    "tokens": len(response.token_ids),
-                    "finish_reason": response.finish_reason,
-                    "min_version": response.min_version,
-                    "max_version": response.max_version,
-                }
-                for response, verdict in pairs
-            ],
-        }
+def record(group: ScoredGroup, pairs: Sequence[Pair], category: str | None = None) -> dict[str, Any]:
+    """A prompt and some of its responses for programs, fit for JSON."""
+    return {
+        "prompt_id": group.prompt.id,
+        "category": category,
+        "prompt": group.prompt.text,
+        "right": group.right,
+        "judged": group.judged,
+        "responses": [
+            {
+                "outcome": verdict.outcome,
+                "reward": verdict.reward,
+                "answer": verdict.answer,
+                "reason": verdict.reason,
+                "text": response.text,
+                "tokens": len(response.token_ids),
+                "finish_reason": response.finish_reason,
+                "min_version": response.min_version,
+                "max_version": response.max_version,
+            }
+            for response, verdict in pairs
+        ],
+    }
 
 
 def render(step: int, groups: Sequence[ScoredGroup], responses: int) -> str:

@@ -85,9 +85,15 @@ def record(**changes: Any) -> dict[str, Any]:
         "tokens": 2,
         "finish_reason": "stop",
     }
+    responses = [response | changes]
     return {
-        "prompt_id": "train/0/1", "prompt": "What?", "right": 1, "judged": 1, "responses": [response | changes]
-    }  # fmt: skip
+        "prompt_id": "train/0/1",
+        "category": None,
+        "prompt": "What?",
+        "right": 1,
+        "judged": 1,
+        "responses": responses,
+    }
 
 
 def made_run(

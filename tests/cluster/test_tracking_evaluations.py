@@ -133,6 +133,8 @@ def test_every_response_is_in_the_lines(tmp_path: Path) -> None:
                 "text": HOSTILE[0],
                 "tokens": 3,
                 "finish_reason": "stop",
+                "min_version": 0,
+                "max_version": 0,
             }
             for outcome, reward in (("right", 1.0), ("wrong", 0.0))
         ],
