@@ -4,14 +4,16 @@
     python benchmarks/reward_throughput.py --smoke    tiny sizes, to see that it works
 
 Throughput is measured on Countdown, with responses like a model's: a few lines of arithmetic and an answer. Hang
-isolation is measured on 16 verdicts of 10 ms each that are asked for at the same time, once as they are and once with
-one of them hanging until it is killed: what counts is how long the others take.
+isolation is measured on 16 verdicts of 10 ms each that are asked for in one call, as the responses to a prompt are,
+once as they are and once with one of them hanging until it is killed: what counts is how long the others take. That is
+measured for verifiers that work and for `async` ones that wait, all at the same time, in one process.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -32,23 +34,18 @@ TIMEOUT_S = 2.0
 ASKED_AT_ONCE = 16
 
 
-class SlowOrHanging:
-    """A verifier that takes 10 ms, or for ever."""
-
-    batched = False
-
-    def judge(self, problem: Any, response: str) -> Verdict:
-        while response == "hang":
-            pass
-        time.sleep(VERDICT_S)
-        return Verdict("right", 1.0, response, "")
-
-    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> list[Verdict]:
-        raise NotImplementedError
+def slow_or_hanging(problem: Any, response: str) -> bool:
+    """A user's verifier that takes 10 ms, or for ever."""
+    while response == "hang":
+        pass
+    time.sleep(VERDICT_S)
+    return True
 
 
-def slow_or_hanging() -> SlowOrHanging:
-    return SlowOrHanging()
+async def waiting_or_hanging(problem: Any, response: str) -> bool:
+    """One that waits for somebody else so long, or for ever."""
+    await asyncio.sleep(1e6 if response == "hang" else VERDICT_S)
+    return True
 
 
 def like_a_models(numbers: Sequence[int]) -> list[str]:
@@ -75,19 +72,21 @@ async def verdicts_per_s(processes: int, groups: int, repeats: int) -> list[floa
     return rates[1:]
 
 
-async def seconds_of_others(processes: int, hanging: bool, repeats: int) -> list[float]:
+async def seconds_of_others(function: str, processes: int, hanging: bool, repeats: int) -> list[float]:
     """Until the last verdict but the hanging one is there, in each repetition."""
-    recipe = Recipe("reward_throughput:slow_or_hanging", search_path=(str(Path(__file__).parent),))
+    options = {"function": f"reward_throughput:{function}"}
+    recipe = Recipe("reward.judges:task_judge", ("python", options, ()), (str(Path(__file__).parent),))
+    asked = [(None, "hang" if hanging and i == 0 else f"{i}") for i in range(ASKED_AT_ONCE)]
     seconds = []
     async with Sandbox(recipe, Limits(timeout_s=TIMEOUT_S), processes) as sandbox:
         await judged_by(sandbox, None, ["warm"] * 4 * processes)
         for _ in range(repeats):
-            started = time.perf_counter()
-            stuck = asyncio.create_task(judged_by(sandbox, None, ["hang" if hanging else "quick"]))
-            others = [judged_by(sandbox, None, [f"{i}"]) for i in range(ASKED_AT_ONCE - 1)]
-            await asyncio.gather(*others)
-            seconds.append(round(time.perf_counter() - started, 4))
-            await stuck
+            started, missing = time.perf_counter(), set(range(1, ASKED_AT_ONCE))
+            async for placed in sandbox.judge(asked):
+                missing -= {place for place, _ in placed}
+                if not missing:
+                    seconds.append(round(time.perf_counter() - started, 4))
+                    missing = {-1}  # there is one left, which hangs
             await judged_by(sandbox, None, ["warm"] * 4 * processes)  # the killed process has been replaced
     return seconds
 
@@ -99,9 +98,9 @@ async def measure(groups: int, repeats: int) -> dict[str, Any]:
         throughput[f"{processes} processes"] = {"verdicts_per_s": rates, "median": statistics.median(rates)}
         print(f"  {processes} processes: {statistics.median(rates):,.0f} verdicts/s", flush=True)
     isolation = {}
-    for hanging in (False, True):
-        seconds = await seconds_of_others(4, hanging, repeats)
-        name = "one hangs" if hanging else "none hangs"
+    for function, hanging in itertools.product(("slow_or_hanging", "waiting_or_hanging"), (False, True)):
+        seconds = await seconds_of_others(function, 4, hanging, repeats)
+        name = f"{function.partition('_')[0]}, {'one hangs' if hanging else 'none hangs'}"
         isolation[name] = {"seconds_until_the_others": seconds, "median_s": statistics.median(seconds)}
         print(f"  {name}: the others took {1000 * statistics.median(seconds):.0f} ms", flush=True)
     return {"throughput": throughput, "hang_isolation": isolation}

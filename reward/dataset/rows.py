@@ -121,12 +121,25 @@ def _mistake(located: Located, options: DatasetOptions, needed: Sequence[str]) -
             return f"{where}: there is no field {name!r} (there are {there})"
     prompt = row[options.prompt_field]
     if isinstance(prompt, str):
-        return None if prompt.strip() else f"{where}: the prompt is empty"
+        if not prompt.strip():
+            return f"{where}: the prompt is empty"
+        return None if _is_text(prompt) else f"{where}: the prompt holds half of a surrogate pair"
     if not _is_conversation(prompt):
         return f"{where}: the prompt must be text, or chat messages with a role and a content each"
     if options.style == "plain":
         return f"{where}: the prompt is chat messages, which go with style: chat"
+    if not all(_is_text(message["content"]) for message in prompt):
+        return f"{where}: the prompt holds half of a surrogate pair"
     return None if prompt[-1]["content"].strip() else f"{where}: the last message is empty"
+
+
+def _is_text(prompt: str) -> bool:
+    """Whether it can be tokenised. JSON has escapes for what is no text: a half of a surrogate pair."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_conversation(prompt: Any) -> bool:

@@ -99,6 +99,11 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         (b'{"prompt": null}', "data.jsonl:1: there is no field 'prompt'"),
         (b"{}", "data.jsonl:1: there is no field 'prompt' (there are none)"),
         (b'{"prompt": " \\n"}', "data.jsonl:1: the prompt is empty"),
+        (b'{"prompt": "a \\ud83d"}', "data.jsonl:1: the prompt holds half of a surrogate pair"),
+        (
+            b'{"prompt": [{"role": "user", "content": "\\ude00"}]}',
+            "data.jsonl:1: the prompt holds half of a surrogate pair",
+        ),
         (b'{"prompt": 7}', "data.jsonl:1: the prompt must be text, or chat messages"),
         (b'{"prompt": []}', "data.jsonl:1: the prompt must be text, or chat messages"),
         (b'{"prompt": [{"role": "user"}]}', "data.jsonl:1: the prompt must be text, or chat messages"),
