@@ -24,7 +24,7 @@ from cluster.objective_checks import check_objective
 from cluster.starter import recipe_of, starter_tasks
 from learner.prefix_support import prefix_obstacle
 from reward.dataset.rows import DatasetProblems
-from reward.task import NotedTask, RemoteTask, Task
+from reward.task import NotedTask, Task
 from reward.tasks import build_task, task_class, task_names
 from reward.trial import try_verifier
 
@@ -248,11 +248,8 @@ def _check_verifier(config: RunConfig, task: Task, problem: Any) -> Iterator[Pro
         if obstacle := try_verifier(config.task, unshaped, search_path, problem):
             yield Problem(f"task.options.{option}", obstacle, "mend the verifier (docs/rewards.md)")
             return
-    if config.reward.shaping:
-        if isinstance(task, RemoteTask):
-            yield Problem("reward.shaping", f"{config.task.name} gives its own rewards", "leave it out")
-        elif obstacle := try_verifier(config.task, config.reward, search_path, problem):
-            yield Problem("reward.shaping", obstacle, "mend the function (docs/rewards.md)")
+    if config.reward.shaping and (obstacle := try_verifier(config.task, config.reward, search_path, problem)):
+        yield Problem("reward.shaping", obstacle, "mend the function (docs/rewards.md)")
 
 
 def task_notes(config: RunConfig) -> Sequence[str]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from cluster.config import ShapingConfig
 from cluster.contracts import Verdict
-from reward.functions import Coroutines, load_function
+from reward.shaping import Shaping
 from reward.task import BatchTask, LoadedTask, LocalTask, PlacedVerdicts
 from reward.tasks import build_task
-from reward.verdicts import number_of
 
 
 def task_judge(name: str, options: Mapping[str, Any], shaping: Sequence[ShapingConfig]) -> TaskJudge:
@@ -25,18 +23,15 @@ def task_judge(name: str, options: Mapping[str, Any], shaping: Sequence[ShapingC
     assert isinstance(task, LocalTask), f"the verdicts of {name} come from somewhere else"
     if isinstance(task, LoadedTask):
         task.load_verifier()
-    return TaskJudge(
-        task, [(term.weight, load_function(term.function, "problem", "response")) for term in shaping]
-    )
+    return TaskJudge(task, Shaping(shaping))
 
 
 class TaskJudge:
     """Only what was judged is shaped, and only its reward: a failed verdict has none, and the outcome stays."""
 
-    def __init__(self, task: LocalTask, terms: Sequence[tuple[float, Callable[..., Any]]]) -> None:
+    def __init__(self, task: LocalTask, shaping: Shaping) -> None:
         self._task = task
-        self._terms = terms
-        self._coroutines = Coroutines()
+        self._shaping = shaping
         self.batched = isinstance(task, BatchTask) and task.batched
 
     def judge(self, problem: Any, response: str) -> Verdict:
@@ -48,10 +43,6 @@ class TaskJudge:
             yield [(i, self._shaped(verdict, problems[i], responses[i])) for i, verdict in placed]
 
     def _shaped(self, verdict: Verdict, problem: Any, response: str) -> Verdict:
-        if not self._terms or verdict.outcome not in ("right", "wrong"):
+        if not self._shaping or verdict.outcome not in ("right", "wrong"):
             return verdict
-        added = [
-            weight * number_of(self._coroutines.result(function(problem, response)))
-            for weight, function in self._terms
-        ]
-        return replace(verdict, reward=math.fsum([verdict.reward, *added]))
+        return replace(verdict, reward=verdict.reward + self._shaping.reward(problem, response))

@@ -1,4 +1,4 @@
-"""What scores the responses of a configured task: a sandbox, or the task's own service. Pure of Ray."""
+"""What scores the responses of a configured task: a sandbox, the task's own service, or both. Pure of Ray."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from cluster.config import RewardConfig, TaskConfig
 from cluster.contracts import Verdict
 from reward.sandbox.pool import Sandbox
 from reward.sandbox.recipe import Limits, Recipe
+from reward.shaping import ShapedScorer
 from reward.task import RemoteTask, Scorer
 from reward.tasks import build_task
 
@@ -28,11 +29,18 @@ def make_scorer(
         ValueError: the task's options do not say where its verdicts come from.
     """
     built = build_task(task.name, task.options)
-    if isinstance(built, RemoteTask):
-        return built.scorer(trial)
-    recipe = Recipe("reward.judges:task_judge", (task.name, task.options, reward.shaping), tuple(search_path))
     limits = Limits(timeout_s=reward.verifier_timeout_s, memory_mib=reward.verifier_memory_mib)
-    return Sandbox(recipe, limits, 1 if trial else reward.processes_per_worker)
+
+    def sandbox(judge: str, *arguments: Any) -> Sandbox:
+        recipe = Recipe(judge, arguments, tuple(search_path))
+        return Sandbox(recipe, limits, 1 if trial else reward.processes_per_worker)
+
+    if not isinstance(built, RemoteTask):
+        return sandbox("reward.judges:task_judge", task.name, task.options, reward.shaping)
+    remote = built.scorer(trial)
+    if not reward.shaping:
+        return remote
+    return ShapedScorer(remote, sandbox("reward.shaping:shaping_judge", reward.shaping))
 
 
 async def judged(scorer: Scorer, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:

@@ -171,6 +171,33 @@ async def test_no_more_at_a_time_than_allowed(service: Service) -> None:
     assert service.most_at_once == 3
 
 
+async def test_rewards_of_a_service_are_shaped_and_its_outcomes_are_not(service: Service) -> None:
+    """A character costs 0.1. What the service has no verdict on, or the function no number for, has none; and what
+    hangs in the one or the other holds up none of the others."""
+    shaping = [{"function": "tests.reward.python.rewards:length_or_hang", "weight": -0.1}]
+    reward = RewardConfig.model_validate(
+        {"processes_per_worker": 2, "verifier_timeout_s": 60, "shaping": shaping}
+    )
+    scorer = make_scorer(task(service.url, timeout_s=60), reward, [])
+    await scorer.start()
+    asked = ["4", "55", "status:404:", "hang", "endless", "no number"]
+    seen: dict[int, Verdict] = {}
+    async with asyncio.timeout(40):
+        async for placed in scorer.judge([(PROBLEM, text) for text in asked]):
+            seen |= dict(placed)
+            if len(seen) == 4:
+                break
+    await scorer.close()
+    assert {place: verdict.outcome for place, verdict in seen.items()} == {
+        0: "right",
+        1: "wrong",
+        2: "error",
+        5: "error",
+    }
+    assert [seen[place].reward for place in (0, 1, 2)] == pytest.approx([0.9, -0.2, 0])
+    assert "returned the reward nan" in seen[5].reason
+
+
 async def test_a_problem_that_is_not_json_is_said(service: Service) -> None:
     scorer = make_scorer(task(service.url), RewardConfig(), [])
     await scorer.start()

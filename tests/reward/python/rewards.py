@@ -74,3 +74,9 @@ def never_a_number(problem: Problem, response: str) -> float:
 
 
 not_a_function = 7
+
+
+def length_or_hang(problem: dict[str, str], response: str) -> float:
+    while response == "endless":
+        pass
+    return float("nan") if response == "no number" else len(response)
