@@ -14,8 +14,7 @@ from cluster.intervals import CONFIDENCE, METHOD, interval
 from cluster.majority import majority_estimates, worth_a_vote
 from cluster.pass_at_k import pass_at_k_estimates, powers_of_two
 from cluster.step_metrics import evaluation_metrics
-from cluster.tracking.transcripts import CategoryOf
-from reward.task import CategorisedTask, Split
+from reward.task import CategorisedTask, CategoryOf, Split
 from reward.tasks import build_task
 
 

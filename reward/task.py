@@ -5,7 +5,7 @@ To add one, write a file `reward/NAME/task.py` with a class that has this shape,
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -17,6 +17,10 @@ Split = Literal["train", "held_out"]
 ChatMessages = list[dict[str, str]]
 PlacedVerdicts = Sequence[tuple[int, Verdict]]
 """Verdicts, each with the place of its response among those that were asked about together."""
+
+
+CategoryOf = Callable[[Any], str | None]
+"""From a problem to what kind of problem it is, in a word or two; None if it is of no kind."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from typing import Any
 
 from cluster.contracts import ScoredGroup
 from cluster.tracking.transcript_page import transcript_page
-from cluster.tracking.transcripts import CategoryOf, record
+from cluster.tracking.transcripts import record
+from reward.task import CategoryOf
 
 SHOWN_RESPONSES = 400
 """On the page: so many that a browser still likes it. The others are in the lines."""

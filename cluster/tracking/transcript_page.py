@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from cluster.contracts import ScoredGroup
 from cluster.tracking.pages import environment
-from cluster.tracking.transcripts import MARKS, CategoryOf, choose, record
+from cluster.tracking.transcripts import MARKS, choose, record
+from reward.task import CategoryOf
 
 
 def transcript_page(

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.contracts import Response, ScoredGroup, Verdict
 
 Pair = tuple[Response, Verdict]
-CategoryOf = Callable[[Any], str | None]
-"""From a problem to what kind of problem it is."""
 
 MARKS = {"right": "✓ right", "wrong": "✗ wrong", "error": "⚠ error", "timeout": "⏱ timeout"}
 SHOWN_CHARACTERS = 6000

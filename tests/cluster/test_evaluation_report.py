@@ -13,9 +13,10 @@ from rich.console import Console
 
 from cluster.config import RunConfig
 from cluster.contracts import ScoredGroup
-from cluster.evaluation_report import CategoryOf, evaluation_report
+from cluster.evaluation_report import evaluation_report
 from cluster.evaluation_table import report_tables
 from cluster.intervals import CONFIDENCE, METHOD, interval
+from reward.task import CategoryOf
 from tests.builders import make_group, make_prompt, make_response
 
 CONFIG = RunConfig.model_validate({"seed": 7, "model": {"source": "./[bold]model"}})
