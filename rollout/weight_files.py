@@ -5,7 +5,7 @@ control channel.
 So the worker writes the published bytes to shared memory once, and each engine process maps the file:
 
     files = NodeWeightFiles(run_id)
-    with files.held(version=3, packed=packed) as path:   # the first worker writes it, the others find it
+    with files.held(version=3, parts=parts) as path:     # the first worker writes it, the others find it
         ...                                              # the engine loads it
     files.close()
 
@@ -19,14 +19,17 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 _PREFIX = "hpo-weights-"
+PATIENCE_S = 30.0
+"""How long one worker waits for another that is writing the same file; then it writes one itself."""
 
 
 def _default_root() -> Path:
@@ -44,14 +47,14 @@ class NodeWeightFiles:
         self._sweep_abandoned()
 
     @contextmanager
-    def held(self, version: int, packed: np.ndarray) -> Iterator[Path]:
-        """The path of `version`'s file, which stays while the block runs. `packed` is uint8 [bytes].
+    def held(self, version: int, parts: Sequence[np.ndarray]) -> Iterator[Path]:
+        """The path of `version`'s file, which stays while the block runs. `parts` are its bytes, uint8 [bytes] each.
 
         Raises:
             OSError: the bytes do not fit into shared memory.
         """
         path = self._directory / f"{version}.safetensors"
-        with self._open_shared(path, packed):
+        with self._open_shared(path, parts):
             yield path
         for other in self._directory.glob("*.safetensors"):
             if int(other.stem) < version:
@@ -74,10 +77,9 @@ class NodeWeightFiles:
                 return file
             file.close()
 
-    def _open_shared(self, path: Path, packed: np.ndarray) -> IO[bytes]:
+    def _open_shared(self, path: Path, parts: Sequence[np.ndarray]) -> IO[bytes]:
         while True:
-            if not path.exists():
-                _write_whole(path, packed)
+            self._write_once(path, parts)
             try:
                 file = open(path, "rb")
             except FileNotFoundError:  # another worker, already further, removed it
@@ -86,6 +88,18 @@ class NodeWeightFiles:
             if _is_at(file, path):
                 return file
             file.close()
+
+    def _write_once(self, path: Path, parts: Sequence[np.ndarray]) -> None:
+        """Write the file if it is not there; who comes while another writes it waits for that one, but not for ever: it
+        may have been stopped in the middle."""
+        patience_ends = time.monotonic() + PATIENCE_S
+        with open(self._directory / "writing", "a") as writing:
+            while not path.exists():
+                if _try_to_lock(writing) or time.monotonic() > patience_ends:
+                    if not path.exists():
+                        _write_whole(path, parts)
+                    return
+                time.sleep(0.002)
 
     def _sweep_abandoned(self) -> None:
         for directory in self._root.glob(f"{_PREFIX}*"):
@@ -100,9 +114,7 @@ class NodeWeightFiles:
         except (FileNotFoundError, PermissionError):
             return
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _try_to_lock(file):
                 return
             if not os.fstat(file.fileno()).st_nlink:  # another sweeper was quicker
                 return
@@ -112,11 +124,13 @@ class NodeWeightFiles:
             shutil.rmtree(gone, ignore_errors=True)
 
 
-def _write_whole(path: Path, packed: np.ndarray) -> None:
+def _write_whole(path: Path, parts: Sequence[np.ndarray]) -> None:
     """The file appears under its name only when it is complete. The first of two writers wins, and is not replaced:
     its file may be held already, and what took its place would be held by nobody."""
     with tempfile.NamedTemporaryFile(dir=path.parent) as file:
-        packed.tofile(file)
+        for part in parts:
+            file.write(part.data)
+        file.flush()
         with suppress(FileExistsError):
             os.link(file.name, path)
 
@@ -127,12 +141,17 @@ def _remove_unless_locked(path: Path) -> None:
     except FileNotFoundError:
         return
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        if _is_at(file, path):
+        if _try_to_lock(file) and _is_at(file, path):
             path.unlink()
+
+
+def _try_to_lock(file: IO[Any]) -> bool:
+    """Get `file`'s exclusive lock, if nobody has any."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:

@@ -12,8 +12,10 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,23 +163,36 @@ class RolloutWorker:
     async def pull_weights(self, publication: Publication) -> float:
         """Fetch a published version, serve it, and return the largest |Δ log p| against the learner on the probe.
 
-        What becomes of responses in flight is `options.on_new_weights`; their caches are computed anew.
+        What becomes of responses in flight is `options.on_new_weights`; their caches are computed anew. The engine
+        goes on sampling while the weights are on their way, and stands still only while it loads them.
         """
-        packed = await publication.weights
-        self._updating = True  # has a deadline of its own, and nothing is sampled meanwhile
-        try:
-            with self._weight_files.held(publication.version, packed) as path:
-                return await self._guarded(self._swap(str(path), publication))
-        finally:
-            self._updating = False
+        async with self._fetched(publication) as path:
+            self._updating = True  # has a deadline of its own, and nothing is sampled meanwhile
+            try:
+                await self._guarded(self._swap(path, publication.version))
+                return await self._guarded(self._probe_gap(publication))
+            finally:
+                self._updating = False
 
-    async def _swap(self, path: str, publication: Publication) -> float:
+    @asynccontextmanager
+    async def _fetched(self, publication: Publication) -> AsyncIterator[Path]:
+        """A file of the published weights on this node, for as long as the block lasts. From another node they come
+        through Ray's object store, once for all workers of this one."""
+        parts = await publication.weights
+        with ExitStack() as stack:
+            held = self._weight_files.held(publication.version, parts)
+            # In a thread: copying takes a while, and meanwhile responses end.
+            yield await asyncio.to_thread(stack.enter_context, held)
+
+    async def _swap(self, path: Path, version: int) -> None:
         await self._engine.pause_generation(mode=_PAUSE_MODES[self._options.on_new_weights], clear_cache=True)
-        await self._engine.collective_rpc("receive_weights", args=(path,))
-        await self._engine.update_weight_version(str(publication.version))
+        await self._reload(path)
+        await self._engine.update_weight_version(str(version))
         await self._engine.resume_generation()
-        self._version = publication.version
-        return await self._probe_gap(publication)
+        self._version = version
+
+    async def _reload(self, path: Path) -> None:
+        await self._engine.collective_rpc("receive_weights", args=(str(path),))
 
     async def _probe_gap(self, publication: Publication) -> float:
         """The largest |Δ log p| between what is served and what the learner says of `publication`."""

@@ -53,8 +53,8 @@ def engine(local_ray: None, models: list[Path]) -> Iterator[ray.actor.ActorHandl
 def publication(version: int, models: Sequence[Path], policies: Sequence[Policy]) -> Publication:
     """The two models' weights take turns."""
     model, policy, probe = models[version % 2], policies[version % 2], random_tokens(1)
-    packed = np.fromfile(model / "model.safetensors", dtype=np.uint8)
-    return Publication(version, ray.put(packed), (probe,), (logprobs_of(policy, probe),))
+    parts = [np.fromfile(model / "model.safetensors", dtype=np.uint8)]
+    return Publication(version, ray.put(parts), (probe,), (logprobs_of(policy, probe),))
 
 
 def prompt(id_: str, seed: int, length: int = 300, responses: int = 1, max_tokens: int = 150) -> Prompt:

@@ -153,7 +153,7 @@ async def learn(
 
 async def pull(group: LearnerGroup) -> tuple[dict[str, Tensor], np.ndarray]:
     publication = await group.publish(version=3)
-    return load(bytes(await publication.weights)), publication.probe_logprobs[0]
+    return load(b"".join(await publication.weights)), publication.probe_logprobs[0]
 
 
 def served(model: Path, published: dict[str, Tensor]) -> dict[str, Tensor]:

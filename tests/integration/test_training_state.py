@@ -78,7 +78,7 @@ async def learn(group: LearnerGroup, steps: range) -> list[dict[str, float]]:
 
 async def weights_of(group: LearnerGroup) -> Weights:
     publication = await group.publish(0)
-    return load(bytes(await publication.weights))
+    return load(b"".join(await publication.weights))
 
 
 def assert_same(found: Weights, expected: Weights, what: str) -> None:

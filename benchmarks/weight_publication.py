@@ -1,0 +1,211 @@
+"""From learned weights to served ones: the way of a version from one learner rank to two rollout workers of its node.
+
+    publish   LearnerRank.publish: the weights into Ray's object store (without the probe's forward pass)
+    fetch     until both workers have a file of them on their node
+    reload    vLLM loads the file (inside the engine, as the worker sees it), one engine after the other
+    pause     from asking the engine to pause until it has resumed, with nothing in flight
+    copy      the bytes of the weights copied in memory once for each worker, into memory that is new as theirs is
+    update    pause, with 32 responses in flight: what the step that is being computed takes is in it
+    probe     the learner's log-probabilities of two prompts, which travel with every version
+
+    python benchmarks/weight_publication.py                # 5 minutes on two cores
+    python benchmarks/weight_publication.py --cases tiny
+
+Targets: publish + fetch ≤ 2 × copy, and pause ≤ 1.2 × reload, for SmolLM2-135M in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+from benchmarks.cases import SMOLLM2, STARTER, TINY, Case
+from benchmarks.report import Target, judged, medians, write_cases
+from cluster.config import LearnerConfig, ObjectiveConfig, RunConfig
+from cluster.contracts import Prompt, Publication, Sampling
+from rollout.worker import EngineOptions, RolloutWorker
+
+CASES = {"tiny": STARTER, "smollm2": SMOLLM2}
+WORKERS = 2
+PROBE = tuple(tuple(range(3, 103)) for _ in range(2))
+
+
+class TimedWorker(RolloutWorker):
+    """Says how long the parts of a pull take."""
+
+    def __init__(self, name: str, options: EngineOptions) -> None:
+        super().__init__(name, options)
+        self._seconds: dict[str, float] = {}
+
+    @asynccontextmanager
+    async def _fetched(self, publication: Publication) -> AsyncIterator[Path]:
+        started = time.perf_counter()
+        async with super()._fetched(publication) as path:
+            self._seconds["fetch"] = time.perf_counter() - started
+            yield path
+
+    async def _swap(self, path: Path, version: int) -> None:
+        started = time.perf_counter()
+        await super()._swap(path, version)
+        self._seconds["pause"] = time.perf_counter() - started
+
+    async def _reload(self, path: Path) -> None:
+        started = time.perf_counter()
+        await super()._reload(path)
+        self._seconds["reload"] = time.perf_counter() - started
+
+    async def fetch(self, publication: Publication) -> None:
+        async with self._fetched(publication):
+            pass
+
+    async def timed_pull(self, publication: Publication) -> dict[str, float]:
+        async with self._fetched(publication) as path:
+            await self._swap(path, publication.version)
+        return self._seconds
+
+
+def copy_seconds(size: int) -> float:
+    """Of `size` bytes, into new memory, for each worker."""
+    source = np.ones(size, dtype=np.uint8)
+    started = time.perf_counter()
+    copies = [source.copy() for _ in range(WORKERS)]
+    seconds = time.perf_counter() - started
+    assert len(copies) == WORKERS
+    return seconds
+
+
+async def measure(model: Path, repeats: int) -> dict[str, Any]:
+    from cluster.placement import Reservation, bundle, cpu_environment
+    from learner.engine import LearnerOptions
+    from learner.rank import LearnerRank
+
+    seconds: dict[str, list[float]] = defaultdict(list)
+    async with AsyncExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        place = await stack.enter_async_context(Reservation("all", [bundle(0.5, 0)] * (1 + WORKERS), 60))
+        options = EngineOptions(
+            run_id=uuid.uuid4().hex,
+            model=str(model),
+            dtype="float32",
+            max_context_tokens=256,
+            max_sequences=32,
+            tensor_parallel=1,
+            kv_cache_gib=0.25,
+            gpu_memory_share=0.5,
+            on_gpu=False,
+        )
+        environment = cpu_environment(1, on_gpu=False)
+        workers = [
+            place.actor(
+                TimedWorker,
+                f"rollout-{index}",
+                options,
+                bundle=1 + index,
+                log_file=logs / f"rollout-{index}.log",
+                env=environment,
+                max_concurrency=100,
+            )
+            for index in range(WORKERS)
+        ]
+        learner = LearnerOptions(str(model), "float32", 1.0, 0, LearnerConfig(), ObjectiveConfig(), (), 1)
+        rank = place.actor(LearnerRank, 0, learner, bundle=0, log_file=logs / "learner.log", env=environment)
+        await asyncio.gather(*(worker.start.remote() for worker in workers))
+        await rank.start.remote(*await rank.rendezvous.remote())
+
+        for turn in range(repeats + 1):  # the first warms up
+            began = time.perf_counter()
+            publication = await rank.publish.remote(turn + 1)
+            published = time.perf_counter()
+            await asyncio.gather(*(worker.fetch.remote(publication) for worker in workers))
+            fetched = time.perf_counter()
+            idle = [await worker.timed_pull.remote(publication) for worker in workers]
+            size = sum(map(len, await publication.weights))
+            copied = copy_seconds(size)
+            busy = await pull_under_load(workers[0], publication)
+            if not turn:
+                continue
+            seconds["publish"].append(published - began)
+            seconds["fetch"].append(fetched - published)
+            seconds["publish + fetch"].append(fetched - began)
+            seconds["copy"].append(copied)
+            for part in ("pause", "reload"):
+                seconds[part].append(float(np.mean([one[part] for one in idle])))
+            seconds["update"].append(busy)
+            print(
+                f"  {turn}/{repeats} " + ", ".join(f"{k} {v[-1]:.3f} s" for k, v in seconds.items()),
+                flush=True,
+            )
+        seconds["probe"] = await probe_seconds(rank, repeats)
+        for worker in workers:
+            await worker.shut_down.remote()
+    return {"bytes": size, **summary({way: [round(s, 4) for s in times] for way, times in seconds.items()})}
+
+
+async def pull_under_load(worker: Any, publication: Publication) -> float:
+    prompt = Prompt("p", "", tuple(range(3, 23)), None, Sampling(32, 1.0, 64, seed=None))
+    await worker.submit.remote([prompt])
+    seconds = (await worker.timed_pull.remote(publication))["pause"]
+    missing = prompt.sampling.responses
+    while missing:
+        missing -= len(await worker.collect.remote(60.0))
+    return seconds
+
+
+async def probe_seconds(rank: Any, repeats: int) -> list[float]:
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        await rank.probe_logprobs.remote(PROBE)
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
+
+
+def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    median_s = medians(seconds)
+    found = {
+        "copy / (publish + fetch)": round(median_s["copy"] / median_s["publish + fetch"], 3),
+        "reload / pause": round(median_s["reload"] / median_s["pause"], 3),
+    }
+    targets = [Target("copy / (publish + fetch)", 1 / 2), Target("reload / pause", 1 / 1.2)]
+    return {"seconds": seconds, "median_s": median_s, "ratios": found, "targets": judged(found, targets)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--smoke", action="store_true", help="one tiny model, once: does it run?")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/weight_publication.json")
+    arguments = parser.parse_args()
+
+    import ray
+
+    from cluster.placement import connect
+
+    connect(RunConfig().cluster)
+    cases = {"tiny": TINY} if arguments.smoke else {name: CASES[name] for name in arguments.cases}
+    for name, model in cases.items():
+        print(name, flush=True)
+        with Case(model, 1, 2, (8, 8), (8, 8), 64, 1).model_directory() as directory:
+            found = asyncio.run(measure(directory, 1 if arguments.smoke else arguments.repeats))
+        write_cases("weight_publication", {name: {"workers": WORKERS, **found}}, arguments.output)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
