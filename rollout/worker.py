@@ -49,6 +49,37 @@ class EngineOptions:
     on_new_weights: OnNewWeights = "continue"
 
 
+def vllm_arguments(options: EngineOptions) -> dict[str, Any]:
+    """What vLLM's engine is told, under vLLM's names."""
+    device_arguments: dict[str, Any]
+    if options.on_gpu:
+        device_arguments = {"gpu_memory_utilization": options.gpu_memory_share}
+    else:
+        # The CPU default takes nearly all of the host's memory; and compilation costs more than it brings.
+        device_arguments = {
+            "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30),
+            "enforce_eager": True,
+            # A seeded request whose tokens are taken in by parts ends vLLM's engine: it would set the random
+            # generator back, and those of a CPU cannot be. What does not fit into a step waits for the next.
+            "enable_chunked_prefill": False,
+            "distributed_executor_backend": "mp" if options.tensor_parallel > 1 else "uni",
+        }
+    return {
+        "model": options.model,
+        "dtype": options.dtype,
+        "max_model_len": options.max_context_tokens,
+        "max_num_seqs": options.max_sequences,
+        "max_num_batched_tokens": max(options.max_context_tokens, options.max_sequences, 8192),
+        "tensor_parallel_size": options.tensor_parallel,
+        # Log-probabilities of the distribution that was really sampled from: after the temperature.
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "worker_extension_cls": "rollout.weight_receiver.WeightReceiver",
+        "disable_log_stats": True,
+        **device_arguments,
+    }
+
+
 class RolloutWorker:
     """One vLLM engine. Made into an actor by `cluster/fleet.py`, with `max_concurrency` above the requests in flight.
 
@@ -87,35 +118,7 @@ class RolloutWorker:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        device_options: dict[str, Any]
-        if options.on_gpu:
-            device_options = {"gpu_memory_utilization": options.gpu_memory_share}
-        else:
-            # The CPU default takes nearly all of the host's memory; and compilation costs more than it brings.
-            device_options = {
-                "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30),
-                "enforce_eager": True,
-                # A seeded request whose tokens are taken in by parts ends vLLM's engine: it would set the random
-                # generator back, and those of a CPU cannot be. What does not fit into a step waits for the next.
-                "enable_chunked_prefill": False,
-                "distributed_executor_backend": "mp" if options.tensor_parallel > 1 else "uni",
-            }
-        self._engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=options.model,
-                dtype=options.dtype,
-                max_model_len=options.max_context_tokens,
-                max_num_seqs=options.max_sequences,
-                max_num_batched_tokens=max(options.max_context_tokens, options.max_sequences, 8192),
-                tensor_parallel_size=options.tensor_parallel,
-                # Log-probabilities of the distribution that was really sampled from: after the temperature.
-                logprobs_mode="processed_logprobs",
-                generation_config="vllm",
-                worker_extension_cls="rollout.weight_receiver.WeightReceiver",
-                disable_log_stats=True,
-                **device_options,
-            )
-        )
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**vllm_arguments(options)))
         warm_up = Sampling(responses=1, temperature=1.0, max_response_tokens=4, seed=None)
         await self._sample((0, 1), warm_up, seed=None)
         await self._engine.update_weight_version(str(LOADED_VERSION))

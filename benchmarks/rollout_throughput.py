@@ -1,0 +1,204 @@
+"""Sampling through the whole path against vLLM alone: the same prompts, seeds and engine options, on one thread each.
+
+    offline      `LLM.generate`, all prompts at once
+    whole path   a rollout worker that is fed prompts, reward actors that judge each response, the work buffer
+
+A turn of either samples the same responses. What takes longer is what is ours: Ray's calls, verdicts, accounting.
+
+    python benchmarks/rollout_throughput.py                  # 6 minutes on two cores
+    python benchmarks/rollout_throughput.py --cases tiny
+
+Target: offline / whole path ≥ 0.95. Both engines are up at the same time; who is not asked waits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.cases import SMOLLM2, STARTER, TINY, Case
+from benchmarks.report import Target, judged, medians, ratios, seconds_in_turn, write_cases
+from cluster.config import RunConfig
+from cluster.contracts import Prompt
+from rollout.worker import EngineOptions, vllm_arguments
+
+OFFLINE, WHOLE_PATH = "offline", "whole path"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is sampled in a turn, with which model."""
+
+    model: Any
+    style: str
+    prompts: int
+    responses: int
+    max_response_tokens: int
+    max_context_tokens: int
+    max_sequences: int
+    repeats: int
+
+
+CASES = {
+    "tiny": Sizes(STARTER, "compact", 128, 16, 32, 64, 256, 9),
+    "smollm2": Sizes(SMOLLM2, "chat", 8, 8, 64, 384, 64, 3),
+}
+SMOKE = Sizes(TINY, "compact", 4, 2, 8, 64, 8, 1)
+
+
+class OfflineEngine:
+    """vLLM as it is driven without us."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        from vllm import LLM
+
+        self._llm = LLM(**vllm_arguments(options))
+
+    def generate(self, prompts: Sequence[Prompt]) -> int:
+        """The number of tokens that were sampled."""
+        from vllm import SamplingParams
+
+        asked = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
+        parameters = [
+            SamplingParams(
+                n=prompt.sampling.responses,
+                temperature=prompt.sampling.temperature,
+                max_tokens=prompt.sampling.max_response_tokens,
+                seed=prompt.sampling.seed,
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+            )
+            for prompt in prompts
+        ]
+        outputs = self._llm.generate(asked, parameters, use_tqdm=False)
+        return sum(len(one.token_ids) for output in outputs for one in output.outputs)
+
+
+def configuration(sizes: Sizes, directory: Path) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "throughput",
+            "directory": str(directory),
+            "model": {"max_context_tokens": sizes.max_context_tokens},
+            "task": {
+                "name": "countdown",
+                "options": {"style": sizes.style, "held_out_puzzles": sizes.prompts}
+                if sizes.style == "chat"
+                else {},
+            },
+            "rollout": {
+                "workers": 1,
+                "max_response_tokens": sizes.max_response_tokens,
+                "max_sequences": sizes.max_sequences,
+                "cpus_per_worker": 0.5,
+                "kv_cache_gib": 0.5,
+            },
+            "reward": {"cpus_per_worker": 0.25},
+            "evaluation": {"prompts": sizes.prompts, "responses_per_prompt": sizes.responses},
+            "tracking": {"wandb": "disabled"},
+        }
+    )
+
+
+def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
+    import ray
+
+    from cluster.actor_graph import ActorGraph, engine_options
+    from cluster.placement import cpu_environment
+    from cluster.questions import encode_questions, evaluation_prompts
+    from cluster.run_directory import RunDirectory
+
+    tokens: dict[str, int] = {}
+
+    async def start(stack: AsyncExitStack) -> dict[str, Callable[[], Any]]:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        config = configuration(sizes, directory)
+        run_directory = RunDirectory(config.run_directory)
+        run_directory.logs.mkdir(parents=True)
+        prompts = evaluation_prompts(config, encode_questions(config, model))
+        graph = ActorGraph(config, run_directory, model)
+        rewards = await stack.enter_async_context(graph.rewards())
+        fleet = await stack.enter_async_context(graph.fleet(rewards, print))
+        fleet.serve_as_loaded()
+        offline = (
+            ray.remote(OfflineEngine)
+            .options(num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)})
+            .remote(engine_options(config, model))
+        )
+
+        async def whole_path() -> None:
+            before = fleet.sampled_tokens
+            await fleet.sample(prompts)
+            tokens[WHOLE_PATH] = fleet.sampled_tokens - before
+
+        async def alone() -> None:
+            tokens[OFFLINE] = await offline.generate.remote(prompts)
+
+        ways = {OFFLINE: alone, WHOLE_PATH: whole_path}
+        for way in ways.values():  # what is done once
+            await way()
+        return ways
+
+    stack = AsyncExitStack()
+    with asyncio.Runner() as runner:
+        try:
+            ways = runner.run(start(stack))
+            seconds = seconds_in_turn(
+                {name: lambda way=way: runner.run(way()) for name, way in ways.items()}, sizes.repeats
+            )
+        finally:
+            runner.run(stack.aclose())
+    found = medians(seconds)
+    return {
+        "response_tokens": tokens,
+        "seconds": seconds,
+        "median_s": found,
+        "tokens_per_s": {way: round(tokens[way] / found[way]) for way in found},
+        "ratios": ratios(found, [OFFLINE]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--repeats", type=int, help="of each way; default: by case")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/rollout_throughput.json")
+    arguments = parser.parse_args()
+
+    import ray
+
+    from cluster.placement import connect
+
+    connect(RunConfig().cluster)
+    cases = {"tiny": SMOKE} if arguments.smoke else {name: CASES[name] for name in arguments.cases}
+    for name, sizes in cases.items():
+        if arguments.repeats:
+            sizes = replace(sizes, repeats=arguments.repeats)
+        print(name, flush=True)
+        with Case(sizes.model, 1, 2, (8, 8), (8, 8), 64, 1).model_directory() as model:
+            found = measure(sizes, model)
+        found["targets"] = judged(found["ratios"], [Target(f"{OFFLINE} / {WHOLE_PATH}", 0.95)])
+        described = {"model": str(sizes.model)} | {
+            key: value for key, value in vars(sizes).items() if key != "model"
+        }
+        write_cases("rollout_throughput", {name: {"sizes": described, **found}}, arguments.output)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
