@@ -281,6 +281,11 @@ def gauge_name(key: str) -> str:
     return f"hpo_{key.replace('/', '_')}"
 
 
+def gauge_description(key: str) -> str:
+    """Ray takes ASCII only, and what the metrics mean is not: so this says where to read it."""
+    return f"{key} of hpo-trainer: docs/metrics.md"
+
+
 def prometheus_name(key: str) -> str:
     """As Prometheus sees it: Ray puts its own name in front."""
     return f"ray_{gauge_name(key)}"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
 
-from cluster.tracking.catalogue import METRICS, gauge_name
+from cluster.tracking.catalogue import METRICS, gauge_description, gauge_name
 
 
 class RayMetrics:
@@ -28,7 +28,7 @@ class RayMetrics:
 
     def _gauge(self, key: str) -> Gauge:
         if key not in self._gauges:
-            gauge = Gauge(gauge_name(key), description=METRICS[key].meaning, tag_keys=("run",))
+            gauge = Gauge(gauge_name(key), description=gauge_description(key), tag_keys=("run",))
             gauge.set_default_tags(self._labels)
             self._gauges[key] = gauge
         return self._gauges[key]
