@@ -1,0 +1,117 @@
+"""How often rounding decides: seeded responses sampled by one worker, by the same worker again, and by two workers.
+
+Prompts, seeds and the order of batches are the same for any number of workers. What may differ is which responses an
+engine computes together, and with that the last bits of its logits; now and then another token is drawn because of them.
+
+    python benchmarks/reproducibility.py                   # 3 minutes on two cores
+    python benchmarks/reproducibility.py --cases tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+from benchmarks.cases import Case
+from benchmarks.report import write_cases
+from benchmarks.rollout_throughput import CASES, SMOKE, Sizes, configuration
+from cluster.contracts import Response, ScoredGroup
+
+
+def differing(some: Sequence[ScoredGroup], others: Sequence[ScoredGroup]) -> dict[str, Any]:
+    """Of the responses to the same prompts: how many have other tokens, and how many other bits in log-probabilities."""
+    pairs = [
+        pair
+        for one, other in zip(some, others, strict=True)
+        for pair in zip(one.responses, other.responses, strict=True)
+    ]
+    tokens = sum(not _same_tokens(*pair) for pair in pairs)
+    bits = sum(
+        not (_same_tokens(*pair) and np.array_equal(pair[0].logprobs, pair[1].logprobs)) for pair in pairs
+    )
+    return {"responses": len(pairs), "other_tokens": tokens, "other_bits": bits, "share": tokens / len(pairs)}
+
+
+def _same_tokens(one: Response, other: Response) -> bool:
+    return np.array_equal(one.token_ids, other.token_ids)
+
+
+async def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
+    from cluster.actor_graph import ActorGraph
+    from cluster.questions import encode_questions, evaluation_prompts
+    from cluster.run_directory import RunDirectory
+
+    async with AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        config = configuration(sizes, directory)
+        run_directory = RunDirectory(config.run_directory)
+        run_directory.logs.mkdir(parents=True)
+        prompts = evaluation_prompts(config, encode_questions(config, model))
+        rewards = await stack.enter_async_context(ActorGraph(config, run_directory, model).rewards())
+
+        async def sampled(workers: int, times: int) -> list[list[ScoredGroup]]:
+            # A prompt to a call, so that two workers share them out as they come.
+            changed = {"workers": workers, "cpus_per_worker": 0.25, "prompts_per_request": 1}
+            own = config.model_copy(update={"rollout": config.rollout.model_copy(update=changed)})
+            async with ActorGraph(own, run_directory, model).fleet(rewards, print) as fleet:
+                fleet.serve_as_loaded()
+                await fleet.wait_until(lambda: fleet.state.healthy == workers)
+                return [await fleet.sample(prompts) for _ in range(times)]
+
+        first, again = await sampled(workers=1, times=2)
+        (anew,) = await sampled(workers=1, times=1)
+        (two,) = await sampled(workers=2, times=1)
+        used = {group.group.worker for group in two}
+    assert len(used) == 2, "one of the two workers had nothing to do"
+    return {
+        "the same worker again": differing(first, again),
+        "another worker": differing(first, anew),
+        "two workers": differing(first, two),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/reproducibility.json")
+    arguments = parser.parse_args()
+
+    import ray
+
+    from cluster.config import RunConfig
+    from cluster.placement import connect
+
+    connect(RunConfig().cluster)
+    cases = (
+        {"tiny": replace(SMOKE, prompts=16)}
+        if arguments.smoke
+        else {name: CASES[name] for name in arguments.cases}
+    )
+    for name, sizes in cases.items():
+        print(name, flush=True)
+        with Case(sizes.model, 1, 2, (8, 8), (8, 8), 64, 1).model_directory() as model:
+            found = asyncio.run(measure(sizes, model))
+        print(f"  {found}", flush=True)
+        described = {"model": str(sizes.model)} | {
+            key: value for key, value in vars(sizes).items() if key not in ("model", "repeats")
+        }
+        write_cases("reproducibility", {name: {"sizes": described, **found}}, arguments.output)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
