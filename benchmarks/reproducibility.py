@@ -1,7 +1,7 @@
 """How often rounding decides: seeded responses sampled by one worker, by the same worker again, and by two workers.
 
-Prompts, seeds and the order of batches are the same for any number of workers. What may differ is which responses an
-engine computes together, and with that the last bits of its logits; now and then another token is drawn because of them.
+Prompts, seeds and the order of batches are the same for any number of workers. What may differ is which responses
+an engine computes together, and with that the last bits of its logits; now and then they decide which token is drawn.
 
     python benchmarks/reproducibility.py                   # 3 minutes on two cores
     python benchmarks/reproducibility.py --cases tiny
@@ -30,7 +30,7 @@ from cluster.contracts import Response, ScoredGroup
 
 
 def differing(some: Sequence[ScoredGroup], others: Sequence[ScoredGroup]) -> dict[str, Any]:
-    """Of the responses to the same prompts: how many have other tokens, and how many other bits in log-probabilities."""
+    """Of the responses to the same prompts: how many have other tokens, how many other bits in log-probabilities."""
     pairs = [
         pair
         for one, other in zip(some, others, strict=True)

@@ -1,0 +1,76 @@
+"""Published weights reach workers on another node, through Ray's object store: two raylets on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+from safetensors.torch import load_file
+
+from cluster.config import ClusterConfig
+from cluster.contracts import Publication
+from cluster.placement import connect
+from learner.packing import file_parts
+from rollout.worker import EngineOptions, RolloutWorker
+
+STORE_BYTES = 80 * 2**20
+pytestmark = [pytest.mark.timeout(240), pytest.mark.drill]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head, where weights are published, and a node for workers."""
+    with (
+        tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp") as directory,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_TMPDIR", directory)
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES}
+        )
+        cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES, resources={"elsewhere": 2})
+        connect(ClusterConfig(address=cluster.address))
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+class Fetcher:
+    """A rollout worker without its engine."""
+
+    def __init__(self, name: str, options: EngineOptions) -> None:
+        self._worker = RolloutWorker(name, options)
+
+    async def fetch(self, publication: Publication) -> tuple[str, int, dict[str, float]]:
+        """The node, the file's inode, and the sum of each weight."""
+        async with self._worker._fetched(publication) as path:
+            sums = {name: float(weight.sum()) for name, weight in load_file(path).items()}
+            return ray.get_runtime_context().get_node_id(), path.stat().st_ino, sums
+
+    async def close(self) -> None:
+        await self._worker.shut_down()
+
+
+async def test_workers_of_another_node_share_one_file_and_old_versions_are_freed(cluster: Cluster) -> None:
+    """20 versions of 16 MiB pass through stores of 80: what nobody needs any more has to go."""
+    options = EngineOptions(uuid.uuid4().hex, "none", "float32", 64, 8, 1, 0.1, 0.5, on_gpu=False)
+    workers = [
+        ray.remote(Fetcher).options(resources={"elsewhere": 1}, num_cpus=0).remote(f"rollout-{i}", options)
+        for i in range(2)
+    ]
+    head = ray.get_runtime_context().get_node_id()
+    for version in range(1, 21):
+        weights = {"a": torch.full((2**21,), float(version)), "b": torch.full((2**21,), 2.0 * version)}
+        publication = Publication(version, ray.put(file_parts(weights)), (), ())
+        del weights
+        (node, inode, sums), other = [await worker.fetch.remote(publication) for worker in workers]
+        assert node != head
+        assert other == (node, inode, sums)
+        assert sums == {"a": version * 2.0**21, "b": version * 2.0**22}
+    for worker in workers:
+        await worker.close.remote()
