@@ -131,7 +131,10 @@ def explained(address: str) -> Iterator[None]:
         if "does not exist" in str(error):
             raise NoSuchJobError(f"the cluster at {address} knows no such job; see launch.py list") from error
         if "No available agent" in str(error):
-            raise NotReadyError(f"the cluster at {address} is starting, and takes no jobs yet") from error
+            raise NotReadyError(
+                f"the cluster at {address} takes no jobs yet. If it was not started just now, its head's agent found "
+                "its port taken, by another Ray on that machine: ray start --head --dashboard-agent-listen-port=0"
+            ) from error
         raise JobServerError(
             f"the cluster at {address} refused: {' '.join(str(error).split())[:500]}"
         ) from error

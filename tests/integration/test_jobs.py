@@ -37,6 +37,8 @@ from tests.simulated import assert_complete, simulation
 
 PLANTED = "planted0" * 5
 ROLES = {"driver": {"role": "driver"}, "rollout": {"role": "rollout"}}
+FREE_PORT = {"dashboard_agent_listen_port": 0}
+"""The usual one is taken if there is another Ray on the machine, and then no job is ever taken."""
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 
@@ -51,7 +53,7 @@ class Site:
     def add_node(self, role: str, cpus: int = 2) -> Any:
         """On real machines nodes share no folder either."""
         folder = tempfile.mkdtemp(prefix="n", dir=self.folder)
-        return self.cluster.add_node(num_cpus=cpus, labels={"role": role}, temp_dir=folder)
+        return self.cluster.add_node(num_cpus=cpus, labels={"role": role}, temp_dir=folder, **FREE_PORT)
 
     def workers(self) -> dict[int, str]:
         """Rollout workers that live: the id of the node of each, by process."""
@@ -74,10 +76,10 @@ def site() -> Iterator[Site]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-        fast_death = {  # a node that is gone is missed after 3 s
-            "health_check_initial_delay_ms": 1000,
-            "health_check_period_ms": 1000,
-            "health_check_failure_threshold": 3,
+        fast_death = {  # a node that is gone is missed after 10 s
+            "health_check_initial_delay_ms": 5000,
+            "health_check_period_ms": 2000,
+            "health_check_failure_threshold": 5,
         }
         cluster = Cluster(
             initialize_head=True,
@@ -86,6 +88,7 @@ def site() -> Iterator[Site]:
                 "include_dashboard": True,
                 "dashboard_port": 0,
                 "_system_config": fast_death,
+                **FREE_PORT,
             },
         )
         try:
