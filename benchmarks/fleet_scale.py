@@ -121,6 +121,7 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
     from cluster.run_directory import RunDirectory
     from cluster.tracking import RunConsole, Tracker, read_metrics
     from learner.weighing import WeighedBatch
+    from reward.countdown.puzzles import Puzzle
     from reward.scoring import RewardPool
     from rollout.prompt_encoder import EncodedPrompt
 
@@ -154,8 +155,9 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
         return Sampling(config.rollout.responses_per_prompt, 1.0, engines.response_tokens, None)
 
     directory = RunDirectory(config.run_directory)
+    problem = Puzzle((1, 2, 3), 6)
     question = EncodedPrompt("question", tuple(range(64)))
-    held_out = [Prompt("eval/0", question.text, question.token_ids, None, sampling("eval/0"))]
+    held_out = [Prompt("eval/0", question.text, question.token_ids, problem, sampling("eval/0"))]
     with (
         RunConsole(config.name, config.steps, quiet=True) as console,
         Tracker(config, directory, console) as tracker,
@@ -167,7 +169,7 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
             learner: Any = SleepingLearner()
             await Controller(
                 config,
-                PromptSource([Question(None, question) for _ in range(10_000)], config.seed, sampling),
+                PromptSource([Question(problem, question)] * 10_000, config.seed, sampling),
                 held_out,
                 fleet,
                 learner,

@@ -34,6 +34,7 @@ from cluster.tracking import RunConsole, Tracker, read_metrics
 from cluster.worker_places import WorkerPlaces
 from learner.state_files import FileRecord
 from learner.weighing import WeighedBatch
+from reward.countdown.puzzles import Puzzle
 from reward.scoring import Judgeable
 from reward.task import PlacedVerdicts
 from rollout.fleet_state import LOADED_VERSION
@@ -41,6 +42,8 @@ from rollout.prompt_encoder import EncodedPrompt
 from rollout.worker import EngineOptions
 
 TOKENS = 8
+PROBLEM = Puzzle((1, 2, 3), 6)
+"""Nobody solves it, but evaluations want to know how difficult it is."""
 GAP_PER_VERSION = 0.01
 """By how much the log-probability of every token falls from one weight version to the next."""
 
@@ -177,12 +180,13 @@ class Simulation:
         """The fleet, and the controller's loop as a task."""
         config = self.config
         directory = RunDirectory(config.run_directory)
-        questions = [Question(None, EncodedPrompt("question", (1, 2, 3))) for _ in range(self.problems)]
+        question = Question(PROBLEM, EncodedPrompt("question", (1, 2, 3)))
+        questions = [question] * self.problems
 
         def sampling(prompt_id: str) -> Sampling:
             return Sampling(config.rollout.responses_per_prompt, 1.0, TOKENS, None)
 
-        held_out = [Prompt("eval/0", "question", (1, 2, 3), None, sampling("eval/0"))]
+        held_out = [Prompt("eval/0", "question", (1, 2, 3), PROBLEM, sampling("eval/0"))]
         checkpoints = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
         newest = checkpoints.newest_intact(self.events.append)
         with (
