@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cluster.config import RunConfig
 from cluster.config_loading import load_config
@@ -161,11 +160,9 @@ def status(job: _Job, address: _Address = None, as_json: _AsJson = False) -> Non
     if as_json:
         typer.echo(json.dumps(_as_row(details)))
         return
-    table = Table.grid(padding=(0, 3))
     for name, value in _as_row(details).items():
         if value is not None:
-            table.add_row(Text(name, "cyan"), Text(plain_text(str(value))))
-    Console(highlight=False).print(table)
+            typer.echo(f"{name:<14} {plain_text(str(value))}")
 
 
 def logs(

@@ -12,13 +12,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import ray
+from ray._private.authentication.authentication_token_setup import (
+    enable_token_auth_by_default,
+    ensure_token_if_auth_enabled,
+)
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
@@ -27,7 +31,7 @@ from cluster.jobs.following import follow
 from cluster.jobs.package import PROJECT, package
 from cluster.jobs.resubmission import Budgets, Ending
 from cluster.jobs.sending_keys import send_keys
-from cluster.jobs.server import JobServer, JobServerError
+from cluster.jobs.server import JobServer, JobServerError, has_ended
 from cluster.jobs.submission import DriverPlace, Submission, refuse_live_run, submit
 from cluster.jobs.supervising import supervise
 from cluster.run_control import scale
@@ -51,19 +55,29 @@ class Site:
     folder: Path
 
     def add_node(self, role: str, cpus: int = 2) -> Any:
-        """On real machines nodes share no folder either."""
+        """On real machines nodes share no folder either. As `ray start` does, each writes down which cluster it is of:
+        else a driver there would join any cluster of this machine."""
         folder = tempfile.mkdtemp(prefix="n", dir=self.folder)
+        Path(folder, "ray_current_cluster").write_text(self.cluster.address)
         return self.cluster.add_node(num_cpus=cpus, labels={"role": role}, temp_dir=folder, **FREE_PORT)
 
     def workers(self) -> dict[int, str]:
         """Rollout workers that live: the id of the node of each, by process."""
-        return {
-            actor.pid: actor.node_id
-            for actor in list_actors(
-                address=self.server.address,
-                filters=[("class_name", "=", "SimulatedWorker"), ("state", "=", "ALIVE")],
+        alive = list_actors(address=self.server.address, filters=[("state", "=", "ALIVE")])
+        return {actor.pid: actor.node_id for actor in alive if actor.class_name.endswith("SimulatedWorker")}
+
+    def until_step(self, step: int, job: str, config: RunConfig) -> None:
+        try:
+            until(
+                lambda: steps_done(config) >= step or has_ended(self.server.details(job)),
+                f"step {step} of {job}",
             )
-        }
+            assert steps_done(config) >= step
+        except AssertionError as error:
+            logs = "\n".join(file.read_text() for file in RunDirectory(config.run_directory).logs.glob("*"))
+            details = self.server.details(job)
+            error.add_note(f"{details.status} {details.message}\n{self.server.log(job)}\n{logs}")
+            raise
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +89,8 @@ def site() -> Iterator[Site]:
     ):
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_TMPDIR", folder)
+        enable_token_auth_by_default()  # as `ray.init` does for a cluster of its own
+        ensure_token_if_auth_enabled()
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         fast_death = {  # a node that is gone is missed after 10 s
             "health_check_initial_delay_ms": 5000,
@@ -168,13 +184,13 @@ def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_submitted_run_is_placed_scaled_loses_a_node_and_finishes(site: Site, tmp_path: Path) -> None:
-    submission = simulated(tmp_path, "placed")
+    submission = simulated(tmp_path, "placed", steps=500)
     job = submit(site.server, submission)
-    until(lambda: steps_done(submission.config) > 0, "the first steps")
+    site.until_step(1, job, submission.config)
     with pytest.raises(JobServerError, match=f"job {job} is the run placed already.*launch.py stop placed"):
         refuse_live_run(site.server, "placed")
 
-    (first,) = set(site.workers().values())
+    (first,) = until(lambda: set(site.workers().values()), "the workers to be seen")
     assert site.server.details(job).driver_node_id not in (first, site.cluster.head_node.node_id)
     second = site.add_node("rollout")
     said = scale(submission.config.run_directory, 4, site.cluster.address)
@@ -189,15 +205,12 @@ def test_a_submitted_run_is_placed_scaled_loses_a_node_and_finishes(site: Site, 
 
 
 def test_a_run_whose_driver_is_killed_is_submitted_again_and_goes_on(site: Site, tmp_path: Path) -> None:
-    submission = simulated(tmp_path, "killed")
+    submission = simulated(tmp_path, "killed", steps=100)
     said: list[str] = []
 
-    def kill_once() -> None:
-        until(lambda: steps_done(submission.config) >= 12, "steps to lose")
-        driver_of("killed").send_signal(signal.SIGKILL)
-
     job = submit(site.server, submission)
-    kill_once()
+    site.until_step(12, job, submission.config)
+    driver_of("killed").send_signal(signal.SIGKILL)
     ending = supervise(site.server, submission, job, Budgets(1, 0), lambda _: None, said.append)
     assert ending is Ending.DONE
     assert len(said) == 1
@@ -207,15 +220,16 @@ def test_a_run_whose_driver_is_killed_is_submitted_again_and_goes_on(site: Site,
 
 
 def test_what_a_person_sees_and_stops(site: Site, tmp_path: Path) -> None:
-    submission = simulated(tmp_path, "watched", steps=100_000)
+    # Its driver is on the head: of nodes that share a machine only that one's log is found.
+    submission = replace(simulated(tmp_path, "watched", steps=100_000), place=DriverPlace())
     job = submit(site.server, submission)
-    until(lambda: steps_done(submission.config) > 0, "the first steps")
+    site.until_step(1, job, submission.config)
     where = ("--address", site.server.address)
 
     listed = json.loads(command_line("list", "--json", *where).stdout)
     assert {"job": job, "run": "watched", "status": "running"}.items() <= listed[-1].items()
     status = command_line("status", "watched", *where)
-    assert str(submission.config.run_directory) in status.stdout.replace("\n", "").replace(" ", ""), status
+    assert f"run_directory  {submission.config.run_directory}\n" in status.stdout, status
     driver = driver_of("watched")
     stopped = command_line("stop", "watched", *where)
     assert "is stopped" in stopped.stderr, stopped
