@@ -23,9 +23,14 @@ from tests.builders import all_verdicts
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with a verifier, and Ray."""
     (tmp_path / "my_rewards.py").write_text(
+        "import pathlib, time\n"
         "def score(problem, response):\n"
         "    while response == 'hang':\n"
         "        pass\n"
+        "    while response == 'wait':\n"
+        "        time.sleep(0.01)\n"
+        "        if pathlib.Path(problem['go']).exists():\n"
+        "            return {'reward': 1, 'answer': response}\n"
         "    return {'reward': response == problem['answer'], 'answer': response}\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -47,10 +52,11 @@ def answers(row: int, texts: list[str]) -> list[Judgeable]:
     return [Judgeable({"answer": f"{row}"}, text, "stop") for text in texts]
 
 
-async def test_a_hanging_verdict_holds_up_none_that_it_came_with(
+async def test_a_verdict_that_takes_long_holds_up_none_and_is_not_lost_with_its_actor(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has five minutes. The fifteen that were handed over with it are there at once."""
+    """The fifteen that were handed over with it are there at once. Then the actor is killed; Ray starts another, which
+    is asked again."""
     monkeypatch.setenv("PWD", str(here))
     config = RunConfig.model_validate(
         {
@@ -59,14 +65,20 @@ async def test_a_hanging_verdict_holds_up_none_that_it_came_with(
         }
     )
     graph = ActorGraph(config, RunDirectory(here / "run"), here / "model")
-    async with graph.rewards() as rewards:
-        seen: dict[int, str] = {}
-        async with asyncio.timeout(60):
-            async for placed in rewards.judge(answers(1, ["1"] * 8 + ["hang"] + ["1"] * 7)):
-                seen |= {place: verdict.outcome for place, verdict in placed}
-                if len(seen) == 15:
-                    break
-    assert seen == dict.fromkeys([*range(8), *range(9, 16)], "right")
+    problem = {"answer": "1", "go": str(here / "go")}
+    asked = [Judgeable(problem, text, "stop") for text in ["1"] * 8 + ["wait"] + ["1"] * 7]
+    seen: list[int] = []
+    async with graph.rewards() as rewards, asyncio.timeout(120):
+        async for placed in rewards.judge(asked):
+            assert {verdict.outcome for _, verdict in placed} <= {"right"}
+            seen += [place for place, _ in placed]
+            if len(seen) == 15 and not (here / "go").exists():
+                assert 8 not in seen
+                actor = verifier_processes()[0].parent()
+                assert actor is not None
+                actor.kill()
+                (here / "go").touch()
+    assert sorted(seen) == list(range(16))
 
 
 async def test_groups_are_scored_side_by_side_and_nothing_is_left(
