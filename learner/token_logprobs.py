@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 BLOCK_BYTES = 64 * 2**20
-"""Of one block's logits in float32. Two tensors of this size exist at a time."""
+"""Of one block's logits in float32; twice that where the whole vocabulary fits. Two such tensors exist at a time."""
 SMALLEST_BLOCK = 1024
 """Words, however many tokens there are: as wide as hidden states are, so nothing is gained below."""
 
@@ -42,7 +42,10 @@ class TokenLogprobs(nn.Module):
         """Log π(token) and the entropy of π, both [N], where π = softmax(head(hidden) / temperature). At least float32;
         both are differentiable.
         """
-        words = max(self._smallest_block, self._block_bytes // (4 * max(1, len(hidden_ND))))
+        bytes_of_a_word = 4 * max(1, len(hidden_ND))
+        words = max(self._smallest_block, self._block_bytes // bytes_of_a_word)
+        if bytes_of_a_word * len(self.weight) <= 2 * self._block_bytes:
+            words = len(self.weight)  # one block is kept and not made again: worth a little more memory
         return _TokenLogprobs.apply(hidden_ND, self.weight, self.bias, token_ids_N, temperature, words)
 
 
