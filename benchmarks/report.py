@@ -93,10 +93,11 @@ def conditions() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """With "-dirty" behind it if anything but results has been changed since."""
+    """With "-dirty" behind it if any code has been changed since: anything but results, tests and documents."""
     git = ["git", "-C", str(RESULTS.parents[1])]
     commit, *_ = _lines([*git, "rev-parse", "--short", "HEAD"]) or ["unknown"]
-    changed = _lines([*git, "status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{RESULTS}"])
+    unmeasured = [f":!{RESULTS}", ":(exclude,top)tests", ":(exclude,top)docs", ":(exclude,top)*.md"]
+    changed = _lines([*git, "status", "--porcelain", "--untracked-files=no", "--", ":/", *unmeasured])
     return f"{commit}-dirty" if changed else commit
 
 
