@@ -7,6 +7,7 @@ controller, fleet, buffers and run directory between them.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -127,12 +128,16 @@ def simulated_worker(response_s: float, faults: Path) -> type:
 
 
 class Rewards:
-    """Every second response is right."""
+    """Every second response is right, however they come."""
+
+    def __init__(self) -> None:
+        self._judged = itertools.count()
 
     async def judge(self, answers: Sequence[Judgeable]) -> AsyncIterator[PlacedVerdicts]:
+        right = [next(self._judged) % 2 for _ in answers]
         yield [
-            (index, Verdict("right", 1.0, None, "") if index % 2 else Verdict("wrong", 0.0, None, ""))
-            for index in range(len(answers))
+            (place, Verdict("right", 1.0, None, "") if is_right else Verdict("wrong", 0.0, None, ""))
+            for place, is_right in enumerate(right)
         ]
 
 
