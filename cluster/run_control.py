@@ -22,6 +22,7 @@ from cluster.knocking import knock
 from cluster.ray_token import token_places
 
 NAMESPACE = "hpo-trainer"
+CLOSE_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 """How long who asked waits for the run to answer."""
 
@@ -47,7 +48,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        self._requests: asyncio.Queue[Request] = asyncio.Queue()
+        self._requests: asyncio.Queue[Request | None] = asyncio.Queue()
         self._answers: dict[int, asyncio.Future[str]] = {}
 
     async def ask(self, rollout_workers: int) -> str:
@@ -65,8 +66,12 @@ class Mailbox:
         finally:
             del self._answers[request.number]
 
-    async def next_request(self) -> Request:
+    async def next_request(self) -> Request | None:
+        """None: there will be no more."""
         return await self._requests.get()
+
+    async def close(self) -> None:
+        await self._requests.put(None)
 
     async def answer(self, request: Request, text: str) -> None:
         if request.number in self._answers:  # else nobody waits for it any more
@@ -93,8 +98,7 @@ async def listening(
         ) from error
 
     async def listen() -> None:
-        while True:
-            request = await mailbox.next_request.remote()
+        while (request := await mailbox.next_request.remote()) is not None:
             before, change = fleet.state.size, fleet.resize(request.rollout_workers)
             answer = f"rollout workers: {before} → {fleet.state.size}" + "".join(
                 f"; {what} {', '.join(names)}"
@@ -108,6 +112,8 @@ async def listening(
     try:
         yield
     finally:
+        # Of a call that is open when its actor is killed Ray would tell on the terminal.
+        await asyncio.wait([asyncio.ensure_future(mailbox.close.remote()), listener], timeout=CLOSE_TIMEOUT_S)
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
         ray.kill(mailbox)
