@@ -7,6 +7,7 @@ controller, fleet, buffers and run directory between them.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -127,13 +128,13 @@ def simulated_worker(response_s: float, faults: Path) -> type:
 
 
 class Rewards:
-    """Every second response is right."""
+    """Every second response is right, in whatever portions they come."""
+
+    def __init__(self) -> None:
+        self._turns = itertools.cycle([Verdict("wrong", 0.0, None, ""), Verdict("right", 1.0, None, "")])
 
     async def judge(self, answers: Sequence[Judgeable]) -> AsyncIterator[PlacedVerdicts]:
-        yield [
-            (index, Verdict("right", 1.0, None, "") if index % 2 else Verdict("wrong", 0.0, None, ""))
-            for index in range(len(answers))
-        ]
+        yield [(index, next(self._turns)) for index in range(len(answers))]
 
 
 @dataclass
@@ -144,11 +145,12 @@ class CountingLearner:
 
     async def learn(self, mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
         await asyncio.sleep(self.learn_s)
-        sampled = [row.sampler_logprobs for batch in mini_batches for row in batch.rows]
+        # There may be no rows: groups whose responses are all alike teach nothing.
+        sampled = [row.sampler_logprobs for batch in mini_batches for row in batch.rows] or [np.empty(0)]
         gaps = np.abs(np.concatenate(sampled) - logprob(self.versions[-1]))
         return {
-            "logprob_gap/mean": float(gaps.mean()),
-            "logprob_gap/max": float(gaps.max()),
+            "logprob_gap/mean": float(gaps.mean()) if gaps.size else 0.0,
+            "logprob_gap/max": float(gaps.max(initial=0.0)),
             "learner_tokens": float(gaps.size),
         }
 
