@@ -12,12 +12,15 @@ from cluster.contracts import Group, Prompt, Publication, Response, Sampled, Sco
 from cluster.dispatch import Dispatch
 from cluster.prompt_source import PromptSource, Question, sampling_seed
 from cluster.questions import training_sampling
+from reward.countdown.puzzles import Puzzle
 from rollout.fleet_state import FleetState
 from rollout.prompt_encoder import EncodedPrompt
 from rollout.work_buffer import WorkBuffer
 from tests.builders import make_response, make_verdict
 
 WORKERS = ("rollout-0", "rollout-1")
+PROBLEM = Puzzle((1, 2, 3), 6)
+"""Nobody solves it, but evaluations want to know how difficult it is."""
 
 
 class SyntheticFleet:
@@ -104,9 +107,7 @@ class SyntheticFleet:
 def synthetic_source(config: Any, rows: int) -> PromptSource:
     """Prompts of a few tokens that no task made."""
     questions = [
-        Question(
-            f"problem {row}", EncodedPrompt(f"question {row}", tuple(3 + (row * k) % 17 for k in range(1, 6)))
-        )
+        Question(PROBLEM, EncodedPrompt(f"question {row}", tuple(3 + (row * k) % 17 for k in range(1, 6))))
         for row in range(rows)
     ]
     return PromptSource(questions, config.seed, lambda prompt_id: training_sampling(config, prompt_id))
