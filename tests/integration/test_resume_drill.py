@@ -160,7 +160,7 @@ async def live(
                 start,
             )
             await controller.run()
-        return load(bytes(await (await learner.publish(config.steps)).weights))
+        return load(b"".join(await (await learner.publish(config.steps)).weights))
     except ray.exceptions.RayError:  # of the one that died, or of one that waited for it
         return None
     finally:
