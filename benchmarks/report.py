@@ -93,11 +93,10 @@ def conditions() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """With "-dirty" behind it if any code has been changed since: anything but results, tests and documents."""
+    """With "-dirty" behind it if anything but results has been changed since."""
     git = ["git", "-C", str(RESULTS.parents[1])]
     commit, *_ = _lines([*git, "rev-parse", "--short", "HEAD"]) or ["unknown"]
-    unmeasured = [f":!{RESULTS}", ":(exclude,top)tests", ":(exclude,top)docs", ":(exclude,top)*.md"]
-    changed = _lines([*git, "status", "--porcelain", "--untracked-files=no", "--", ":/", *unmeasured])
+    changed = _lines([*git, "status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{RESULTS}"])
     return f"{commit}-dirty" if changed else commit
 
 
