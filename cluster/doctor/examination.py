@@ -24,6 +24,7 @@ from cluster.placement import connect
 from cluster.preflight import preflight
 
 NODE_TIMEOUT_S = 240.0
+WANDB_ENDS_TIMEOUT_S = 5.0
 JOB_SERVER_PORT = 8265
 HEAD_PORT = 6379
 _PROJECT_FILE = Path(__file__).resolve().parents[2] / "pyproject.toml"
@@ -210,12 +211,21 @@ def ports() -> Iterator[Finding]:
 
 def wandb_login() -> Finding:
     """Whether runs will be logged online. Nothing is sent but the key, to W&B's own server, to be verified."""
+    from cluster.tracking import wandb_service
+
+    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
+        return Finding("ok", "W&B", f"WANDB_MODE={os.environ['WANDB_MODE']}")
+    try:
+        return _key_and_server()
+    finally:
+        wandb_service.end(WANDB_ENDS_TIMEOUT_S)
+
+
+def _key_and_server() -> Finding:
     import wandb
 
     from cluster.tracking.wandb_mode import unreachable
 
-    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
-        return Finding("ok", "W&B", f"WANDB_MODE={os.environ['WANDB_MODE']}")
     server = wandb.setup().settings.base_url
     trouble = unreachable(server)
     try:

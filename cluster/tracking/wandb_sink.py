@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import psutil
 
 from cluster.config import RunConfig
 from cluster.run_directory import RunDirectory
+from cluster.tracking import wandb_service
 from cluster.tracking.alerts import Alert, StallWatch
 from cluster.tracking.catalogue import CHARTED, METRICS
 from cluster.tracking.code_version import code_version
@@ -113,7 +113,7 @@ class WandbSink:
         if self._thread.is_alive():
             self._turn_off(f"it did not finish within {self._finish_timeout_s:g} s")
             for _ in range(10):  # it may just be starting its process, or a second one
-                _kill_services()
+                wandb_service.kill()
                 self._thread.join(0.5)
         self._thread = None
 
@@ -251,16 +251,6 @@ def _log_table(run: Any, step: int, rows: Sequence[Sequence[Any]]) -> None:
     run.log(
         {"step": step, "samples": wandb.Table(columns=list(TABLE_COLUMNS), data=[list(row) for row in rows])}
     )
-
-
-def _kill_services() -> None:
-    """Kills wandb's processes among our children: the thread's pending call then fails instead of waiting."""
-    for child in psutil.Process().children():
-        try:
-            if child.name().startswith("wandb-core"):
-                child.kill()
-        except psutil.NoSuchProcess:
-            continue
 
 
 def _one_line(error: BaseException) -> str:
