@@ -231,12 +231,12 @@ def scale(
         address = known.read_text(encoding="utf-8").strip()
         send_token_to(address)
 
-    from cluster.run_control import NoLiveRunError
+    from cluster.run_control import NoLiveRunError, ScalingRefusedError
     from cluster.run_control import scale as scale_run
 
     try:
         typer.echo(scale_run(run_directory, rollout_workers, address))
-    except (NoLiveRunError, TimeoutError) as error:
+    except (NoLiveRunError, ScalingRefusedError, TimeoutError) as error:
         refuse(error)
 
 

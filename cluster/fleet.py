@@ -64,8 +64,10 @@ class RolloutFleet:
         those that go finish what they hold.
 
         Raises:
-            ValueError: `workers` is not positive.
+            ValueError: `workers` is not positive, or not in the range in which the number adapts itself.
         """
+        if self._autoscaler is not None:
+            self._autoscaler.refuse_outside(workers)
         change = self.state.resize(workers)
         self._start_keepers(change.added)
         for name in change.drained:
@@ -75,12 +77,12 @@ class RolloutFleet:
         return change
 
     def adapt_size(self, waited_s: float, step_s: float) -> None:
-        """After a step: change the size if that is configured, and if waiting `waited_s` of `step_s` for samples, with
-        the whole fleet up, calls for it."""
-        workers = self.state.size
-        if self._autoscaler is None or self.state.started_workers < workers:
+        """After a step: change the size if that is configured, and if waiting `waited_s` of `step_s` for samples calls
+        for it."""
+        if self._autoscaler is None:
             return
-        wanted = self._autoscaler.wanted(workers, waited_s, step_s)
+        workers, up = self.state.size, self.state.started_workers
+        wanted = self._autoscaler.wanted(workers, waited_s, step_s, all_up=up == workers)
         if wanted != workers:
             self.resize(wanted)
             self._room.on_event(
@@ -115,6 +117,11 @@ class RolloutFleet:
         with self._dispatch.ahead(buffer):
             await self.wait_until(lambda: buffer.scored_groups == len(prompts))
         return buffer.take_batch(version=0)  # what it was sampled under does not matter
+
+    @property
+    def free_places(self) -> int:
+        """How many more workers the cluster has room for now, as far as its totals tell."""
+        return self._room.places.free()
 
     @property
     def sampled_tokens(self) -> int:

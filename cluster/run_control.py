@@ -30,6 +30,10 @@ class RunIsLiveError(RuntimeError):
     """A run of this name is live in the cluster already."""
 
 
+class ScalingRefusedError(RuntimeError):
+    """The run does not take this number of rollout workers; says why."""
+
+
 class NoLiveRunError(RuntimeError):
     """There is no run of this name in the cluster, or no cluster."""
 
@@ -42,16 +46,24 @@ class Request:
     rollout_workers: int
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """In words."""
+
+    text: str
+    refused: bool = False
+
+
 class Mailbox:
     """Requests to a run, and its answers. An async Ray actor."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
-        self._answers: dict[int, asyncio.Future[str]] = {}
+        self._answers: dict[int, asyncio.Future[Answer]] = {}
 
-    async def ask(self, rollout_workers: int) -> str:
-        """The run's answer, in words.
+    async def ask(self, rollout_workers: int) -> Answer:
+        """What the run says to it.
 
         Raises:
             TimeoutError: there is none.
@@ -68,9 +80,9 @@ class Mailbox:
     async def next_request(self) -> Request:
         return await self._requests.get()
 
-    async def answer(self, request: Request, text: str) -> None:
+    async def answer(self, request: Request, answer: Answer) -> None:
         if request.number in self._answers:  # else nobody waits for it any more
-            self._answers[request.number].set_result(text)
+            self._answers[request.number].set_result(answer)
 
 
 @asynccontextmanager
@@ -95,13 +107,11 @@ async def listening(
     async def listen() -> None:
         while True:
             request = await mailbox.next_request.remote()
-            before, change = fleet.state.size, fleet.resize(request.rollout_workers)
-            answer = f"rollout workers: {before} → {fleet.state.size}" + "".join(
-                f"; {what} {', '.join(names)}"
-                for what, names in (("starting", change.added), ("draining", change.drained))
-                if names
-            )
-            on_event(answer)
+            try:
+                answer = Answer(_resize(fleet, request.rollout_workers))
+                on_event(answer.text)
+            except ValueError as error:
+                answer = Answer(str(error), refused=True)
             await mailbox.answer.remote(request, answer)
 
     listener = asyncio.create_task(listen())
@@ -111,6 +121,26 @@ async def listening(
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
         ray.kill(mailbox)
+
+
+def _resize(fleet: RolloutFleet, workers: int) -> str:
+    """What was done, in words.
+
+    Raises:
+        ValueError: it is not done.
+    """
+    before, room = fleet.state.size, fleet.free_places
+    change = fleet.resize(workers)
+    answer = f"rollout workers: {before} → {fleet.state.size}" + "".join(
+        f"; {what} {', '.join(names)}"
+        for what, names in (("starting", change.added), ("draining", change.drained))
+        if names
+    )
+    if len(change.added) > room:
+        answer += (
+            f" (the cluster has room for {room} of them now; a worker without room starts when there is some)"
+        )
+    return answer
 
 
 def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str:
@@ -123,6 +153,7 @@ def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str
 
     Raises:
         NoLiveRunError: there is none.
+        ScalingRefusedError: the run does not do it.
         TimeoutError: the run does not answer.
     """
     name = run_directory.absolute().name
@@ -145,10 +176,13 @@ def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str
         ) from error
     try:
         mailbox = ray.get_actor(name, NAMESPACE)
-        return ray.get(mailbox.ask.remote(rollout_workers), timeout=ANSWER_TIMEOUT_S + 10)
+        answer = ray.get(mailbox.ask.remote(rollout_workers), timeout=ANSWER_TIMEOUT_S + 10)
     except ValueError:
         raise NoLiveRunError(f"no live run in the Ray cluster at {address} is called {name}") from None
     except ray.exceptions.ActorDiedError:
         raise NoLiveRunError(f"the run {name} ended just now") from None
     finally:
         ray.shutdown()
+    if answer.refused:
+        raise ScalingRefusedError(answer.text)
+    return answer.text

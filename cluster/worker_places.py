@@ -31,6 +31,12 @@ class WorkerPlaces:
     worker_class: type = RolloutWorker
     """Made into the actors."""
 
+    def free(self) -> int:
+        """How many more workers there is room for now, as far as the cluster's totals tell."""
+        there, rollout = ray.available_resources(), self.config.rollout
+        asked = bundle(rollout.cpus_per_worker, rollout.gpus_per_worker)
+        return int(min(round(there.get(kind, 0) / amount, 4) for kind, amount in asked.items()))
+
     @asynccontextmanager
     async def worker(self, name: str) -> AsyncIterator[ray.actor.ActorHandle]:
         """A process for `name`, which ends with the block. While there is no room Ray's autoscaler sees what is asked

@@ -3,8 +3,10 @@
 The share of a step that the learner waits for samples says who is the bottleneck. Above `WAITS_LONG` the learner
 starves, and one more worker is asked for; below `WAITS_LITTLE` workers idle, and one is given back. Between the two
 nothing is done, and nothing either before `PATIENCE_STEPS` steps in a row have said the same: a size that was just
-reached must show itself first. A size with which the learner starved is not gone back to for `MEMORY_STEPS` steps:
-where one worker is too few and two are too many, two it is. (Not for ever, since responses change their length.)
+reached must show itself first. While a worker is still to come, for which there may be no room, none is added; but if
+the learner does not wait meanwhile, it is given back. A size with which the learner starved is not gone back to for
+`MEMORY_STEPS` steps: where one worker is too few and two are too many, two it is. (Not for ever, since responses change
+their length.)
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ class Autoscaler:
     """Between `min_workers` and `max_workers`.
 
     Usage:
-        wanted = autoscaler.wanted(workers=4, waited_s=3.1, step_s=5.0)   # after every step with the whole fleet up
+        wanted = autoscaler.wanted(workers=4, waited_s=3.1, step_s=5.0)   # after every step
     """
 
     min_workers: int
@@ -36,16 +38,29 @@ class Autoscaler:
         if not 1 <= self.min_workers <= self.max_workers:
             raise ValueError(f"from {self.min_workers} to {self.max_workers} workers is no range")
 
-    def wanted(self, workers: int, waited_s: float, step_s: float) -> int:
+    def refuse_outside(self, workers: int) -> None:
+        """Let a size between the two pass.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if not self.min_workers <= workers <= self.max_workers:
+            raise ValueError(
+                f"{workers} is not between rollout.min_workers = {self.min_workers} and rollout.max_workers = "
+                f"{self.max_workers}, between which this run adapts its number of rollout workers itself"
+            )
+
+    def wanted(self, workers: int, waited_s: float, step_s: float, all_up: bool = True) -> int:
         """The size to have from now on.
 
         Args:
             workers: the size that the step was done with.
             waited_s: of `step_s`, how long the learner waited for samples.
             step_s: how long the step took.
+            all_up: whether all of them worked, or some were still starting, or waiting for room.
         """
         share = waited_s / step_s if step_s > 0 else 0.0
-        self._hungry_steps = self._hungry_steps + 1 if share > WAITS_LONG else 0
+        self._hungry_steps = self._hungry_steps + 1 if all_up and share > WAITS_LONG else 0
         self._full_steps = self._full_steps + 1 if share < WAITS_LITTLE else 0
         self._starved_ago += 1
         wanted = workers

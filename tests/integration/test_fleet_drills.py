@@ -170,6 +170,8 @@ async def test_a_fleet_that_is_too_small_grows_by_itself(tmp_path: Path) -> None
     async with run.run() as (fleet, training):
         await until(fleet, UP, 2)
         await training
+        with pytest.raises(ValueError, match=r"rollout\.max_workers = 2"):
+            fleet.resize(3)
     assert any("rollout workers: 1 → 2" in event for event in run.events), run.events
     assert_complete(run.config)
 

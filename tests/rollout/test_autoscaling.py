@@ -47,6 +47,25 @@ def test_one_slow_step_changes_nothing() -> None:
     ]
 
 
+def test_who_is_still_to_come_is_waited_for_or_given_back() -> None:
+    """The fourth has no room. If the learner starves no fifth is asked for; if not, the fourth is given up."""
+    autoscaler = Autoscaler(1, 9)
+    assert {autoscaler.wanted(4, 9.0, 10.0, all_up=False) for _ in range(50)} == {4}
+    assert [autoscaler.wanted(4, 0.5, 10.0, all_up=False) for _ in range(PATIENCE_STEPS)][-1] == 3
+
+
+@pytest.mark.parametrize(("workers", "taken"), [(1, False), (2, True), (4, True), (5, False)])
+def test_who_asks_for_a_size_outside_is_told(workers: int, taken: bool) -> None:
+    autoscaler = Autoscaler(2, 4)
+    if taken:
+        autoscaler.refuse_outside(workers)
+        return
+    with pytest.raises(
+        ValueError, match=rf"^{workers} is not between rollout.min_workers = 2 and .*max_workers = 4"
+    ):
+        autoscaler.refuse_outside(workers)
+
+
 @pytest.mark.parametrize("bounds", [(0, 3), (4, 3)])
 def test_a_range_that_is_none_is_refused(bounds: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="no range"):
