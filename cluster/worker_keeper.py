@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 RESTART_DELAY_S = 2.0
 """Before a worker's first restart; doubled for each further one in a row."""
+LONGEST_RESTART_DELAY_S = 60.0
 LONGEST_HEARTBEAT_S = 5.0
 """A worker without news says at least that, so often or more often."""
 
@@ -130,7 +131,7 @@ class WorkerKeeper:
                 ) from reason
             if after is not WorkerState.RESTARTING:
                 return
-            await asyncio.sleep(RESTART_DELAY_S * 2 ** (room.state[name].failures - 1))
+            await asyncio.sleep(restart_delay_s(room.state[name].failures))
 
     async def _run_process(self) -> None:
         """Start one worker process and serve with it until it is drained. It ends with this call, whatever happens."""
@@ -286,6 +287,11 @@ class WorkerKeeper:
                 f"{self._name} did not answer prompts {', '.join(overdue)} within "
                 f"{self._rollout.request_timeout_s:g} s (rollout.request_timeout_s)"
             )
+
+
+def restart_delay_s(failures_in_a_row: int) -> float:
+    """Before the next process of a place whose last ones, so many, came to nothing."""
+    return min(RESTART_DELAY_S * 2.0 ** min(failures_in_a_row - 1, 10), LONGEST_RESTART_DELAY_S)
 
 
 async def _within(timeout_s: float, awaitable: Any, what: str) -> Any:

@@ -31,6 +31,7 @@ def run(script: str, *options: str) -> str:
         "logprob_memory.py",
         "reward_throughput.py",
         "telelogs_problems.py",
+        "fleet_scale.py",
     ],
 )
 def test_small_sizes_give_a_report(command: str, tmp_path: Path) -> None:
