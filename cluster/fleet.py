@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from cluster.config import RunConfig
 from cluster.contracts import Prompt, Publication, ScoredGroup
 from cluster.dispatch import Dispatch
-from cluster.worker_keeper import FleetRoom, WorkerKeeper
+from cluster.fleet_room import FleetRoom
+from cluster.worker_keeper import WorkerKeeper
 from cluster.worker_places import WorkerPlaces
 from reward.scoring import RewardPool
 from rollout.autoscaling import Autoscaler

@@ -1,0 +1,185 @@
+"""Keeps one worker process at work: brings it weights and prompts, takes its responses, and notices when it is useless.
+
+    feed:    pull the current weights, lease prompts, submit them ─▶ …
+    collect: take the responses that ended, have them judged ─▶ …
+
+Both go on until the worker is drained, or an error says that it is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import ray
+
+from cluster.contracts import Prompt, Publication, Sampled
+from cluster.deadlines import within
+from cluster.fleet_room import FleetRoom
+from reward.scoring import Judgeable
+from rollout.fleet_state import WorkerState
+
+LONGEST_HEARTBEAT_S = 5.0
+"""A worker without news says at least that, so often or more often."""
+
+
+class WeightGapError(RuntimeError):
+    """A worker does not serve the weights that it was given."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """A prompt that the process has: how many responses are missing, and by when they must be there."""
+
+    prompt: Prompt
+    missing: int
+    deadline: float
+
+
+class WorkerService:
+    """Of the process that holds leases under the name `process`, for place `name` of the fleet.
+
+    Usage:
+        await WorkerService("rollout-0", "rollout-0.3", worker, room).serve()   # until it is drained
+    """
+
+    def __init__(self, name: str, process: str, worker: ray.actor.ActorHandle, room: FleetRoom) -> None:
+        self._name = name
+        self._process = process
+        self._worker = worker
+        self._room = room
+        self._rollout = room.config.rollout
+        self._held: dict[str, _Held] = {}
+
+    async def serve(self) -> None:
+        """Until the place is to be drained, and the process holds nothing any more.
+
+        Raises:
+            RayError, TimeoutError, WeightGapError: in a group; the process is lost.
+        """
+        async with asyncio.TaskGroup() as loops:
+            collecting = loops.create_task(self._collect())
+            await self._feed()
+            collecting.cancel()
+
+    @property
+    def _state(self) -> WorkerState:
+        return self._room.state[self._name].state
+
+    async def _feed(self) -> None:
+        """Bring weights and prompts, until the place is to be drained and the process holds nothing any more."""
+        room = self._room
+        while True:
+            publication, member = room.publication, room.state[self._name]
+            if member.state is WorkerState.DRAINING and not room.dispatch.leases(self._process):
+                return
+            if member.state in (WorkerState.SUSPECT, WorkerState.DRAINING):
+                await room.dispatch.news(self._process)
+            elif publication is not None and member.version != publication.version:
+                await self._pull(publication)
+            elif member.state is WorkerState.HEALTHY and (prompts := self._lease()):
+                await within(
+                    self._rollout.request_timeout_s,
+                    self._worker.submit.remote(prompts),
+                    f"{self._name} to take prompts {', '.join(prompt.id for prompt in prompts)}",
+                )
+            else:
+                await room.dispatch.news(self._process)
+
+    def _lease(self) -> list[Prompt]:
+        held = self._room.dispatch.leases(self._process)
+        room = min(self._rollout.prompts_per_request, self._rollout.inflight_prompts_per_worker - held)
+        version = self._room.state.current_version
+        assert version is not None, "a worker is healthy only when it serves the current version"
+        prompts = self._room.dispatch.lease(self._process, room, version)
+        deadline = time.monotonic() + self._rollout.request_timeout_s
+        self._held |= {prompt.id: _Held(prompt, prompt.sampling.responses, deadline) for prompt in prompts}
+        return prompts
+
+    async def _pull(self, publication: Publication) -> None:
+        gap = await within(
+            self._rollout.update_timeout_s,
+            self._worker.pull_weights.remote(publication),
+            f"{self._name} to pull weight version {publication.version} (rollout.update_timeout_s)",
+        )
+        limit = self._room.config.learner.max_logprob_gap
+        if not gap <= limit:
+            raise WeightGapError(
+                f"after pulling weight version {publication.version}, {self._name} is {gap:.3g} away from the "
+                f"learner's log-probabilities on the probe (learner.max_logprob_gap: {limit:g})"
+            )
+        self._room.probe_gaps.append(gap)
+        if self._state is not WorkerState.DRAINING:
+            self._room.state.pulled(self._name, publication.version)
+        self._room.dispatch.announce(self._process)
+
+    async def _collect(self) -> None:
+        """Take what the worker has sampled, again and again.
+
+        Raises:
+            TimeoutError: nothing is heard of it, or a prompt takes too long.
+        """
+        room, name = self._room, self._name
+        heartbeat_s = min(LONGEST_HEARTBEAT_S, self._rollout.silence_timeout_s / 4)
+        while True:
+            sampled = await self._hear(self._worker.collect.remote(heartbeat_s))
+            if self._state is WorkerState.SUSPECT:
+                room.state.heard(name)
+                room.dispatch.announce(self._process)
+            if sampled:
+                room.state.served(name)
+                # Not a task of this worker's: a failing verifier is not the worker's failure.
+                room.background.create_task(self._judge(sampled, self._problems(sampled)))
+            self._refuse_overdue()
+
+    async def _hear(self, answer: Any) -> list[Sampled]:
+        """The worker's answer. On the way to the deadline it is suspected, and leases nothing more."""
+        timeout_s = self._rollout.silence_timeout_s
+        answer = asyncio.ensure_future(answer)
+        try:
+            done, _ = await asyncio.wait({answer}, timeout=timeout_s / 2)
+            if not done and self._state in (WorkerState.STALE, WorkerState.HEALTHY):
+                self._room.state.silent(self._name)
+                self._room.dispatch.announce(self._process)
+                self._room.on_event(f"nothing heard of {self._name} for {timeout_s / 2:g} s")
+            return await within(
+                timeout_s / 2, answer, f"any sign of life of {self._name} (rollout.silence_timeout_s)"
+            )
+        finally:
+            answer.cancel()
+
+    def _problems(self, sampled: Sequence[Sampled]) -> list[Any]:
+        """What was asked. A prompt whose last response this is, is held no longer."""
+        problems = []
+        for one in sampled:
+            held = self._held[one.prompt_id]
+            problems.append(held.prompt.problem)
+            held.missing -= 1
+            if not held.missing:
+                del self._held[one.prompt_id]
+        return problems
+
+    async def _judge(self, sampled: Sequence[Sampled], problems: Sequence[Any]) -> None:
+        answers = [
+            Judgeable(problem, one.response.text, one.response.finish_reason)
+            for one, problem in zip(sampled, problems, strict=True)
+        ]
+        async for placed in self._room.rewards.judge(answers):
+            self._room.dispatch.deliver(
+                self._process, [sampled[place] for place, _ in placed], [verdict for _, verdict in placed]
+            )
+
+    def _refuse_overdue(self) -> None:
+        now = time.monotonic()  # those that were leased first are due first
+        overdue = [
+            held.prompt.id for held in takewhile(lambda held: held.deadline < now, self._held.values())
+        ]
+        if overdue:
+            raise TimeoutError(
+                f"{self._name} did not answer prompts {', '.join(overdue)} within "
+                f"{self._rollout.request_timeout_s:g} s (rollout.request_timeout_s)"
+            )
