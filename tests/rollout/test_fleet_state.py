@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -290,3 +292,81 @@ def test_what_was_loaded_is_stale_once_something_is_published() -> None:
     assert (fleet["rollout-0"].state, fleet["rollout-0"].version) == (WorkerState.STALE, LOADED_VERSION)
     fleet.pulled("rollout-0", 1)
     assert fleet["rollout-0"].state is WorkerState.HEALTHY
+
+
+EVENTS = ("started", "pulled", "pulled older", "silent", "heard", "served", "lost", "drain", "drained")
+
+
+def after(fleet: FleetState, name: str | None, event: str, argument: int = 0) -> FleetState | None:
+    """Another fleet, to which it has happened; None if it may not."""
+    changed = copy.copy(fleet)
+    changed._members = dict(fleet._members)
+    try:
+        if name is None:
+            getattr(changed, event)(argument)
+        elif event.startswith("pulled"):
+            assert changed.current_version is not None
+            changed.pulled(name, changed.current_version - (event == "pulled older"))
+        else:
+            getattr(changed, event)(name)
+    except ValueError:
+        return None
+    return changed
+
+
+def essence(fleet: FleetState) -> tuple[Any, ...]:
+    """What makes two fleets behave alike: not what their members are called, nor how often they were replaced."""
+    current = fleet.current_version
+    assert current is not None
+    return tuple(sorted((each.state.value, each.version == current, each.failures) for each in fleet.members))
+
+
+def successors(fleet: FleetState) -> Iterator[FleetState]:
+    assert fleet.current_version is not None
+    steps = [(member.name, event, 0) for member in fleet.members for event in EVENTS]
+    steps += [(None, "published", fleet.current_version + 1), (None, "resize", 1), (None, "resize", 2)]
+    for step in steps:
+        changed = after(fleet, *step)
+        if changed is not None and len(changed.members) <= 3:
+            yield changed
+
+
+def test_every_fleet_that_can_come_about_is_sound_and_can_be_whole_again() -> None:
+    """All of them: up to three members, of which two are to serve, given up at the second loss in a row."""
+    first = FleetState(2, restarts_in_a_row=1)
+    first.published(1)
+    found, frontier = {essence(first): first}, [first]
+    backwards: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
+    while frontier:
+        fleet = frontier.pop()
+        for changed in successors(fleet):
+            key = essence(changed)
+            backwards.setdefault(key, set()).add(essence(fleet))
+            if key not in found:
+                found[key] = changed
+                frontier.append(changed)
+    assert len(found) > 200
+
+    for fleet in found.values():
+        for member in fleet.members:
+            current = member.version == fleet.current_version
+            assert (member.state is WorkerState.HEALTHY) <= current, (
+                "only who serves the current weights takes prompts"
+            )
+            assert (member.state is WorkerState.STALE) <= (not current)
+            assert (member.state in (WorkerState.DEAD, WorkerState.STARTING, WorkerState.RESTARTING)) <= (
+                member.version is None
+            )
+            assert member.failures <= 1
+        assert fleet.size == sum(
+            member.state not in (*ON_THE_WAY_OUT, WorkerState.DEAD) for member in fleet.members
+        )
+
+    whole = {key for key, fleet in found.items() if fleet.healthy == fleet.size == 2}
+    reached, frontier_keys = set(whole), list(whole)
+    while frontier_keys:
+        for before in backwards.get(frontier_keys.pop(), ()):
+            if before not in reached:
+                reached.add(before)
+                frontier_keys.append(before)
+    assert reached == found.keys(), "from wherever it is, the fleet can come to two healthy workers"
