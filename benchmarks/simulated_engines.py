@@ -47,14 +47,18 @@ class _Engine:
         self._version = 0
         self._sampled: list[Sampled] = []
         self._news = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._sampling = 0
 
     async def start(self) -> int:
         return os.getpid()
 
     async def submit(self, prompts: Sequence[Prompt]) -> None:
         loop, engines = asyncio.get_running_loop(), self._engines
+        self._idle.clear()
         for prompt in prompts:
             responses = prompt.sampling.responses
+            self._sampling += responses
             for index in range(responses):
                 delay_s = seconds_of(prompt.id, index, responses, engines.shortest_s, engines.longest_s)
                 loop.call_later(delay_s, self._end, prompt.id, index)
@@ -70,11 +74,16 @@ class _Engine:
         )
         self._sampled.append(Sampled(prompt_id, index, response))
         self._news.set()
+        self._sampling -= 1
+        if not self._sampling:
+            self._idle.set()
 
-    async def collect(self, max_wait_s: float) -> list[Sampled]:
+    async def collect(self, max_wait_s: float, gather_s: float) -> list[Sampled]:
         try:
             async with asyncio.timeout(max_wait_s):
                 await self._news.wait()
+            async with asyncio.timeout(gather_s):
+                await self._idle.wait()
         except TimeoutError:
             pass
         self._news.clear()

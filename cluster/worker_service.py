@@ -27,6 +27,11 @@ LONGEST_HEARTBEAT_S = 5.0
 """A worker without news says at least that, so often or more often."""
 
 
+GATHER_S_PER_WORKER = 0.001
+"""So long a worker gathers responses before it hands them over: the controller takes a thousand answers a second,
+however many workers there are."""
+
+
 class WeightGapError(RuntimeError):
     """A worker does not serve the weights that it was given."""
 
@@ -126,7 +131,8 @@ class WorkerService:
         room, name = self._room, self._name
         heartbeat_s = min(LONGEST_HEARTBEAT_S, self._rollout.silence_timeout_s / 4)
         while True:
-            sampled = await self._hear(self._worker.collect.remote(heartbeat_s))
+            gather_s = GATHER_S_PER_WORKER * room.state.size
+            sampled = await self._hear(self._worker.collect.remote(heartbeat_s, gather_s))
             if self._state is WorkerState.SUSPECT:
                 room.state.heard(name)
                 room.dispatch.announce(self._process)

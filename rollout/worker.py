@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,8 @@ class RolloutWorker:
         self._sampling: set[asyncio.Task[None]] = set()
         self._sampled: list[Sampled] = []
         self._news = asyncio.Event()
+        self._idle = asyncio.Event()
+        """Nothing is being sampled, or it failed."""
         self._failure: BaseException | None = None
 
     async def start(self) -> int:
@@ -126,14 +128,16 @@ class RolloutWorker:
 
     async def submit(self, prompts: Sequence[Prompt]) -> None:
         """Begin to sample every prompt's responses. They are handed over by `collect`."""
+        self._idle.clear()
         for prompt in prompts:
             for index in range(prompt.sampling.responses):
                 task = asyncio.create_task(self._sample_response(prompt, index))
                 self._sampling.add(task)
                 task.add_done_callback(self._note_end)
 
-    async def collect(self, max_wait_s: float) -> list[Sampled]:
-        """The responses that ended since the last call, after waiting for one if there is none.
+    async def collect(self, max_wait_s: float, gather_s: float = 0.0) -> list[Sampled]:
+        """The responses that ended since the last call, after waiting for one if there is none. With one, others are
+        waited for `gather_s` longer while there are any, so that fewer calls bring all.
 
         After `max_wait_s` without any, an empty list is the engine's sign of life: it was asked for one, and it goes on
         with what it has. From one that stands still there is no answer.
@@ -147,6 +151,10 @@ class RolloutWorker:
         except TimeoutError:
             await self._guarded(self._engine.is_sleeping())
             await self._moved()
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(gather_s):
+                    await self._idle.wait()
         if self._failure is not None:
             raise self._failure
         self._news.clear()
@@ -226,9 +234,12 @@ class RolloutWorker:
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         self._sampling.discard(task)
+        if not self._sampling:
+            self._idle.set()
         if not task.cancelled() and (failure := task.exception()) is not None:
             self._failure = failure
             self._news.set()
+            self._idle.set()
 
     async def _sample(self, token_ids: Sequence[int], sampling: Sampling, seed: int | None) -> Any:
         """One vLLM completion."""

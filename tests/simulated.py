@@ -100,7 +100,7 @@ def simulated_worker(response_s: float, faults: Path) -> type:
             self._sampled.append(Sampled(prompt.id, index, response))
             self._news.set()
 
-        async def collect(self, max_wait_s: float) -> list[Sampled]:
+        async def collect(self, max_wait_s: float, gather_s: float) -> list[Sampled]:
             try:
                 async with asyncio.timeout(max_wait_s):
                     await self._news.wait()

@@ -55,6 +55,34 @@ async def test_an_engine_that_stands_still_gives_no_sign_of_life_until_it_moves(
     assert worker._engine.looks == 32
 
 
+async def test_what_ends_soon_after_comes_with_the_first(worker: RolloutWorker) -> None:
+    """And the last one is not held back: nothing is being sampled any more."""
+    worker._engine = Engine(itertools.count())
+    ends = [asyncio.get_running_loop().create_future() for _ in range(3)]
+    first = asyncio.Event()
+
+    async def sample(index: int) -> None:
+        worker._sampled.append(await ends[index])
+        worker._news.set()
+        first.set()
+
+    for index in range(3):
+        task = asyncio.ensure_future(sample(index))
+        worker._sampling.add(task)
+        task.add_done_callback(worker._note_end)
+    ends[0].set_result("first")
+    collecting = asyncio.ensure_future(worker.collect(max_wait_s=60, gather_s=60))
+    await first.wait()
+    ends[1].set_result("second")
+    ends[2].set_result("third")
+    assert await collecting == ["first", "second", "third"]
+
+    assert worker._idle.is_set()
+    worker._sampled.append("one more")
+    worker._news.set()
+    assert await worker.collect(max_wait_s=60, gather_s=60) == ["one more"]
+
+
 async def test_an_engine_with_nothing_to_do_is_well(worker: RolloutWorker) -> None:
     worker._engine = Engine(itertools.repeat(5))
     for _ in range(3):
