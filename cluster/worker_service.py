@@ -131,7 +131,7 @@ class WorkerService:
         room, name = self._room, self._name
         heartbeat_s = min(LONGEST_HEARTBEAT_S, self._rollout.silence_timeout_s / 4)
         while True:
-            gather_s = GATHER_S_PER_WORKER * room.state.size
+            gather_s = GATHER_S_PER_WORKER * len(room.process_ids)
             sampled = await self._hear(self._worker.collect.remote(heartbeat_s, gather_s))
             if self._state is WorkerState.SUSPECT:
                 room.state.heard(name)
