@@ -102,7 +102,7 @@ class EngineRun:
 
     config: RunConfig
     faults: Path
-    pace_s: float = 1.0
+    pace_s: float = 3.0
     events: list[str] = field(default_factory=list)
     hurries: bool = False
 
@@ -203,7 +203,7 @@ async def test_fifty_kills(write_config: Callable[..., Path], tmp_path: Path) ->
     run = engine_run(
         write_config,
         tmp_path,
-        steps=400,
+        steps=200,
         workers=3,
         max_staleness=1,
         restarts_in_a_row=10,
@@ -234,7 +234,7 @@ async def test_one_run_outlives_all_that_engines_do(
 ) -> None:
     """One after the other: a fatal error inside a live actor, an engine that hangs, a pull that fails half-way, a
     response that never ends, a process that stands still, all killed at once, 1 → 4 → 1 workers."""
-    run = engine_run(write_config, tmp_path, steps=300, workers=2, silence_timeout_s=15, request_timeout_s=40)
+    run = engine_run(write_config, tmp_path, steps=120, workers=2, silence_timeout_s=15, request_timeout_s=40)
     async with run.run() as (fleet, training):
         await all_up(fleet)
         for fault, said in (
