@@ -19,6 +19,7 @@ import ray
 
 from cluster.contracts import Prompt, Publication, Response, Sampled, Verdict, VersionSpan
 from cluster.run_directory import RunDirectory
+from reward.task import PlacedVerdicts
 
 GOLDEN = 0.6180339887498949
 
@@ -155,10 +156,15 @@ class HostedPlaces:
 class Judge:
     """Takes the part of `reward.scoring.RewardActor`, and needs no time."""
 
-    async def judge(self, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
-        return [
-            Verdict("right", 1.0, text, "") if text.endswith(("1", "3")) else Verdict("wrong", 0.0, text, "")
-            for _, text in asked
+    async def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+        yield [
+            (
+                place,
+                Verdict("right", 1.0, text, "")
+                if text.endswith(("1", "3"))
+                else Verdict("wrong", 0.0, text, ""),
+            )
+            for place, (_, text) in enumerate(asked)
         ]
 
     async def close(self) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
 
 from cluster.config import RunConfig
-from cluster.contracts import Prompt, Publication, Sampled, Verdict
+from cluster.contracts import Prompt, Publication, Sampled
 from cluster.dispatch import Dispatch
 from cluster.fleet_room import FleetRoom
 from cluster.worker_keeper import first_cause
 from cluster.worker_service import WeightGapError, WorkerService
 from reward.scoring import Judgeable
+from reward.task import PlacedVerdicts
 from rollout.fleet_state import FleetState, WorkerState
 from rollout.work_buffer import WorkBuffer
 from tests.builders import make_prompt, make_response, make_verdict
@@ -76,8 +77,9 @@ class Worker:
 
 
 class Rewards:
-    async def judge(self, answers: Sequence[Judgeable]) -> list[Verdict]:
-        return [make_verdict(1.0) for _ in answers]
+    async def judge(self, answers: Sequence[Judgeable]) -> AsyncIterator[PlacedVerdicts]:
+        for place in range(len(answers)):
+            yield [(place, make_verdict(1.0))]
 
 
 @dataclass
