@@ -22,6 +22,7 @@ from cluster.knocking import knock
 from cluster.ray_token import token_places
 
 NAMESPACE = "hpo-trainer"
+CLOSE_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 """How long who asked waits for the run to answer."""
 
@@ -59,7 +60,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        self._requests: asyncio.Queue[Request] = asyncio.Queue()
+        self._requests: asyncio.Queue[Request | None] = asyncio.Queue()
         self._answers: dict[int, asyncio.Future[Answer]] = {}
 
     async def ask(self, rollout_workers: int) -> Answer:
@@ -77,8 +78,12 @@ class Mailbox:
         finally:
             del self._answers[request.number]
 
-    async def next_request(self) -> Request:
+    async def next_request(self) -> Request | None:
+        """None: there will be no more."""
         return await self._requests.get()
+
+    async def close(self) -> None:
+        await self._requests.put(None)
 
     async def answer(self, request: Request, answer: Answer) -> None:
         if request.number in self._answers:  # else nobody waits for it any more
@@ -105,8 +110,7 @@ async def listening(
         ) from error
 
     async def listen() -> None:
-        while True:
-            request = await mailbox.next_request.remote()
+        while (request := await mailbox.next_request.remote()) is not None:
             try:
                 answer = Answer(_resize(fleet, request.rollout_workers))
                 on_event(answer.text)
@@ -118,6 +122,8 @@ async def listening(
     try:
         yield
     finally:
+        # Of a call that is open when its actor is killed Ray would tell on the terminal.
+        await asyncio.wait([asyncio.ensure_future(mailbox.close.remote()), listener], timeout=CLOSE_TIMEOUT_S)
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
         ray.kill(mailbox)
