@@ -135,4 +135,5 @@ def engine_options(config: RunConfig, model: Path) -> EngineOptions:
         gpu_memory_share=rollout.gpu_memory_share,
         on_gpu=rollout.gpus_per_worker > 0,
         on_new_weights=rollout.on_new_weights,
+        response_timeout_s=rollout.response_timeout_s,
     )

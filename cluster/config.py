@@ -73,6 +73,10 @@ class RolloutConfig(Section):
     """A response that reaches it is cut off."""
     max_staleness: Annotated[int, Field(ge=0, strict=True)] = 0
     """How many weight versions a sample may be behind when it is learned from. 0 is exactly on-policy."""
+    oversampling: Annotated[float, Field(ge=1)] | None = None
+    """Prompts in flight, as a multiple of prompts_per_step: from 1 to max_staleness + 1, which null is. With 1.25 and
+    max_staleness 1 a batch is the first that are ready of a quarter more; the slow ones go on under the next weights
+    and are first in the next batch, never given up."""
     on_new_weights: OnNewWeights = "continue"
     """What responses in flight do when a worker gets new weights: `continue` under them, `finish` under the old ones
     first (the worker waits for its slowest), or `restart` from their first token."""
@@ -102,6 +106,9 @@ class RolloutConfig(Section):
     """Longest wait for a new worker: its process, the model, the first compilation."""
     request_timeout_s: Seconds = 600.0
     """Longest wait for all responses to a prompt."""
+    response_timeout_s: Seconds | None = None
+    """A response that takes longer is cut off where it is, as at max_response_tokens. Null lets each go on to its end.
+    """
     silence_timeout_s: Seconds = 120.0
     """A worker whose engine answers nothing for so long is replaced. After half of it, it is sent no more prompts."""
     update_timeout_s: Seconds = 300.0

@@ -79,7 +79,7 @@ class Controller:
         self._tracker = tracker
         self._start = start
         rollout = config.rollout
-        self._buffer = WorkBuffer(rollout.prompts_per_step, rollout.max_staleness)
+        self._buffer = WorkBuffer(rollout.prompts_per_step, rollout.max_staleness, rollout.oversampling)
         self._times_s: dict[str, float] = defaultdict(float)
         self._distributions: dict[str, np.ndarray] = {}
         """Of the batch that is being learned from."""

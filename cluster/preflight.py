@@ -52,6 +52,20 @@ def check_arithmetic(config: RunConfig) -> Iterator[Problem]:
             f"{rollout.max_workers}",
             "start with a number between them",
         )
+    if rollout.oversampling is not None and rollout.oversampling > rollout.max_staleness + 1:
+        yield Problem(
+            "rollout.oversampling",
+            f"{rollout.oversampling:g} batches in flight would be staler than rollout.max_staleness = "
+            f"{rollout.max_staleness} allows",
+            f"lower it to {rollout.max_staleness + 1} or less, or raise rollout.max_staleness",
+        )
+    if rollout.response_timeout_s is not None and rollout.response_timeout_s >= rollout.request_timeout_s:
+        yield Problem(
+            "rollout.response_timeout_s",
+            f"{rollout.response_timeout_s:g} s is not below rollout.request_timeout_s = "
+            f"{rollout.request_timeout_s:g}, after which the worker is replaced",
+            "lower the one or raise the other",
+        )
     limit = recipe_of(config.task.name).max_tokens
     if config.model.source == "starter" and config.model.max_context_tokens > limit:
         yield Problem(

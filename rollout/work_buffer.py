@@ -12,7 +12,7 @@ Nothing that is done for each response or each worker looks through all prompts:
 be most of what the controller does.
 
 Invariants (tested as laws):
-    1. waiting + generating + scored + learning ≤ capacity = (max_staleness + 1) × prompts_per_batch.
+    1. waiting + generating + scored + learning ≤ capacity ≤ (max_staleness + 1) × prompts_per_batch.
     2. What is learned from was leased at most max_staleness versions ago. Slots alone do not see to that: a slow prompt
        may be overtaken by any number of quick ones. So a batch is ready only when what would become too old is in it:
        of the prompts leased under version v − max_staleness + k or before, no more than k further batches have room for
@@ -51,12 +51,25 @@ class _Lease:
 class WorkBuffer:
     """Prompts in flight, in the order of their admission."""
 
-    def __init__(self, prompts_per_batch: int, max_staleness: int = 0) -> None:
+    def __init__(
+        self, prompts_per_batch: int, max_staleness: int = 0, oversampling: float | None = None
+    ) -> None:
+        """`oversampling` is how many batches' prompts are in flight, max_staleness + 1 if it is None.
+
+        Raises:
+            ValueError: a batch would have no prompts, or so many cannot be in flight.
+        """
         if prompts_per_batch < 1:
             raise ValueError(f"a batch of {prompts_per_batch} prompts: there must be at least one")
+        if oversampling is None:
+            oversampling = max_staleness + 1
+        if not 1 <= oversampling <= max_staleness + 1:
+            raise ValueError(
+                f"{oversampling:g} batches in flight: from 1 to max_staleness + 1 = {max_staleness + 1}"
+            )
         self._prompts_per_batch = prompts_per_batch
         self._max_staleness = max_staleness
-        self._capacity = (max_staleness + 1) * prompts_per_batch
+        self._capacity = round(oversampling * prompts_per_batch)
         self._order: dict[str, int] = {}
         """Of all in flight, the number of their admission; oldest first."""
         self.admissions = 0

@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import numpy as np
 from cluster.config import OnNewWeights
 from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling, VersionSpan
 from rollout.fleet_state import LOADED_VERSION
+from rollout.response_clock import ResponseClock
 from rollout.weight_files import NodeWeightFiles
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class EngineOptions:
     gpu_memory_share: float
     on_gpu: bool
     on_new_weights: OnNewWeights = "continue"
+    response_timeout_s: float | None = None
 
 
 def vllm_arguments(options: EngineOptions) -> dict[str, Any]:
@@ -108,6 +111,9 @@ class RolloutWorker:
         self._idle = asyncio.Event()
         """Nothing is being sampled, or it failed."""
         self._failure: BaseException | None = None
+        timeout_s = options.response_timeout_s
+        self._clock = None if timeout_s is None else ResponseClock(timeout_s)
+        self._cutting_off: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
         """Build the engine and generate once, so that nothing is compiled later. Returns the process id."""
@@ -122,8 +128,11 @@ class RolloutWorker:
 
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**vllm_arguments(options)))
         warm_up = Sampling(responses=1, temperature=1.0, max_response_tokens=4, seed=None)
-        await self._sample((0, 1), warm_up, seed=None)
+        await self._sample((0, 1), warm_up, None, self._next_id())
         await self._engine.update_weight_version(str(LOADED_VERSION))
+        if self._clock is not None:
+            self._cutting_off = asyncio.create_task(self._cut_off(self._clock))
+            self._cutting_off.add_done_callback(self._note_failure)
         return os.getpid()
 
     async def submit(self, prompts: Sequence[Prompt]) -> None:
@@ -164,12 +173,23 @@ class RolloutWorker:
     async def _moved(self) -> None:
         """Return when the engine has sampled a token since this was last asked, or has nothing to sample."""
         while self._sampling and not self._updating and not self._news.is_set():
-            states = self._engine.output_processor.request_states.values()
-            tokens = {state.request_id: state.detokenizer.num_output_tokens() for state in states}
+            tokens = self._tokens_in_flight()
             if tokens != self._sampled_tokens:
                 self._sampled_tokens = tokens
                 return
             await asyncio.sleep(LOOK_EVERY_S)
+
+    def _tokens_in_flight(self) -> dict[str, int]:
+        """How many tokens each running request has sampled."""
+        states = self._engine.output_processor.request_states.values()
+        return {state.external_req_id: state.detokenizer.num_output_tokens() for state in states}
+
+    async def _cut_off(self, clock: ResponseClock) -> None:
+        """End what takes too long, again and again. Each then ends with the tokens that it has."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if overdue := clock.look(self._tokens_in_flight(), time.monotonic()):
+                await self._engine.abort(overdue)
 
     async def pull_weights(self, publication: Publication) -> float:
         """Fetch a published version, serve it, and return the largest |Δ log p| against the learner on the probe.
@@ -218,6 +238,8 @@ class RolloutWorker:
     async def shut_down(self) -> None:
         """End the engine's processes; the actor can be killed afterwards."""
         self._ending = True
+        if self._cutting_off is not None:
+            self._cutting_off.cancel()
         if self._engine is not None:
             # In its own time, some seconds: an engine that is cut short leaves semaphores in shared memory.
             self._engine.shutdown()
@@ -226,9 +248,15 @@ class RolloutWorker:
     async def _sample_response(self, prompt: Prompt, index: int) -> None:
         seed = prompt.sampling.seed
         seed = None if seed is None else seed + index
-        completion = await self._guarded(self._sample(prompt.token_ids, prompt.sampling, seed))
-        while completion.finish_reason == "abort":  # by new weights, under which it begins again
-            completion = await self._guarded(self._sample(prompt.token_ids, prompt.sampling, seed))
+        while True:
+            request_id = self._next_id()
+            completion = await self._guarded(
+                self._sample(prompt.token_ids, prompt.sampling, seed, request_id)
+            )
+            was_cut_off = self._was_cut_off(request_id)
+            # Else it was aborted by new weights, under which it begins again.
+            if completion.finish_reason != "abort" or was_cut_off:
+                break
         self._sampled.append(Sampled(prompt.id, index, self._to_response(completion)))
         self._news.set()
 
@@ -236,12 +264,26 @@ class RolloutWorker:
         self._sampling.discard(task)
         if not self._sampling:
             self._idle.set()
+        self._note_failure(task)
+
+    def _note_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (failure := task.exception()) is not None:
             self._failure = failure
             self._news.set()
             self._idle.set()
 
-    async def _sample(self, token_ids: Sequence[int], sampling: Sampling, seed: int | None) -> Any:
+    def _next_id(self) -> str:
+        return f"{self._name}-{next(self._requests)}"
+
+    def _was_cut_off(self, request_id: str) -> bool:
+        if self._clock is None or request_id not in self._clock.cut_off:
+            return False
+        self._clock.cut_off.remove(request_id)
+        return True
+
+    async def _sample(
+        self, token_ids: Sequence[int], sampling: Sampling, seed: int | None, request_id: str
+    ) -> Any:
         """One vLLM completion."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -256,7 +298,7 @@ class RolloutWorker:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._run(token_ids, parameters)
+        output = await self._run(token_ids, parameters, request_id)
         (completion,) = output.outputs
         return completion
 
@@ -264,12 +306,12 @@ class RolloutWorker:
         """Log-probabilities at temperature 1 of `token_ids[1:]` under the served weights, float32 [T - 1]."""
         from vllm import SamplingParams
 
-        output = await self._run(token_ids, SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=1.0))
+        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=1.0)
+        output = await self._run(token_ids, parameters, self._next_id())
         rows = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
         return np.array([row[token].logprob for token, row in rows], dtype=np.float32)
 
-    async def _run(self, token_ids: Sequence[int], parameters: Any) -> Any:
-        request_id = f"{self._name}-{next(self._requests)}"
+    async def _run(self, token_ids: Sequence[int], parameters: Any, request_id: str) -> Any:
         output = None
         prompt = {"prompt_token_ids": list(token_ids)}
         async for news in self._engine.generate(prompt, parameters, request_id):

@@ -32,6 +32,8 @@ def run(script: str, *options: str) -> str:
         "reward_throughput.py",
         "telelogs_problems.py",
         "fleet_scale.py",
+        "reproducibility.py",
+        "overlap.py",
     ],
 )
 def test_small_sizes_give_a_report(command: str, tmp_path: Path) -> None:

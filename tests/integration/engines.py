@@ -3,6 +3,7 @@ the log-probabilities."""
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from learner.logprobs import sequence_logprobs
 from learner.policy import Policy
 from learner.supervised import character_tokenizer
 from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
+from rollout.response_clock import ResponseClock
 from rollout.worker import EngineOptions, RolloutWorker
 
 MAX_TOKENS = 512
@@ -44,6 +46,10 @@ class Engines:
 
     def use(self, on_new_weights: OnNewWeights) -> None:
         self._worker._options = replace(self._worker._options, on_new_weights=on_new_weights)
+
+    async def cut_off_after(self, timeout_s: float) -> None:
+        self._worker._clock = ResponseClock(timeout_s)
+        self._worker._cutting_off = asyncio.create_task(self._worker._cut_off(self._worker._clock))
 
     async def probe_gap(self, publication: Publication) -> float:
         return await self._worker._probe_gap(publication)

@@ -127,3 +127,31 @@ def assert_spans_cover(response: Response) -> None:
     assert spans[0].start == 0
     assert spans[-1].end == len(response.token_ids)
     assert all(one.end == next_.start for one, next_ in itertools.pairwise(spans))
+
+
+async def test_a_response_that_takes_too_long_is_cut_off_where_it_is(engine: ray.actor.ActorHandle) -> None:
+    """What nearly always takes the likeliest token comes to no end by itself."""
+    sampling = Sampling(1, 0.01, 480, seed=0)
+    prompts = [Prompt(f"{seed}", "", random_tokens(seed, 20), None, sampling) for seed in range(16)]
+
+    async def sample() -> dict[str, Response]:
+        await engine.submit.remote(prompts)
+        return {one.prompt_id: one.response for one in await engine.collect.remote(len(prompts))}
+
+    whole = await sample()
+    await engine.cut_off_after.remote(0.05)
+    cut_off = await sample()
+    assert {id_ for id_, one in whole.items() if len(one.token_ids) == 480}, "some never end"
+    for id_, response in cut_off.items():
+        tokens, all_tokens = response.token_ids, whole[id_].token_ids
+        assert 0 < len(tokens) == len(response.logprobs)
+        assert tokens.tolist() == all_tokens[: len(tokens)].tolist(), (
+            "its beginning is what it would have been"
+        )
+        assert response.finish_reason == (
+            whole[id_].finish_reason if len(tokens) == len(all_tokens) else "length"
+        )
+        assert_spans_cover(response)
+        if len(all_tokens) == 480:
+            assert len(tokens) < 480
+            assert response.finish_reason == "length"

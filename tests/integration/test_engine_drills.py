@@ -26,7 +26,7 @@ from cluster.actor_graph import ActorGraph
 from cluster.checkpoints import CheckpointStore
 from cluster.config import RunConfig
 from cluster.config_loading import load_config
-from cluster.contracts import Prompt, Publication, Sampling
+from cluster.contracts import Prompt, Sampling
 from cluster.controller import Controller
 from cluster.fleet import RolloutFleet
 from cluster.prompt_source import PromptSource
@@ -80,17 +80,19 @@ def mortal_engine(faults: Path) -> type:
                 await self._engine.collective_rpc(poison)
             await super().submit(prompts)
 
-        async def _sample(self, token_ids: Sequence[int], sampling: Sampling, seed: int | None) -> Any:
+        async def _sample(
+            self, token_ids: Sequence[int], sampling: Sampling, seed: int | None, request_id: str
+        ) -> Any:
             if meets("endless-response"):
                 await asyncio.Event().wait()
-            return await super()._sample(token_ids, sampling, seed)
+            return await super()._sample(token_ids, sampling, seed, request_id)
 
-        async def _swap(self, path: str, publication: Publication) -> float:
+        async def _swap(self, path: Path, version: int) -> None:
             if meets("half-a-pull"):
                 weights = load_file(path)
-                path = f"{path}.half"
+                path = path.with_suffix(".half")
                 save_file({name: weights[name] for name in sorted(weights)[::2]}, path)
-            return await super()._swap(path, publication)
+            await super()._swap(path, version)
 
     return MortalWorker
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from safetensors.numpy import load
+from safetensors.torch import load
 
 from cluster.config import LearnerConfig, ObjectiveConfig
 from cluster.placement import cpu_environment
@@ -43,7 +43,9 @@ class PartitionedRank(LearnerRank):
 
 
 @asynccontextmanager
-async def fresh_learner(model: Path, ranks: int, zero_stage: int) -> AsyncIterator[LearnerGroup]:
+async def fresh_learner(
+    model: Path, ranks: int, zero_stage: int, dtype: str = "float32", **settings: Any
+) -> AsyncIterator[LearnerGroup]:
     """Processes of its own, which know nothing of any other."""
     learner = LearnerConfig(
         learning_rate=1e-3,
@@ -54,10 +56,9 @@ async def fresh_learner(model: Path, ranks: int, zero_stage: int) -> AsyncIterat
         micro_batch_tokens=150,
         ranks=ranks,
         zero_stage=zero_stage,
+        **settings,
     )
-    options = LearnerOptions(
-        str(model), "float32", 0.7, 0, learner, ObjectiveConfig(), ((3, 4, 5, 6),), steps=20
-    )
+    options = LearnerOptions(str(model), dtype, 0.7, 0, learner, ObjectiveConfig(), ((3, 4, 5, 6),), steps=20)
     actor = ray.remote(PartitionedRank).options(
         num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)}
     )
@@ -78,7 +79,8 @@ async def learn(group: LearnerGroup, steps: range) -> list[dict[str, float]]:
 
 async def weights_of(group: LearnerGroup) -> Weights:
     publication = await group.publish(0)
-    return load(b"".join(await publication.weights))
+    tensors = load(b"".join(await publication.weights))
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
 
 
 def assert_same(found: Weights, expected: Weights, what: str) -> None:
@@ -144,6 +146,43 @@ async def test_five_steps_and_five_more_are_ten(
 
         if zero_stage == 2:
             await assert_refusals_are_one_line(resumed, at_5, scratch, small_disk)
+
+
+KEPT_OTHERWISE: dict[str, dict[str, Any]] = {
+    "bfloat16": {"zero_stage": 2, "dtype": "bfloat16"},
+    "bfloat16, sharded": {"zero_stage": 3, "dtype": "bfloat16"},
+    "optimizer offloaded": {"zero_stage": 2, "offload": "optimizer"},
+    "parameters offloaded": {"zero_stage": 3, "offload": "parameters"},
+    "adapters": {"zero_stage": 2, "lora_rank": 4},
+    "adapters, sharded": {"zero_stage": 3, "lora_rank": 4},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", KEPT_OTHERWISE.values(), ids=KEPT_OTHERWISE)
+async def test_so_they_are_however_the_state_is_kept(
+    tiny_model: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    at_5, scratch = tmp_path / "at_5", tmp_path / "scratch"
+    async with fresh_learner(tiny_model, 2, **settings) as whole:
+        await learn(whole, range(5))
+        await whole.save(at_5)
+        w5 = await weights_of(whole)
+        rest = await learn(whole, range(5, 10))
+        w10 = await weights_of(whole)
+
+    async with fresh_learner(tiny_model, 2, **settings) as resumed:
+        await resumed.load(at_5, scratch)
+        assert_same(await weights_of(resumed), w5, "as loaded")
+        assert await learn(resumed, range(5, 10)) == rest
+        assert_same(await weights_of(resumed), w10, "after ten steps")
+
+    async with fresh_learner(tiny_model, 1, **settings) as alone:
+        await alone.load(at_5, scratch)
+        assert_same(await weights_of(alone), w5, "one rank in place of two")
+        (resized,) = await learn(alone, range(5, 6))
+        assert resized["objective/loss"] == pytest.approx(rest[0]["objective/loss"], rel=1e-2)
+        assert resized["objective/learning_rate"] == rest[0]["objective/learning_rate"]
 
 
 async def assert_refusals_are_one_line(

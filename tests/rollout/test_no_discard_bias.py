@@ -53,9 +53,11 @@ class Rollouts:
             assert self.buffer.deliver(self.worker, prompt_id, index, make_response(), make_verdict(1.0))
 
 
-def trained_steps(max_staleness: int, duration_s: np.ndarray, losses: Iterable[float]) -> dict[int, int]:
+def trained_steps(
+    max_staleness: int, oversampling: float, duration_s: np.ndarray, losses: Iterable[float]
+) -> dict[int, int]:
     """The step in which each prompt was learned from, by the number of its admission."""
-    buffer = WorkBuffer(PROMPTS_PER_BATCH, max_staleness)
+    buffer = WorkBuffer(PROMPTS_PER_BATCH, max_staleness, oversampling)
     rollouts, steps, admitted = Rollouts(buffer, duration_s, losses), {}, 0
     for version in range(BATCHES):
         while buffer.free_slots:
@@ -82,24 +84,26 @@ def distance(sample: np.ndarray, population: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("tail", [1.1, 2.0])
-@pytest.mark.parametrize("max_staleness", [0, 1, 3])
+@pytest.mark.parametrize(("max_staleness", "oversampling"), [(0, 1), (1, 2), (1, 1.25), (3, 4), (3, 1.5)])
 @pytest.mark.parametrize("losses", [0, 20])
-def test_slow_prompts_are_trained_as_quick_ones_are(tail: float, max_staleness: int, losses: int) -> None:
+def test_slow_prompts_are_trained_as_quick_ones_are(
+    tail: float, max_staleness: int, oversampling: float, losses: int
+) -> None:
     duration_s = durations(tail, seed=max_staleness)
     lost = np.random.default_rng(0).uniform(0, 1000, size=losses)
-    steps = trained_steps(max_staleness, duration_s, lost)
+    steps = trained_steps(max_staleness, oversampling, duration_s, lost)
     trained = np.array(sorted(steps))
-    admitted = PROMPTS_PER_BATCH * (BATCHES + max_staleness)
+    in_flight = round(PROMPTS_PER_BATCH * (oversampling - 1))
+    admitted = PROMPTS_PER_BATCH * BATCHES + in_flight
     assert len(trained) == PROMPTS_PER_BATCH * BATCHES
     assert trained.max() < admitted
 
-    in_flight = max_staleness * PROMPTS_PER_BATCH
     assert distance(duration_s[trained], duration_s[:admitted]) <= in_flight / admitted, (
         "as many as may be missing"
     )
     if not losses:  # who is lost starts anew, and may then be older by what it had waited
-        turn = np.maximum(trained // PROMPTS_PER_BATCH, max_staleness)
-        late = np.array([steps[number] for number in trained]) - turn
+        leased_under = np.maximum((trained - in_flight) // PROMPTS_PER_BATCH, 0)
+        late = np.array([steps[number] for number in trained]) - (leased_under + max_staleness)
         assert late.max() <= 0, "no prompt is overtaken for ever, however slow"
     slowest = np.argsort(duration_s[: PROMPTS_PER_BATCH * (BATCHES - 5)])[-20:]
     assert set(slowest) <= set(trained)

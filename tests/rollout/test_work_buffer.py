@@ -33,11 +33,11 @@ class WorkBufferModel(RuleBasedStateMachine):
     A place is "waiting", the name of the worker that generates, "scored", "learning", "trained" or "dropped".
     """
 
-    @initialize(prompts=st.integers(1, 4), max_staleness=st.integers(0, 3))
-    def begin(self, prompts: int, max_staleness: int) -> None:
+    @initialize(prompts=st.integers(1, 4), max_staleness=st.integers(0, 3), data=st.data())
+    def begin(self, prompts: int, max_staleness: int, data: Any) -> None:
         self.prompts, self.max_staleness = prompts, max_staleness
-        self.capacity = prompts * (max_staleness + 1)
-        self.buffer = WorkBuffer(prompts, max_staleness)
+        self.capacity = data.draw(st.integers(prompts, prompts * (max_staleness + 1)))
+        self.buffer = WorkBuffer(prompts, max_staleness, self.capacity / prompts)
         self.version = 0
         self.leased_under: dict[str, int] = {}
         self.places: dict[str, str] = {}
@@ -196,15 +196,16 @@ TestWorkBuffer.settings = settings(max_examples=60, stateful_step_count=50, dead
 @given(
     prompts=st.integers(1, 4),
     max_staleness=st.integers(0, 3),
+    slots=st.floats(0, 1),
     slowness=st.lists(st.integers(0, 20), min_size=60, max_size=60),
     losses=st.lists(st.booleans(), min_size=30, max_size=30),
 )
 def test_however_slow_a_prompt_is_it_is_learned_from_in_time(
-    prompts: int, max_staleness: int, slowness: list[int], losses: list[bool]
+    prompts: int, max_staleness: int, slots: float, slowness: list[int], losses: list[bool]
 ) -> None:
     """Prompts are leased as soon as they can be and finish after `slowness` turns; now and then all is lost. Batches
     are taken as soon as they are ready."""
-    buffer = WorkBuffer(prompts, max_staleness)
+    buffer = WorkBuffer(prompts, max_staleness, oversampling=1 + slots * max_staleness)
     version = admitted = trained = 0
     under: dict[str, int] = {}
     due: dict[str, int] = {}
@@ -277,3 +278,27 @@ def test_a_prompt_ends_once() -> None:
 def test_a_buffer_without_slots_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         WorkBuffer(0)
+    with pytest.raises(ValueError, match="from 1 to max_staleness"):
+        WorkBuffer(2, max_staleness=1, oversampling=2.5)
+
+
+def test_a_batch_is_what_is_ready_first_of_some_more_and_the_slow_ones_are_first_in_the_next() -> None:
+    buffer = WorkBuffer(4, max_staleness=1, oversampling=1.25)
+    ids = [f"train/0/{row}" for row in range(5)]
+    for prompt_id in ids:
+        buffer.admit(make_prompt(prompt_id))
+    assert buffer.free_slots == 0
+    buffer.lease("rollout-0", 5, version=0)
+    for prompt_id in ids[1:]:
+        assert deliver_all(buffer, prompt_id, "rollout-0")
+    assert [group.prompt.id for group in buffer.take_batch(0)] == ids[1:], "nobody waits for the slow one"
+    buffer.settle(ids[1:])
+    assert buffer.free_slots == 4, "its slot is still its own"
+    new = [f"train/0/{row}" for row in range(5, 9)]
+    for prompt_id in new:
+        buffer.admit(make_prompt(prompt_id))
+    buffer.lease("rollout-0", 4, version=1)
+    assert all(deliver_all(buffer, prompt_id, "rollout-0") for prompt_id in new)
+    assert not buffer.batch_is_ready(1), "left out once more it would be too old"
+    assert deliver_all(buffer, ids[0], "rollout-0")
+    assert [group.prompt.id for group in buffer.take_batch(1)] == [ids[0], *new[:3]]

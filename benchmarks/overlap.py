@@ -1,0 +1,117 @@
+"""How learning and sampling overlap: whole runs of a small model, on-policy and with a batch's head start.
+
+    in turn      max_staleness 0: a step is sampling, then learning, then publication. Each is timed on its own here.
+    overlapped   max_staleness 1: the next batch is sampled while the learner has this one
+
+One rollout worker and one learner rank, a thread each, so that on two cores neither takes the other's. What Ray, the
+controller and the verdicts take is taken from both. The responses are cut off at the same length in both runs.
+
+    python benchmarks/overlap.py                       # 5 minutes on two cores
+
+Target: step overlapped ≤ 1.15 × the longer one of sampling and learning in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.cases import STARTER, TINY, Case
+from benchmarks.report import Target, judged, write_cases
+from cluster.run_directory import RunDirectory
+from cluster.tracking import read_metrics
+
+PROJECT = Path(__file__).parents[1]
+NOT_COUNTED = 3
+"""Steps at the beginning: the first batch has nothing to overlap with, and what is made once is made in them."""
+TARGET = Target("longer part / step overlapped", 1 / 1.15)
+WAYS = {"in turn": 0, "overlapped": 1}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each way, in turn")
+    parser.add_argument("--smoke", action="store_true", help="few responses and steps: does it run?")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/overlap.json")
+    arguments = parser.parse_args()
+    repeats = 1 if arguments.smoke else arguments.repeats
+    steps = NOT_COUNTED + 2 if arguments.smoke else arguments.steps
+    parts: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    case = Case(TINY if arguments.smoke else STARTER, 1, 2, (8, 8), (8, 8), 64, 1)
+    with case.model_directory() as model:
+        for turn in range(repeats):
+            for way, staleness in WAYS.items():
+                found = run(model, steps, staleness, prompts=4 if arguments.smoke else 64)
+                parts[way] += found
+                print(f"  {turn + 1}/{repeats} {way}: {medians(found)}", flush=True)
+    write_cases("overlap", {"tiny": judgement(parts)}, arguments.output)
+
+
+def run(model: Path, steps: int, max_staleness: int, prompts: int) -> list[dict[str, float]]:
+    """The seconds that each counted step took, by its parts."""
+    with tempfile.TemporaryDirectory() as directory:
+        settings = {
+            "name": "overlap",
+            "directory": directory,
+            "steps": steps,
+            "model.source": model,
+            "rollout.workers": 1,
+            "rollout.max_staleness": max_staleness,
+            "rollout.prompts_per_step": prompts,
+            "learner.threads_per_rank": 1,
+            "evaluation.every_steps": 10**6,
+            "evaluation.prompts": 2,
+            "evaluation.responses_per_prompt": 1,
+            "checkpoint.every_steps": 10**6,
+            "tracking.wandb": "disabled",
+        }
+        given = [f"{key}={value}" for key, value in settings.items()]
+        command = [sys.executable, PROJECT / "launch.py", "train", PROJECT / "configs" / "demo.yaml", *given]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"the run failed:\n{done.stdout}\n{done.stderr}")
+        rows = list(read_metrics(RunDirectory(Path(directory) / "overlap").metrics_file))
+    names = ("rollout", "learn", "publish", "step")
+    return [
+        {name: row[f"time/{name}_s"] for name in names}
+        for row in rows
+        if NOT_COUNTED < row["step"] < steps  # the last one has nothing to overlap with
+    ]
+
+
+def medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: round(statistics.median(row[name] for row in rows), 3) for name in rows[0]}
+
+
+def judgement(parts: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    in_turn, overlapped = medians(parts["in turn"]), medians(parts["overlapped"])
+    found = {
+        TARGET.ratio: round(max(in_turn["rollout"], in_turn["learn"]) / overlapped["step"], 3),
+        "step in turn / step overlapped": round(in_turn["step"] / overlapped["step"], 3),
+    }
+    return {
+        "seconds": {
+            f"{way}: {name}": [round(row[name], 4) for row in rows]
+            for way, rows in parts.items()
+            for name in rows[0]
+        },
+        "median_s": {"in turn: " + name: value for name, value in in_turn.items()}
+        | {"overlapped: " + name: value for name, value in overlapped.items()},
+        "ratios": found,
+        "targets": judged(found, [TARGET]),
+    }
+
+
+if __name__ == "__main__":
+    main()
