@@ -34,9 +34,9 @@ def read_rows(source: str, subset: str | None, split: str) -> list[Located]:
     path = Path(source).expanduser()
     match path.suffix:
         case ".jsonl" | ".ndjson":
-            rows = list(_read_jsonl(_existing(path)))
+            rows = list(read_jsonl(_existing(path)))
         case ".parquet":
-            rows = _read_parquet(_existing(path))
+            rows = read_parquet(_existing(path))
         case _:
             rows = _read_data_set(source, path, subset, split)
     if not rows:
@@ -50,7 +50,12 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _read_jsonl(path: Path) -> Iterator[Located]:
+def read_jsonl(path: Path) -> Iterator[Located]:
+    """Every object of a JSONL file; empty lines are left out.
+
+    Raises:
+        ValueError: after the last row, with all lines that are not objects.
+    """
     mistakes = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path.name}:{number}"
@@ -76,7 +81,12 @@ def _read_jsonl(path: Path) -> Iterator[Located]:
     refuse(mistakes)
 
 
-def _read_parquet(path: Path) -> list[Located]:
+def read_parquet(path: Path) -> list[Located]:
+    """Every row of a Parquet file.
+
+    Raises:
+        ValueError: it is none.
+    """
     import pyarrow
     import pyarrow.parquet
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from reward.dataset.reading import read_jsonl, read_parquet
+
 RawRows = Iterable[tuple[str, Mapping[str, Any]]]
 """Pairs of where a row stood, and the row, which is not looked at."""
 
@@ -51,8 +53,10 @@ def _part_name(file: Path) -> str:
 def _read_file(file: Path) -> RawRows:
     if file.suffix not in SUFFIXES:
         raise ValueError(f"{file}: it is none of {', '.join(SUFFIXES)}")
+    if file.suffix == ".jsonl":
+        return read_jsonl(file)
     if file.suffix == ".parquet":
-        return _read_parquet(file)
+        return read_parquet(file)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -60,29 +64,12 @@ def _read_file(file: Path) -> RawRows:
     if file.suffix == ".csv":
         reader = csv.DictReader(text.splitlines(keepends=True))
         return ((f"{file}, row {n}", row) for n, row in enumerate(reader, start=1))
-    if file.suffix == ".jsonl":
-        lines = ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
-        return ((f"{file}, line {n}", _json(line, f"{file}, line {n}")) for n, line in lines)
-    rows = _json(text, str(file))
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error})") from None
     if not isinstance(rows, list):
         raise ValueError(f"{file}: not a list of rows")
-    return ((f"{file}, row {n}", row) for n, row in enumerate(rows, start=1))
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
-
-
-def _read_parquet(file: Path) -> RawRows:
-    from datasets import Dataset  # slow to import
-
-    try:
-        rows = Dataset.from_parquet(str(file))
-    except Exception as error:  # whatever its readers raise is about the file
-        raise ValueError(f"{file}: not to be read as Parquet ({_one_line(error)})") from error
     return ((f"{file}, row {n}", row) for n, row in enumerate(rows, start=1))
 
 

@@ -179,7 +179,7 @@ def test_questions_of_the_users_get_randomised_labels_too(tmp_path: Path) -> Non
 def test_a_question_whose_causes_cannot_be_found_is_refused_only_where_they_must_be(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [*ROWS[:2], {"question": "Why is it slow?", "answer": "C1"}])
     assert len(asked_by(task(data=str(file)))) == 3
-    with pytest.raises(ValueError, match=r"line 3: the list of causes C1 … C8 is not to be found.*to false"):
+    with pytest.raises(ValueError, match=r"jsonl:3: the list of causes C1 … C8 is not to be found.*to false"):
         asked_by(task(data=str(file), randomised_labels=True))
 
 
@@ -189,19 +189,27 @@ GOOD = '{"question": "q", "answer": "C1"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("a.jsonl", GOOD + '{"question": "q"', r"a\.jsonl, line 2: not JSON"),
-        ("a.jsonl", GOOD + "\n[1]", r"a\.jsonl, line 3: not a mapping"),
-        ("a.jsonl", GOOD + '{"answer": "C1"}', "line 2: the field 'question' is missing"),
-        ("a.jsonl", GOOD + '{"question": "q", "answer": null}', "line 2: the field 'answer' is missing"),
-        ("a.jsonl", GOOD + '{"question": " ", "answer": "C1"}', "line 2: the field 'question' is not a text"),
-        ("a.jsonl", GOOD + '{"question": "q", "answer": 3}', "line 2: the field 'answer' is not a text"),
-        ("a.jsonl", GOOD + '{"question": "q", "answer": "C9"}', "line 2: the answer 'C9' is none of C1 … C8"),
-        ("a.jsonl", b"\xff\xfe{}", r"a\.jsonl: not UTF-8"),
+        ("a.jsonl", GOOD + '{"question": "q"', r"a\.jsonl:2: not JSON"),
+        ("a.jsonl", GOOD + "\n[1]", r"a\.jsonl:3: not an object but \[1\]"),
+        ("a.jsonl", GOOD + '{"answer": "C1"}', "jsonl:2: the field 'question' is missing"),
+        ("a.jsonl", GOOD + '{"question": "q", "answer": null}', "jsonl:2: the field 'answer' is missing"),
+        (
+            "a.jsonl",
+            GOOD + '{"question": " ", "answer": "C1"}',
+            "jsonl:2: the field 'question' is not a text",
+        ),
+        ("a.jsonl", GOOD + '{"question": "q", "answer": 3}', "jsonl:2: the field 'answer' is not a text"),
+        (
+            "a.jsonl",
+            GOOD + '{"question": "q", "answer": "C9"}',
+            "jsonl:2: the answer 'C9' is none of C1 … C8",
+        ),
+        ("a.jsonl", b"\xff\xfe{}", r"a\.jsonl:1: byte 1 is not UTF-8"),
         ("a.json", '{"question": "q"}', r"a\.json: not a list of rows"),
         ("a.json", "[", r"a\.json: not JSON"),
         ("a.csv", "question,answer\nq,C1\nq,\n", "row 2: the field 'answer' is not a text, or empty"),
         ("a.csv", "question,label\nq,C1\n", "row 1: the field 'answer' is missing"),
-        ("a.parquet", b"no parquet", r"a\.parquet: not to be read as Parquet"),
+        ("a.parquet", b"no parquet", r"a\.parquet is no Parquet file that can be read"),
         ("a.txt", "q", r"a\.txt: it is none of \.jsonl"),
     ],
 )
