@@ -1,0 +1,231 @@
+"""A new user's day on a cluster of three nodes, in the commands of the documentation: submit the demonstration, watch
+it, scale it, lose a node, stop it, go on, open the report in a browser, compare two objectives. All is real: engines,
+learner, cluster and browser. `pytest -m slow -s tests/integration/test_new_user.py` shows the transcript.
+
+All nodes are on this machine, so that each says how many CPUs it has. Needs Chromium: apt-get install chromium.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from cluster.jobs.package import PROJECT
+from cluster.run_directory import RunDirectory
+from cluster.tracking import read_metrics
+
+pytestmark = [pytest.mark.timeout(2400), pytest.mark.slow]
+BIN = Path(sys.executable).parent
+STEPS = 16
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Terminal:
+    """Where the user types. What is typed and what comes is the transcript."""
+
+    folder: Path
+    """Of what the cluster's nodes write."""
+    gcs: int = field(default_factory=free_port)
+    dashboard: int = field(default_factory=free_port)
+    nodes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return kept | {"PATH": os.pathsep.join([str(BIN), os.environ["PATH"]]), "RAY_AUTH_MODE": "token"}
+
+    def types(self, *words: str, fails: bool = False, timeout_s: float = 300) -> str:
+        print(f"\n$ {shlex.join(words)}", flush=True)
+        started = time.monotonic()
+        done = subprocess.run(
+            words, cwd=PROJECT, env=self.environment, capture_output=True, text=True, timeout=timeout_s
+        )
+        said = done.stdout + done.stderr
+        lines = said.splitlines()
+        print("\n".join(lines if len(lines) < 30 else [*lines[:10], "[…]", *lines[-15:]]))
+        print(f"({time.monotonic() - started:.0f} s)", flush=True)
+        assert bool(done.returncode) is fails, said
+        return said
+
+    def launch(self, *words: str, fails: bool = False, timeout_s: float = 300) -> str:
+        return self.types("python", "launch.py", *words, fails=fails, timeout_s=timeout_s)
+
+    def start_node(self, name: str, *options: str) -> None:
+        """In a terminal of its own, as `ray start --block` wants it."""
+        folder = tempfile.mkdtemp(prefix="n", dir=self.folder)
+        words = ["ray", "start", "--block", f"--temp-dir={folder}", *options]
+        print(f"\n$ {shlex.join(words)} &", flush=True)
+        with open(self.folder / f"{name}.log", "w") as log:
+            self.nodes[name] = subprocess.Popen(
+                words,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+
+    def kill_node(self, name: str) -> None:
+        """As a machine that loses its power: nobody says good-bye."""
+        print(f"\n# node {name} is lost", flush=True)
+        top = psutil.Process(self.nodes.pop(name).pid)
+        lost = [top, *top.children(recursive=True)]
+        for process in lost:
+            try:
+                process.send_signal(signal.SIGKILL)
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(lost, timeout=30)
+
+    @property
+    def job_server(self) -> tuple[str, str]:
+        return "--address", f"http://127.0.0.1:{self.dashboard}"
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    with tempfile.TemporaryDirectory(prefix="u", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        terminal = Terminal(Path(folder))
+        try:
+            make_token = ["ray", "get-auth-token", "--generate"]  # prints it, so it is not in the transcript
+            subprocess.run(make_token, env=terminal.environment, check=True, stdout=subprocess.DEVNULL)
+            terminal.start_node(
+                "head",
+                "--head",
+                f"--port={terminal.gcs}",
+                f"--dashboard-port={terminal.dashboard}",
+                "--dashboard-agent-listen-port=0",
+                "--num-cpus=1",
+                "--labels=pool=reserved",
+            )
+            until(lambda: answers(terminal.dashboard), "the cluster's job server")
+            for name in ("spot-1", "spot-2"):
+                terminal.start_node(
+                    name,
+                    f"--address=127.0.0.1:{terminal.gcs}",
+                    "--dashboard-agent-listen-port=0",
+                    "--num-cpus=1",
+                    "--labels=pool=spot",
+                )
+            yield terminal
+        finally:
+            for name in list(terminal.nodes):
+                terminal.kill_node(name)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 300) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
+        time.sleep(0.5)
+    return result
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    file = RunDirectory(run).metrics_file
+    return list(read_metrics(file)) if file.exists() else []
+
+
+def reaches(run: Path, step: int) -> Callable[[], bool]:
+    return lambda: any(row["step"] >= step for row in rows_of(run))
+
+
+def test_a_new_users_day(terminal: Terminal, tmp_path: Path) -> None:
+    runs, run = tmp_path / "runs", tmp_path / "runs" / "demo"
+    labels = tmp_path / "labels.yaml"
+    base = yaml.safe_load((PROJECT / "configs/demo.yaml").read_text())
+    base["cluster"] = {"node_labels": {"learner": {"pool": "reserved"}, "rollout": {"pool": "spot"}}}
+    labels.write_text(yaml.safe_dump(base))
+    settings = [f"steps={STEPS}", f"directory={runs}", "checkpoint.every_steps=2", "evaluation.every_steps=8"]
+    joined = ["--address", f"127.0.0.1:{terminal.gcs}"]
+
+    terminal.launch("doctor", str(labels), *joined)
+    terminal.launch("check", str(labels), *settings, f"cluster.address=127.0.0.1:{terminal.gcs}", "--cluster")
+    terminal.launch("submit", str(labels), *settings, "--no-follow", *terminal.job_server)
+    until(reaches(run, 2), "two steps", timeout_s=600)
+    assert "running" in terminal.launch("status", "demo", *terminal.job_server)
+    assert "demo" in terminal.launch("list", *terminal.job_server)
+
+    assert "2 → 3" in terminal.launch("scale", str(run), "--rollout-workers", "3")
+    until(lambda: rows_of(run)[-1]["fleet/healthy_workers"] == 3, "a third worker")
+    assert "3 → 2" in terminal.launch("scale", str(run), "--rollout-workers", "2")
+    until(lambda: rows_of(run)[-1]["fleet/workers"] == 2, "two workers again")
+
+    terminal.kill_node("spot-2")
+    lost_at = rows_of(run)[-1]["step"]
+    until(reaches(run, int(lost_at) + 2), "the run to go on without the node", timeout_s=600)
+
+    assert "is stopped" in terminal.launch("stop", "demo", *terminal.job_server)
+    stopped_at = rows_of(run)[-1]["step"]
+    assert stopped_at < STEPS, "else there is nothing to go on with"
+    said = terminal.launch("submit", str(labels), *settings, *terminal.job_server, timeout_s=900)
+    assert "resuming at step" in said
+    assert [row["step"] for row in rows_of(run)] == list(range(STEPS + 1))
+
+    terminal.launch("report", str(run))
+    picture = tmp_path / "report.png"
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert browser is not None, "no Chromium is installed: apt-get install chromium"
+    terminal.types(
+        browser,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=1280,2400",
+        f"--screenshot={picture}",
+        (run / "report.html").as_uri(),
+    )
+    assert picture.stat().st_size > 20_000
+    if kept := os.environ.get("KEEP_SCREENSHOT"):
+        shutil.copy(picture, kept)
+
+    for name in list(terminal.nodes):  # a comparison runs on this machine alone
+        terminal.kill_node(name)
+    comparison = tmp_path / "two.yaml"
+    comparison.write_text(
+        yaml.safe_dump(
+            {
+                "name": "two",
+                "base": str(PROJECT / "configs/demo.yaml"),
+                "overrides": [
+                    "steps=2",
+                    f"directory={runs}",
+                    "evaluation.every_steps=2",
+                    "evaluation.prompts=20",
+                ],
+                "seeds": [0],
+                "baseline": "grpo",
+                "variants": {"grpo": ["objective.name=grpo"], "a_hpo": ["objective.name=a_hpo"]},
+            }
+        )
+    )
+    table = terminal.launch("compare", str(comparison), timeout_s=900)
+    assert "a_hpo" in table
+    print(json.dumps({"steps": STEPS, "lost a node at": lost_at, "stopped at": stopped_at}))
