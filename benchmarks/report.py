@@ -96,7 +96,8 @@ def _commit() -> str:
     """With "-dirty" behind it if anything but results has been changed since."""
     git = ["git", "-C", str(RESULTS.parents[1])]
     commit, *_ = _lines([*git, "rev-parse", "--short", "HEAD"]) or ["unknown"]
-    changed = _lines([*git, "status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{RESULTS}"])
+    but_results = [":(top)", ":(top,exclude)benchmarks/results"]
+    changed = _lines([*git, "status", "--porcelain", "--untracked-files=no", "--", *but_results])
     return f"{commit}-dirty" if changed else commit
 
 

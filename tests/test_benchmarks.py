@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import table
+from benchmarks import report, table
 from benchmarks.report import RESULTS
 
 PROJECT = Path(__file__).parents[1]
@@ -55,6 +55,25 @@ def test_results_that_are_kept_name_what_they_were_measured_with() -> None:
             assert case["command"].startswith(f"python benchmarks/{file.stem}.py"), file
             assert "--smoke" not in case["command"], file
             assert not case["commit"].endswith("-dirty"), file
+
+
+def test_a_result_does_not_make_the_next_one_look_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a repository of its own: the first case's results are changed when the second is written."""
+    results, code = tmp_path / "benchmarks" / "results", tmp_path / "code.py"
+    results.mkdir(parents=True)
+    kept = results / "kept.json"
+    for file in (kept, code):
+        file.write_text("")
+    who = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "all"]):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    monkeypatch.setattr("benchmarks.report.RESULTS", results)
+    kept.write_text("{}")
+    assert not report.conditions()["commit"].endswith("-dirty")
+    code.write_text("changed")
+    assert report.conditions()["commit"].endswith("-dirty")
 
 
 def test_the_document_shows_the_results_that_are_kept() -> None:
