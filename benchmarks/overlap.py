@@ -70,6 +70,7 @@ def run(model: Path, steps: int, max_staleness: int, prompts: int) -> list[dict[
             "rollout.max_staleness": max_staleness,
             "rollout.prompts_per_step": prompts,
             "learner.threads_per_rank": 1,
+            "learner.warmup_steps": 0,
             "evaluation.every_steps": 10**6,
             "evaluation.prompts": 2,
             "evaluation.responses_per_prompt": 1,

@@ -13,6 +13,8 @@ from benchmarks import report, table
 from benchmarks.report import RESULTS
 
 PROJECT = Path(__file__).parents[1]
+WITH_ENGINES = ("rollout_throughput.py", "weight_publication.py", "reproducibility.py", "overlap.py")
+"""They take a minute each to start."""
 
 
 def run(script: str, *options: str) -> str:
@@ -32,8 +34,7 @@ def run(script: str, *options: str) -> str:
         "reward_throughput.py",
         "telelogs_problems.py",
         "fleet_scale.py",
-        "reproducibility.py",
-        "overlap.py",
+        *(pytest.param(script, marks=pytest.mark.slow) for script in WITH_ENGINES),
     ],
 )
 def test_small_sizes_give_a_report(command: str, tmp_path: Path) -> None:
