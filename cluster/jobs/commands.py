@@ -112,17 +112,14 @@ def submit(
     with _explained(address):
         from cluster.jobs.package import package
         from cluster.jobs.sending_keys import found_keys
-        from cluster.jobs.sending_keys import send_keys as send_sealed
         from cluster.jobs.submission import (
             DriverPlace,
             Submission,
             cluster_overrides,
             environment,
             labels,
-            refuse_live_run,
             resources,
         )
-        from cluster.jobs.submission import submit as submit_job
 
         submission = Submission(
             config,
@@ -134,19 +131,30 @@ def submit(
             fresh,
         )
         server = _server(address)
-        refuse_live_run(server, config.name)
-        _say(f"sending {len(submission.package.files)} files, {submission.package.size / 2**20:.1f} MiB")
-        job = submit_job(server, submission)
-        _say(f"job {job} is the run {config.name}, in {config.run_directory} on the cluster")
-        if submission.keys:
-            send_sealed(server, job, submission.keys)
-            _say(f"sent {', '.join(sorted(submission.keys))}, sealed")
-        elif config.tracking.wandb in ("auto", "online"):
-            _say("no W&B key was sent; unless the cluster has one, the run is logged into its directory")
+        job = _sent(server, submission)
         if supervise or follow:
             _attend(server, submission, job, (max_failures, max_preemptions) if supervise else (0, 0))
         else:
             _say(_how_to_go_on(job))
+
+
+def _sent(server: JobServer, submission: Submission) -> str:
+    """Submits, sends the keys after it, and says what it does. Returns the job's id."""
+    from cluster.jobs.sending_keys import send_keys
+    from cluster.jobs.submission import refuse_live_run
+    from cluster.jobs.submission import submit as submit_job
+
+    config = submission.config
+    refuse_live_run(server, config.name)
+    _say(f"sending {len(submission.package.files)} files, {submission.package.size / 2**20:.1f} MiB")
+    job = submit_job(server, submission)
+    _say(f"job {job} is the run {config.name}, in {config.run_directory} on the cluster")
+    if submission.keys:
+        send_keys(server, job, submission.keys)
+        _say(f"sent {', '.join(sorted(submission.keys))}, sealed")
+    elif config.tracking.wandb in ("auto", "online"):
+        _say("no W&B key was sent; unless the cluster has one, the run is logged into its directory")
+    return job
 
 
 def status(job: _Job, address: _Address = None, as_json: _AsJson = False) -> None:
