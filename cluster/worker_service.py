@@ -25,11 +25,12 @@ from rollout.fleet_state import WorkerState
 
 LONGEST_HEARTBEAT_S = 5.0
 """A worker without news says at least that, so often or more often."""
-
-
+SHORTEST_GATHER_S = 0.05
+"""So long a worker gathers responses before it hands them over, if more are to come: of small models a hundred end in
+that time, and each answer costs more than a response."""
 GATHER_S_PER_WORKER = 0.001
-"""So long a worker gathers responses before it hands them over: the controller takes a thousand answers a second,
-however many workers there are."""
+"""For each worker that there is, if that is longer: the controller takes a thousand answers a second, however many
+workers there are."""
 
 
 class WeightGapError(RuntimeError):
@@ -131,7 +132,7 @@ class WorkerService:
         room, name = self._room, self._name
         heartbeat_s = min(LONGEST_HEARTBEAT_S, self._rollout.silence_timeout_s / 4)
         while True:
-            gather_s = GATHER_S_PER_WORKER * len(room.process_ids)
+            gather_s = max(SHORTEST_GATHER_S, GATHER_S_PER_WORKER * len(room.process_ids))
             sampled = await self._hear(self._worker.collect.remote(heartbeat_s, gather_s))
             if self._state is WorkerState.SUSPECT:
                 room.state.heard(name)

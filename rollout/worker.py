@@ -312,9 +312,11 @@ class RolloutWorker:
         return np.array([row[token].logprob for token, row in rows], dtype=np.float32)
 
     async def _run(self, token_ids: Sequence[int], parameters: Any, request_id: str) -> Any:
+        from vllm.inputs import tokens_input
+
         output = None
-        prompt = {"prompt_token_ids": list(token_ids)}
-        async for news in self._engine.generate(prompt, parameters, request_id):
+        # As vLLM's own renderer would give it: what is not rendered takes a way through a thread.
+        async for news in self._engine.generate(tokens_input(list(token_ids)), parameters, request_id):
             output = news
         assert output is not None, "vLLM ended a request without an answer"
         assert output.finished
