@@ -249,7 +249,7 @@ def test_data_that_cannot_be_read_are_found_before_a_run(tmp_path: Path) -> None
     task = {"name": "telelogs", "options": {"data": str(data)}}
     problems = preflight(run_config(tmp_path, task=task))
     assert {str(problem) for problem in problems} == {
-        f"task.options: {data}, line 1: the answer 'C9' is none of C1 … C8; change the task's options"
+        "task.options: rows.jsonl:1: the answer 'C9' is none of C1 … C8; change the task's options"
     }
 
 

@@ -24,7 +24,7 @@ class Engine:
         self.looks = 0
         self._tokens = tokens
         detokenizer = SimpleNamespace(num_output_tokens=self._look)
-        states = {"r": SimpleNamespace(request_id="r", detokenizer=detokenizer)}
+        states = {"r": SimpleNamespace(external_req_id="r", detokenizer=detokenizer)}
         self.output_processor = SimpleNamespace(request_states=states)
         self.errored = False
 
