@@ -1,7 +1,7 @@
-"""The kept results as the tables of docs/learner.md.
+"""The kept results as tables in the documents that are about them.
 
 python benchmarks/table.py             # print them
-python benchmarks/table.py --write     # and put them into the document, between its marks
+python benchmarks/table.py --write     # and put them into the documents, between their marks
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import RESULTS
 
-DOCUMENT = RESULTS.parents[1] / "docs" / "learner.md"
+DOCS = RESULTS.parents[1] / "docs"
+DOCUMENTS = {
+    "learner.md": ("learner_ranks", "learner_speed", "logprob_memory"),
+    "rollouts.md": ("rollout_throughput", "weight_publication", "overlap"),
+    "fleet.md": ("fleet_scale",),
+}
+"""Which benchmarks each is about. What has no targets (docs/rewards.md) is told in words."""
 MARKS = "<!-- benchmarks/table.py writes from here -->\n", "<!-- to here -->"
 
 
@@ -26,12 +32,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="into docs/learner.md")
-    text = tables(RESULTS)
-    print(text)
-    if parser.parse_args().write:
-        before, _, after = split(DOCUMENT.read_text(encoding="utf-8"))
-        DOCUMENT.write_text("".join([before, text, after]), encoding="utf-8")
+    parser.add_argument("--write", action="store_true", help="into docs/")
+    write = parser.parse_args().write
+    for name, benchmarks in DOCUMENTS.items():
+        text = tables(RESULTS, benchmarks)
+        print(f"{name}\n\n{text}")
+        if write:
+            document = DOCS / name
+            before, _, after = split(document.read_text(encoding="utf-8"))
+            document.write_text("".join([before, text, after]), encoding="utf-8")
 
 
 def split(document: str) -> tuple[str, str, str]:
@@ -44,38 +53,38 @@ def split(document: str) -> tuple[str, str, str]:
     return before, between, behind
 
 
-def tables(results: Path) -> str:
+def tables(results: Path, benchmarks: Sequence[str]) -> str:
     """Markdown: what was measured against what is wanted, and the medians of all ways."""
     found = {
-        (file.stem, name): case
-        for file in sorted(results.glob("*.json"))
-        for name, case in json.loads(file.read_text(encoding="utf-8")).items()
-        if "targets" in case  # the learner's; others have documents of their own
+        (name, case): kept
+        for name in benchmarks
+        if (file := results / f"{name}.json").exists()
+        for case, kept in json.loads(file.read_text(encoding="utf-8")).items()
     }
     lines = [
         "| benchmark | case | what | measured | wanted | holds |",
         "|---|---|---|---|---|---|",
-        *(row for (script, name), case in found.items() for row in _target_rows(script, name, case)),
+        *(row for (name, case), kept in found.items() for row in _target_rows(name, case, kept)),
         "",
         "| benchmark | case | times of each | medians | commit |",
         "|---|---|---|---|---|",
-        *(row for (script, name), case in found.items() for row in _median_rows(script, name, case)),
+        *(row for (name, case), kept in found.items() for row in _median_rows(name, case, kept)),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _target_rows(script: str, name: str, case: dict[str, Any]) -> Iterator[str]:
-    for what, target in case["targets"].items():
+def _target_rows(name: str, case: str, kept: dict[str, Any]) -> Iterator[str]:
+    for what, target in kept.get("targets", {}).items():
         wanted = f"≥ {target['at_least']:g}" if "at_least" in target else f"< {target['below']:g}"
         holds = "yes" if target["holds"] else "**no**"
-        yield f"| {script} | {name} | {what} | {target['measured']:.3g} | {wanted} | {holds} |"
+        yield f"| {name} | {case} | {what} | {target['measured']:.3g} | {wanted} | {holds} |"
 
 
-def _median_rows(script: str, name: str, case: dict[str, Any]) -> Iterator[str]:
-    if "median_s" in case:
-        medians = ", ".join(f"{way} {seconds:.3g} s" for way, seconds in case["median_s"].items())
-        times = len(next(iter(case["seconds"].values())))
-        yield f"| {script} | {name} | {times} | {medians} | {case['commit']} |"
+def _median_rows(name: str, case: str, kept: dict[str, Any]) -> Iterator[str]:
+    if "median_s" in kept:
+        medians = ", ".join(f"{way} {seconds:.3g} s" for way, seconds in kept["median_s"].items())
+        times = len(next(iter(kept["seconds"].values())))
+        yield f"| {name} | {case} | {times} | {medians} | {kept['commit']} |"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     fetch     until both workers have a file of them on their node
     reload    vLLM loads the file (inside the engine, as the worker sees it), one engine after the other
     pause     from asking the engine to pause until it has resumed, with nothing in flight
-    copy      the bytes of the weights copied in memory once for each worker, into memory that is new as theirs is
+    copy      the bytes of the weights copied once for each worker, into memory that is there
+    copy, new the same into memory that is new, as the workers' is: it has to be fetched from the system first
     update    pause, with 32 responses in flight: what the step that is being computed takes is in it
     probe     the learner's log-probabilities of two prompts, which travel with every version
 
@@ -78,13 +79,16 @@ class TimedWorker(RolloutWorker):
         return self._seconds
 
 
-def copy_seconds(size: int) -> float:
-    """Of `size` bytes, into new memory, for each worker."""
+def copy_seconds(size: int) -> dict[str, float]:
+    """Of `size` bytes, for each worker, into new memory and then again into the same."""
     source = np.ones(size, dtype=np.uint8)
-    started = time.perf_counter()
-    copies = [source.copy() for _ in range(WORKERS)]
-    seconds = time.perf_counter() - started
-    assert len(copies) == WORKERS
+    copies = [np.empty_like(source) for _ in range(WORKERS)]
+    seconds = {}
+    for way in ("copy, new", "copy"):
+        started = time.perf_counter()
+        for copy in copies:
+            np.copyto(copy, source)
+        seconds[way] = time.perf_counter() - started
     return seconds
 
 
@@ -141,7 +145,8 @@ async def measure(model: Path, repeats: int) -> dict[str, Any]:
             seconds["publish"].append(published - began)
             seconds["fetch"].append(fetched - published)
             seconds["publish + fetch"].append(fetched - began)
-            seconds["copy"].append(copied)
+            for way, took in copied.items():
+                seconds[way].append(took)
             for part in ("pause", "reload"):
                 seconds[part].append(float(np.mean([one[part] for one in idle])))
             seconds["update"].append(busy)
@@ -177,7 +182,10 @@ async def probe_seconds(rank: Any, repeats: int) -> list[float]:
 def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
     median_s = medians(seconds)
     found = {
-        "copy / (publish + fetch)": round(median_s["copy"] / median_s["publish + fetch"], 3),
+        **{
+            f"{way} / (publish + fetch)": round(median_s[way] / median_s["publish + fetch"], 3)
+            for way in ("copy", "copy, new")
+        },
         "reload / pause": round(median_s["reload"] / median_s["pause"], 3),
     }
     return {"seconds": seconds, "median_s": median_s, "ratios": found}

@@ -77,6 +77,7 @@ def test_a_result_does_not_make_the_next_one_look_changed(
     assert report.conditions()["commit"].endswith("-dirty")
 
 
-def test_the_document_shows_the_results_that_are_kept() -> None:
-    _, shown, _ = table.split(table.DOCUMENT.read_text(encoding="utf-8"))
-    assert shown == table.tables(RESULTS), "python benchmarks/table.py --write"
+@pytest.mark.parametrize("name", table.DOCUMENTS)
+def test_documents_show_the_results_that_are_kept(name: str) -> None:
+    _, shown, _ = table.split((table.DOCS / name).read_text(encoding="utf-8"))
+    assert shown == table.tables(RESULTS, table.DOCUMENTS[name]), "python benchmarks/table.py --write"
