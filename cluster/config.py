@@ -276,6 +276,9 @@ class TrackingConfig(Section):
     """Runs of one group are shown together; `launch.py compare` sets it."""
     wandb_tags: tuple[str, ...] = ()
     """Words to find the run by."""
+    wandb_checkpoints: Annotated[bool, Field(strict=True)] = False
+    """Whether W&B gets every checkpoint too, as versions of one artifact. Each is copied into the run directory first.
+    """
     transcripts_per_step: Annotated[int, Field(ge=0, strict=True)] = 4
     """Responses written out for a person to read."""
 

@@ -227,6 +227,7 @@ class Controller:
             )
             # In a thread: the fleet goes on meanwhile.
             await asyncio.to_thread(self._checkpoints.commit, path, progress, sealed)
+        self._tracker.checkpoint(self.step, path)
 
     @property
     def elapsed_s(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -136,6 +137,10 @@ class Tracker:
         """
         report = evaluation_report(self._config, "held_out", groups, self._category_of)
         write_evaluation(self._run.evaluation_stem(step), {"step": step, **report}, groups, self._category_of)
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        """A checkpoint is complete."""
+        self._wandb.checkpoint(step, path)
 
     def event(self, text: str) -> None:
         """One line for the person at the terminal (or for the log)."""

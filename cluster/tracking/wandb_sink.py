@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,11 @@ class WandbSink:
         """Shows sampled responses; each row has the values of `TABLE_COLUMNS`."""
         if step > self._shown_step:
             self._submit(lambda run: _log_table(run, step, rows))
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        """Keeps a copy of a complete checkpoint, where that is configured."""
+        if self._config.tracking.wandb_checkpoints:
+            self._submit(lambda run: self._log_checkpoint(run, step, path))
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         self._submit(lambda run: run.summary.update(dict(summary)))
@@ -203,6 +209,18 @@ class WandbSink:
         else:
             self._notify(f"W&B is offline: {why}. Upload later with `wandb sync {run.settings.sync_dir}`")
         return run
+
+    def _log_checkpoint(self, run: Any, step: int, path: Path) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"{run.id}-checkpoint", type="checkpoint", metadata={"step": step})
+        try:
+            artifact.add_dir(str(path))  # copies it
+        except (OSError, ValueError) as error:
+            # By now there may be so many newer ones that it has been deleted.
+            self._notify(f"W&B has no checkpoint of step {step}: {_one_line(error)}")
+        else:
+            run.log_artifact(artifact, aliases=[f"step-{step}"])
 
     def _kept_id(self) -> str:
         try:

@@ -31,6 +31,7 @@ from cluster.tracking.wandb_sink import WandbSink
 ROOT = Path(cluster.__file__).parent.parent
 SCRIPT = """
 import json, sys
+from pathlib import Path
 import numpy as np
 from cluster.tracking.alerts import Alert
 from cluster.config import RunConfig
@@ -39,7 +40,8 @@ from cluster.tracking.wandb_sink import WandbSink
 
 directory, mode, deadlines, runs = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
 config = RunConfig.model_validate({"directory": directory, "seed": 7, "tracking": {
-    "wandb": mode, "wandb_project": "laws", "wandb_group": "a", "wandb_tags": ["t1", "t2"]}})
+    "wandb": mode, "wandb_project": "laws", "wandb_group": "a", "wandb_tags": ["t1", "t2"],
+    "wandb_checkpoints": True}})
 run = RunDirectory(config.run_directory)
 run.create()
 hooks = sys.excepthook, sys.exit
@@ -52,6 +54,11 @@ for part in range(runs):  # the second is a resumed run, which knows the page fr
         sink.log(2 * part + step, {"reward/mean": 0.125 + part, "eval/pass_at_1": float("nan")},
                  {"lengths": np.array([3, 4, 4, 9]), "advantages": np.array([])})
     sink.alert(Alert("Worker churn", "step 1: two were lost"))
+    weights = Path(directory, f"checkpoint_{part}", "weights")
+    weights.parent.mkdir()
+    weights.write_text(f"those of {part}")
+    sink.checkpoint(part, weights.parent)
+    sink.checkpoint(9, Path(directory, "deleted meanwhile"))
     sink.table(part, [[part, "2 + 2?", "four", "right", 1.0, "equals 4"]])
     sink.summary({"pass_at_1": {"last": 0.625}})
     sink.close(finished=True)
@@ -196,10 +203,28 @@ def test_histograms_alerts_and_the_code_are_in_the_file(offline: tuple[str, list
     assert "hpo-trainer" in {item.key: item.value_json for item in run.config.update}["code_version"]
 
 
+def artifacts(of_part: list[Any]) -> dict[str, Any]:
+    """By type."""
+    return {record.artifact.type: record.artifact for record in of_part if record.HasField("artifact")}
+
+
+def test_checkpoints_are_kept_as_versions_of_one_artifact(offline: tuple[str, list[list[Any]]]) -> None:
+    """One that is not there any more costs a line, and nothing else."""
+    kept = [artifacts(of_part)["checkpoint"] for of_part in offline[1]]
+    assert kept[0].name == kept[1].name
+    for part, artifact in enumerate(kept):
+        assert set(artifact.aliases) == {"latest", f"step-{part}"}
+        (entry,) = artifact.manifest.contents
+        assert (entry.path, Path(entry.local_path).read_text()) == ("weights", f"those of {part}")
+    assert offline[0].count("W&B has no checkpoint of step 9") == 2
+
+
 def test_nothing_is_left_in_the_home_directory(offline: tuple[str, list[list[Any]]]) -> None:
     """Or `wandb sync` on another machine would miss it."""
-    (artifact,) = [record.artifact for record in offline[1][0] if record.HasField("artifact")]
-    assert "/run/wandb/" in artifact.manifest.contents[0].local_path
+    kept = artifacts(offline[1][0])
+    assert set(kept) == {"checkpoint", "run_table"}
+    for artifact in kept.values():
+        assert "/run/wandb/" in artifact.manifest.contents[0].local_path
 
 
 def test_a_resumed_run_keeps_its_id(offline: tuple[str, list[list[Any]]]) -> None:
@@ -210,7 +235,11 @@ def test_a_resumed_run_keeps_its_id(offline: tuple[str, list[list[Any]]]) -> Non
 
 def test_only_our_lines_are_printed(offline: tuple[str, list[list[Any]]]) -> None:
     lines = offline[0].splitlines()
-    assert [line.split(":")[0] for line in lines] == ["W&B is offline", "off"] * 2
+    assert [line.split(":")[0] for line in lines] == [
+        "W&B is offline",
+        "W&B has no checkpoint of step 9",
+        "off",
+    ] * 2
 
 
 def test_without_network_or_key_it_is_offline_soon(tmp_path: Path) -> None:
