@@ -2,7 +2,8 @@
 it, scale it, lose a node, stop it, go on, open the report in a browser, compare two objectives. All is real: engines,
 learner, cluster and browser. `pytest -m slow -s tests/integration/test_new_user.py` shows the transcript.
 
-All nodes are on this machine, so that each says how many CPUs it has. Needs Chromium: apt-get install chromium.
+The nodes share this machine's processors and disk, and have addresses of their own (tests/integration/network.py).
+Needs Chromium: apt-get install chromium.
 """
 
 from __future__ import annotations
@@ -29,16 +30,11 @@ import yaml
 from cluster.jobs.package import PROJECT
 from cluster.run_directory import RunDirectory
 from cluster.tracking import read_metrics
+from tests.integration.network import Network
 
 pytestmark = [pytest.mark.timeout(2400), pytest.mark.slow]
 BIN = Path(sys.executable).parent
 STEPS = 16
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @dataclass
@@ -47,39 +43,47 @@ class Terminal:
 
     folder: Path
     """Of what the cluster's nodes write."""
-    gcs: int = field(default_factory=free_port)
-    dashboard: int = field(default_factory=free_port)
+    network: Network
     nodes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return kept | {"PATH": os.pathsep.join([str(BIN), os.environ["PATH"]]), "RAY_AUTH_MODE": "token"}
 
-    def types(self, *words: str, fails: bool = False, timeout_s: float = 300) -> str:
-        print(f"\n$ {shlex.join(words)}", flush=True)
+    def types(self, *words: str, on: str | None = None, timeout_s: float = 300) -> str:
+        """On this machine, which is no part of the cluster, or `on` one of its nodes."""
+        print(f"\n{on or 'here'}$ {shlex.join(words)}", flush=True)
         started = time.monotonic()
         done = subprocess.run(
-            words, cwd=PROJECT, env=self.environment, capture_output=True, text=True, timeout=timeout_s
+            [*(self.network.inside(on) if on else ()), *words],
+            cwd=PROJECT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
         )
         said = done.stdout + done.stderr
         lines = said.splitlines()
         print("\n".join(lines if len(lines) < 30 else [*lines[:10], "[…]", *lines[-15:]]))
         print(f"({time.monotonic() - started:.0f} s)", flush=True)
-        assert bool(done.returncode) is fails, said
+        assert done.returncode == 0, said
         return said
 
-    def launch(self, *words: str, fails: bool = False, timeout_s: float = 300) -> str:
-        return self.types("python", "launch.py", *words, fails=fails, timeout_s=timeout_s)
+    def launch(self, *words: str, on: str | None = None, timeout_s: float = 300) -> str:
+        return self.types("python", "launch.py", *words, on=on, timeout_s=timeout_s)
 
     def start_node(self, name: str, *options: str) -> None:
         """In a terminal of its own, as `ray start --block` wants it."""
         folder = tempfile.mkdtemp(prefix="n", dir=self.folder)
-        words = ["ray", "start", "--block", f"--temp-dir={folder}", *options]
-        print(f"\n$ {shlex.join(words)} &", flush=True)
+        self.addresses[name] = self.network.add(name)
+        where = f"--node-ip-address={self.addresses[name]}"
+        words = ["ray", "start", "--block", where, "--num-cpus=1", f"--temp-dir={folder}", *options]
+        print(f"\n{name}$ {shlex.join(words)} &", flush=True)
         with open(self.folder / f"{name}.log", "w") as log:
             self.nodes[name] = subprocess.Popen(
-                words,
+                [*self.network.inside(name), *words],
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -101,43 +105,39 @@ class Terminal:
 
     @property
     def job_server(self) -> tuple[str, str]:
-        return "--address", f"http://127.0.0.1:{self.dashboard}"
+        return "--address", f"http://{self.addresses['head']}:8265"
+
+    @property
+    def cluster(self) -> str:
+        return f"{self.addresses['head']}:6379"
 
 
 @pytest.fixture
 def terminal() -> Iterator[Terminal]:
-    with tempfile.TemporaryDirectory(prefix="u", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        terminal = Terminal(Path(folder))
+    with (
+        tempfile.TemporaryDirectory(prefix="u", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        Network() as network,
+    ):
+        terminal = Terminal(Path(folder), network)
         try:
             make_token = ["ray", "get-auth-token", "--generate"]  # prints it, so it is not in the transcript
             subprocess.run(make_token, env=terminal.environment, check=True, stdout=subprocess.DEVNULL)
             terminal.start_node(
-                "head",
-                "--head",
-                f"--port={terminal.gcs}",
-                f"--dashboard-port={terminal.dashboard}",
-                "--dashboard-agent-listen-port=0",
-                "--num-cpus=1",
-                "--labels=pool=reserved",
+                "head", "--head", "--port=6379", "--dashboard-host=0.0.0.0", "--labels=pool=reserved"
             )
-            until(lambda: answers(terminal.dashboard), "the cluster's job server")
+            until(lambda: answers(terminal.addresses["head"], 8265), "the cluster's job server")
             for name in ("spot-1", "spot-2"):
-                terminal.start_node(
-                    name,
-                    f"--address=127.0.0.1:{terminal.gcs}",
-                    "--dashboard-agent-listen-port=0",
-                    "--num-cpus=1",
-                    "--labels=pool=spot",
-                )
+                terminal.start_node(name, f"--address={terminal.cluster}", "--labels=pool=spot")
             yield terminal
         finally:
             for name in list(terminal.nodes):
                 terminal.kill_node(name)
 
 
-def answers(port: int) -> bool:
+def answers(host: str, port: int) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = 300) -> Any:
@@ -164,18 +164,18 @@ def test_a_new_users_day(terminal: Terminal, tmp_path: Path) -> None:
     base["cluster"] = {"node_labels": {"learner": {"pool": "reserved"}, "rollout": {"pool": "spot"}}}
     labels.write_text(yaml.safe_dump(base))
     settings = [f"steps={STEPS}", f"directory={runs}", "checkpoint.every_steps=2", "evaluation.every_steps=8"]
-    joined = ["--address", f"127.0.0.1:{terminal.gcs}"]
+    join = f"cluster.address={terminal.cluster}"
 
-    terminal.launch("doctor", str(labels), *joined)
-    terminal.launch("check", str(labels), *settings, f"cluster.address=127.0.0.1:{terminal.gcs}", "--cluster")
+    terminal.launch("doctor", str(labels), "--address", terminal.cluster, on="head")
+    terminal.launch("check", str(labels), *settings, join, "--cluster", on="head")
     terminal.launch("submit", str(labels), *settings, "--no-follow", *terminal.job_server)
     until(reaches(run, 2), "two steps", timeout_s=600)
     assert "running" in terminal.launch("status", "demo", *terminal.job_server)
     assert "demo" in terminal.launch("list", *terminal.job_server)
 
-    assert "2 → 3" in terminal.launch("scale", str(run), "--rollout-workers", "3")
+    assert "2 → 3" in terminal.launch("scale", str(run), "--rollout-workers", "3", on="head")
     until(lambda: rows_of(run)[-1]["fleet/healthy_workers"] == 3, "a third worker")
-    assert "3 → 2" in terminal.launch("scale", str(run), "--rollout-workers", "2")
+    assert "3 → 2" in terminal.launch("scale", str(run), "--rollout-workers", "2", on="head")
     until(lambda: rows_of(run)[-1]["fleet/workers"] == 2, "two workers again")
 
     terminal.kill_node("spot-2")
