@@ -91,6 +91,11 @@ class Terminal:
                 start_new_session=True,
             )
 
+    def is_up(self, name: str) -> bool:
+        said = (self.folder / f"{name}.log").read_text()
+        assert self.nodes[name].poll() is None, said
+        return "Ray runtime started" in said
+
     def kill_node(self, name: str) -> None:
         """As a machine that loses its power: nobody says good-bye."""
         print(f"\n# node {name} is lost", flush=True)
@@ -128,6 +133,7 @@ def terminal() -> Iterator[Terminal]:
             until(lambda: answers(terminal.addresses["head"], 8265), "the cluster's job server")
             for name in ("spot-1", "spot-2"):
                 terminal.start_node(name, f"--address={terminal.cluster}", "--labels=pool=spot")
+                until(lambda: terminal.is_up(name), f"node {name}")  # noqa: B023
             yield terminal
         finally:
             for name in list(terminal.nodes):
