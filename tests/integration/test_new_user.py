@@ -34,7 +34,7 @@ from tests.integration.network import Network
 
 pytestmark = [pytest.mark.timeout(2400), pytest.mark.slow]
 BIN = Path(sys.executable).parent
-STEPS = 16
+STEPS = 90
 
 
 @dataclass
@@ -169,7 +169,12 @@ def test_a_new_users_day(terminal: Terminal, tmp_path: Path) -> None:
     base = yaml.safe_load((PROJECT / "configs/demo.yaml").read_text())
     base["cluster"] = {"node_labels": {"learner": {"pool": "reserved"}, "rollout": {"pool": "spot"}}}
     labels.write_text(yaml.safe_dump(base))
-    settings = [f"steps={STEPS}", f"directory={runs}", "checkpoint.every_steps=2", "evaluation.every_steps=8"]
+    settings = [
+        f"steps={STEPS}",
+        f"directory={runs}",
+        "checkpoint.every_steps=2",
+        "evaluation.every_steps=45",
+    ]
     join = f"cluster.address={terminal.cluster}"
 
     terminal.launch("doctor", str(labels), "--address", terminal.cluster, on="head")
@@ -220,9 +225,10 @@ def test_a_new_users_day(terminal: Terminal, tmp_path: Path) -> None:
             {
                 "name": "two",
                 "base": str(PROJECT / "configs/demo.yaml"),
+                "directory": str(runs),
                 "overrides": [
                     "steps=2",
-                    f"directory={runs}",
+                    "learner.warmup_steps=0",
                     "evaluation.every_steps=2",
                     "evaluation.prompts=20",
                 ],
