@@ -1,7 +1,11 @@
-"""Runs inside vLLM's worker process: replaces the model's weights in place, and mends what vLLM leaves undone there."""
+"""Runs inside vLLM's worker process: replaces the model's weights in place, ends with the rollout worker, and mends
+what vLLM leaves undone there."""
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +20,25 @@ from rollout.weight_updates import is_low_rank, updated_weights
 torch.cpu._init_amx()
 
 
+LOOK_FOR_PARENT_S = 2.0
+
+
 class WeightReceiver:
     """vLLM worker extension (`worker_extension_cls`): its methods become methods of vLLM's worker."""
 
     model_runner: Any
+
+    def end_with_parent(self) -> None:
+        """From now on, end this process when the one that started it has. A rollout worker that is killed takes nothing
+        along, and where its raylet is killed too nobody else does: an engine would keep its memory for ever."""
+        parent = os.getppid()
+
+        def watch() -> None:
+            while os.getppid() == parent:
+                time.sleep(LOOK_FOR_PARENT_S)
+            os._exit(1)
+
+        threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
     def receive_weights(self, path: str) -> None:
         """Load the safetensors file at `path` into the served model: all weights, under the names and with the shapes

@@ -4,15 +4,21 @@ responses in flight."""
 from __future__ import annotations
 
 import itertools
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
 from cluster.config import OnNewWeights
 from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling, VersionSpan
+from cluster.placement import cpu_environment
 from learner.policy import Policy
 from tests.integration.engines import (
     Engines,
@@ -155,3 +161,38 @@ async def test_a_response_that_takes_too_long_is_cut_off_where_it_is(engine: ray
         if len(all_tokens) == 480:
             assert len(tokens) < 480
             assert response.finish_reason == "length"
+
+
+ALONE = """
+import asyncio, pickle, sys
+from rollout.worker import RolloutWorker
+
+async def main():
+    worker = RolloutWorker("alone", pickle.load(sys.stdin.buffer))
+    await worker.start()
+    print("up", flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+def test_an_engine_does_not_outlive_its_worker(models: list[Path]) -> None:
+    """Without Ray, which would clear up after a worker, if its raylet lives."""
+    worker = subprocess.Popen(
+        [sys.executable, "-c", ALONE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | cpu_environment(1, on_gpu=False),
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(pickle.dumps(engine_options(models[0])))
+    worker.stdin.close()
+    assert b"up\n" in iter(worker.stdout.readline, b"")
+    started = psutil.Process(worker.pid).children(recursive=True)
+    assert any("EngineCore" in child.name() for child in started)
+    worker.kill()
+    worker.wait()
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive
