@@ -34,7 +34,7 @@ test: setup-test lint typecheck ## set up, then lint, types and every test
 	@echo "==> running the tests"
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(ARGS)
 
-test-slow: setup-test ## the tests that take minutes: three steps of SmolLM2-135M, the resume drill
+test-slow: setup-test ## the tests that take minutes: SmolLM2-135M, the resume drill, a new user's day on three nodes
 	@echo "==> running the slow tests"
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m "slow and not drill" $(ARGS)
 
