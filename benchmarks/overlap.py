@@ -7,7 +7,7 @@ One rollout worker and one learner rank, a thread each, so that on two cores nei
 controller and the verdicts take is taken from both. The model is the demonstration's, which is right now and then: of
 answers that are all wrong nothing would be learned. It is built first where there is none (three minutes).
 
-    python benchmarks/overlap.py                       # 5 minutes on two cores
+    python benchmarks/overlap.py                       # 8 minutes on two cores
 
 Target: step overlapped ≤ 1.15 × the longer one of sampling and learning in turn.
 """

@@ -84,6 +84,24 @@ def test_a_fleet_that_adapts_itself_starts_within_its_range(
     assert [problem.where for problem in problems] == ([] if sound else ["rollout.workers"])
 
 
+@pytest.mark.parametrize(("oversampling", "sound"), [(1.0, True), (1.25, True), (2.0, True), (2.25, False)])
+def test_no_more_are_in_flight_than_staleness_allows(
+    tmp_path: Path, oversampling: float, sound: bool
+) -> None:
+    rollout = {"max_staleness": 1, "oversampling": oversampling}
+    problems = preflight(run_config(tmp_path, rollout=rollout))
+    assert [problem.where for problem in problems] == ([] if sound else ["rollout.oversampling"])
+
+
+@pytest.mark.parametrize(("timeout_s", "sound"), [(59.0, True), (60.0, False)])
+def test_a_response_is_cut_off_before_its_worker_is_replaced(
+    tmp_path: Path, timeout_s: float, sound: bool
+) -> None:
+    rollout = {"response_timeout_s": timeout_s, "request_timeout_s": 60.0}
+    problems = preflight(run_config(tmp_path, rollout=rollout))
+    assert [problem.where for problem in problems] == ([] if sound else ["rollout.response_timeout_s"])
+
+
 @pytest.mark.parametrize(
     ("prompts", "mini_batches", "sound"), [(4, 3, False), (4, 8, False), (4, 2, True), (6, 3, True)]
 )

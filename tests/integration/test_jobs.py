@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ from cluster.run_control import scale
 from cluster.run_directory import RunDirectory
 from cluster.tracking import read_metrics
 from tests.simulated import assert_complete, simulation
+from tests.waiting import until as until_in
 
 PLANTED = "planted0" * 5
 ROLES = {"driver": {"role": "driver"}, "rollout": {"role": "rollout"}}
 FREE_PORT = {"dashboard_agent_listen_port": 0}
 """The usual one is taken if there is another Ray on the machine, and then no job is ever taken."""
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
+until = partial(until_in, timeout_s=120)
 
 
 @dataclass
@@ -146,14 +148,6 @@ def simulated(tmp_path: Path, name: str, **changes: Any) -> Simulated:
         DriverPlace(labels=ROLES["driver"]),
         command=("python", "-m", "tests.simulated", json.dumps(specification)),
     )
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
-        time.sleep(0.2)
-    return result
 
 
 def steps_done(config: RunConfig) -> int:

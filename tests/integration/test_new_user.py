@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from cluster.jobs.package import PROJECT
 from cluster.run_directory import RunDirectory
 from cluster.tracking import read_metrics
 from tests.integration.network import Network
+from tests.waiting import until as until_in
 
 pytestmark = [pytest.mark.timeout(2400), pytest.mark.slow]
+until = partial(until_in, timeout_s=300)
 BIN = Path(sys.executable).parent
 STEPS = 90
 
@@ -146,17 +149,8 @@ def answers(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 300) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
-        time.sleep(0.5)
-    return result
-
-
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    file = RunDirectory(run).metrics_file
-    return list(read_metrics(file)) if file.exists() else []
+    return list(read_metrics(RunDirectory(run).metrics_file))
 
 
 def reaches(run: Path, step: int) -> Callable[[], bool]:
