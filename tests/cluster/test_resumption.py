@@ -102,6 +102,9 @@ class Ledger:
     def evaluation(self, *_: Any) -> None:
         """Not of interest."""
 
+    def checkpoint(self, *_: Any) -> None:
+        """Not of interest."""
+
     @property
     def trained(self) -> list[str]:
         return [prompt for step in sorted(self.rows) for prompt in self.rows[step]]
