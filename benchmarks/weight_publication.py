@@ -24,7 +24,7 @@ import tempfile
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,9 @@ class TimedWorker(RolloutWorker):
             self._seconds["fetch"] = time.perf_counter() - started
             yield path
 
-    async def _swap(self, path: Path, version: int) -> None:
+    async def _swap(self, load: Callable[[], Awaitable[None]], version: int) -> None:
         started = time.perf_counter()
-        await super()._swap(path, version)
+        await super()._swap(load, version)
         self._seconds["pause"] = time.perf_counter() - started
 
     async def _reload(self, path: Path) -> None:
@@ -75,7 +75,7 @@ class TimedWorker(RolloutWorker):
 
     async def timed_pull(self, publication: Publication) -> dict[str, float]:
         async with self._fetched(publication) as path:
-            await self._swap(path, publication.version)
+            await self._swap(lambda: self._reload(path), publication.version)
         return self._seconds
 
 

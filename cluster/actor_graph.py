@@ -17,6 +17,7 @@ from cluster.config import RunConfig
 from cluster.fleet import RolloutFleet
 from cluster.placement import Reservation, bundle, cpu_environment
 from cluster.run_directory import RunDirectory
+from cluster.weight_carriers import BroadcastCarrier
 from cluster.worker_places import WorkerPlaces
 from learner.engine import LearnerOptions
 from learner.group import LearnerGroup
@@ -56,6 +57,7 @@ class ActorGraph:
             probe_tokens=probe_tokens,
             steps=self.config.steps * self.config.optimiser_steps_per_batch,
             max_context_tokens=self.config.model.max_context_tokens,
+            shares_gpu=self.config.rollout.sleep_while_learning,
         )
         bundles = [bundle(config.cpus_per_rank, config.gpus_per_rank)] * config.ranks
         cluster = self.config.cluster
@@ -73,7 +75,7 @@ class ActorGraph:
                 )
                 for rank in range(config.ranks)
             ]
-            yield LearnerGroup(ranks, options)
+            yield LearnerGroup(ranks, options, offers_weights=not self._broadcasts)
 
     @asynccontextmanager
     async def rewards(self) -> AsyncIterator[RewardPool]:
@@ -105,16 +107,24 @@ class ActorGraph:
             finally:
                 await pool.close()
 
+    @property
+    def _broadcasts(self) -> bool:
+        return self.config.rollout.weight_transport == "broadcast"
+
     @asynccontextmanager
     async def fleet(
-        self, rewards: RewardPool, on_event: Callable[[str], None]
+        self, rewards: RewardPool, on_event: Callable[[str], None], learner: LearnerGroup | None = None
     ) -> AsyncIterator[RolloutFleet]:
-        """The rollout workers, starting in the background. Their fatal failures are raised in the block."""
+        """The rollout workers, starting in the background. Their fatal failures are raised in the block. Without a
+        `learner` they serve what they load."""
         places = WorkerPlaces(
             self.config, engine_options(self.config, self.model), self.run_directory, self.worker_class
         )
         async with asyncio.TaskGroup() as background:
-            fleet = RolloutFleet(self.config, places, rewards, on_event, background)
+            carrier = None
+            if learner is not None and self._broadcasts:
+                carrier = BroadcastCarrier(self.config.rollout, learner, on_event, background)
+            fleet = RolloutFleet(self.config, places, rewards, on_event, background, carrier)
             try:
                 yield fleet
             finally:
@@ -136,4 +146,5 @@ def engine_options(config: RunConfig, model: Path) -> EngineOptions:
         on_gpu=rollout.gpus_per_worker > 0,
         on_new_weights=rollout.on_new_weights,
         response_timeout_s=rollout.response_timeout_s,
+        sleeps=rollout.sleep_while_learning,
     )

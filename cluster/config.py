@@ -113,6 +113,14 @@ class RolloutConfig(Section):
     """A worker whose engine answers nothing for so long is replaced. After half of it, it is sent no more prompts."""
     update_timeout_s: Seconds = 300.0
     """Longest wait until a worker has pulled a weight version."""
+    weight_transport: Literal["pull", "broadcast"] = "pull"
+    """How new weights come to the workers: `pull` through Ray's object store, each when it is ready, or `broadcast`
+    from the learner's memory into all engines at once (NCCL between GPUs, gloo between CPUs); who cannot, pulls."""
+    broadcast_timeout_s: Seconds = 60.0
+    """Longest wait for the members of a broadcast, and for each tensor. Then they pull."""
+    sleep_while_learning: Annotated[bool, Field(strict=True)] = False
+    """Whether engines give their GPU's memory back while the learner learns, so that one GPU can do both in turn. Needs
+    max_staleness 0; give each a part of the GPU (gpus_per_worker: 0.5, learner.gpus_per_rank: 0.5)."""
     restarts_in_a_row: Annotated[int, Field(ge=0, strict=True)] = 3
     """How often a worker is replaced that was lost before it had sampled anything; then its place is given up. One
     that has sampled something is always replaced."""

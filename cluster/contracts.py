@@ -132,13 +132,23 @@ LEFT_FACTOR, RIGHT_FACTOR = ".left", ".right"
 """Of a low-rank update: `NAME.left` [m, r] @ `NAME.right` [r, n] is to be added to the weight NAME [m, n]."""
 
 
+class WeightLayout(NamedTuple):
+    """One published tensor."""
+
+    name: str
+    dtype: str
+    """As torch names it: `bfloat16`."""
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Publication:
     """One published weight version and how to check that a worker really serves it.
 
-    `weights` is the Ray object reference of a safetensors file in parts, which put together are the file (a list of
-    uint8 [bytes]): either all weights, or, of adapters, the low-rank updates of those that the worker loaded at its
-    start (float32, see `LEFT_FACTOR`).
+    What is published are either all weights, or, of adapters, the low-rank updates of those that the worker loaded at
+    its start (float32, see `LEFT_FACTOR`). `weights` is the Ray object reference of a safetensors file of them in
+    parts, which put together are the file (a list of uint8 [bytes]); None as long as they are with the learner alone.
+    `layout` says what is broadcast, in this order.
     `probe_logprobs[k][t]` is the learner's log-probability (temperature 1) of token t + 1 of `probe_tokens[k]`.
     """
 
@@ -146,3 +156,4 @@ class Publication:
     weights: Any
     probe_tokens: tuple[tuple[int, ...], ...]
     probe_logprobs: tuple[np.ndarray, ...] = field(repr=False)
+    layout: tuple[WeightLayout, ...] = field(default=(), repr=False)

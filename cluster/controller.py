@@ -13,7 +13,8 @@ admit           nothing (takes the free slots)       settle frees slots
 collect         a batch of scored groups             the fleet, which samples and scores on its own; with dynamic
                                                      sampling groups that teach nothing are dropped and replaced
 learn           the learner ranks                    —
-publish         the learner ranks                    nobody waits for the workers: each pulls before it leases again
+publish         the learner ranks, and a broadcast   nobody waits for a worker that does not come: each takes or
+                to the workers if there is one       pulls the version before it leases again
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ class Controller:
         refuse_missing_logprobs(metrics, self.step + 1)
 
         with self._timed("learn"):
+            await self._fleet.rest()
             metrics |= await self._learn(batch.groups)
         self._refuse_logprob_gap(metrics)
         with self._timed("publish"):
@@ -178,7 +180,7 @@ class Controller:
         return weighed | await self._learner.learn(mini_batches)
 
     async def _publish(self, version: int) -> None:
-        self._fleet.publish(await self._learner.publish(version))
+        await self._fleet.publish(await self._learner.publish(version))
 
     async def _evaluate(self) -> dict[str, float]:
         with self._timed("evaluate"):

@@ -13,6 +13,7 @@ from cluster.config import RunConfig
 from cluster.contracts import Prompt, Publication, ScoredGroup
 from cluster.dispatch import Dispatch
 from cluster.fleet_room import FleetRoom
+from cluster.weight_carriers import PullCarrier, WeightCarrier
 from cluster.worker_keeper import WorkerKeeper
 from cluster.worker_places import WorkerPlaces
 from reward.scoring import RewardPool
@@ -26,8 +27,8 @@ class RolloutFleet:
 
     Usage:
         async with asyncio.TaskGroup() as background:   # a fatal failure ends the block
-            fleet = RolloutFleet(config, places, rewards, on_event, background)
-            fleet.publish(publication)           # from now on prompts are sampled under these weights, or, without a
+            fleet = RolloutFleet(config, places, rewards, on_event, background, carrier)
+            await fleet.publish(publication)     # from now on prompts are sampled under these weights, or, without a
             fleet.serve_as_loaded()              # learner, under those that each worker has loaded
             fleet.feed(buffer)                   # keep working on what is admitted to `buffer`
             await fleet.wait_until(lambda: buffer.scored_groups >= 32)
@@ -43,10 +44,14 @@ class RolloutFleet:
         rewards: RewardPool,
         on_event: Callable[[str], None],
         background: asyncio.TaskGroup,
+        carrier: WeightCarrier | None = None,
     ) -> None:
         self.state = FleetState(config.rollout.workers, config.rollout.restarts_in_a_row)
         self._dispatch = Dispatch()
-        self._room = FleetRoom(config, places, rewards, on_event, self.state, self._dispatch, background)
+        carrier = carrier or PullCarrier(config.rollout)
+        self._room = FleetRoom(
+            config, places, rewards, on_event, self.state, self._dispatch, background, carrier
+        )
         self._keepers: dict[str, asyncio.Task[None]] = {}
         rollout = config.rollout
         self._autoscaler = (
@@ -91,11 +96,26 @@ class RolloutFleet:
                 "of a step"
             )
 
-    def publish(self, publication: Publication) -> None:
-        """Make `publication` the version to serve. The one before is let go, and its memory with it."""
+    async def publish(self, publication: Publication) -> None:
+        """Make `publication` the version to serve. The one before is let go, and its memory with it. Returns when the
+        learner may change its weights again; nobody waits until they are served."""
+        serving = self.state.healthy_processes
+        others = self.state.count({WorkerState.STALE, WorkerState.SUSPECT}) > 0
         self._room.publication = publication
+        self._room.resting = False
+        self._room.asleep.clear()
         self.state.published(publication.version)
         self._dispatch.announce()
+        await self._room.carrier.hand_out(publication, serving, others)
+
+    async def rest(self) -> None:
+        """Where that is configured: have the engines sleep until something is published. Returns when they do."""
+        room = self._room
+        if not room.config.rollout.sleep_while_learning:
+            return
+        room.resting = True
+        self._dispatch.announce()
+        await self.wait_until(lambda: room.asleep.issuperset(self.state.healthy_processes))
 
     def serve_as_loaded(self) -> None:
         """Serve the model as each worker loads it. There is no learner then, and nothing to pull."""
@@ -118,6 +138,11 @@ class RolloutFleet:
         with self._dispatch.ahead(buffer):
             await self.wait_until(lambda: buffer.scored_groups == len(prompts))
         return buffer.take_batch(version=0)  # what it was sampled under does not matter
+
+    @property
+    def asleep(self) -> frozenset[str]:
+        """The processes whose engine sleeps."""
+        return frozenset(self._room.asleep)
 
     @property
     def free_places(self) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from cluster.config import RunConfig
 from cluster.contracts import Publication
 from cluster.dispatch import Dispatch
+from cluster.weight_carriers import WeightCarrier
 from cluster.worker_places import WorkerPlaces
 from reward.scoring import RewardPool
 from rollout.fleet_state import FleetState
@@ -25,7 +26,12 @@ class FleetRoom:
     state: FleetState
     dispatch: Dispatch
     background: asyncio.TaskGroup
+    carrier: WeightCarrier
     publication: Publication | None = None
+    resting: bool = False
+    """Engines are to sleep until something is published."""
+    asleep: set[str] = field(default_factory=set)
+    """Names of the processes whose engine sleeps."""
     placed: set[str] = field(default_factory=set)
     """Names of those that have a place in the cluster."""
     probe_gaps: list[float] = field(default_factory=list)

@@ -66,6 +66,26 @@ def check_arithmetic(config: RunConfig) -> Iterator[Problem]:
             f"{rollout.request_timeout_s:g}, after which the worker is replaced",
             "lower the one or raise the other",
         )
+    if rollout.weight_transport == "broadcast" and bool(rollout.gpus_per_worker) != bool(
+        learner.gpus_per_rank
+    ):
+        yield Problem(
+            "rollout.weight_transport",
+            "weights cannot be broadcast between GPUs and CPUs (rollout.gpus_per_worker, learner.gpus_per_rank)",
+            "set it to pull",
+        )
+    if rollout.sleep_while_learning and rollout.max_staleness:
+        yield Problem(
+            "rollout.sleep_while_learning",
+            f"with rollout.max_staleness = {rollout.max_staleness} workers sample while the learner learns",
+            "leave it out, or set rollout.max_staleness to 0",
+        )
+    if rollout.sleep_while_learning and rollout.weight_transport == "broadcast":
+        yield Problem(
+            "rollout.sleep_while_learning",
+            "engines that share a GPU with the learner cannot be sent its weights: NCCL wants one for each",
+            "set rollout.weight_transport to pull",
+        )
     limit = recipe_of(config.task.name).max_tokens
     if config.model.source == "starter" and config.model.max_context_tokens > limit:
         yield Problem(

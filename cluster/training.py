@@ -130,7 +130,7 @@ async def _run(
     async with (
         graph.learner(probe_tokens) as learner,
         graph.rewards() as rewards,
-        graph.fleet(rewards, tracker.warning) as fleet,
+        graph.fleet(rewards, tracker.warning, learner) as fleet,
         listening(config.name, fleet, tracker.event),
     ):
         console.stage(

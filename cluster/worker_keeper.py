@@ -49,7 +49,7 @@ class WorkerKeeper:
     @property
     def _process(self) -> str:
         """The name under which this place's present process holds leases."""
-        return f"{self._name}.{self._room.state[self._name].incarnation}"
+        return self._room.state[self._name].process
 
     async def keep(self) -> None:
         """Until the place is drained, or given up.

@@ -20,6 +20,7 @@ import ray
 from cluster.contracts import Prompt, Publication, Sampled
 from cluster.deadlines import within
 from cluster.fleet_room import FleetRoom
+from cluster.weight_carriers import Receiver, SupersededError
 from reward.scoring import Judgeable
 from rollout.fleet_state import WorkerState
 
@@ -60,6 +61,9 @@ class WorkerService:
         self._room = room
         self._rollout = room.config.rollout
         self._held: dict[str, _Held] = {}
+        self._receiver = Receiver(name, process, worker)
+        self._missed: int | None = None
+        """A weight version that the worker came too late for."""
 
     async def serve(self) -> None:
         """Until the place is to be drained, and the process holds nothing any more.
@@ -81,12 +85,16 @@ class WorkerService:
         room = self._room
         while True:
             publication, member = room.publication, room.state[self._name]
-            if member.state is WorkerState.DRAINING and not room.dispatch.leases(self._process):
+            if publication is not None and room.carrier.expects(self._process, publication):
+                await self._update(publication)
+            elif member.state is WorkerState.DRAINING and not room.dispatch.leases(self._process):
                 return
-            if member.state in (WorkerState.SUSPECT, WorkerState.DRAINING):
+            elif member.state in (WorkerState.SUSPECT, WorkerState.DRAINING):
                 await room.dispatch.news(self._process)
-            elif publication is not None and member.version != publication.version:
-                await self._pull(publication)
+            elif publication is not None and publication.version not in (member.version, self._missed):
+                await self._update(publication)
+            elif member.state is WorkerState.HEALTHY and room.resting:
+                await self._rest()
             elif member.state is WorkerState.HEALTHY and (prompts := self._lease()):
                 await within(
                     self._rollout.request_timeout_s,
@@ -95,6 +103,20 @@ class WorkerService:
                 )
             else:
                 await room.dispatch.news(self._process)
+
+    async def _rest(self) -> None:
+        """Until there is news."""
+        room = self._room
+        if self._process in room.asleep:
+            await room.dispatch.news(self._process)
+            return
+        await within(
+            self._rollout.update_timeout_s,
+            self._worker.sleep.remote(),
+            f"{self._name} to sleep (rollout.update_timeout_s)",
+        )
+        room.asleep.add(self._process)
+        room.dispatch.announce()
 
     def _lease(self) -> list[Prompt]:
         held = self._room.dispatch.leases(self._process)
@@ -106,16 +128,16 @@ class WorkerService:
         self._held |= {prompt.id: _Held(prompt, prompt.sampling.responses, deadline) for prompt in prompts}
         return prompts
 
-    async def _pull(self, publication: Publication) -> None:
-        gap = await within(
-            self._rollout.update_timeout_s,
-            self._worker.pull_weights.remote(publication),
-            f"{self._name} to pull weight version {publication.version} (rollout.update_timeout_s)",
-        )
+    async def _update(self, publication: Publication) -> None:
+        try:
+            gap = await self._room.carrier.bring(self._receiver, publication)
+        except SupersededError:
+            self._missed = publication.version
+            return
         limit = self._room.config.learner.max_logprob_gap
         if not gap <= limit:
             raise WeightGapError(
-                f"after pulling weight version {publication.version}, {self._name} is {gap:.3g} away from the "
+                f"with weight version {publication.version} {self._name} is {gap:.3g} away from the "
                 f"learner's log-probabilities on the probe (learner.max_logprob_gap: {limit:g})"
             )
         self._room.probe_gaps.append(gap)

@@ -34,6 +34,8 @@ class LearnerOptions:
     """Optimiser steps of the whole run, over which the learning rate is scheduled."""
     max_context_tokens: int | None = None
     """Longest prompt and response together; None if that is not known."""
+    shares_gpu: bool = False
+    """Whether others need the GPU's memory when something was published."""
 
 
 def build_engine(options: LearnerOptions) -> tuple[DeepSpeedEngine, Packing]:

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from cluster.contracts import Publication
+from cluster.weight_link import LinkTicket
 from learner.batching import shard
 from learner.engine import LearnerOptions
 from learner.places import refuse_shared_devices
@@ -25,7 +26,7 @@ class LearnerStartError(RuntimeError):
 
 
 class LearnerGroup:
-    """M DeepSpeed ranks.
+    """M DeepSpeed ranks. Without `offers_weights` what they publish stays with them, to be broadcast.
 
     Usage:
         learner = LearnerGroup(actors, options)
@@ -34,8 +35,11 @@ class LearnerGroup:
         publication = await learner.publish(version=1)
     """
 
-    def __init__(self, ranks: Sequence[ray.actor.ActorHandle], options: LearnerOptions) -> None:
+    def __init__(
+        self, ranks: Sequence[ray.actor.ActorHandle], options: LearnerOptions, *, offers_weights: bool = True
+    ) -> None:
         self._ranks = ranks
+        self._offers_weights = offers_weights
         self._options = options
         self._config = options.learner
 
@@ -54,8 +58,8 @@ class LearnerGroup:
     async def _start(self, timeout_s: float) -> list[int]:
         refuse_shared_devices(await self._all("place", timeout_s=timeout_s))
         first = [self._ranks[0].rendezvous.remote()]
-        ((address, port),) = await self._gather(first, "rendezvous", timeout_s)
-        process_ids = await self._all("start", address, port, timeout_s=timeout_s)
+        (self._meeting_point,) = await self._gather(first, "rendezvous", timeout_s)
+        process_ids = await self._all("start", *self._meeting_point, timeout_s=timeout_s)
         self._packing, *_ = await self._all("packing", timeout_s=timeout_s)
         return process_ids
 
@@ -68,9 +72,28 @@ class LearnerGroup:
         return learner_metrics([step for result in results for step in result], steps=len(results[0]))
 
     async def publish(self, version: int) -> Publication:
-        """Make the current weights available as `version`."""
-        publications = await self._all("publish", version, timeout_s=self._config.step_timeout_s)
+        """Make the current weights available as `version`: in the object store, or, if the group does not offer them
+        there, for `broadcast` and `offer`."""
+        publications = await self._all(
+            "publish", version, self._offers_weights, timeout_s=self._config.step_timeout_s
+        )
         return publications[0]
+
+    async def offer(self, version: int) -> Publication | None:
+        """Put what was published as `version` into the object store after all. None if something was learned since."""
+        # Twice: it may come in the middle of a step.
+        publications = await self._all("offer", version, timeout_s=2 * self._config.step_timeout_s)
+        return publications[0]
+
+    @property
+    def meeting_point(self) -> tuple[str, int]:
+        """Address and port at which a link to the first rank is made."""
+        return self._meeting_point
+
+    async def broadcast(self, ticket: LinkTicket) -> str | None:
+        """Send what was published last over a link. Returns what went wrong there, None if nothing did."""
+        failures = await self._all("broadcast", ticket, timeout_s=self._config.step_timeout_s)
+        return failures[0]
 
     async def export(self, directory: Path) -> None:
         await self._all("export", directory, timeout_s=self._config.step_timeout_s)

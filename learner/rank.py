@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
 
-from cluster.contracts import Publication
+from cluster.contracts import Publication, WeightLayout
+from cluster.network_interface import use_interface_of
+from cluster.weight_link import FAILURES, LinkTicket, WeightLink
 from learner.batching import MicroBatch, Packing
 from learner.build_lock import operator_folder, remove_stale_lock
 from learner.engine import LearnerOptions, build_engine, published_tensors
 from learner.places import Place, own_place
-from learner.rendezvous import join_ranks, join_store, open_store, use_interface_of
+from learner.rendezvous import join_ranks, join_store, open_store
 from learner.state_files import FileRecord
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.distributed import TCPStore
 
 logger = logging.getLogger(__name__)
@@ -37,6 +41,10 @@ class LearnerRank:
         self._options = options
         self._store: TCPStore | None = None
         """Rank 0's, for as long as the process lives."""
+        self._published: Publication | None = None
+        """Whose weights the engine still has."""
+        self._link: WeightLink | None = None
+        """Rank 0's, to the engines that took the last broadcast."""
 
     def place(self) -> Place:
         """The device that this rank computes on."""
@@ -91,24 +99,76 @@ class LearnerRank:
 
     def learn(self, mini_batches: Sequence[Sequence[MicroBatch]]) -> list[dict[str, float]]:
         """Learn from all mini-batches. Returns this rank's statistics (see `PolicyUpdate`), one dict per step."""
+        self._published = None
         return self._update.learn(mini_batches)
 
-    def publish(self, version: int) -> Publication | None:
-        """Put the current weights, or what adapters have learned, into the object store. Rank 0 returns the
-        publication, the others None."""
-        from learner.packing import file_parts
+    def publish(self, version: int, offered: bool = True) -> Publication | None:
+        """Call the current weights, or what adapters have learned, `version`, and put them into the object store; or,
+        with `offered` False, leave them here for `broadcast` and `offer`. Rank 0 returns the publication, the others
+        None."""
+        import torch
 
         probes = self.probe_logprobs(self._options.probe_tokens)
         with published_tensors(self._engine, self._options.learner) as tensors:
+            self._published = Publication(
+                version=version,
+                weights=None,
+                probe_tokens=self._options.probe_tokens,
+                probe_logprobs=probes,
+                layout=tuple(
+                    WeightLayout(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+                    for name, tensor in tensors.items()
+                ),
+            )
+            published = self._put(tensors) if offered else self._by_first_rank(self._published)
+        if self._options.shares_gpu and self._engine.device.type == "cuda":
+            self._engine.empty_partition_cache()
+            torch.cuda.empty_cache()
+        return published
+
+    def offer(self, version: int) -> Publication | None:
+        """Put what was published as `version` into the object store after all. None if it is not there any more: since
+        then something was learned. Of ranks but the first always None."""
+        if self._published is None or self._published.version != version:
+            return None
+        with published_tensors(self._engine, self._options.learner) as tensors:
+            return self._put(tensors)
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> Publication | None:
+        from learner.packing import file_parts
+
+        if self._rank != 0:
+            return None
+        assert self._published is not None
+        return replace(self._published, weights=ray.put(file_parts(tensors)))
+
+    def _by_first_rank(self, publication: Publication) -> Publication | None:
+        return publication if self._rank == 0 else None
+
+    def broadcast(self, ticket: LinkTicket) -> str | None:
+        """Send what was published over the link of `ticket`. Returns what went wrong there, and None if nothing did:
+        the ranks go on either way."""
+        with published_tensors(self._engine, self._options.learner) as tensors:
             if self._rank != 0:
                 return None
-            weights = ray.put(file_parts(tensors))
-        return Publication(
-            version=version,
-            weights=weights,
-            probe_tokens=self._options.probe_tokens,
-            probe_logprobs=probes,
-        )
+            try:
+                self._send(ticket, tensors)
+            except FAILURES as failure:
+                self._leave_link()
+                return " ".join(str(failure).split())
+        return None
+
+    def _send(self, ticket: LinkTicket, tensors: Mapping[str, Tensor]) -> None:
+        if self._link is None or self._link.ticket != ticket:
+            self._leave_link()
+            self._link = WeightLink(ticket, 0, self._engine.device)
+        for tensor in tensors.values():
+            self._link.broadcast(tensor.detach().to(self._engine.device).contiguous())
+
+    def _leave_link(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
 
     def probe_logprobs(self, sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
         """Log-probabilities at temperature 1 of all tokens but the first of each sequence, float32 [T - 1]."""

@@ -76,6 +76,11 @@ class Member:
     failures: int = 0
     """In a row: processes that were lost since the last one that brought anything."""
 
+    @property
+    def process(self) -> str:
+        """The name of its present process."""
+        return f"{self.name}.{self.incarnation}"
+
 
 @dataclass(frozen=True, slots=True)
 class Resizing:
@@ -120,6 +125,11 @@ class FleetState:
     def started_workers(self) -> int:
         """Members whose process is up and answers."""
         return self.count({WorkerState.STALE, WorkerState.HEALTHY})
+
+    @property
+    def healthy_processes(self) -> tuple[str, ...]:
+        """The names of those that serve the current version."""
+        return tuple(member.process for member in self.members if member.state is WorkerState.HEALTHY)
 
     def count(self, states: Iterable[WorkerState]) -> int:
         wanted = frozenset(states)

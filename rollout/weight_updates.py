@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import safe_open
@@ -11,9 +11,9 @@ from torch import Tensor
 from cluster.contracts import LEFT_FACTOR, RIGHT_FACTOR
 
 
-def is_low_rank(published: Mapping[str, Tensor]) -> bool:
-    """Whether these tensors are updates, and not whole weights."""
-    return any(name.endswith(LEFT_FACTOR) for name in published)
+def is_low_rank(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are updates, and not whole weights."""
+    return any(name.endswith(LEFT_FACTOR) for name in names)
 
 
 def updated_weights(directory: Path, updates: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -13,9 +13,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ import numpy as np
 
 from cluster.config import OnNewWeights
 from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling, VersionSpan
+from cluster.network_interface import use_interface_of
+from cluster.weight_link import LinkTicket
 from rollout.fleet_state import LOADED_VERSION
 from rollout.response_clock import ResponseClock
 from rollout.weight_files import NodeWeightFiles
@@ -50,13 +52,18 @@ class EngineOptions:
     on_gpu: bool
     on_new_weights: OnNewWeights = "continue"
     response_timeout_s: float | None = None
+    sleeps: bool = False
+    """Whether it will be asked to sleep."""
 
 
 def vllm_arguments(options: EngineOptions) -> dict[str, Any]:
     """What vLLM's engine is told, under vLLM's names."""
     device_arguments: dict[str, Any]
     if options.on_gpu:
-        device_arguments = {"gpu_memory_utilization": options.gpu_memory_share}
+        device_arguments = {
+            "gpu_memory_utilization": options.gpu_memory_share,
+            "enable_sleep_mode": options.sleeps,
+        }
     else:
         # The CPU default takes nearly all of the host's memory; and compilation costs more than it brings.
         device_arguments = {
@@ -103,6 +110,7 @@ class RolloutWorker:
         self._version = LOADED_VERSION
         self._ending = False
         self._updating = False
+        self._asleep = False
         self._sampled_tokens: dict[str, int] = {}
         """Of each request that was running when last looked."""
         self._sampling: set[asyncio.Task[None]] = set()
@@ -123,6 +131,9 @@ class RolloutWorker:
             # seconds to start and a hop per decoding step, only to set the number of threads, and that is set already.
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
+        import ray
+
+        os.environ |= use_interface_of(ray.util.get_node_ip_address())
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -199,12 +210,27 @@ class RolloutWorker:
         goes on sampling while the weights are on their way, and stands still only while it loads them.
         """
         async with self._fetched(publication) as path:
-            self._updating = True  # has a deadline of its own, and nothing is sampled meanwhile
-            try:
-                await self._guarded(self._swap(path, publication.version))
-                return await self._guarded(self._probe_gap(publication))
-            finally:
-                self._updating = False
+            return await self._serve(publication, lambda: self._reload(path))
+
+    async def receive_weights(self, publication: Publication, ticket: LinkTicket, first_rank: int) -> float:
+        """The same, as the learner broadcasts them: the engine stands still while the tensors come. Its processes have
+        the ranks from `first_rank` on in the link.
+
+        Raises:
+            RuntimeError: the link failed. The engine stands still, and is to pull the version.
+        """
+        gap = await self._serve(publication, lambda: self._take_broadcast(publication, ticket, first_rank))
+        logger.info("took weight version %d over link %d", publication.version, ticket.number)
+        return gap
+
+    async def _serve(self, publication: Publication, load: Callable[[], Awaitable[None]]) -> float:
+        """Swap to what `load` loads, and compare."""
+        self._updating = True  # has a deadline of its own, and nothing is sampled meanwhile
+        try:
+            await self._guarded(self._swap(load, publication.version))
+            return await self._guarded(self._probe_gap(publication))
+        finally:
+            self._updating = False
 
     @asynccontextmanager
     async def _fetched(self, publication: Publication) -> AsyncIterator[Path]:
@@ -216,15 +242,33 @@ class RolloutWorker:
             # In a thread: copying takes a while, and meanwhile responses end.
             yield await asyncio.to_thread(stack.enter_context, held)
 
-    async def _swap(self, path: Path, version: int) -> None:
-        await self._engine.pause_generation(mode=_PAUSE_MODES[self._options.on_new_weights], clear_cache=True)
-        await self._reload(path)
+    async def _swap(self, load: Callable[[], Awaitable[None]], version: int) -> None:
+        if self._asleep:
+            await self._engine.wake_up(["weights"])
+        else:
+            mode = _PAUSE_MODES[self._options.on_new_weights]
+            await self._engine.pause_generation(mode=mode, clear_cache=True)
+        await load()
         await self._engine.update_weight_version(str(version))
-        await self._engine.resume_generation()
+        if self._asleep:
+            await self._engine.wake_up(["kv_cache"])
+            self._asleep = False
+        else:
+            await self._engine.resume_generation()
         self._version = version
+
+    async def sleep(self) -> None:
+        """Finish what is being sampled, then give the GPU's memory back, weights and caches, until new weights come.
+        They wake the engine: first memory for the weights is taken, then, when they are loaded, for the caches."""
+        await self._guarded(self._engine.sleep(level=2, mode="wait"))
+        self._asleep = True
 
     async def _reload(self, path: Path) -> None:
         await self._engine.collective_rpc("receive_weights", args=(str(path),))
+
+    async def _take_broadcast(self, publication: Publication, ticket: LinkTicket, first_rank: int) -> None:
+        arguments = (astuple(ticket), first_rank, publication.layout)
+        await self._engine.collective_rpc("receive_broadcast", args=arguments)
 
     async def _probe_gap(self, publication: Publication) -> float:
         """The largest |Δ log p| between what is served and what the learner says of `publication`."""

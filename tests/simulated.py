@@ -75,11 +75,17 @@ def simulated_worker(response_s: float, faults: Path) -> type:
             self._news = asyncio.Event()
             self._tasks: set[asyncio.Task[None]] = set()
             self._failure: BaseException | None = None
+            self._asleep = False
 
         async def start(self) -> int:
             return os.getpid()
 
+        async def sleep(self) -> None:
+            assert not self._tasks, "something is being sampled"
+            self._asleep = True
+
         async def submit(self, prompts: Sequence[Prompt]) -> None:
+            assert not self._asleep, "it sleeps, and is asked to sample"
             if meets("engine-error"):
                 self._failure = RuntimeError("the engine failed in a live actor")
                 self._news.set()
@@ -119,6 +125,7 @@ def simulated_worker(response_s: float, faults: Path) -> type:
                 return 100.0
             await publication.weights
             self._version = publication.version
+            self._asleep = False
             return 0.0
 
         async def shut_down(self) -> None:

@@ -43,8 +43,11 @@ class SyntheticFleet:
     def sampled_tokens(self) -> int:
         return self._dispatch.sampled_tokens
 
-    def publish(self, publication: Publication) -> None:
+    async def publish(self, publication: Publication) -> None:
         self.state.published(publication.version)
+
+    async def rest(self) -> None:
+        """They sleep with open eyes."""
 
     def feed(self, buffer: WorkBuffer) -> None:
         self._dispatch.feed(buffer)

@@ -17,7 +17,7 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 ROOMS = ("rollout", "learner", "reward", "cluster")
 OURS = (*ROOMS, "launch", "tests", "benchmarks")
-ALL_MAY_IMPORT = {"cluster.config", "cluster.contracts"}
+ALL_MAY_IMPORT = {"cluster.config", "cluster.contracts", "cluster.network_interface", "cluster.weight_link"}
 
 
 def sources(room: str) -> list[Path]:

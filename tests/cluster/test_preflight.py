@@ -93,6 +93,28 @@ def test_no_more_are_in_flight_than_staleness_allows(
     assert [problem.where for problem in problems] == ([] if sound else ["rollout.oversampling"])
 
 
+@pytest.mark.parametrize(("gpus", "sound"), [((0.0, 0.0), True), ((1.0, 1.0), True), ((0.0, 1.0), False)])
+@pytest.mark.parametrize("transport", ["pull", "broadcast"])
+def test_weights_are_broadcast_among_gpus_or_among_cpus(
+    tmp_path: Path, transport: str, gpus: tuple[float, float], sound: bool
+) -> None:
+    rollout = {"weight_transport": transport, "gpus_per_worker": gpus[0]}
+    problems = preflight(run_config(tmp_path, rollout=rollout, learner={"gpus_per_rank": gpus[1]}))
+    found = [problem.where for problem in problems if problem.where != "cluster"]  # here are no GPUs
+    assert found == ([] if sound or transport == "pull" else ["rollout.weight_transport"])
+
+
+@pytest.mark.parametrize(
+    ("rollout", "sound"),
+    [({}, True), ({"max_staleness": 1}, False), ({"weight_transport": "broadcast"}, False)],
+)
+def test_engines_sleep_only_where_nobody_needs_them(
+    tmp_path: Path, rollout: dict[str, Any], sound: bool
+) -> None:
+    problems = preflight(run_config(tmp_path, rollout=rollout | {"sleep_while_learning": True}))
+    assert [problem.where for problem in problems] == ([] if sound else ["rollout.sleep_while_learning"])
+
+
 @pytest.mark.parametrize(("timeout_s", "sound"), [(59.0, True), (60.0, False)])
 def test_a_response_is_cut_off_before_its_worker_is_replaced(
     tmp_path: Path, timeout_s: float, sound: bool

@@ -13,6 +13,7 @@ from cluster.config import RunConfig
 from cluster.contracts import Prompt, Publication, Sampled
 from cluster.dispatch import Dispatch
 from cluster.fleet_room import FleetRoom
+from cluster.weight_carriers import PullCarrier
 from cluster.worker_keeper import first_cause
 from cluster.worker_service import WeightGapError, WorkerService
 from reward.scoring import Judgeable
@@ -52,6 +53,9 @@ class Worker:
     async def do_pull_weights(self, publication: Publication) -> float:
         self.calls.append(f"pull {publication.version}")
         return self.gap
+
+    async def do_sleep(self) -> None:
+        self.calls.append("sleep")
 
     async def do_submit(self, prompts: Sequence[Prompt]) -> None:
         self.calls += [f"sample {prompt.id}" for prompt in prompts]
@@ -102,8 +106,9 @@ class Scene:
 def scene(background: asyncio.TaskGroup, **rollout: Any) -> Scene:
     config = RunConfig.model_validate({"rollout": rollout, "learner": {"max_logprob_gap": 0.1}})
     state, dispatch, events = FleetState(1, 3), Dispatch(), list[str]()
+    carrier = PullCarrier(config.rollout)
     room = FleetRoom(
-        config, cast(Any, None), cast(Any, Rewards()), events.append, state, dispatch, background
+        config, cast(Any, None), cast(Any, Rewards()), events.append, state, dispatch, background, carrier
     )
     state.started(NAME)
     buffer = WorkBuffer(4)
@@ -128,6 +133,26 @@ async def test_it_pulls_before_it_samples_and_is_gone_when_it_is_drained() -> No
         there.room.dispatch.announce()
         await serving
     assert there.room.state[NAME].state is WorkerState.DRAINING
+
+
+async def test_who_rests_takes_nothing_until_something_is_published() -> None:
+    async with asyncio.TaskGroup() as background:
+        there, worker = scene(background), Worker()
+        there.room.resting = True
+        serving = background.create_task(there.serve(worker))
+        await there.room.dispatch.wait_until(lambda: bool(there.room.asleep))
+        there.room.dispatch.announce()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert worker.calls == ["pull 1", "sleep"], "once, and with four prompts waiting"
+        assert there.room.asleep == {PROCESS}
+        there.room.resting = False
+        there.publish(2)
+        await there.room.dispatch.wait_until(lambda: there.buffer.scored_groups == 4)
+        assert worker.calls[2:4] == ["pull 2", "sample train/0/0"]
+        there.room.state.drain(NAME)
+        there.room.dispatch.announce()
+        await serving
 
 
 async def test_who_is_drained_finishes_what_it_holds() -> None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from cluster.config import OnNewWeights
 from cluster.contracts import Group, Prompt, Publication, Response, Sampled
 from cluster.placement import cpu_environment
+from cluster.weight_link import LinkTicket
 from learner.logprobs import sequence_logprobs
 from learner.policy import Policy
 from learner.supervised import character_tokenizer
@@ -60,6 +61,14 @@ class Engines:
 
     async def pull_weights(self, publication: Publication) -> float:
         return await self._worker.pull_weights(publication)
+
+    async def sleep(self) -> bool:
+        """Whether vLLM says so."""
+        await self._worker.sleep()
+        return await self._worker._engine.is_sleeping()
+
+    async def receive_weights(self, publication: Publication, ticket: LinkTicket, first_rank: int) -> float:
+        return await self._worker.receive_weights(publication, ticket, first_rank)
 
     async def submit(self, prompts: Sequence[Prompt]) -> None:
         await self._worker.submit(prompts)

@@ -87,12 +87,12 @@ def mortal_engine(faults: Path) -> type:
                 await asyncio.Event().wait()
             return await super()._sample(token_ids, sampling, seed, request_id)
 
-        async def _swap(self, path: Path, version: int) -> None:
+        async def _reload(self, path: Path) -> None:
             if meets("half-a-pull"):
                 weights = load_file(path)
                 path = path.with_suffix(".half")
                 save_file({name: weights[name] for name in sorted(weights)[::2]}, path)
-            await super()._swap(path, version)
+            await super()._reload(path)
 
     return MortalWorker
 

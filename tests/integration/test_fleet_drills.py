@@ -13,6 +13,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ import ray
 from cluster.fleet import RolloutFleet
 from cluster.run_control import RunIsLiveError, listening
 from cluster.run_directory import RunDirectory
+from learner.weighing import WeighedBatch
 from rollout.fleet_state import WorkerState
 from tests.simulated import assert_complete, simulation
 
@@ -104,6 +106,30 @@ async def test_all_workers_are_killed_at_once(tmp_path: Path) -> None:
         async with asyncio.timeout(150):
             await fleet.wait_until(lambda: fleet.state.restarts == 3)
         await training
+    assert_complete(run.config)
+
+
+async def test_engines_sleep_while_the_learner_learns(tmp_path: Path) -> None:
+    """All of them, in every step, and whoever comes in between too; a simulated worker dies of being asked to sample in
+    its sleep."""
+    run = simulation(tmp_path, steps=6, sleep_while_learning=True)
+    asleep: list[int] = []
+    async with run.run() as (fleet, training):
+        learn = run.learner.learn
+
+        async def watched(mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
+            asleep.append(len(fleet.asleep))
+            assert fleet.asleep == set(fleet.state.healthy_processes)
+            if len(asleep) == 3:
+                assert kill(min(fleet.process_ids.values()))
+            await asyncio.sleep(0.2)
+            return await learn(mini_batches)
+
+        run.learner.learn = watched  # type: ignore[method-assign]
+        await training
+    assert len(asleep) == 6
+    assert all(asleep)
+    assert fleet.state.restarts == 1
     assert_complete(run.config)
 
 

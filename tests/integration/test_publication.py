@@ -108,7 +108,10 @@ async def test_what_was_published_is_served(
         await group.learn([batch()])
         second = await group.publish(version=2)
         assert await engines.probe_gap.remote(second) > far
+        assert await engines.sleep.remote()  # on CPU no memory is given back; all else is as on a GPU
         assert await engines.pull_weights.remote(second) < near
+        awake = await engines.generate.remote(prompt)
+        assert {(response.min_version, response.max_version) for response in awake.responses} == {(2, 2)}
 
     assert not [name for name in await engines.stop.remote() if "EngineCore" in name]
     assert not list(Path("/dev/shm").glob(f"*{options.run_id}*")), "the weight files go with the last worker"

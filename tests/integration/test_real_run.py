@@ -142,11 +142,12 @@ def greedy_in_vllm(model: Path, prompts: list[list[int]], max_tokens: int) -> li
 def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(
     write_config: Callable[..., Path],
 ) -> None:
-    """Asynchronous, so that weights change under responses in flight and samples may be stale."""
+    """Asynchronous, so that weights change under responses in flight and samples may be stale. They are broadcast;
+    other runs pull them."""
     config_file = write_config(
         name="graph",
         steps=6,
-        rollout={"max_staleness": 1},
+        rollout={"max_staleness": 1, "weight_transport": "broadcast"},
         learner={"ranks": 2, "zero_stage": 3},
         objective={"importance_cap": 2.0},
         evaluation={"every_steps": 3},
@@ -172,6 +173,8 @@ def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(
         "learner-0.log", "learner-1.log", "reward-0.log", "rollout-0.log", "rollout-1.log"
     }  # fmt: skip
     assert "weights v" in directory.transcript_file(6).read_text()
+    taken = directory.log_file("rollout-0").read_text()
+    assert all(f"took weight version {version} over link" in taken for version in range(2, 7))
     assert_offline_run_holds(directory, rows)
     assert_export_is_the_same_model_everywhere(config)
     assert_the_last_checkpoint_is_the_final_model(directory, exported=directory.path.with_name("exported"))

@@ -9,7 +9,8 @@ from unittest.mock import patch
 import psutil
 import pytest
 
-from learner.rendezvous import interface_of, join_store, meet, open_store, use_interface_of
+from cluster.network_interface import interface_of, use_interface_of
+from learner.rendezvous import join_store, meet, open_store
 
 ADDRESS = "127.0.0.1"
 

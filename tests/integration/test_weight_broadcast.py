@@ -1,0 +1,172 @@
+"""Weights over a link: a real learner sends, two real engines take, and what breaks in the middle is mended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from cluster.config import LearnerConfig, ObjectiveConfig
+from cluster.contracts import Prompt, Publication, Sampling
+from cluster.weight_link import LinkTicket, WeightLink
+from learner.engine import LearnerOptions
+from learner.group import LearnerGroup
+from learner.rank import LearnerRank
+from tests.integration.engines import (
+    Engines,
+    actor,
+    engine_options,
+    load_policy,
+    random_tokens,
+    sampling_gap,
+    save_model,
+)
+from tests.integration.test_publication import batch
+
+NEAR, FAR = 1e-4, 1e-3
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def engines(local_ray: None) -> list[ray.actor.ActorHandle]:
+    return [actor(Engines).remote() for _ in range(2)]
+
+
+@asynccontextmanager
+async def broadcasting(
+    engines: list[ray.actor.ActorHandle], model: Path, **settings: Any
+) -> AsyncIterator[LearnerGroup]:
+    """A learner that keeps what it publishes, and engines that have loaded the same model."""
+    probes = (random_tokens(1), random_tokens(2))
+    config = LearnerConfig.model_validate({"learning_rate": 0.1} | settings)
+    options = LearnerOptions(str(model), "float32", 1.0, 0, config, ObjectiveConfig(), probes, 1)
+    rank = actor(LearnerRank).remote(0, options)
+    learner = LearnerGroup([rank], options, offers_weights=False)
+    try:
+        await asyncio.gather(
+            learner.start(), *(engine.start.remote(engine_options(model)) for engine in engines)
+        )
+        yield learner
+    finally:
+        ray.kill(rank)
+        await asyncio.gather(*(engine.stop.remote() for engine in engines))
+
+
+def link(learner: LearnerGroup, number: int, size: int, timeout_s: float = 30.0) -> LinkTicket:
+    return LinkTicket(*learner.meeting_point, number, size, timeout_s)
+
+
+async def learned(learner: LearnerGroup, version: int) -> Publication:
+    await learner.learn([batch()])
+    return await learner.publish(version)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+async def test_what_was_broadcast_is_served(
+    engines: list[ray.actor.ActorHandle], tmp_path: Path, tied: bool
+) -> None:
+    """By both engines, under responses in flight, again and again over one link."""
+    prompt = Prompt("train/0/0", "", random_tokens(3), None, Sampling(4, 1.0, 64, seed=None))
+    async with broadcasting(engines, save_model(tmp_path / "model", tied=tied, seed=1)) as learner:
+        ticket = link(learner, 1, 3)
+        for version in (1, 2):
+            publication = await learned(learner, version)
+            assert publication.weights is None
+            assert min(await asyncio.gather(*(one.probe_gap.remote(publication) for one in engines))) > FAR
+            await engines[0].submit.remote([prompt])
+            failure, *gaps = await asyncio.gather(
+                learner.broadcast(ticket),
+                *(one.receive_weights.remote(publication, ticket, 1 + at) for at, one in enumerate(engines)),
+            )
+            assert failure is None
+            assert max(gaps) < NEAR
+            await engines[0].collect.remote(prompt.sampling.responses)
+        answer = await engines[1].generate.remote(prompt)
+        assert {(one.min_version, one.max_version) for one in answer.responses} == {(2, 2)}
+        await learner.export(tmp_path / "exported")
+    assert sampling_gap(answer, load_policy(tmp_path / "exported")) < NEAR
+
+
+@pytest.mark.slow
+async def test_adapters_are_broadcast_alone(engines: list[ray.actor.ActorHandle], tmp_path: Path) -> None:
+    base = save_model(tmp_path / "base", tied=True, seed=1)
+    async with broadcasting(engines, base, lora_rank=4, learning_rate=0.01) as learner:
+        ticket = link(learner, 1, 3)
+        for version in (1, 2):
+            publication = await learned(learner, version)
+            assert {layout.name.rpartition(".")[2] for layout in publication.layout} == {"left", "right"}
+            assert await engines[0].probe_gap.remote(publication) > FAR
+            failure, *gaps = await asyncio.gather(
+                learner.broadcast(ticket),
+                *(one.receive_weights.remote(publication, ticket, 1 + at) for at, one in enumerate(engines)),
+            )
+            assert failure is None
+            assert max(gaps) < NEAR
+
+
+@ray.remote(num_cpus=0)
+def take_half(ticket: LinkTicket, rank: int, publication: Publication) -> None:
+    """And be gone, as a process that is killed."""
+    end = WeightLink(ticket, rank, torch.device("cpu"))
+    for layout in publication.layout[: len(publication.layout) // 2]:
+        end.broadcast(torch.empty(layout.shape, dtype=getattr(torch, layout.dtype)))
+    end.close()
+
+
+async def test_a_broadcast_that_breaks_in_the_middle_is_made_up_for_by_a_pull(
+    engines: list[ray.actor.ActorHandle], tmp_path: Path
+) -> None:
+    """Nobody waits longer than the link allows, the learner and the engines live on, and the next link holds."""
+    prompt = Prompt("train/0/0", "", random_tokens(3), None, Sampling(2, 1.0, 16, seed=None))
+    async with broadcasting(engines, save_model(tmp_path / "model", tied=True, seed=1)) as learner:
+        publication = await learned(learner, 1)
+        ticket = link(learner, 1, 4, timeout_s=3.0)
+        failure, _, *results = await asyncio.gather(
+            learner.broadcast(ticket),
+            take_half.remote(ticket, 3, publication),
+            *(one.receive_weights.remote(publication, ticket, 1 + at) for at, one in enumerate(engines)),
+            return_exceptions=True,
+        )
+        assert isinstance(failure, str)
+        assert any(isinstance(result, ray.exceptions.RayTaskError) for result in results)
+
+        offered = await learner.offer(1)
+        assert offered is not None
+        assert max(await asyncio.gather(*(one.pull_weights.remote(offered) for one in engines))) < NEAR
+
+        publication = await learned(learner, 2)
+        assert await learner.offer(1) is None, "version 1 is learned over"
+        ticket = link(learner, 2, 3)
+        failure, *gaps = await asyncio.gather(
+            learner.broadcast(ticket),
+            *(one.receive_weights.remote(publication, ticket, 1 + at) for at, one in enumerate(engines)),
+        )
+        assert failure is None
+        assert max(gaps) < NEAR
+        answer = await engines[0].generate.remote(prompt)
+        assert {(one.min_version, one.max_version) for one in answer.responses} == {(2, 2)}
+
+
+@pytest.mark.slow
+async def test_one_that_does_not_come_costs_the_others_only_time(
+    engines: list[ray.actor.ActorHandle], tmp_path: Path
+) -> None:
+    async with broadcasting(engines, save_model(tmp_path / "model", tied=True, seed=1)) as learner:
+        publication = await learned(learner, 1)
+        ticket = link(learner, 1, 3, timeout_s=2.0)
+        failure, missed = await asyncio.gather(
+            learner.broadcast(ticket),
+            engines[0].receive_weights.remote(publication, ticket, 1),
+            return_exceptions=True,
+        )
+        assert isinstance(failure, str)
+        assert isinstance(missed, ray.exceptions.RayTaskError)
+        offered = await learner.offer(1)
+        assert await engines[0].pull_weights.remote(offered) < NEAR
