@@ -13,6 +13,7 @@ from cluster.config import RunConfig
 from cluster.contracts import Prompt, Publication, ScoredGroup
 from cluster.dispatch import Dispatch
 from cluster.fleet_room import FleetRoom
+from cluster.judging import Judging
 from cluster.weight_carriers import PullCarrier, WeightCarrier
 from cluster.worker_keeper import WorkerKeeper
 from cluster.worker_places import WorkerPlaces
@@ -49,8 +50,9 @@ class RolloutFleet:
         self.state = FleetState(config.rollout.workers, config.rollout.restarts_in_a_row)
         self._dispatch = Dispatch()
         carrier = carrier or PullCarrier(config.rollout)
+        judging = Judging(rewards, self._dispatch, background)
         self._room = FleetRoom(
-            config, places, rewards, on_event, self.state, self._dispatch, background, carrier
+            config, places, judging, on_event, self.state, self._dispatch, background, carrier
         )
         self._keepers: dict[str, asyncio.Task[None]] = {}
         rollout = config.rollout

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from cluster.config import RunConfig
 from cluster.contracts import Publication
 from cluster.dispatch import Dispatch
+from cluster.judging import Judging
 from cluster.weight_carriers import WeightCarrier
 from cluster.worker_places import WorkerPlaces
-from reward.scoring import RewardPool
 from rollout.fleet_state import FleetState
 
 
@@ -21,7 +21,7 @@ class FleetRoom:
 
     config: RunConfig
     places: WorkerPlaces
-    rewards: RewardPool
+    judging: Judging
     on_event: Callable[[str], None]
     state: FleetState
     dispatch: Dispatch

@@ -21,7 +21,6 @@ from cluster.contracts import Prompt, Publication, Sampled
 from cluster.deadlines import within
 from cluster.fleet_room import FleetRoom
 from cluster.weight_carriers import Receiver, SupersededError
-from reward.scoring import Judgeable
 from rollout.fleet_state import WorkerState
 
 LONGEST_HEARTBEAT_S = 5.0
@@ -29,9 +28,9 @@ LONGEST_HEARTBEAT_S = 5.0
 SHORTEST_GATHER_S = 0.05
 """So long a worker gathers responses before it hands them over, if more are to come: of small models a hundred end in
 that time, and each answer costs more than a response."""
-GATHER_S_PER_WORKER = 0.001
-"""For each worker that there is, if that is longer: the controller takes a thousand answers a second, however many
-workers there are."""
+GATHER_S_PER_WORKER = 0.002
+"""For each worker that there is, if that is longer: the controller takes five hundred answers a second, however many
+workers there are. An engine that has nothing left to do hands over at once."""
 
 
 class WeightGapError(RuntimeError):
@@ -161,8 +160,7 @@ class WorkerService:
                 room.dispatch.announce(self._process)
             if sampled:
                 room.state.served(name)
-                # Not a task of this worker's: a failing verifier is not the worker's failure.
-                room.background.create_task(self._judge(sampled, self._problems(sampled)))
+                room.judging.add(self._process, sampled, self._problems(sampled))
             self._refuse_overdue()
 
     async def _hear(self, answer: Any) -> list[Sampled]:
@@ -191,16 +189,6 @@ class WorkerService:
             if not held.missing:
                 del self._held[one.prompt_id]
         return problems
-
-    async def _judge(self, sampled: Sequence[Sampled], problems: Sequence[Any]) -> None:
-        answers = [
-            Judgeable(problem, one.response.text, one.response.finish_reason)
-            for one, problem in zip(sampled, problems, strict=True)
-        ]
-        async for placed in self._room.rewards.judge(answers):
-            self._room.dispatch.deliver(
-                self._process, [sampled[place] for place, _ in placed], [verdict for _, verdict in placed]
-            )
 
     def _refuse_overdue(self) -> None:
         now = time.monotonic()  # those that were leased first are due first

@@ -13,6 +13,7 @@ from cluster.config import RunConfig
 from cluster.contracts import Prompt, Publication, Sampled
 from cluster.dispatch import Dispatch
 from cluster.fleet_room import FleetRoom
+from cluster.judging import Judging
 from cluster.weight_carriers import PullCarrier
 from cluster.worker_keeper import first_cause
 from cluster.worker_service import WeightGapError, WorkerService
@@ -107,9 +108,8 @@ def scene(background: asyncio.TaskGroup, **rollout: Any) -> Scene:
     config = RunConfig.model_validate({"rollout": rollout, "learner": {"max_logprob_gap": 0.1}})
     state, dispatch, events = FleetState(1, 3), Dispatch(), list[str]()
     carrier = PullCarrier(config.rollout)
-    room = FleetRoom(
-        config, cast(Any, None), cast(Any, Rewards()), events.append, state, dispatch, background, carrier
-    )
+    judging = Judging(cast(Any, Rewards()), dispatch, background)
+    room = FleetRoom(config, cast(Any, None), judging, events.append, state, dispatch, background, carrier)
     state.started(NAME)
     buffer = WorkBuffer(4)
     for number in range(4):
