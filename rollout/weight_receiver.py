@@ -4,8 +4,8 @@ with the rollout worker, and mends what vLLM leaves undone there."""
 from __future__ import annotations
 
 import os
+import select
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,6 @@ from rollout.weight_updates import is_low_rank, updated_weights
 torch.cpu._init_amx()
 
 
-LOOK_FOR_PARENT_S = 2.0
-
-
 class WeightReceiver:
     """vLLM worker extension (`worker_extension_cls`): its methods become methods of vLLM's worker."""
 
@@ -33,17 +30,17 @@ class WeightReceiver:
     device: torch.device
     _link: WeightLink | None = None
 
-    def end_with_parent(self) -> None:
-        """From now on, end this process when the one that started it has. A rollout worker that is killed takes nothing
-        along, and where its raylet is killed too nobody else does: an engine would keep its memory for ever."""
-        parent = os.getppid()
+    def end_with(self, process_id: int) -> None:
+        """From now on, end this process when the rollout worker's has ended, whatever lies between the two. A worker
+        that is killed takes nothing along, and where its raylet is killed too nobody else does: an engine would keep
+        its memory for ever."""
+        worker = os.pidfd_open(process_id)
 
         def watch() -> None:
-            while os.getppid() == parent:
-                time.sleep(LOOK_FOR_PARENT_S)
+            select.select([worker], [], [])
             os._exit(1)
 
-        threading.Thread(target=watch, name="end with parent", daemon=True).start()
+        threading.Thread(target=watch, name="end with the rollout worker", daemon=True).start()
 
     def receive_weights(self, path: str) -> None:
         """Load the safetensors file at `path` into the served model: all weights, under the names and with the shapes

@@ -138,7 +138,7 @@ class RolloutWorker:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**vllm_arguments(options)))
-        await self._engine.collective_rpc("end_with_parent")
+        await self._engine.collective_rpc("end_with", args=(os.getpid(),))
         warm_up = Sampling(responses=1, temperature=1.0, max_response_tokens=4, seed=None)
         await self._sample((0, 1), warm_up, None, self._next_id())
         await self._engine.update_weight_version(str(LOADED_VERSION))

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +178,8 @@ asyncio.run(main())
 """
 
 
-def test_an_engine_does_not_outlive_its_worker(models: list[Path]) -> None:
+@pytest.mark.parametrize("tensor_parallel", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_engine_does_not_outlive_its_worker(models: list[Path], tensor_parallel: int) -> None:
     """Without Ray, which would clear up after a worker, if its raylet lives."""
     worker = subprocess.Popen(
         [sys.executable, "-c", ALONE],
@@ -187,7 +189,8 @@ def test_an_engine_does_not_outlive_its_worker(models: list[Path]) -> None:
     )
     assert worker.stdin is not None
     assert worker.stdout is not None
-    worker.stdin.write(pickle.dumps(engine_options(models[0])))
+    options = replace(engine_options(models[0]), tensor_parallel=tensor_parallel)
+    worker.stdin.write(pickle.dumps(options))
     worker.stdin.close()
     assert b"up\n" in iter(worker.stdout.readline, b"")
     started = psutil.Process(worker.pid).children(recursive=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ def engines(local_ray: None) -> list[ray.actor.ActorHandle]:
 
 @asynccontextmanager
 async def broadcasting(
-    engines: list[ray.actor.ActorHandle], model: Path, **settings: Any
+    engines: list[ray.actor.ActorHandle],
+    model: Path,
+    engine: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[LearnerGroup]:
     """A learner that keeps what it publishes, and engines that have loaded the same model."""
     probes = (random_tokens(1), random_tokens(2))
@@ -49,13 +53,12 @@ async def broadcasting(
     rank = actor(LearnerRank).remote(0, options)
     learner = LearnerGroup([rank], options, offers_weights=False)
     try:
-        await asyncio.gather(
-            learner.start(), *(engine.start.remote(engine_options(model)) for engine in engines)
-        )
+        engine_settings = replace(engine_options(model), **engine or {})
+        await asyncio.gather(learner.start(), *(one.start.remote(engine_settings) for one in engines))
         yield learner
     finally:
         ray.kill(rank)
-        await asyncio.gather(*(engine.stop.remote() for engine in engines))
+        await asyncio.gather(*(one.stop.remote() for one in engines))
 
 
 def link(learner: LearnerGroup, number: int, size: int, timeout_s: float = 30.0) -> LinkTicket:
@@ -109,6 +112,27 @@ async def test_adapters_are_broadcast_alone(engines: list[ray.actor.ActorHandle]
             )
             assert failure is None
             assert max(gaps) < NEAR
+
+
+@pytest.mark.slow
+async def test_both_halves_of_an_engine_are_in_the_link(
+    engines: list[ray.actor.ActorHandle], tmp_path: Path
+) -> None:
+    """Tensor parallel: two processes to an engine, each with a rank of its own; and they can pull too."""
+    model = save_model(tmp_path / "model", tied=True, seed=1)
+    async with broadcasting(engines[:1], model, engine={"tensor_parallel": 2}) as learner:
+        publication = await learned(learner, 1)
+        failure, gap = await asyncio.gather(
+            learner.broadcast(link(learner, 1, 3)),
+            engines[0].receive_weights.remote(publication, link(learner, 1, 3), 1),
+        )
+        assert failure is None
+        assert gap < NEAR
+        await learned(learner, 2)
+        offered = await learner.offer(2)
+        assert offered is not None
+        assert await engines[0].probe_gap.remote(offered) > FAR
+        assert await engines[0].pull_weights.remote(offered) < NEAR
 
 
 @ray.remote(num_cpus=0)
