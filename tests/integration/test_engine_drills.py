@@ -94,6 +94,13 @@ def mortal_engine(faults: Path) -> type:
                 save_file({name: weights[name] for name in sorted(weights)[::2]}, path)
             await super()._reload(path)
 
+        async def _take_broadcast(self, *arguments: Any) -> None:
+            taking = asyncio.ensure_future(super()._take_broadcast(*arguments))
+            if meets("half-a-broadcast"):
+                await asyncio.sleep(0.005)  # some of it is there
+                os.kill(os.getpid(), signal.SIGKILL)
+            await taking
+
     return MortalWorker
 
 
@@ -125,7 +132,7 @@ class EngineRun:
             async with (
                 graph.learner(probe) as learner,
                 graph.rewards() as rewards,
-                graph.fleet(rewards, self.events.append) as fleet,
+                graph.fleet(rewards, self.events.append, learner) as fleet,
             ):
                 await learner.start()
                 learn = learner.learn
@@ -231,18 +238,28 @@ async def test_fifty_kills(write_config: Callable[..., Path], tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("transport", ["pull", "broadcast"])
 async def test_one_run_outlives_all_that_engines_do(
-    write_config: Callable[..., Path], tmp_path: Path
+    write_config: Callable[..., Path], tmp_path: Path, transport: str
 ) -> None:
-    """One after the other: a fatal error inside a live actor, an engine that hangs, a pull that fails half-way, a
-    response that never ends, a process that stands still, all killed at once, 1 → 4 → 1 workers."""
-    run = engine_run(write_config, tmp_path, steps=120, workers=2, silence_timeout_s=15, request_timeout_s=40)
+    """One after the other: a fatal error inside a live actor, an engine that hangs, weights that come half, a response
+    that never ends, a process that stands still, all killed at once, 1 → 4 → 1 workers."""
+    run = engine_run(
+        write_config,
+        tmp_path,
+        steps=120,
+        workers=2,
+        silence_timeout_s=15,
+        request_timeout_s=40,
+        weight_transport=transport,
+        broadcast_timeout_s=5,
+    )
     async with run.run() as (fleet, training):
         await all_up(fleet)
         for fault, said in (
             ("engine-dies", "died"),
             ("engine-hangs", "rollout.silence_timeout_s"),
-            ("half-a-pull", "weight version"),
+            ("half-a-pull", "weight version") if transport == "pull" else ("half-a-broadcast", "died"),
             ("endless-response", "rollout.request_timeout_s"),
         ):
             run.events.clear()
