@@ -13,10 +13,12 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ray
 
+from cluster.failures import trimmed
 from cluster.fleet import RolloutFleet
 from cluster.knocking import knock
 from cluster.ray_token import token_places
@@ -92,9 +94,10 @@ class Mailbox:
 
 @asynccontextmanager
 async def listening(
-    run_name: str, fleet: RolloutFleet, on_event: Callable[[str], None]
+    run_name: str, fleet: RolloutFleet, on_event: Callable[[str], None], on_warning: Callable[[str], None]
 ) -> AsyncIterator[None]:
-    """Do what the run is asked to while the block runs.
+    """Do what the run is asked to while the block runs. A run that can no longer be asked goes on, and `on_warning` is
+    told.
 
     Raises:
         RunIsLiveError: another one in this cluster has the same name.
@@ -108,25 +111,52 @@ async def listening(
         raise RunIsLiveError(
             f"a run called {run_name} is live in this Ray cluster already; take another name"
         ) from error
+    try:
+        async with answering(mailbox, fleet, on_event, on_warning):
+            yield
+    finally:
+        ray.kill(mailbox)
 
-    async def listen() -> None:
-        while (request := await mailbox.next_request.remote()) is not None:
-            try:
-                answer = Answer(_resize(fleet, request.rollout_workers))
-                on_event(answer.text)
-            except ValueError as error:
-                answer = Answer(str(error), refused=True)
-            await mailbox.answer.remote(request, answer)
 
-    listener = asyncio.create_task(listen())
+@asynccontextmanager
+async def answering(
+    mailbox: ray.actor.ActorHandle,
+    fleet: RolloutFleet,
+    on_event: Callable[[str], None],
+    on_warning: Callable[[str], None],
+) -> AsyncIterator[None]:
+    """The same, of a mailbox that is there, and that the block's end closes."""
+    listener = asyncio.create_task(_listen(mailbox, fleet, on_event))
+    listener.add_done_callback(partial(_tell_failure, on_warning, "launch.py scale reaches this run no more"))
     try:
         yield
     finally:
+        closing = asyncio.ensure_future(mailbox.close.remote())
+        closing.add_done_callback(partial(_tell_failure, on_warning, "the run's mailbox was not closed"))
         # Of a call that is open when its actor is killed Ray would tell on the terminal.
-        await asyncio.wait([asyncio.ensure_future(mailbox.close.remote()), listener], timeout=CLOSE_TIMEOUT_S)
-        listener.cancel()
-        await asyncio.gather(listener, return_exceptions=True)
-        ray.kill(mailbox)
+        _, late = await asyncio.wait([closing, listener], timeout=CLOSE_TIMEOUT_S)
+        for task in late:
+            task.cancel()
+        if late:
+            on_warning(f"the run's mailbox was not closed within {CLOSE_TIMEOUT_S:g} s")
+            await asyncio.wait(late)
+
+
+async def _listen(
+    mailbox: ray.actor.ActorHandle, fleet: RolloutFleet, on_event: Callable[[str], None]
+) -> None:
+    while (request := await mailbox.next_request.remote()) is not None:
+        try:
+            answer = Answer(_resize(fleet, request.rollout_workers))
+            on_event(answer.text)
+        except ValueError as error:
+            answer = Answer(str(error), refused=True)
+        await mailbox.answer.remote(request, answer)
+
+
+def _tell_failure(on_warning: Callable[[str], None], what: str, task: asyncio.Future[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        on_warning(f"{what}: {trimmed(error)}")
 
 
 def _resize(fleet: RolloutFleet, workers: int) -> str:

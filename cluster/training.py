@@ -131,7 +131,7 @@ async def _run(
         graph.learner(probe_tokens) as learner,
         graph.rewards() as rewards,
         graph.fleet(rewards, tracker.warning, learner) as fleet,
-        listening(config.name, fleet, tracker.event),
+        listening(config.name, fleet, tracker.event, tracker.warning),
     ):
         console.stage(
             f"starting {config.rollout.workers} vLLM workers and {config.learner.ranks} DeepSpeed rank(s)"

@@ -280,7 +280,8 @@ async def live(specification: dict[str, Any]) -> None:
     """A run, started or resumed, in a cluster that others have started."""
     config = RunConfig.model_validate(specification["config"])
     run = Simulation(config, Path(specification["faults"]))
-    async with run.run() as (fleet, training), listening(config.name, fleet, run.events.append):
+    told = run.events.append
+    async with run.run() as (fleet, training), listening(config.name, fleet, told, told):
         await training
 
 

@@ -166,9 +166,10 @@ def scale(run_directory: Path, workers: int, *options: str) -> subprocess.Comple
 async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=40, workers=1)
     directory = RunDirectory(run.config.run_directory)
-    async with run.run() as (fleet, training), listening(run.config.name, fleet, run.events.append):
+    told = run.events.append
+    async with run.run() as (fleet, training), listening(run.config.name, fleet, told, told):
         with pytest.raises(RunIsLiveError, match="called run is live"):
-            await listening(run.config.name, fleet, run.events.append).__aenter__()
+            await listening(run.config.name, fleet, told, told).__aenter__()
         directory.ray_address_file.write_text(ray.get_runtime_context().gcs_address)
         done = await asyncio.to_thread(scale, directory.path, 2)
         assert (done.returncode, done.stdout) == (0, "rollout workers: 1 → 2; starting rollout-1\n"), done
