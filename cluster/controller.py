@@ -268,7 +268,7 @@ class Controller:
         return {
             "fleet/healthy_workers": float(state.started_workers),
             "fleet/workers": float(state.size),
-            "fleet/restarts": float(state.restarts),
+            "fleet/restarts": self._tracker.restarts_before + state.restarts,
             "logprob_gap/probe_max": self._fleet.take_probe_gap(),
             "progress/weight_version": float(self.step),
             "progress/epoch": float(self._source.epoch),

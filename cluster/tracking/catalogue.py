@@ -257,7 +257,7 @@ SECTIONS = (
         (
             Metric("fleet/healthy_workers", "rollout workers that are up", "processes", "last"),
             Metric("fleet/workers", "rollout workers that were asked for", "processes", "last"),
-            Metric("fleet/restarts", "how often one was replaced, so far", "", "last"),
+            Metric("fleet/restarts", "how often one was replaced, before resumptions too", "", "last"),
             Metric("progress/step", "batches learned from (in `metrics.jsonl` and W&B: `step`)"),
             Metric("progress/weight_version", "of the published weights: the number of batches learned from"),
             Metric("progress/epoch", "passes over the training prompts"),

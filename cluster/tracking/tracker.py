@@ -68,8 +68,13 @@ class Tracker:
         self._sinks: list[MetricsSink] = []
         run_directory.create()
         run_directory.remove_summary()
-        earlier = (run_directory.metrics_file, run_directory.superseded_metrics_file)
-        shown_step = max((row["step"] for file in earlier for row in read_metrics(file)), default=-1)
+        files = (run_directory.metrics_file, run_directory.superseded_metrics_file)
+        earlier = [
+            (row["step"], row.get("fleet/restarts", 0.0)) for file in files for row in read_metrics(file)
+        ]
+        shown_step = max((step for step, _ in earlier), default=-1)
+        self.restarts_before = max((restarts for _, restarts in earlier), default=0.0)
+        """How often a worker was replaced before the run was resumed, in steps that are done again too."""
         self._metrics = MetricsFile(run_directory.metrics_file, run_directory.superseded_metrics_file)
         if resume_step is not None:
             self._metrics.truncate_after(resume_step)

@@ -24,6 +24,10 @@ from cluster.checkpoints import CheckpointStore
 from cluster.config import RunConfig
 from cluster.contracts import Publication
 from cluster.controller import Controller
+from cluster.report.page import card
+from cluster.report.runs import read_run
+from cluster.run_directory import RunDirectory
+from cluster.tracking import RunConsole, Tracker
 from learner.state_files import CheckpointError, FileRecord, seal
 from learner.weighing import WeighedBatch
 from tests.synthetic import SyntheticFleet, expected_prompts, synthetic_source
@@ -85,6 +89,7 @@ class Ledger:
     rows: dict[int, list[str]] = field(default_factory=dict)
     staleness: list[float] = field(default_factory=list)
     wandb_run_id: str | None = "abc123"
+    restarts_before: float = 0.0
 
     def go_on_from(self, step: int) -> None:
         self.rows = {row: prompts for row, prompts in self.rows.items() if row <= step}
@@ -243,6 +248,36 @@ def test_a_step_that_is_not_done_again_has_its_row() -> None:
         if done:
             return
     pytest.fail("the run never came to its end")
+
+
+def test_the_report_counts_restarts_over_all_resumptions(tmp_path: Path) -> None:
+    """Each part of the run has a fleet of its own, which counts from 0."""
+    config = configuration().model_copy(update={"directory": tmp_path})
+    config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"wandb": "disabled"})})
+    run = RunDirectory(config.run_directory)
+    source = synthetic_source(config, ROWS)
+    for steps, restarts in ((2, 2), (4, 0), (6, 1)):
+        store = CheckpointStore(run.checkpoints, 1)
+        start = store.newest_intact(pytest.fail)
+        part = config.model_copy(update={"steps": steps})
+        fleet = SyntheticFleet(random.Random(0))
+        fleet.state.restarts = restarts
+        console = RunConsole(config.name, steps, quiet=True)
+        with Tracker(part, run, console, resume_step=start.progress.step if start else None) as tracker:
+            run.write_config(part)
+            controller = Controller(
+                part,
+                synthetic_source(config, ROWS),
+                [source.by_id("eval/0")],
+                cast(Any, fleet),
+                cast(Any, HashingLearner(Fuse(None))),
+                store,
+                tracker,
+                start,
+            )
+            asyncio.run(controller.run())
+    shown = dict(card(read_run(run.path, "run"), 0).cells)
+    assert shown["restarts"] == "3"
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"rows": ROWS + 1}])

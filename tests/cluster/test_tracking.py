@@ -111,6 +111,20 @@ def test_resuming_keeps_the_steps_that_are_not_done_again(
     assert [row["step"] for row in read_metrics(run.metrics_file)] == [*kept, len(kept)]
 
 
+def test_restarts_before_a_resumption_are_remembered(
+    config: RunConfig, run: RunDirectory, console: RunConsole, wandb_run: Recorder
+) -> None:
+    """Those of steps that are done again too, also when the first resumption came to no step."""
+    with Tracker(config, run, console) as tracker:
+        assert tracker.restarts_before == 0
+        tracker.log(0, {"reward/mean": 0.5})
+        for step, restarts in ((1, 0.0), (2, 3.0), (3, 4.0)):
+            tracker.log(step, {"fleet/restarts": restarts})
+    for _ in range(2):
+        with Tracker(config, run, console, resume_step=2) as tracker:
+            assert tracker.restarts_before == 4
+
+
 def test_wandb_is_told_each_step_once(
     config: RunConfig, run: RunDirectory, console: RunConsole, wandb_run: Recorder
 ) -> None:
