@@ -7,7 +7,7 @@
     organisation/name       from the Hugging Face hub, into its own cache
 
 Built and converted models are kept in `model.cache_directory`, under a name that says what they were made from. On
-a cluster of several nodes that directory must be one that all nodes see.
+a cluster of several nodes that directory must be one that all nodes see, and so must the hub's (HF_HOME).
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class ModelSource:
     location: str
 
 
-def locate(model: ModelConfig) -> ModelSource:
-    """Find out what `model.source` names, without loading anything.
+def locate(model: ModelConfig, hub_token: str | None = None) -> ModelSource:
+    """Find out what `model.source` names, without loading anything. Without a `hub_token` the hub is shown what this
+    process has, if any.
 
     Raises:
         ValueError: it names nothing that is there.
@@ -71,7 +72,7 @@ def locate(model: ModelConfig) -> ModelSource:
             raise ValueError(f"{source} is not a Hugging Face model directory: it has no config.json")
         return ModelSource("directory", str(path.resolve()))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        return ModelSource("hub", _known_to_hub(source))
+        return ModelSource("hub", _known_to_hub(source, hub_token))
     raise ValueError(f"there is no model {source}: no such directory, file or hub id")
 
 
@@ -94,13 +95,13 @@ def _package_file(name: str) -> Path:
     return path
 
 
-def _known_to_hub(repository: str) -> str:
+def _known_to_hub(repository: str, token: str | None) -> str:
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(repository, "config.json"), str):
         return repository
     try:
-        HfApi().model_info(repository, timeout=10)
+        HfApi(token=token).model_info(repository, timeout=10)
     except Exception as error:  # which ones depends on the HTTP library below huggingface_hub
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -111,7 +112,10 @@ def _known_to_hub(repository: str) -> str:
 
 def ready_directory(config: RunConfig) -> Path | None:
     """The model's directory if it can be used at once; None if it must be built, converted or downloaded first."""
-    source = locate(config.model)
+    return _ready(config, locate(config.model))
+
+
+def _ready(config: RunConfig, source: ModelSource) -> Path | None:
     if source.kind == "directory":
         return Path(source.location)
     if source.kind == "hub":
@@ -120,24 +124,26 @@ def ready_directory(config: RunConfig) -> Path | None:
     return cached if (cached / "config.json").is_file() else None
 
 
-def prepare_model(config: RunConfig, progress: Progress) -> Path:
+def prepare_model(config: RunConfig, progress: Progress, hub_token: str | None = None) -> Path:
     """The model's directory, after building, converting or downloading what is needed. `progress` gets a line now
     and then.
 
     Raises:
         ValueError: the source names nothing.
     """
-    ready = ready_directory(config)
+    source = locate(config.model, hub_token)
+    ready = _ready(config, source)
     if ready is not None:
         return ready
-    source = locate(config.model)
     if source.kind == "hub":
         from huggingface_hub import snapshot_download
 
         progress(f"downloading {source.location}")
         return Path(
             snapshot_download(
-                source.location, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+                source.location,
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"],
+                token=hub_token,
             )
         )
     entry = _cache_entry(config, source)

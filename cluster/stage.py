@@ -69,17 +69,20 @@ def run_to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
 def prepare_in_cluster(config: RunConfig, console: RunConsole) -> Path:
     """Build, convert or download the model in a process of its own, so that the driver never loads torch.
 
+    That process may be on another node, and its environment is the node's: the driver's `HF_TOKEN` is given to it as an
+    argument, which Ray neither logs nor lists, and goes into no environment, which others would inherit.
+
     Raises:
         UnusableModelError: it cannot be had.
     """
 
     @ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)
-    def prepare(config: RunConfig) -> Iterator[str | Path]:
+    def prepare(config: RunConfig, hub_token: str | None) -> Iterator[str | Path]:
         # Nothing else runs yet. Ray allows one thread per reserved CPU; torch, not loaded so far, reads this.
         os.environ["OMP_NUM_THREADS"] = str(os.cpu_count())
-        yield from _progress_then_result(config)
+        yield from _progress_then_result(config, hub_token)
 
-    for reference in prepare.remote(config):
+    for reference in prepare.remote(config, os.environ.get("HF_TOKEN")):
         try:
             news = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
@@ -95,7 +98,7 @@ def prepare_in_cluster(config: RunConfig, console: RunConsole) -> Path:
     raise RuntimeError("preparing the model ended without a model")
 
 
-def _progress_then_result(config: RunConfig) -> Iterator[str | Path]:
+def _progress_then_result(config: RunConfig, hub_token: str | None) -> Iterator[str | Path]:
     """`prepare_model` as a stream: its lines of progress, then the directory."""
     from queue import SimpleQueue
     from threading import Thread
@@ -104,7 +107,7 @@ def _progress_then_result(config: RunConfig) -> Iterator[str | Path]:
 
     def work() -> None:
         try:
-            news.put(prepare_model(config, news.put))
+            news.put(prepare_model(config, news.put, hub_token))
         except BaseException as error:
             news.put(error)
 

@@ -4,7 +4,8 @@ Ray stores the environment of a job and gives it to everyone who may list jobs, 
 
     the job     makes a key pair, and writes its public half into its log
     who submits reads it there, seals the keys for it, and sends the sealed box to the cluster's package store
-    the job     takes the box away from there and opens it; the keys are in the memory of the driver alone
+    the job     takes the box away from there and opens it; the keys are in the memory of the driver alone, and that of
+                the hub in that of the process which downloads the model (cluster/stage.py)
 
 A box can be opened by that one process, once (X25519, HKDF-SHA256, ChaCha20-Poly1305; the job's id is authenticated).
 Who can run code in the cluster can read a process's memory in any case; who can only list jobs and read logs cannot.

@@ -1,7 +1,10 @@
-"""A model that cannot be used ends a command with one line, not with the stack of a process elsewhere."""
+"""A model that cannot be used ends a command with one line, not with the stack of a process elsewhere; and the token
+that fetches one from the hub is left nowhere."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import gguf
@@ -12,6 +15,7 @@ from cluster.config import RunConfig
 from cluster.placement import connect
 from cluster.stage import RUN_ERRORS, UnusableModelError, prepare_in_cluster
 from cluster.tracking import RunConsole
+from tests.integration.hub import CONFIG, REPOSITORY, hub
 
 
 def test_a_gguf_file_of_an_unknown_architecture(tmp_path: Path) -> None:
@@ -34,3 +38,45 @@ def test_a_gguf_file_of_an_unknown_architecture(tmp_path: Path) -> None:
         ray.shutdown()
     assert "\n" not in str(error.value)
     assert UnusableModelError in RUN_ERRORS
+
+
+def test_a_private_model_is_fetched_with_the_drivers_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray is there before the driver has its token, as in a job. The process that fetches shows it to the hub alone."""
+    token = "hf_planted3planted3"
+    config = RunConfig.model_validate({"model": {"source": REPOSITORY}})
+    with (
+        hub(token) as address,
+        tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True) as ray_files,
+    ):
+        for name, value in (
+            ("HF_ENDPOINT", address),
+            ("HF_HOME", str(tmp_path / "hub")),
+            ("HF_HUB_OFFLINE", "0"),
+            ("RAY_TMPDIR", ray_files),
+        ):
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        connect(config.cluster)
+        try:
+            with RunConsole("test", steps=1, quiet=True) as console:
+                with pytest.raises(UnusableModelError, match="the Hugging Face hub does not give a model"):
+                    prepare_in_cluster(config, console)
+                monkeypatch.setenv("HF_TOKEN", token)
+                directory = prepare_in_cluster(config, console)
+            assert (directory / "config.json").read_bytes() == CONFIG
+            store = ray.experimental.internal_kv.GcsClient(address=ray.get_runtime_context().gcs_address)
+            kept = [
+                store.internal_kv_get(name, namespace) or b""
+                for namespace in (None, b"fun")  # the second has the functions that tasks run
+                for name in store.internal_kv_keys(b"", namespace)
+            ]
+            assert any(b"prepare" in value for value in kept), "the right place is looked at"
+            assert not any(token.encode() in value for value in kept)
+            assert "HF_TOKEN" not in ray.get(ray.remote(num_cpus=1)(lambda: dict(os.environ)).remote())
+        finally:
+            ray.shutdown()
+        files = [file for place in (tmp_path, Path(ray_files)) for file in place.rglob("*") if file.is_file()]
+        assert any("raylet" in file.name for file in files), "Ray's logs are looked at"
+        assert [file for file in files if token.encode() in file.read_bytes()] == []
