@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 
 import psutil
 
@@ -13,14 +14,19 @@ def end(timeout_s: float) -> None:
     wandb's own exit hook waits without a deadline, for a process that may have lost the request: with a server that
     cannot be reached, it closes its connection in the middle. Only where nothing is left to upload.
     """
-    import wandb
-
-    asking = threading.Thread(target=wandb.teardown, name="end wandb's service", daemon=True)
+    asking = threading.Thread(target=_ask, name="end wandb's service", daemon=True)
     asking.start()
     asking.join(timeout_s)
     if asking.is_alive():
         kill()
         asking.join(timeout_s)
+
+
+def _ask() -> None:
+    import wandb
+
+    with suppress(ConnectionError):  # it was killed already: then it has ended
+        wandb.teardown()
 
 
 def kill() -> None:
