@@ -91,7 +91,7 @@ $(READY_TEST): $(READY) requirements/test.txt
 # torch's CPU build comes from where PIP_FIND_LINKS says, else from PyTorch's own index.
 CPU_TORCH = $(if $(PIP_FIND_LINKS),$(addprefix --find-links ,$(PIP_FIND_LINKS)),--torch-backend cpu)
 COMPILE = $(BIN)/uv pip compile pyproject.toml -q --python-version 3.11 --python-platform linux \
-	--annotation-style line --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+	--annotation-style line --custom-compile-command "make lock" --extra workspace $(if $(UPGRADE),--upgrade)
 COMPILE_CPU = $(COMPILE) $(CPU_TORCH) --extra cpu \
 	--excludes <(printf '%s\n' torchvision torchaudio torchcodec llm llama-cpp-python)
 

@@ -8,6 +8,7 @@ python launch.py scale runs/demo --rollout-workers 4   give a live run another n
 python launch.py compare configs/compare_objectives.yaml   train under several settings and seeds, and compare
 python launch.py submit configs/demo.yaml        train on a Ray cluster, as a job; status, logs, stop, list
 python launch.py report runs/demo                a page with plots, settings and transcripts, of one run or several
+python launch.py workspace configs/demo.yaml     save a view of the W&B project
 python launch.py doctor configs/demo.yaml        is everything there that a run needs?
 python launch.py check configs/demo.yaml         find all mistakes, start nothing
 python launch.py tasks                           what can be trained on
@@ -36,6 +37,7 @@ from cluster.jobs import commands as job_commands
 from cluster.preflight import ROOMS, Room, preflight, task_notes
 from cluster.ray_token import send_token_to
 from cluster.run_directory import RunDirectory
+from cluster.workspace import command as workspace_command
 from reward.task import Split
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -398,6 +400,7 @@ def _checked(
 
 job_commands.register(app)
 doctor_command.register(app)
+workspace_command.register(app)
 
 
 def main() -> None:

@@ -178,7 +178,11 @@ def foreign_imports(rooms: tuple[str, ...]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("rooms", "extras"), [(ROOMS, ("cpu", "gpu")), ((*ROOMS, "tests"), ("cpu", "gpu", "test"))]
+    ("rooms", "extras"),
+    [
+        (ROOMS, ("cpu", "gpu", "workspace")),
+        ((*ROOMS, "tests"), ("cpu", "gpu", "workspace", "test")),
+    ],
 )
 def test_what_is_imported_is_declared(rooms: tuple[str, ...], extras: tuple[str, ...]) -> None:
     """And does not only happen to be installed, because something else needs it too."""
@@ -193,7 +197,16 @@ def test_what_is_imported_is_declared(rooms: tuple[str, ...], extras: tuple[str,
         assert declared & {distribution(name) for name in provided_by[module]}, f"{module} is not declared"
 
 
-@pytest.mark.parametrize(("lock", "extra"), [("cpu", "cpu"), ("gpu", "gpu"), ("test", "test")])
+@pytest.mark.parametrize(
+    ("lock", "extra"),
+    [
+        ("cpu", "cpu"),
+        ("gpu", "gpu"),
+        ("cpu", "workspace"),
+        ("gpu", "workspace"),
+        ("test", "test"),
+    ],
+)
 def test_what_is_declared_is_locked(lock: str, extra: str) -> None:
     project = project_table()
     requirements = project["optional-dependencies"][extra]

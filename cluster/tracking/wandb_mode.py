@@ -39,7 +39,7 @@ def set_up(wanted: Wanted, directory: Path, init_timeout_s: float, finish_timeou
     }
     if wanted != "auto":  # what the configuration says explicitly beats WANDB_MODE
         settings["mode"] = wanted
-    with _exit_hooks_kept():
+    with exit_hooks_kept():
         wandb.setup(wandb.Settings(**settings))
 
 
@@ -81,7 +81,7 @@ def unreachable(url: str) -> str | None:
 
 
 @contextmanager
-def _exit_hooks_kept() -> Iterator[None]:
+def exit_hooks_kept() -> Iterator[None]:
     """Takes back both hooks from wandb, which would print each traceback a second time."""
     kept = sys.excepthook, sys.exit
     try:
