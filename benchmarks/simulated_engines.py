@@ -1,7 +1,8 @@
-"""Rollout workers without engines, many to a process: they sleep as long as a response would take.
+"""Rollout workers without engines: they sleep as long as a response would take.
 
 To the controller they are workers as all others: every call is a Ray call, responses are pickled and travel, and each
-has its own heartbeat. Only their processes are shared, since hundreds of them do not fit into one machine's memory.
+has its own heartbeat. In benchmarks many of them share a process, since hundreds do not fit into one machine's memory;
+in the tests (tests/simulated.py) each has its own, which can be killed.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ import ray
 from cluster.contracts import Prompt, Publication, Response, Sampled, Verdict, VersionSpan
 from cluster.run_directory import RunDirectory
 from reward.task import PlacedVerdicts
+from rollout.fleet_state import LOADED_VERSION
 
 GOLDEN = 0.6180339887498949
 
@@ -31,49 +33,45 @@ def seconds_of(prompt_id: str, index: int, responses: int, shortest_s: float, lo
     return shortest_s + (longest_s - shortest_s) * ((number * GOLDEN) % 1)
 
 
-@dataclass(frozen=True)
-class Engines:
-    """What the simulated engines have in common."""
+class SimulatedEngine:
+    """The calls of `rollout.worker.RolloutWorker`, in an async Ray actor or a part of one.
 
-    response_tokens: int
-    shortest_s: float
-    longest_s: float
+    Args:
+        seconds: how long a response to this prompt takes, by its place in the group.
+        respond: that response, by the weight versions that it was begun and ended under.
+    """
 
-
-class _Engine:
-    """One worker: the calls of `rollout.worker.RolloutWorker`."""
-
-    def __init__(self, engines: Engines) -> None:
-        self._engines = engines
-        self._version = 0
+    def __init__(
+        self, seconds: Callable[[Prompt, int], float], respond: Callable[[int, int, int], Response]
+    ) -> None:
+        self._seconds = seconds
+        self._respond = respond
+        self._version = LOADED_VERSION
         self._sampled: list[Sampled] = []
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._sampling = 0
+        self._asleep = False
 
     async def start(self) -> int:
         return os.getpid()
 
+    async def sleep(self) -> None:
+        """Raises AssertionError: something is being sampled, or, of `submit`, it sleeps."""
+        assert not self._sampling, "something is being sampled"
+        self._asleep = True
+
     async def submit(self, prompts: Sequence[Prompt]) -> None:
-        loop, engines = asyncio.get_running_loop(), self._engines
+        assert not self._asleep, "it sleeps, and is asked to sample"
+        loop = asyncio.get_running_loop()
         self._idle.clear()
         for prompt in prompts:
-            responses = prompt.sampling.responses
-            self._sampling += responses
-            for index in range(responses):
-                delay_s = seconds_of(prompt.id, index, responses, engines.shortest_s, engines.longest_s)
-                loop.call_later(delay_s, self._end, prompt.id, index)
+            self._sampling += prompt.sampling.responses
+            for index in range(prompt.sampling.responses):
+                loop.call_later(self._seconds(prompt, index), self._end, prompt.id, index, self._version)
 
-    def _end(self, prompt_id: str, index: int) -> None:
-        tokens = self._engines.response_tokens
-        response = Response(
-            np.full(tokens, 7, dtype=np.int64),
-            np.full(tokens, -1.0, dtype=np.float32),
-            f"answer {index}",
-            "stop",
-            (VersionSpan(self._version, 0, tokens),),
-        )
-        self._sampled.append(Sampled(prompt_id, index, response))
+    def _end(self, prompt_id: str, index: int, began_under: int) -> None:
+        self._sampled.append(Sampled(prompt_id, index, self._respond(index, began_under, self._version)))
         self._news.set()
         self._sampling -= 1
         if not self._sampling:
@@ -94,10 +92,36 @@ class _Engine:
     async def pull_weights(self, publication: Publication) -> float:
         await publication.weights
         self._version = publication.version
+        self._asleep = False
         return 0.0
 
     async def shut_down(self) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What the simulated engines of a benchmark have in common."""
+
+    response_tokens: int
+    shortest_s: float
+    longest_s: float
+
+    def engine(self) -> SimulatedEngine:
+        return SimulatedEngine(self._seconds, self._respond)
+
+    def _seconds(self, prompt: Prompt, index: int) -> float:
+        return seconds_of(prompt.id, index, prompt.sampling.responses, self.shortest_s, self.longest_s)
+
+    def _respond(self, index: int, began_under: int, version: int) -> Response:
+        tokens = self.response_tokens
+        return Response(
+            np.full(tokens, 7, dtype=np.int64),
+            np.full(tokens, -1.0, dtype=np.float32),
+            f"answer {index}",
+            "stop",
+            (VersionSpan(version, 0, tokens),),
+        )
 
 
 class EngineHost:
@@ -105,12 +129,12 @@ class EngineHost:
 
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
-        self._workers: dict[str, _Engine] = {}
+        self._workers: dict[str, SimulatedEngine] = {}
 
     async def call(self, name: str, method: str, *arguments: Any) -> Any:
         worker = self._workers.get(name)
         if worker is None:
-            worker = self._workers[name] = _Engine(self._engines)
+            worker = self._workers[name] = self._engines.engine()
         if method == "pull_weights":  # Ray looks for references among arguments, not inside of them
             return await worker.pull_weights(*arguments)
         return await getattr(worker, method)(*arguments)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from benchmarks.simulated_engines import SimulatedEngine
 from cluster.actor_graph import engine_options
 from cluster.checkpoints import CheckpointStore
 from cluster.config import ClusterConfig, RunConfig
@@ -38,7 +39,6 @@ from learner.weighing import WeighedBatch
 from reward.countdown.puzzles import Puzzle
 from reward.scoring import Judgeable
 from reward.task import PlacedVerdicts
-from rollout.fleet_state import LOADED_VERSION
 from rollout.prompt_encoder import EncodedPrompt
 from rollout.worker import EngineOptions
 
@@ -67,55 +67,25 @@ def simulated_worker(response_s: float, faults: Path) -> type:
             return False
         return True
 
-    class SimulatedWorker:
+    class SimulatedWorker(SimulatedEngine):
         def __init__(self, name: str, options: EngineOptions) -> None:
+            super().__init__(self._sampling_s, _respond)
             self._random = random.Random(f"{name}{os.getpid()}")
-            self._version = LOADED_VERSION
-            self._sampled: list[Sampled] = []
-            self._news = asyncio.Event()
-            self._tasks: set[asyncio.Task[None]] = set()
             self._failure: BaseException | None = None
-            self._asleep = False
-
-        async def start(self) -> int:
-            return os.getpid()
-
-        async def sleep(self) -> None:
-            assert not self._tasks, "something is being sampled"
-            self._asleep = True
 
         async def submit(self, prompts: Sequence[Prompt]) -> None:
-            assert not self._asleep, "it sleeps, and is asked to sample"
             if meets("engine-error"):
                 self._failure = RuntimeError("the engine failed in a live actor")
                 self._news.set()
-            for prompt in prompts:
-                for index in range(prompt.sampling.responses):
-                    task = asyncio.create_task(self._sample(prompt, index))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+            await super().submit(prompts)
 
-        async def _sample(self, prompt: Prompt, index: int) -> None:
-            began_under = self._version
-            endless = meets("endless-response")
-            await asyncio.sleep(1e6 if endless else self._random.expovariate(1 / response_s))
-            tokens = np.arange(TOKENS)
-            logprobs = np.full(TOKENS, logprob(began_under), dtype=np.float32)
-            spans = (VersionSpan(began_under, 0, 1), VersionSpan(self._version, 1, TOKENS))
-            response = Response(tokens, logprobs, "answer", "stop", spans)
-            self._sampled.append(Sampled(prompt.id, index, response))
-            self._news.set()
+        def _sampling_s(self, prompt: Prompt, index: int) -> float:
+            return 1e6 if meets("endless-response") else self._random.expovariate(1 / response_s)
 
         async def collect(self, max_wait_s: float, gather_s: float) -> list[Sampled]:
-            try:
-                async with asyncio.timeout(max_wait_s):
-                    await self._news.wait()
-            except TimeoutError:
-                pass
+            sampled = await super().collect(max_wait_s, gather_s)
             if self._failure is not None:
                 raise self._failure
-            self._news.clear()
-            sampled, self._sampled = self._sampled, []
             return sampled
 
         async def pull_weights(self, publication: Publication) -> float:
@@ -123,15 +93,15 @@ def simulated_worker(response_s: float, faults: Path) -> type:
                 os._exit(1)
             if meets("pull-half"):
                 return 100.0
-            await publication.weights
-            self._version = publication.version
-            self._asleep = False
-            return 0.0
-
-        async def shut_down(self) -> None:
-            pass
+            return await super().pull_weights(publication)
 
     return SimulatedWorker
+
+
+def _respond(index: int, began_under: int, version: int) -> Response:
+    tokens, logprobs = np.arange(TOKENS), np.full(TOKENS, logprob(began_under), dtype=np.float32)
+    spans = (VersionSpan(began_under, 0, 1), VersionSpan(version, 1, TOKENS))
+    return Response(tokens, logprobs, "answer", "stop", spans)
 
 
 class Rewards:
