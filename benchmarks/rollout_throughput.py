@@ -30,7 +30,7 @@ from benchmarks.cases import SMOLLM2, STARTER, TINY, Case
 from benchmarks.report import Target, judged, medians, ratios, seconds_in_turn, write_cases
 from cluster.config import RunConfig
 from cluster.contracts import Prompt
-from rollout.worker import EngineOptions, vllm_arguments
+from rollout.engine_options import EngineOptions, vllm_arguments
 
 OFFLINE, WHOLE_PATH = "offline", "whole path"
 

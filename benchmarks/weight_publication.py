@@ -37,7 +37,8 @@ from benchmarks.cases import SMOLLM2, STARTER, TINY, Case
 from benchmarks.report import Target, judged, medians, write_cases
 from cluster.config import LearnerConfig, ObjectiveConfig, RunConfig
 from cluster.contracts import Prompt, Publication, Sampling
-from rollout.worker import EngineOptions, RolloutWorker
+from rollout.engine_options import EngineOptions
+from rollout.worker import RolloutWorker
 
 CASES = {"tiny": STARTER, "smollm2": SMOLLM2}
 WORKERS = 2

@@ -23,7 +23,8 @@ from learner.engine import LearnerOptions
 from learner.group import LearnerGroup
 from learner.rank import LearnerRank
 from reward.scoring import RewardActor, RewardPool
-from rollout.worker import EngineOptions, RolloutWorker
+from rollout.engine_options import EngineOptions
+from rollout.worker import RolloutWorker
 
 
 @dataclass(frozen=True, slots=True)

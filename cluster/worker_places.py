@@ -11,7 +11,8 @@ import ray
 from cluster.config import RunConfig
 from cluster.placement import Reservation, bundle, cpu_environment
 from cluster.run_directory import RunDirectory
-from rollout.worker import EngineOptions, RolloutWorker
+from rollout.engine_options import EngineOptions
+from rollout.worker import RolloutWorker
 
 CALLS_AT_A_TIME = 1000
 

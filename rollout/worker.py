@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from cluster.config import OnNewWeights
 from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling, VersionSpan
 from cluster.network_interface import use_interface_of
 from cluster.weight_link import LinkTicket
+from rollout.engine_options import EngineOptions, vllm_arguments
 from rollout.fleet_state import LOADED_VERSION
 from rollout.response_clock import ResponseClock
 from rollout.weight_files import NodeWeightFiles
@@ -35,59 +36,6 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.2
 """At an engine of which it is asked whether it moves."""
 _PAUSE_MODES: dict[OnNewWeights, str] = {"continue": "keep", "finish": "wait", "restart": "abort"}
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """What a rollout worker needs to build its engine."""
-
-    run_id: str
-    model: str
-    dtype: str
-    max_context_tokens: int
-    max_sequences: int
-    tensor_parallel: int
-    kv_cache_gib: float
-    gpu_memory_share: float
-    on_gpu: bool
-    on_new_weights: OnNewWeights = "continue"
-    response_timeout_s: float | None = None
-    sleeps: bool = False
-    """Whether it will be asked to sleep."""
-
-
-def vllm_arguments(options: EngineOptions) -> dict[str, Any]:
-    """What vLLM's engine is told, under vLLM's names."""
-    device_arguments: dict[str, Any]
-    if options.on_gpu:
-        device_arguments = {
-            "gpu_memory_utilization": options.gpu_memory_share,
-            "enable_sleep_mode": options.sleeps,
-        }
-    else:
-        # The CPU default takes nearly all of the host's memory; and compilation costs more than it brings.
-        device_arguments = {
-            "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30),
-            "enforce_eager": True,
-            # A seeded request whose tokens are taken in by parts ends vLLM's engine: it would set the random
-            # generator back, and those of a CPU cannot be. What does not fit into a step waits for the next.
-            "enable_chunked_prefill": False,
-            "distributed_executor_backend": "mp" if options.tensor_parallel > 1 else "uni",
-        }
-    return {
-        "model": options.model,
-        "dtype": options.dtype,
-        "max_model_len": options.max_context_tokens,
-        "max_num_seqs": options.max_sequences,
-        "max_num_batched_tokens": max(options.max_context_tokens, options.max_sequences, 8192),
-        "tensor_parallel_size": options.tensor_parallel,
-        # Log-probabilities of the distribution that was really sampled from: after the temperature.
-        "logprobs_mode": "processed_logprobs",
-        "generation_config": "vllm",
-        "worker_extension_cls": "rollout.weight_receiver.WeightReceiver",
-        "disable_log_stats": True,
-        **device_arguments,
-    }
 
 
 class RolloutWorker:

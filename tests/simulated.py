@@ -39,8 +39,8 @@ from learner.weighing import WeighedBatch
 from reward.countdown.puzzles import Puzzle
 from reward.scoring import Judgeable
 from reward.task import PlacedVerdicts
+from rollout.engine_options import EngineOptions
 from rollout.prompt_encoder import EncodedPrompt
-from rollout.worker import EngineOptions
 
 TOKENS = 8
 PROBLEM = Puzzle((1, 2, 3), 6)

@@ -23,8 +23,9 @@ from learner.logprobs import sequence_logprobs
 from learner.policy import Policy
 from learner.supervised import character_tokenizer
 from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
+from rollout.engine_options import EngineOptions
 from rollout.response_clock import ResponseClock
-from rollout.worker import EngineOptions, RolloutWorker
+from rollout.worker import RolloutWorker
 
 MAX_TOKENS = 512
 

@@ -16,7 +16,8 @@ from cluster.config import ClusterConfig
 from cluster.contracts import Publication
 from cluster.placement import connect
 from learner.packing import file_parts
-from rollout.worker import EngineOptions, RolloutWorker
+from rollout.engine_options import EngineOptions
+from rollout.worker import RolloutWorker
 
 STORE_BYTES = 80 * 2**20
 pytestmark = [pytest.mark.timeout(240), pytest.mark.drill]

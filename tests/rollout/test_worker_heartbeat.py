@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from rollout import worker as worker_module
+from rollout.engine_options import EngineOptions
 from rollout.weight_files import NodeWeightFiles
-from rollout.worker import EngineOptions, RolloutWorker
+from rollout.worker import RolloutWorker
 
 OPTIONS = EngineOptions("run", "model", "float32", 64, 8, 1, 0.1, 0.9, False)
 
