@@ -260,7 +260,7 @@ async def test_one_run_outlives_all_that_engines_do(
             ("engine-dies", "died"),
             ("engine-hangs", "rollout.silence_timeout_s"),
             ("half-a-pull", "weight version") if transport == "pull" else ("half-a-broadcast", "died"),
-            ("endless-response", "rollout.request_timeout_s"),
+            ("endless-response", "_timeout_s"),  # of its prompt, or, if all others have ended, of silence
         ):
             run.events.clear()
             (run.faults / fault).touch()
@@ -307,8 +307,8 @@ def test_the_controller_is_killed(write_config: Callable[..., Path]) -> None:
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate(timeout=60)
-        _, alive = psutil.wait_procs(children, timeout=60)
-        assert not alive, f"left behind: {[child.cmdline() for child in alive]}"
+        _, alive = psutil.wait_procs(children, timeout=150)  # Ray's own agents look about them once a minute
+        assert not alive, f"left behind: {[child.name() for child in alive]}"
     output = finish(start(config_file), config)
     assert "resuming at step" in output
     assert_complete(config)
