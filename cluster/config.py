@@ -116,8 +116,6 @@ class RolloutConfig(Section):
     weight_transport: Literal["pull", "broadcast"] = "pull"
     """How new weights come to the workers: `pull` through Ray's object store, each when it is ready, or `broadcast`
     from the learner's memory into all engines at once (NCCL between GPUs, gloo between CPUs); who cannot, pulls."""
-    broadcast_timeout_s: Seconds = 60.0
-    """Longest wait for the members of a broadcast, and for each tensor. Then they pull."""
     sleep_while_learning: Annotated[bool, Field(strict=True)] = False
     """Whether engines give their GPU's memory back while the learner learns, so that one GPU can do both in turn. Needs
     max_staleness 0; give each a part of the GPU (gpus_per_worker: 0.5, learner.gpus_per_rank: 0.5)."""

@@ -26,6 +26,9 @@ from learner.group import LearnerGroup
 
 logger = logging.getLogger(__name__)
 
+BROADCAST_TIMEOUT_S = 60.0
+"""Longest wait for the members of a broadcast, and for each tensor. Then they pull."""
+
 
 class SupersededError(RuntimeError):
     """The learner does not have the weights any more. The next version comes soon."""
@@ -129,9 +132,7 @@ class BroadcastCarrier:
         if self._ticket is None or self._members != members:
             number = 1 if self._ticket is None else self._ticket.number + 1
             size = 1 + len(members) * processes
-            self._ticket = LinkTicket(
-                *self._learner.meeting_point, number, size, self._rollout.broadcast_timeout_s
-            )
+            self._ticket = LinkTicket(*self._learner.meeting_point, number, size, BROADCAST_TIMEOUT_S)
             self._members = members
         self._broadcast_version = version
         self._missing = {process: 1 + place * processes for place, process in enumerate(members)}

@@ -22,6 +22,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from cluster import weight_carriers
 from cluster.actor_graph import ActorGraph
 from cluster.checkpoints import CheckpointStore
 from cluster.config import RunConfig
@@ -240,10 +241,11 @@ async def test_fifty_kills(write_config: Callable[..., Path], tmp_path: Path) ->
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("transport", ["pull", "broadcast"])
 async def test_one_run_outlives_all_that_engines_do(
-    write_config: Callable[..., Path], tmp_path: Path, transport: str
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
     """One after the other: a fatal error inside a live actor, an engine that hangs, weights that come half, a response
     that never ends, a process that stands still, all killed at once, 1 → 4 → 1 workers."""
+    monkeypatch.setattr(weight_carriers, "BROADCAST_TIMEOUT_S", 5.0)
     run = engine_run(
         write_config,
         tmp_path,
@@ -252,7 +254,6 @@ async def test_one_run_outlives_all_that_engines_do(
         silence_timeout_s=15,
         request_timeout_s=40,
         weight_transport=transport,
-        broadcast_timeout_s=5,
     )
     async with run.run() as (fleet, training):
         await all_up(fleet)

@@ -80,8 +80,15 @@ def batch() -> WeighedBatch:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    ("tied", "dtype"),
+    [
+        pytest.param(True, "float32", id="tied-float32"),
+        pytest.param(True, "bfloat16", id="tied-bfloat16"),
+        pytest.param(False, "float32", id="untied-float32"),
+        pytest.param(False, "bfloat16", id="untied-bfloat16", marks=pytest.mark.slow),
+    ],
+)
 async def test_what_was_published_is_served(
     engines: ray.actor.ActorHandle, tmp_path: Path, tied: bool, dtype: str
 ) -> None:
