@@ -89,7 +89,7 @@ class PullCarrier:
 
 
 class BroadcastCarrier:
-    """Publications are with the learner (`LearnerGroup.publish(version, offered=False)`)."""
+    """Publications are with the learner (a `LearnerGroup` with `offers_weights=False`)."""
 
     def __init__(
         self,
