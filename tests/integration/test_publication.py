@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import ray
 from safetensors.torch import load_file, save_file
 
-from cluster.config import LearnerConfig, ObjectiveConfig
 from cluster.contracts import Prompt, Sampling
-from learner.engine import LearnerOptions
-from learner.group import LearnerGroup
-from learner.rank import LearnerRank
-from learner.weighing import Row, WeighedBatch
 from tests.integration.engines import (
     Engines,
     actor,
@@ -28,6 +20,7 @@ from tests.integration.engines import (
     sampling_gap,
     save_model,
 )
+from tests.integration.publishing import batch, publishing_learner
 
 BOUNDS = {
     "float32": 1e-4,
@@ -51,34 +44,6 @@ def engines(engine_process: ray.actor.ActorHandle) -> Iterator[ray.actor.ActorHa
     ray.get(engine_process.stop.remote())  # once more does no harm
 
 
-@asynccontextmanager
-async def learner(model: Path, dtype: str, **settings: Any) -> AsyncIterator[LearnerGroup]:
-    """By default one step of Adam moves most weights by about as much as they are."""
-    probes = (random_tokens(1), random_tokens(2))
-    config = LearnerConfig.model_validate({"learning_rate": 0.1} | settings)
-    options = LearnerOptions(str(model), dtype, 1.0, 0, config, ObjectiveConfig(), probes, 1)
-    rank = actor(LearnerRank).remote(0, options)
-    try:
-        yield LearnerGroup([rank], options)
-    finally:
-        ray.kill(rank)
-
-
-def batch() -> WeighedBatch:
-    return WeighedBatch(
-        rows=tuple(
-            Row(
-                prompt_token_ids=np.array(random_tokens(seed)[:20]),
-                response_token_ids=np.array(random_tokens(seed)[20:40]),
-                sampler_logprobs=np.full(20, -3.0, dtype=np.float32),
-                advantage=1.0,
-                scale=1 / 80,
-            )
-            for seed in range(4)
-        )
-    )
-
-
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("tied", "dtype"),
@@ -99,7 +64,7 @@ async def test_what_was_published_is_served(
     options = engine_options(loaded, dtype)
     near, far = BOUNDS[dtype], STALE * BOUNDS[dtype]
 
-    async with learner(learned, dtype) as group:
+    async with publishing_learner(learned, dtype) as group:
         await asyncio.gather(group.start(), engines.start.remote(options))
         await engines.generate.remote(prompt)
         first = await group.publish(version=1)
@@ -142,7 +107,7 @@ async def test_adapters_travel_alone_and_are_served_merged(
     prompt = Prompt("train/0/0", "", random_tokens(3), None, Sampling(4, 1.0, 24, seed=None))
     near, far = BOUNDS["float32"], STALE * BOUNDS["float32"]
 
-    async with learner(base, "float32", lora_rank=4, learning_rate=0.01) as group:
+    async with publishing_learner(base, lora_rank=4, learning_rate=0.01) as group:
         await asyncio.gather(group.start(), engines.start.remote(engine_options(base)))
         before = await group.publish(version=1)
         assert await engines.pull_weights.remote(before) < near

@@ -13,12 +13,9 @@ import pytest
 import ray
 import torch
 
-from cluster.config import LearnerConfig, ObjectiveConfig
 from cluster.contracts import Prompt, Publication, Sampling
 from cluster.weight_link import LinkTicket, WeightLink
-from learner.engine import LearnerOptions
 from learner.group import LearnerGroup
-from learner.rank import LearnerRank
 from tests.integration.engines import (
     Engines,
     actor,
@@ -28,7 +25,7 @@ from tests.integration.engines import (
     sampling_gap,
     save_model,
 )
-from tests.integration.test_publication import batch
+from tests.integration.publishing import batch, publishing_learner
 
 NEAR, FAR = 1e-4, 1e-3
 pytestmark = pytest.mark.timeout(400)
@@ -47,18 +44,13 @@ async def broadcasting(
     **settings: Any,
 ) -> AsyncIterator[LearnerGroup]:
     """A learner that keeps what it publishes, and engines that have loaded the same model."""
-    probes = (random_tokens(1), random_tokens(2))
-    config = LearnerConfig.model_validate({"learning_rate": 0.1} | settings)
-    options = LearnerOptions(str(model), "float32", 1.0, 0, config, ObjectiveConfig(), probes, 1)
-    rank = actor(LearnerRank).remote(0, options)
-    learner = LearnerGroup([rank], options, offers_weights=False)
-    try:
-        engine_settings = replace(engine_options(model), **engine or {})
-        await asyncio.gather(learner.start(), *(one.start.remote(engine_settings) for one in engines))
-        yield learner
-    finally:
-        ray.kill(rank)
-        await asyncio.gather(*(one.stop.remote() for one in engines))
+    engine_settings = replace(engine_options(model), **engine or {})
+    async with publishing_learner(model, offers_weights=False, **settings) as learner:
+        try:
+            await asyncio.gather(learner.start(), *(one.start.remote(engine_settings) for one in engines))
+            yield learner
+        finally:
+            await asyncio.gather(*(one.stop.remote() for one in engines))
 
 
 def link(learner: LearnerGroup, number: int, size: int, timeout_s: float = 30.0) -> LinkTicket:

@@ -1,0 +1,48 @@
+"""What tests of publication share: a real learner of one rank that changes its weights enough to be noticed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.config import LearnerConfig, ObjectiveConfig
+from learner.engine import LearnerOptions
+from learner.group import LearnerGroup
+from learner.rank import LearnerRank
+from learner.weighing import Row, WeighedBatch
+from tests.integration.engines import actor, random_tokens
+
+
+@asynccontextmanager
+async def publishing_learner(
+    model: Path, dtype: str = "float32", *, offers_weights: bool = True, **settings: Any
+) -> AsyncIterator[LearnerGroup]:
+    """Yet to be started. By default one step of Adam moves most weights by about as much as they are."""
+    probes = (random_tokens(1), random_tokens(2))
+    config = LearnerConfig.model_validate({"learning_rate": 0.1} | settings)
+    options = LearnerOptions(str(model), dtype, 1.0, 0, config, ObjectiveConfig(), probes, 1)
+    rank = actor(LearnerRank).remote(0, options)
+    try:
+        yield LearnerGroup([rank], options, offers_weights=offers_weights)
+    finally:
+        ray.kill(rank)
+
+
+def batch() -> WeighedBatch:
+    return WeighedBatch(
+        rows=tuple(
+            Row(
+                prompt_token_ids=np.array(random_tokens(seed)[:20]),
+                response_token_ids=np.array(random_tokens(seed)[20:40]),
+                sampler_logprobs=np.full(20, -3.0, dtype=np.float32),
+                advantage=1.0,
+                scale=1 / 80,
+            )
+            for seed in range(4)
+        )
+    )
