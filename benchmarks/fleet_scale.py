@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import statistics
 import subprocess
@@ -167,6 +168,7 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
             places: Any = HostedPlaces(hosts, directory)
             fleet = RolloutFleet(config, places, rewards, console.event, background)
             learner: Any = SleepingLearner()
+            gc.freeze()  # as training does
             await Controller(
                 config,
                 PromptSource([Question(problem, question)] * 10_000, config.seed, sampling),

@@ -85,7 +85,7 @@ class RolloutConfig(Section):
     prompts sampled in their place. The run stops where so many times prompts_per_step do not fill a batch. Null keeps
     them in the batch."""
     prompts_per_request: Count = 4
-    """Prompts that travel to a worker in one call."""
+    """Prompts that travel to a worker in one call, or more where there are very many."""
     inflight_prompts_per_worker: Count = 64
     """Prompts that one engine works on at a time."""
     max_sequences: Count = 256

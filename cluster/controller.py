@@ -108,6 +108,7 @@ class Controller:
             # Before the checkpoint: a step that a resumed run does not do again has its row, and one that it does again
             # gets a new one.
             self._log(metrics, batch)
+            del batch  # all that was sampled for it, while the next one comes
             if self._due(self._config.checkpoint.every_steps):
                 await self._save()
         if self.step not in self.pass_at_1:  # resumed when all was done but for saying so

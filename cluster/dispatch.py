@@ -82,6 +82,11 @@ class Dispatch:
                 return buffer.lease(worker, limit, version)
         return []
 
+    @property
+    def waiting_prompts(self) -> int:
+        """In all buffers, to be leased."""
+        return sum(buffer.waiting_prompts for buffer in self._buffers)
+
     def leases(self, worker: str) -> int:
         return sum(buffer.leases(worker) for buffer in self._buffers)
 

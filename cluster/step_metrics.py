@@ -19,7 +19,7 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
     responses = [response for group in groups for response in group.responses]
     lengths = np.array([len(response.token_ids) for response in responses])
     staleness = np.array([learner_version - response.min_version for response in responses])
-    missing = sum(int((~np.isfinite(response.logprobs)).sum()) for response in responses)
+    missing = int((~np.isfinite(np.concatenate([response.logprobs for response in responses]))).sum())
     judged = [verdict for verdict in verdicts if verdict.outcome in ("right", "wrong")]
     by_outcome = {}
     for outcome in ("right", "wrong"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from datetime import datetime
@@ -151,6 +152,9 @@ async def _run(
             tracker,
             start,
         )
+        # What there is by now stays. Else every full collection of garbage would look through all modules and prompts,
+        # and a large batch causes several.
+        gc.freeze()
         await controller.run()
         console.stage("exporting the model")
         await learner.export(graph.run_directory.final_model)

@@ -32,6 +32,9 @@ GATHER_S_PER_WORKER = 0.002
 """For each worker that there is, if that is longer: the controller takes five hundred answers a second, however many
 workers there are. An engine that has nothing left to do hands over at once."""
 
+REQUESTS_FOR_AN_EVEN_SHARE = 4
+"""In at least so many requests a worker takes what would be its part of all that waits."""
+
 
 class WeightGapError(RuntimeError):
     """A worker does not serve the weights that it was given."""
@@ -119,7 +122,12 @@ class WorkerService:
 
     def _lease(self) -> list[Prompt]:
         held = self._room.dispatch.leases(self._process)
-        room = min(self._rollout.prompts_per_request, self._rollout.inflight_prompts_per_worker - held)
+        request = prompts_in_a_request(
+            self._room.dispatch.waiting_prompts,
+            len(self._room.process_ids),
+            self._rollout.prompts_per_request,
+        )
+        room = min(request, self._rollout.inflight_prompts_per_worker - held)
         version = self._room.state.current_version
         assert version is not None, "a worker is healthy only when it serves the current version"
         prompts = self._room.dispatch.lease(self._process, room, version)
@@ -200,3 +208,9 @@ class WorkerService:
                 f"{self._name} did not answer prompts {', '.join(overdue)} within "
                 f"{self._rollout.request_timeout_s:g} s (rollout.request_timeout_s)"
             )
+
+
+def prompts_in_a_request(waiting_prompts: int, workers: int, least: int) -> int:
+    """How many prompts a worker asks for at once: `least`, and more where very many wait, for each request takes
+    milliseconds. They get fewer as less is left, so that the last ones are spread evenly."""
+    return max(least, waiting_prompts // (max(workers, 1) * REQUESTS_FOR_AN_EVEN_SHARE))

@@ -81,9 +81,10 @@ def weigh(groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_t
     acts_on_all = bool(config.kl_weight) or config.entropy_weight > 0
     learned_from = ~masked if acts_on_all else advantages != 0
 
+    prompts = [np.asarray(group.prompt.token_ids, dtype=np.int64) for group in groups]
     rows = tuple(
         Row(
-            prompt_token_ids=np.asarray(group.prompt.token_ids, dtype=np.int64),
+            prompt_token_ids=prompts[p],
             response_token_ids=response.token_ids,
             sampler_logprobs=response.logprobs,
             advantage=float(advantages[p, g]),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.config import RunConfig
 from cluster.contracts import Prompt, Publication, Sampled
@@ -16,7 +19,7 @@ from cluster.fleet_room import FleetRoom
 from cluster.judging import Judging
 from cluster.weight_carriers import PullCarrier
 from cluster.worker_keeper import first_cause
-from cluster.worker_service import WeightGapError, WorkerService
+from cluster.worker_service import WeightGapError, WorkerService, prompts_in_a_request
 from reward.scoring import Judgeable
 from reward.task import PlacedVerdicts
 from rollout.fleet_state import FleetState, WorkerState
@@ -133,6 +136,19 @@ async def test_it_pulls_before_it_samples_and_is_gone_when_it_is_drained() -> No
         there.room.dispatch.announce()
         await serving
     assert there.room.state[NAME].state is WorkerState.DRAINING
+
+
+@given(st.integers(1, 5000), st.integers(1, 64), st.integers(1, 8))
+def test_many_prompts_go_out_in_few_requests_and_evenly(waiting: int, workers: int, least: int) -> None:
+    """To workers that ask in turn."""
+    first, taken, requests, left = prompts_in_a_request(waiting, workers, least), [0] * workers, 0, waiting
+    while left:
+        request = min(left, prompts_in_a_request(left, workers, least))
+        taken[requests % workers] += request
+        left -= request
+        requests += 1
+    assert max(taken) - min(taken) <= first + least
+    assert requests <= min(math.ceil(waiting / least), workers * 8 * (1 + math.log2(1 + waiting / workers)))
 
 
 async def test_who_rests_takes_nothing_until_something_is_published() -> None:
