@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import statistics
 import subprocess
@@ -118,6 +117,7 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
     from cluster.contracts import Prompt, Publication, Sampling
     from cluster.controller import Controller
     from cluster.fleet import RolloutFleet
+    from cluster.garbage_collection import what_is_there_stays
     from cluster.prompt_source import PromptSource, Question
     from cluster.run_directory import RunDirectory
     from cluster.tracking import RunConsole, Tracker, read_metrics
@@ -168,8 +168,7 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
             places: Any = HostedPlaces(hosts, directory)
             fleet = RolloutFleet(config, places, rewards, console.event, background)
             learner: Any = SleepingLearner()
-            gc.freeze()  # as training does
-            await Controller(
+            controller = Controller(
                 config,
                 PromptSource([Question(problem, question)] * 10_000, config.seed, sampling),
                 held_out,
@@ -177,7 +176,9 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
                 learner,
                 CheckpointStore(directory.checkpoints, keep=1),
                 tracker,
-            ).run()
+            )
+            with what_is_there_stays():
+                await controller.run()
             await fleet.stop()
     rows = [row for row in read_metrics(directory.metrics_file) if row["step"] > NOT_COUNTED]
     assert {row["fleet/healthy_workers"] for row in rows} == {float(config.rollout.workers)}

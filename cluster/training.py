@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import time
 from datetime import datetime
@@ -16,6 +15,7 @@ from cluster.batch_collector import BatchNotFilledError
 from cluster.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.config import RunConfig
 from cluster.controller import Controller, LogprobGapError, MissingLogprobsError
+from cluster.garbage_collection import what_is_there_stays
 from cluster.prompt_source import PromptSource
 from cluster.questions import Questions, encode_questions, evaluation_prompts, training_sampling
 from cluster.run_control import RunIsLiveError, listening
@@ -152,10 +152,8 @@ async def _run(
             tracker,
             start,
         )
-        # What there is by now stays. Else every full collection of garbage would look through all modules and prompts,
-        # and a large batch causes several.
-        gc.freeze()
-        await controller.run()
+        with what_is_there_stays():
+            await controller.run()
         console.stage("exporting the model")
         await learner.export(graph.run_directory.final_model)
     return controller

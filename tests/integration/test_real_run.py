@@ -286,6 +286,7 @@ def test_a_run_cut_short_is_resumed_by_the_same_command(write_config: Callable[.
 
     output = finish(start(config_file, "--resume"), config)
     assert "resuming at step" in output
+    assert output.splitlines()[-1].startswith("final_model"), "nothing complains after the summary"
     rows = rows_of(config)
     assert [row["step"] for row in rows] == list(range(13))
     assert_every_prompt_trained_once(rows, config)
