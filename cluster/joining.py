@@ -54,6 +54,24 @@ def explained_joining(address: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def explained_starting() -> Iterator[None]:
+    """The failure of the `ray.init` in the block that starts Ray on this machine.
+
+    Raises:
+        ConnectionError: it did not start in the half a minute that Ray allows it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # Ray has no class for it
+            raise
+        raise ConnectionError(
+            "Ray did not start on this machine within 30 s: is it busy with other work, or short of memory? "
+            "launch.py doctor looks; then give the same command again"
+        ) from error
+
+
 def cluster_nodes() -> list[Node]:
     """The living nodes of the cluster that was joined."""
     return [

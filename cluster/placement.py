@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.actor_logs import LOG_FILE_VARIABLE, SETUP_HOOK
 from cluster.config import ClusterConfig
 from cluster.jobs.inside import job_of_this_process, package_travels
-from cluster.joining import explained_joining
+from cluster.joining import explained_joining, explained_starting
 
 _PACKAGES = ("cluster", "rollout", "learner", "reward")
 
@@ -31,7 +31,7 @@ def connect(config: ClusterConfig) -> str:
     """Join the configured Ray cluster, or start Ray on this machine. Returns where, in words.
 
     Raises:
-        ConnectionError: there is no Ray at the address, or it does not let us in.
+        ConnectionError: there is no Ray at the address, or it does not let us in, or none can be started here.
     """
     in_a_job = job_of_this_process() is not None
     address = os.environ["RAY_ADDRESS"] if in_a_job else config.address or os.environ.get("RAY_ADDRESS")
@@ -54,7 +54,8 @@ def connect(config: ClusterConfig) -> str:
         programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         runtime_env["env_vars"] = {"PYTHONPATH": search_path, "PATH": programs}
     if not address:
-        ray.init(runtime_env=runtime_env, **options)
+        with explained_starting():
+            ray.init(runtime_env=runtime_env, **options)
         return "Ray on this machine"
     with explained_joining(address):
         ray.init(runtime_env=runtime_env, **options)

@@ -81,3 +81,13 @@ def test_a_cluster_that_does_not_let_us_in_is_one_line(
 def test_an_address_where_no_cluster_can_be_joined_is_known_at_once(address: str, said: str) -> None:
     with pytest.raises(ConnectionError, match=said):
         connect(ClusterConfig(address=address))
+
+
+def test_a_machine_too_busy_to_start_ray_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because …")
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConnectionError, match="busy with other work"):
+        connect(ClusterConfig())
