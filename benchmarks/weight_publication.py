@@ -158,7 +158,7 @@ async def measure(model: Path, repeats: int) -> dict[str, Any]:
         seconds["probe"] = await probe_seconds(rank, repeats)
         for worker in workers:
             await worker.shut_down.remote()
-    return {"bytes": size, **summary({way: [round(s, 4) for s in times] for way, times in seconds.items()})}
+    return {"bytes": size, **summary({way: list(map(short, times)) for way, times in seconds.items()})}
 
 
 async def pull_under_load(worker: Any, publication: Publication) -> float:
@@ -180,14 +180,19 @@ async def probe_seconds(rank: Any, repeats: int) -> list[float]:
     return seconds[1:]
 
 
+def short(value: float) -> float:
+    """Four digits. A tiny model is copied in microseconds."""
+    return float(f"{value:.4g}")
+
+
 def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
     median_s = medians(seconds)
     found = {
         **{
-            f"{way} / (publish + fetch)": round(median_s[way] / median_s["publish + fetch"], 3)
+            f"{way} / (publish + fetch)": short(median_s[way] / median_s["publish + fetch"])
             for way in ("copy", "copy, new")
         },
-        "reload / pause": round(median_s["reload"] / median_s["pause"], 3),
+        "reload / pause": short(median_s["reload"] / median_s["pause"]),
     }
     return {"seconds": seconds, "median_s": median_s, "ratios": found}
 
