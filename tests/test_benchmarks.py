@@ -29,7 +29,7 @@ def run(script: str, *options: str) -> str:
     "command",
     [
         "learner_speed.py",
-        "learner_ranks.py --cases smollm2",
+        pytest.param("learner_ranks.py --cases smollm2", marks=pytest.mark.slow),
         "logprob_memory.py",
         "reward_throughput.py",
         "telelogs_problems.py",
