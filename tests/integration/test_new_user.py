@@ -102,7 +102,10 @@ class Terminal:
     def kill_node(self, name: str) -> None:
         """As a machine that loses its power: nobody says good-bye."""
         print(f"\n# node {name} is lost", flush=True)
-        top = psutil.Process(self.nodes.pop(name).pid)
+        node = self.nodes.pop(name)
+        if node.poll() is not None:  # it had ended by itself, and `is_up` says why
+            return
+        top = psutil.Process(node.pid)
         lost = [top, *top.children(recursive=True)]
         for process in lost:
             try:
