@@ -155,7 +155,7 @@ def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(
         tracking={"wandb": "offline"},
     )
     config = load_config(config_file).config
-    finish(start(config_file), config)
+    output = finish(start(config_file), config)
     rows, directory = rows_of(config), RunDirectory(config.run_directory)
     assert set().union(*rows) - {"step", "time", "prompts", "dropped"} <= set(METRICS)
 
@@ -180,6 +180,7 @@ def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(
     }
     assert taken, "no version was broadcast"
     assert taken <= set(range(1, 7)), "version 0 is pulled"
+    assert "could not be broadcast" not in " ".join(output.split())
     assert_offline_run_holds(directory, rows)
     assert_export_is_the_same_model_everywhere(config)
     assert_the_last_checkpoint_is_the_final_model(directory, exported=directory.path.with_name("exported"))
