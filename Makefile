@@ -3,7 +3,7 @@
 #   PLATFORM=gpu     install requirements/gpu.txt (CUDA) instead of requirements/cpu.txt
 #   VENV=some/dir    where the environment lives (.venv)
 #   PYTHON=python3   the interpreter it is made from (3.11 or 3.12; found if not named)
-#   ARGS="-k wal -x" what else to tell pytest
+#   ARGS="-k wal -x" what to tell pytest; `make test` then runs it once, in one process
 #   UPGRADE=1        let `make lock` take the newest releases instead of keeping what still fits
 
 PLATFORM ?= cpu
@@ -12,6 +12,10 @@ BIN := $(VENV)/bin
 LOCK := requirements/$(PLATFORM).txt
 READY := $(VENV)/.ready-$(PLATFORM)
 READY_TEST := $(VENV)/.ready-$(PLATFORM)-test
+
+PYTEST = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
+# What needs no cluster runs in as many processes as there are processors; those with a cluster want them all.
+SIDE_BY_SIDE := --ignore tests/integration --numprocesses logical --maxprocesses 4 --dist loadfile
 
 SHELL := bash
 MAKEFLAGS += --no-print-directory
@@ -32,15 +36,15 @@ demo: setup ## set up, then train the small demonstration of configs/demo.yaml
 
 test: setup-test lint typecheck ## set up, then lint, types and every test
 	@echo "==> running the tests"
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(ARGS)
+	@$(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) $(SIDE_BY_SIDE) && $(PYTEST) tests/integration)
 
 test-slow: setup-test ## the tests that take minutes: SmolLM2-135M, the resume drill, a new user's day on three nodes
 	@echo "==> running the slow tests"
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m "slow and not drill" $(ARGS)
+	@$(PYTEST) -m "slow and not drill" $(ARGS)
 
 drill: setup-test ## what may happen to a fleet, made to happen: workers, nodes and controllers killed, with real engines too
 	@echo "==> running the drills"
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m drill $(ARGS)
+	@$(PYTEST) -m drill $(ARGS)
 
 setup: $(READY) ## make the environment from the lock file (PLATFORM=cpu or gpu)
 
