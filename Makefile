@@ -34,7 +34,7 @@ demo: setup ## set up, then train the small demonstration of configs/demo.yaml
 	@echo "==> training configs/demo.yaml"
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python launch.py train configs/demo.yaml
 
-test: setup-test lint typecheck ## set up, then lint, types and every test
+test: setup-test lint typecheck ## set up, then lint, types and all tests but the slow ones
 	@echo "==> running the tests"
 	@$(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) $(SIDE_BY_SIDE) && $(PYTEST) tests/integration)
 
