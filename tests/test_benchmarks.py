@@ -13,17 +13,8 @@ from benchmarks import report, table
 from benchmarks.report import RESULTS
 
 PROJECT = Path(__file__).parents[1]
-SLOW = (
-    "learner_speed.py",
-    "learner_ranks.py --cases smollm2",
-    "reward_throughput.py",
-    "fleet_scale.py",
-    "rollout_throughput.py",
-    "weight_publication.py",
-    "reproducibility.py",
-    "overlap.py",
-)
-"""They take from ten seconds to a minute to start."""
+WITH_ENGINES = ("rollout_throughput.py", "weight_publication.py", "reproducibility.py", "overlap.py")
+"""They take a minute each to start."""
 
 
 def run(script: str, *options: str) -> str:
@@ -37,9 +28,13 @@ def run(script: str, *options: str) -> str:
 @pytest.mark.parametrize(
     "command",
     [
+        "learner_speed.py",
+        pytest.param("learner_ranks.py --cases smollm2", marks=pytest.mark.slow),
         "logprob_memory.py",
+        "reward_throughput.py",
         "telelogs_problems.py",
-        *(pytest.param(command, marks=pytest.mark.slow) for command in SLOW),
+        "fleet_scale.py",
+        *(pytest.param(script, marks=pytest.mark.slow) for script in WITH_ENGINES),
     ],
 )
 def test_small_sizes_give_a_report(command: str, tmp_path: Path) -> None:

@@ -192,7 +192,6 @@ async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
     assert "does not say where its Ray cluster is" in done.stderr
 
 
-@pytest.mark.slow
 async def test_a_fleet_that_is_too_small_grows_by_itself(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=60, workers=1, max_workers=2, inflight_prompts_per_worker=2)
     async with run.run() as (fleet, training):

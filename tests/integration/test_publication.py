@@ -48,7 +48,7 @@ def engines(engine_process: ray.actor.ActorHandle) -> Iterator[ray.actor.ActorHa
 @pytest.mark.parametrize(
     ("tied", "dtype"),
     [
-        pytest.param(True, "float32", id="tied-float32", marks=pytest.mark.slow),
+        pytest.param(True, "float32", id="tied-float32"),
         pytest.param(True, "bfloat16", id="tied-bfloat16"),
         pytest.param(False, "float32", id="untied-float32"),
         pytest.param(False, "bfloat16", id="untied-bfloat16", marks=pytest.mark.slow),
