@@ -14,7 +14,7 @@ READY := $(VENV)/.ready-$(PLATFORM)
 READY_TEST := $(VENV)/.ready-$(PLATFORM)-test
 
 PYTEST = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
-# What needs no cluster runs in as many processes as there are processors; those with a cluster want them all.
+# The tests with real clusters want all processors to themselves; the others run in as many processes as there are.
 SIDE_BY_SIDE := --ignore tests/integration --numprocesses logical --maxprocesses 4 --dist loadfile
 
 SHELL := bash
