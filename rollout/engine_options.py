@@ -43,7 +43,6 @@ def vllm_arguments(options: EngineOptions) -> dict[str, Any]:
             # A seeded request whose tokens are taken in by parts ends vLLM's engine: it would set the random
             # generator back, and those of a CPU cannot be. What does not fit into a step waits for the next.
             "enable_chunked_prefill": False,
-            "distributed_executor_backend": "mp" if options.tensor_parallel > 1 else "uni",
         }
     return {
         "model": options.model,
@@ -52,6 +51,8 @@ def vllm_arguments(options: EngineOptions) -> dict[str, Any]:
         "max_num_seqs": options.max_sequences,
         "max_num_batched_tokens": max(options.max_context_tokens, options.max_sequences, 8192),
         "tensor_parallel_size": options.tensor_parallel,
+        # Inside a placement group vLLM would choose Ray's executor, which refuses a bundle of several GPUs.
+        "distributed_executor_backend": "mp" if options.tensor_parallel > 1 else "uni",
         # Log-probabilities of the distribution that was really sampled from: after the temperature.
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
