@@ -17,6 +17,7 @@ from cluster.contracts import Verdict
 from reward.dataset.options import DatasetOptions
 from reward.dataset.rows import DatasetProblems
 from reward.math.answers import last_answer, reference_answer
+from reward.math.values import all_finite
 from reward.task import Example, Sample
 
 MAX_ANSWER_CHARACTERS = 1000
@@ -66,7 +67,10 @@ class MathTask(DatasetProblems):
             return Verdict("wrong", 0.0, None, "no \\boxed{…}, and no ####")
         if len(answer) > MAX_ANSWER_CHARACTERS:
             return Verdict("wrong", 0.0, answer, f"longer than {MAX_ANSWER_CHARACTERS} characters")
-        if verify(expected, self._read(answer), timeout_seconds=None, raise_on_error=True):
+        found = self._read(answer)
+        if all_finite(expected) and not all_finite(found):
+            return Verdict("wrong", 0.0, answer, "its value is infinite or undefined")
+        if verify(expected, found, timeout_seconds=None, raise_on_error=True):
             return Verdict("right", 1.0, answer, "correct")
         return Verdict("wrong", 0.0, answer, f"is not {reference}")
 

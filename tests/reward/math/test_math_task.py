@@ -28,6 +28,15 @@ async def scorer() -> AsyncIterator[Scorer]:
     await scorer.close()
 
 
+@pytest.fixture(scope="module")
+def math_task(tmp_path_factory: pytest.TempPathFactory) -> MathTask:
+    data = tmp_path_factory.mktemp("math") / "data.jsonl"
+    data.write_text('{"question": "q", "answer": "1"}\n', encoding="utf-8")
+    task = MathTask(MathOptions(data=str(data)))
+    task.load_verifier()
+    return task
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
@@ -90,6 +99,51 @@ async def test_answers_are_compared_by_what_they_mean(
 ) -> None:
     (verdict,) = await judged_by(scorer, {"answer": reference}, [response])
     assert verdict.outcome == outcome, verdict.reason
+
+
+_UNDEFINED = [
+    "|3/7/0|",
+    "|3/7/0| + 1",
+    "5 - |1/3/0|",
+    "|\\infty|",
+    "\\infty",
+    "-\\infty",
+    "|\\log(0)|",
+    "\\left|\\frac{\\frac37}{0}\\right|",
+    "|\\pi/0|",
+    "x = |3/7/0|",
+    "\\{|3/7/0|\\}",
+    "\\frac{1}{0}",
+    "0 \\cdot \\frac{1}{0}",
+    "\\begin{pmatrix} |1/0| \\\\ 1 \\end{pmatrix}",
+]
+_FINITE_REFERENCES = [
+    "0", "1", "-3", "72", "0.5", "\\frac{3}{7}", "\\sqrt{2}", "\\pi", "x = 4", "\\{1, 2\\}", "(1, 2)", "x^2 + 1"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", _UNDEFINED)
+def test_an_infinite_or_undefined_value_equals_no_finite_reference(math_task: MathTask, answer: str) -> None:
+    for reference in _FINITE_REFERENCES:
+        verdict = math_task.verify({"answer": f"\\boxed{{{reference}}}"}, f"\\boxed{{{answer}}}")
+        assert verdict.outcome == "wrong", f"{answer} for {reference}"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *_FINITE_REFERENCES,
+        "\\infty",
+        "[2, \\infty)",
+        "(-\\infty, 3) \\cup (4, \\infty)",
+        "x > 3",
+        "\\text{yes}",
+    ],
+)
+def test_every_reference_equals_itself(math_task: MathTask, answer: str) -> None:
+    """Infinite references included: a limit may be infinite."""
+    verdict = math_task.verify({"answer": f"\\boxed{{{answer}}}"}, f"\\boxed{{{answer}}}")
+    assert verdict.outcome == "right", verdict.reason
 
 
 @pytest.mark.asyncio(loop_scope="module")
