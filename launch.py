@@ -28,16 +28,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cluster.config import RunConfig
-from cluster.config_loading import load_config
-from cluster.doctor import command as doctor_command
-from cluster.exits import EXIT_FAILED, EXIT_INTERRUPTED, answer_sigterm, explained_exits, refuse
-from cluster.export_plan import ExportRefusedError, plan_export
-from cluster.jobs import commands as job_commands
-from cluster.preflight import ROOMS, Room, preflight, task_notes
-from cluster.ray_token import send_token_to
-from cluster.run_directory import RunDirectory
-from cluster.workspace import command as workspace_command
+from cluster.commands.doctor import command as doctor_command
+from cluster.commands.exits import EXIT_FAILED, EXIT_INTERRUPTED, answer_sigterm, explained_exits, refuse
+from cluster.commands.export_plan import ExportRefusedError, plan_export
+from cluster.commands.jobs import commands as job_commands
+from cluster.commands.workspace import command as workspace_command
+from cluster.configuration.loading import load_config
+from cluster.configuration.preflight import ROOMS, Room, preflight, task_notes
+from cluster.core.config import RunConfig
+from cluster.run_state.run_directory import RunDirectory
+from cluster.runtime.auth import send_token_to
 from reward.task import Split
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -95,10 +95,10 @@ def train(
     if resume and not run_directory.config_file.exists():
         refuse(f"{run_directory.path}: there is no run to resume; without --resume one is started")
 
-    from cluster.jobs.inside import take_keys
+    from cluster.commands.train import TRAINING_ERRORS, set_aside
+    from cluster.commands.train import train as run_training
+    from cluster.runtime.job_context import take_keys
     from cluster.tracking import JsonConsole, RunConsole
-    from cluster.training import TRAINING_ERRORS, set_aside
-    from cluster.training import train as run_training
 
     command = "--resume in place of --fresh" if fresh else "the same command"
     advice = f"{command} goes on from the last checkpoint"
@@ -117,10 +117,10 @@ def train(
 
 def _dry_run(config: RunConfig, quiet: bool) -> None:
     """Walk the whole graph once. What it leaves is removed, if it did not fail."""
-    from cluster.dry_run import dry_run_of
+    from cluster.commands.train import TRAINING_ERRORS
+    from cluster.commands.train import train as run_training
+    from cluster.configuration.dry_run import dry_run_of
     from cluster.tracking import RunConsole
-    from cluster.training import TRAINING_ERRORS
-    from cluster.training import train as run_training
 
     config = dry_run_of(config)
     run_directory = RunDirectory(config.run_directory)
@@ -158,10 +158,10 @@ def evaluate(
     """
     config = _checked(config_file, overrides, address, rooms=["rollout", "reward"])
 
-    from cluster.evaluation import evaluate as run_evaluation
-    from cluster.evaluation_table import report_tables
-    from cluster.stage import RUN_ERRORS
+    from cluster.commands.evaluate import evaluate as run_evaluation
+    from cluster.commands.evaluation_table import report_tables
     from cluster.tracking import RunConsole
+    from cluster.training.session import RUN_ERRORS
 
     directory = RunDirectory(config.run_directory).evaluation
     terminal = Console(stderr=as_json, highlight=False)
@@ -200,9 +200,9 @@ def export(
     except ExportRefusedError as refusal:
         refuse(refusal)
 
-    from cluster.exporting import export as run_export
-    from cluster.stage import RUN_ERRORS
+    from cluster.commands.export import export as run_export
     from cluster.tracking import RunConsole
+    from cluster.training.session import RUN_ERRORS
 
     with RunConsole(plan.config.name, 0) as console, explained_exits(console, RUN_ERRORS, plan.run.logs):
         run_export(plan, console)
@@ -233,8 +233,8 @@ def scale(
         address = known.read_text(encoding="utf-8").strip()
         send_token_to(address)
 
-    from cluster.run_control import NoLiveRunError, ScalingRefusedError
-    from cluster.run_control import scale as scale_run
+    from cluster.training.control import NoLiveRunError, ScalingRefusedError
+    from cluster.training.control import scale as scale_run
 
     try:
         typer.echo(scale_run(run_directory, rollout_workers, address))
@@ -268,14 +268,14 @@ def compare(
     Given again, it goes on: finished runs are not run again, and interrupted
     ones resume. Tables, plots and the runs are in runs/NAME.
     """
-    from cluster.compare.plan import load_comparison
+    from cluster.commands.compare.plan import load_comparison
 
     comparison, problems = load_comparison(comparison_file, overrides or [], address)
     if problems:
         refuse(*problems)
 
-    from cluster.compare.comparing import OtherSettingsError
-    from cluster.compare.comparing import compare as run_comparison
+    from cluster.commands.compare.comparing import OtherSettingsError
+    from cluster.commands.compare.comparing import compare as run_comparison
 
     answer_sigterm()
     terminal = Console(highlight=False)
@@ -311,8 +311,8 @@ def report(
     settings differ in, sampled responses. The plots are also written as PNG.
     Runs that still go on can be shown too.
     """
-    from cluster.report.runs import NotARunError
-    from cluster.report.writing import write_report
+    from cluster.commands.report.runs import NotARunError
+    from cluster.commands.report.writing import write_report
 
     try:
         page, plots = write_report(run_directories, output)
@@ -348,8 +348,8 @@ def check(
 @app.command()
 def tasks() -> None:
     """List the tasks, each with a prompt, a right and a wrong answer."""
+    from reward.registry import task_names
     from reward.showcase import showcase
-    from reward.tasks import task_names
 
     for name in task_names():
         for line in showcase(name):
@@ -374,7 +374,7 @@ def _checked_cluster(config: RunConfig) -> str:
         refuse("--cluster needs the cluster's --address, such as HOST:6379 or auto")
     send_token_to(address)
 
-    from cluster.cluster_check import check_cluster
+    from cluster.commands.check import check_cluster
 
     try:
         problems, has = check_cluster(config)

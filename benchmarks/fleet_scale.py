@@ -83,8 +83,8 @@ def in_its_own_process(case: str, steps: int, smoke: bool) -> dict[str, Any]:
 
 def measure(workers: int, steps: int, smoke: bool) -> dict[str, Any]:
     """A run of `steps` steps."""
-    from cluster.config import RunConfig
-    from cluster.placement import connect
+    from cluster.core.config import RunConfig
+    from cluster.runtime.placement import connect
 
     scale = 0.05 if smoke else 1.0
     connect(RunConfig().cluster)
@@ -113,18 +113,18 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
     import ray
 
     from benchmarks.simulated_engines import EngineHost, Engines, HostedPlaces, Judge
-    from cluster.checkpoints import CheckpointStore
-    from cluster.contracts import Prompt, Publication, Sampling
-    from cluster.controller import Controller
-    from cluster.fleet import RolloutFleet
-    from cluster.garbage_collection import what_is_there_stays
-    from cluster.prompt_source import PromptSource, Question
-    from cluster.run_directory import RunDirectory
+    from cluster.core.types import Prompt, Publication, Sampling
+    from cluster.run_state.checkpoints import CheckpointStore
+    from cluster.run_state.run_directory import RunDirectory
     from cluster.tracking import RunConsole, Tracker, read_metrics
-    from learner.weighing import WeighedBatch
-    from reward.countdown.puzzles import Puzzle
+    from cluster.training.controller import Controller
+    from cluster.training.gc import what_is_there_stays
+    from cluster.training.prompt_source import PromptSource, Question
+    from learner.objective.training_batch import WeighedBatch
     from reward.scoring import RewardPool
-    from rollout.prompt_encoder import EncodedPrompt
+    from reward.tasks.countdown.puzzles import Puzzle
+    from rollout.engine.tokenizer import EncodedPrompt
+    from rollout.fleet.fleet import RolloutFleet
 
     engines = Engines(response_tokens=256, shortest_s=SHORTEST_S * scale, longest_s=LONGEST_S * scale)
     start_host = ray.remote(EngineHost).options(num_cpus=0, max_concurrency=4000)

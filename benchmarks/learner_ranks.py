@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import DEMONSTRATION, SMALL_GROUPS, Case, vocabulary_size
 from benchmarks.report import Target, judged, medians, ratios, seconds_in_turn, write_cases
-from cluster.config import LearnerConfig, ObjectiveConfig, RunConfig
-from learner.weighing import WeighedBatch
+from cluster.core.config import LearnerConfig, ObjectiveConfig, RunConfig
+from learner.objective.training_batch import WeighedBatch
 
 CASES = {"demonstration": DEMONSTRATION, "smollm2": SMALL_GROUPS}
 ONE, TWO = "1 rank, 2 threads", "2 ranks, 1 thread"
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/learner_ranks.json")
     arguments = parser.parse_args()
 
-    from cluster.placement import connect
+    from cluster.runtime.placement import connect
 
     connect(RunConfig().cluster)
     for name in arguments.cases:
@@ -65,10 +65,10 @@ def main() -> None:
 
 def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
     """Times of steps, after one of each that is not counted."""
-    from cluster.placement import Reservation, bundle, cpu_environment
-    from learner.engine import LearnerOptions
-    from learner.group import LearnerGroup
-    from learner.rank import LearnerRank
+    from cluster.runtime.placement import Reservation, bundle, cpu_environment
+    from learner.engine.deepspeed_engine import LearnerOptions
+    from learner.engine.group import LearnerGroup
+    from learner.engine.rank import LearnerRank
 
     batch = WeighedBatch(rows=tuple(case.rows(vocabulary_size(model))))
     norms: dict[str, list[float]] = {way: [] for way in RANKS_AND_THREADS}

@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import DEMONSTRATION, GROUP_512, GROUP_2048, Case, vocabulary_size
 from benchmarks.report import Target, judged, medians, ratios, seconds_in_turn, write_cases
-from cluster.config import LearnerConfig, ObjectiveConfig
-from learner.batching import Packing, computed_tokens, shard
-from learner.weighing import Row
+from cluster.core.config import LearnerConfig, ObjectiveConfig
+from learner.model.batching import Packing, computed_tokens, shard
+from learner.objective.training_batch import Row
 
 CASES = {"group-512": GROUP_512, "group-2048": GROUP_2048, "demonstration": DEMONSTRATION}
 WAYS = {
@@ -163,8 +163,8 @@ def started_rank(case: Case, model: Path, threads: int, zero_stage: Any) -> tupl
     import torch
 
     from benchmarks.peers import LEARNING_RATE, MAX_GRADIENT_NORM
-    from learner.engine import LearnerOptions
-    from learner.rank import LearnerRank
+    from learner.engine.deepspeed_engine import LearnerOptions
+    from learner.engine.rank import LearnerRank
 
     learner = LearnerConfig(
         zero_stage=zero_stage,

@@ -78,7 +78,7 @@ def main() -> None:
 def measure(way: str, vocabulary: int, tokens: int, hidden_size: int, threads: int) -> dict[str, float]:
     import torch
 
-    from learner.token_logprobs import TokenLogprobs
+    from learner.model.token_logprobs import TokenLogprobs
 
     torch.manual_seed(0)
     torch.set_num_threads(threads)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import TINY, Case
 from benchmarks.report import Target, judged, write_cases
-from cluster.run_directory import RunDirectory
+from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import read_metrics
 
 PROJECT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 
-from learner.weighing import Row
+from learner.objective.training_batch import Row
 
 LEARNING_RATE = 1e-12
 MAX_GRADIENT_NORM = 1.0

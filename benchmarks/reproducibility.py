@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.cases import Case
 from benchmarks.report import write_cases
 from benchmarks.rollout_throughput import CASES, SMOKE, Sizes, configuration
-from cluster.contracts import Response, ScoredGroup
+from cluster.core.types import Response, ScoredGroup
 
 
 def differing(some: Sequence[ScoredGroup], others: Sequence[ScoredGroup]) -> dict[str, Any]:
@@ -48,9 +48,9 @@ def _same_tokens(one: Response, other: Response) -> bool:
 
 
 async def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
-    from cluster.actor_graph import ActorGraph
-    from cluster.questions import encode_questions, evaluation_prompts
-    from cluster.run_directory import RunDirectory
+    from cluster.run_state.run_directory import RunDirectory
+    from cluster.training.actors import ActorGraph
+    from cluster.training.dataset import encode_questions, evaluation_prompts
 
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -92,8 +92,8 @@ def main() -> None:
 
     import ray
 
-    from cluster.config import RunConfig
-    from cluster.placement import connect
+    from cluster.core.config import RunConfig
+    from cluster.runtime.placement import connect
 
     connect(RunConfig().cluster)
     cases = (

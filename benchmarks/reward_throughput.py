@@ -22,11 +22,11 @@ from typing import Any
 
 import report
 
-from cluster.contracts import Verdict
-from reward.countdown.task import CountdownOptions, CountdownTask
+from cluster.core.types import Verdict
 from reward.sandbox.pool import Sandbox
 from reward.sandbox.recipe import Limits, Recipe
 from reward.scorers import judged
+from reward.tasks.countdown.task import CountdownOptions, CountdownTask
 
 RESPONSES = 16
 VERDICT_S = 0.01

@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import SMOLLM2, STARTER, TINY, Case
 from benchmarks.report import Target, judged, medians, ratios, seconds_in_turn, write_cases
-from cluster.config import RunConfig
-from cluster.contracts import Prompt
-from rollout.engine_options import EngineOptions, vllm_arguments
+from cluster.core.config import RunConfig
+from cluster.core.types import Prompt
+from rollout.engine.vllm_args import EngineOptions, vllm_arguments
 
 OFFLINE, WHOLE_PATH = "offline", "whole path"
 
@@ -115,10 +115,10 @@ def configuration(sizes: Sizes, directory: Path) -> RunConfig:
 def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
     import ray
 
-    from cluster.actor_graph import ActorGraph, engine_options
-    from cluster.placement import cpu_environment
-    from cluster.questions import encode_questions, evaluation_prompts
-    from cluster.run_directory import RunDirectory
+    from cluster.run_state.run_directory import RunDirectory
+    from cluster.runtime.placement import cpu_environment
+    from cluster.training.actors import ActorGraph, engine_options
+    from cluster.training.dataset import encode_questions, evaluation_prompts
 
     tokens: dict[str, int] = {}
 
@@ -182,7 +182,7 @@ def main() -> None:
 
     import ray
 
-    from cluster.placement import connect
+    from cluster.runtime.placement import connect
 
     connect(RunConfig().cluster)
     cases = {"tiny": SMOKE} if arguments.smoke else {name: CASES[name] for name in arguments.cases}

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.contracts import Prompt, Publication, Response, Sampled, Verdict, VersionSpan
-from cluster.run_directory import RunDirectory
+from cluster.core.types import Prompt, Publication, Response, Sampled, Verdict, VersionSpan
+from cluster.run_state.run_directory import RunDirectory
 from reward.task import PlacedVerdicts
-from rollout.fleet_state import LOADED_VERSION
+from rollout.fleet.state import LOADED_VERSION
 
 GOLDEN = 0.6180339887498949
 
@@ -34,7 +34,7 @@ def seconds_of(prompt_id: str, index: int, responses: int, shortest_s: float, lo
 
 
 class SimulatedEngine:
-    """The calls of `rollout.worker.RolloutWorker`, in an async Ray actor or a part of one.
+    """The calls of `rollout.engine.worker.RolloutWorker`, in an async Ray actor or a part of one.
 
     Args:
         seconds: how long a response to this prompt takes, by its place in the group.
@@ -167,7 +167,7 @@ class _Handle:
 
 @dataclass
 class HostedPlaces:
-    """Takes the part of `cluster.worker_places.WorkerPlaces`: worker `rollout-N` is in host N modulo their number."""
+    """Stands in for `WorkerPlaces`: worker `rollout-N` is in host N modulo the number of hosts."""
 
     hosts: Sequence[ray.actor.ActorHandle]
     run_directory: RunDirectory

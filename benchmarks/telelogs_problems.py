@@ -21,10 +21,10 @@ from tokenizers import Tokenizer
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import write_cases
-from reward.telelogs.causes import LABELS
-from reward.telelogs.generator import GeneratedProblems, Recipe, Style
-from reward.telelogs.problem import Problem
-from reward.telelogs.solver import solve
+from reward.tasks.telelogs.causes import LABELS
+from reward.tasks.telelogs.generator import GeneratedProblems, Recipe, Style
+from reward.tasks.telelogs.problem import Problem
+from reward.tasks.telelogs.solver import solve
 
 STYLES: tuple[Style, ...] = ("full", "compact", "compact_chat")
 

@@ -35,10 +35,10 @@ import numpy as np
 
 from benchmarks.cases import SMOLLM2, STARTER, TINY, Case
 from benchmarks.report import Target, judged, medians, write_cases
-from cluster.config import LearnerConfig, ObjectiveConfig, RunConfig
-from cluster.contracts import Prompt, Publication, Sampling
-from rollout.engine_options import EngineOptions
-from rollout.worker import RolloutWorker
+from cluster.core.config import LearnerConfig, ObjectiveConfig, RunConfig
+from cluster.core.types import Prompt, Publication, Sampling
+from rollout.engine.vllm_args import EngineOptions
+from rollout.engine.worker import RolloutWorker
 
 CASES = {"tiny": STARTER, "smollm2": SMOLLM2}
 WORKERS = 2
@@ -94,9 +94,9 @@ def copy_seconds(size: int) -> dict[str, float]:
 
 
 async def measure(model: Path, repeats: int) -> dict[str, Any]:
-    from cluster.placement import Reservation, bundle, cpu_environment
-    from learner.engine import LearnerOptions
-    from learner.rank import LearnerRank
+    from cluster.runtime.placement import Reservation, bundle, cpu_environment
+    from learner.engine.deepspeed_engine import LearnerOptions
+    from learner.engine.rank import LearnerRank
 
     seconds: dict[str, list[float]] = defaultdict(list)
     async with AsyncExitStack() as stack:
@@ -209,7 +209,7 @@ def main() -> None:
 
     import ray
 
-    from cluster.placement import connect
+    from cluster.runtime.placement import connect
 
     connect(RunConfig().cluster)
     cases = {"tiny": TINY} if arguments.smoke else {name: CASES[name] for name in arguments.cases}

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster.config import ShapingConfig
-from cluster.contracts import Verdict
+from cluster.core.config import ShapingConfig
+from cluster.core.types import Verdict
+from reward.registry import build_task
 from reward.shaping import Shaping
 from reward.task import BatchTask, LoadedTask, LocalTask, PlacedVerdicts
-from reward.tasks import build_task
 
 
 def task_judge(name: str, options: Mapping[str, Any], shaping: Sequence[ShapingConfig]) -> TaskJudge:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.config import RewardConfig, TaskConfig
-from cluster.contracts import Verdict
+from cluster.core.config import RewardConfig, TaskConfig
+from cluster.core.types import Verdict
+from reward.registry import build_task
 from reward.sandbox.pool import Sandbox
 from reward.sandbox.recipe import Limits, Recipe
 from reward.shaping import ShapedScorer
 from reward.task import RemoteTask, Scorer
-from reward.tasks import build_task
 
 
 def make_scorer(

@@ -18,8 +18,8 @@ from typing import Any
 
 import ray
 
-from cluster.config import RewardConfig, TaskConfig
-from cluster.contracts import FinishReason, Verdict
+from cluster.core.config import RewardConfig, TaskConfig
+from cluster.core.types import FinishReason, Verdict
 from reward.scorers import make_scorer
 from reward.task import PlacedVerdicts, Scorer
 

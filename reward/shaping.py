@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster.config import ShapingConfig
-from cluster.contracts import Verdict
+from cluster.core.config import ShapingConfig
+from cluster.core.types import Verdict
 from reward.functions import Coroutines, load_function
 from reward.task import PlacedVerdicts, Scorer
 from reward.verdicts import number_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from reward.registry import build_task, task_class
 from reward.task import Example, GeneratedTask, LoadedTask, LocalTask, Sample, Task, shown
-from reward.tasks import build_task, task_class
 
 
 def showcase(name: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
-from cluster.contracts import Verdict
+from cluster.core.types import Verdict
 
 Split = Literal["train", "held_out"]
 ChatMessages = list[dict[str, str]]

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.config import RewardConfig, TaskConfig
-from cluster.contracts import Verdict
+from cluster.core.config import RewardConfig, TaskConfig
+from cluster.core.types import Verdict
 from reward.sandbox.pool import SandboxError
 from reward.scorers import judged, make_scorer
 

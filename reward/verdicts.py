@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, ValidationError
 
-from cluster.contracts import Outcome, Verdict
+from cluster.core.types import Outcome, Verdict
 
 Number = Annotated[StrictFloat | StrictInt, Field(allow_inf_nan=False)]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.contracts import (
+from cluster.core.types import (
     FinishReason,
     Group,
     Prompt,
@@ -17,7 +17,7 @@ from cluster.contracts import (
     Verdict,
     VersionSpan,
 )
-from cluster.progress import Progress
+from cluster.run_state.progress import Progress
 from reward.scorers import judged
 from reward.scoring import Judgeable, RewardPool
 from reward.task import Scorer

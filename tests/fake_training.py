@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.config import RunConfig
-from cluster.config_loading import load_config
-from cluster.run_directory import RunDirectory
+from cluster.configuration.loading import load_config
+from cluster.core.config import RunConfig
+from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking.jsonl import MetricsFile
 
 

@@ -22,25 +22,25 @@ import numpy as np
 import ray
 
 from benchmarks.simulated_engines import SimulatedEngine
-from cluster.actor_graph import engine_options
-from cluster.checkpoints import CheckpointStore
-from cluster.config import ClusterConfig, RunConfig
-from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling, Verdict, VersionSpan
-from cluster.controller import Controller
-from cluster.fleet import RolloutFleet
-from cluster.placement import connect
-from cluster.prompt_source import PromptSource, Question
-from cluster.run_control import listening
-from cluster.run_directory import RunDirectory
+from cluster.core.config import ClusterConfig, RunConfig
+from cluster.core.types import Prompt, Publication, Response, Sampled, Sampling, Verdict, VersionSpan
+from cluster.run_state.checkpoints import CheckpointStore
+from cluster.run_state.run_directory import RunDirectory
+from cluster.runtime.placement import connect
 from cluster.tracking import RunConsole, Tracker, read_metrics
-from cluster.worker_places import WorkerPlaces
-from learner.state_files import FileRecord
-from learner.weighing import WeighedBatch
-from reward.countdown.puzzles import Puzzle
+from cluster.training.actors import engine_options
+from cluster.training.control import listening
+from cluster.training.controller import Controller
+from cluster.training.prompt_source import PromptSource, Question
+from cluster.training.worker_factory import WorkerPlaces
+from learner.objective.training_batch import WeighedBatch
+from learner.state.state_files import FileRecord
 from reward.scoring import Judgeable
 from reward.task import PlacedVerdicts
-from rollout.engine_options import EngineOptions
-from rollout.prompt_encoder import EncodedPrompt
+from reward.tasks.countdown.puzzles import Puzzle
+from rollout.engine.tokenizer import EncodedPrompt
+from rollout.engine.vllm_args import EngineOptions
+from rollout.fleet.fleet import RolloutFleet
 
 TOKENS = 8
 PROBLEM = Puzzle((1, 2, 3), 6)

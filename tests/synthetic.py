@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from cluster.contracts import Group, Prompt, Publication, Response, Sampled, ScoredGroup, Verdict
-from cluster.dispatch import Dispatch
-from cluster.prompt_source import PromptSource, Question, sampling_seed
-from cluster.questions import training_sampling
-from reward.countdown.puzzles import Puzzle
-from rollout.fleet_state import FleetState
-from rollout.prompt_encoder import EncodedPrompt
-from rollout.work_buffer import WorkBuffer
+from cluster.core.types import Group, Prompt, Publication, Response, Sampled, ScoredGroup, Verdict
+from cluster.training.dataset import training_sampling
+from cluster.training.prompt_source import PromptSource, Question, sampling_seed
+from reward.tasks.countdown.puzzles import Puzzle
+from rollout.engine.tokenizer import EncodedPrompt
+from rollout.fleet.buffer import WorkBuffer
+from rollout.fleet.scheduler import Dispatch
+from rollout.fleet.state import FleetState
 from tests.builders import make_response, make_verdict
 
 WORKERS = ("rollout-0", "rollout-1")

@@ -14,10 +14,16 @@ from typing import Any
 
 import pytest
 
-PROJECT = Path(__file__).parents[1]
+from tests import PROJECT
+
 ROOMS = ("rollout", "learner", "reward", "cluster")
 OURS = (*ROOMS, "launch", "tests", "benchmarks")
-ALL_MAY_IMPORT = {"cluster.config", "cluster.contracts", "cluster.network_interface", "cluster.weight_link"}
+ALL_MAY_IMPORT = {
+    "cluster.core.config",
+    "cluster.core.types",
+    "cluster.core.network",
+    "cluster.core.weight_channel",
+}
 
 
 def sources(room: str) -> list[Path]:
@@ -34,7 +40,7 @@ def imports(file: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: a relative import"
             assert node.module is not None
-            # Of `from cluster import config` both halves are modules, of `from cluster.config import RunConfig` one.
+            # In `from cluster.core import config` both halves are modules, in `from cluster.core.config import X` one.
             children = [f"{node.module}.{alias.name}" for alias in node.names]
             modules = [child for child in children if is_module(child)]
             yield from modules
@@ -55,10 +61,16 @@ def test_the_imports_are_seen(tmp_path: Path) -> None:
     """Otherwise the tests below could not fail."""
     file = tmp_path / "module.py"
     file.write_text(
-        "import os, cluster.fleet\nfrom cluster import config\nfrom cluster.contracts import Prompt\n"
-        "def late():\n    from learner.rank import LearnerRank\nif True:\n    import launch as l\n"
+        "import os, rollout.fleet.fleet\nfrom cluster.core import config\nfrom cluster.core.types import Prompt\n"
+        "def late():\n    from learner.engine.rank import LearnerRank\nif True:\n    import launch as l\n"
     )
-    expected = {"cluster.fleet", "cluster.config", "cluster.contracts", "learner.rank", "launch"}
+    expected = {
+        "rollout.fleet.fleet",
+        "cluster.core.config",
+        "cluster.core.types",
+        "learner.engine.rank",
+        "launch",
+    }
     assert our_imports(file) == expected
 
 
@@ -131,22 +143,22 @@ def test_what_everybody_imports_is_light(module: str) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "rollout.work_buffer",
-        "rollout.fleet_state",
-        "learner.objective_table",
-        "learner.statistics",
-        "cluster.batch_collector",
-        "learner.weighing",
-        "learner.batching",
-        "learner.prefix_support",
-        "learner.state_description",
-        "cluster.checkpoints",
-        "cluster.progress",
-        "cluster.pass_at_k",
-        "cluster.majority",
-        "cluster.evaluation_report",
-        "cluster.export_plan",
-        "cluster.verdict_guard",
+        "rollout.fleet.buffer",
+        "rollout.fleet.state",
+        "learner.objective.table",
+        "learner.engine.statistics",
+        "cluster.training.batch",
+        "learner.objective.training_batch",
+        "learner.model.batching",
+        "learner.model.prefix_support",
+        "learner.state.state_description",
+        "cluster.run_state.checkpoints",
+        "cluster.run_state.progress",
+        "cluster.metrics.pass_at_k",
+        "cluster.metrics.majority",
+        "cluster.metrics.evaluation",
+        "cluster.commands.export_plan",
+        "cluster.training.guards",
         "reward.scorers",
         "reward.sandbox.child",
     ],

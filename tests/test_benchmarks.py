@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import report, table
 from benchmarks.report import RESULTS
+from tests import PROJECT
 
-PROJECT = Path(__file__).parents[1]
 WITH_ENGINES = ("rollout_throughput.py", "weight_publication.py", "reproducibility.py", "overlap.py")
 """They take a minute each to start."""
 

@@ -13,13 +13,13 @@ import typer
 import yaml
 from typer.exceptions import TyperException
 
-from cluster.compare.plan import ComparisonConfig
-from cluster.config import RunConfig
-from cluster.config_loading import setting_names, validate
-from cluster.reference import pages
+from cluster.commands.compare.plan import ComparisonConfig
+from cluster.commands.docs import pages
+from cluster.configuration.loading import setting_names, validate
+from cluster.core.config import RunConfig
 from launch import app
+from tests import PROJECT
 
-PROJECT = Path(__file__).parents[1]
 PAGES = sorted([PROJECT / "README.md", *(PROJECT / "docs").glob("*.md")])
 COMMANDS: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 SETTINGS = set(setting_names(RunConfig))

@@ -15,18 +15,18 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cluster.checkpoints import CheckpointStore, learner_state
-from cluster.config import RunConfig
-from cluster.evaluation_report import evaluation_report
-from cluster.run_directory import RunDirectory
+from cluster.core.config import RunConfig
+from cluster.metrics.evaluation import evaluation_report
+from cluster.run_state.checkpoints import CheckpointStore, learner_state
+from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole
 from launch import app, arithmetic
-from learner.state_description import StateDescription
+from learner.state.state_description import StateDescription
+from reward.registry import task_names
 from reward.task import Split
-from reward.tasks import task_names
+from tests import PROJECT
 from tests.builders import make_group, make_progress
 
-PROJECT = Path(__file__).parents[1]
 cli = CliRunner()
 
 
@@ -161,7 +161,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Training:
             if error:
                 raise error
 
-        monkeypatch.setattr("cluster.training.train", train)
+        monkeypatch.setattr("cluster.commands.train.train", train)
         return started
 
     return stand_in
@@ -258,7 +258,7 @@ def test_runs_moved_aside_within_a_second_are_all_kept(
             return datetime(2030, 1, 2, 3, 4, 5)
 
     training(None)
-    monkeypatch.setattr("cluster.training.datetime", StoppedClock)
+    monkeypatch.setattr("cluster.commands.train.datetime", StoppedClock)
     for attempt in range(4):
         earlier = finished(sound)
         earlier.write_summary({"attempt": attempt})
@@ -365,7 +365,7 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> Evaluation:
                 raise error
             return evaluation_report(config, split, [make_group([1.0, 0.0])], lambda problem: None)
 
-        monkeypatch.setattr("cluster.evaluation.evaluate", evaluate)
+        monkeypatch.setattr("cluster.commands.evaluate.evaluate", evaluate)
         return started
 
     return stand_in
@@ -438,7 +438,7 @@ def test_a_split_that_is_none_is_refused(sound: Path) -> None:
     assert cli.invoke(app, ["eval", str(sound), "--split", "test"]).exit_code == 2
 
 
-# --- export (what it refuses: tests/cluster/test_export_plan.py)
+# --- export (what it refuses: tests/cluster/commands/test_export_plan.py)
 
 
 def test_export_refuses_with_one_line(tmp_path: Path) -> None:

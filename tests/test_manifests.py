@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.cluster_fit import Node, has_labels
-from cluster.config_loading import load_config
+from cluster.configuration.loading import load_config
+from cluster.runtime.capacity import Node, has_labels
+from tests import PROJECT
 
-PROJECT = Path(__file__).parents[1]
 RAYJOB = yaml.safe_load((PROJECT / "docs/kuberay/rayjob.yaml").read_text())
 CLUSTER = RAYJOB["spec"]["rayClusterSpec"]
 

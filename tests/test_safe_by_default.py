@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cluster.config import RunConfig
+from cluster.core.config import RunConfig
 from tests.test_architecture import ROOMS, sources
 
 CALLS = [

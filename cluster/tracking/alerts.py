@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cluster.config import RunConfig
+from cluster.core.config import RunConfig
 
 MUST_BE_FINITE = (
     "reward/mean",

@@ -6,7 +6,8 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from cluster.core.project import ROOT
+
 GIT_TIMEOUT_S = 5.0
 
 

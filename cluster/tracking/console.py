@@ -19,7 +19,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from cluster.plain_text import plain_text
+from cluster.core.text import plain_text
 from cluster.tracking.dashboard import View, live, plain_line, summary_rows
 from cluster.tracking.formats import duration
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.contracts import ScoredGroup
+from cluster.core.types import ScoredGroup
 from cluster.tracking.transcript_page import transcript_page
 from cluster.tracking.transcripts import record
 from reward.task import CategoryOf

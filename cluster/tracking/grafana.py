@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.tracking.catalogue import METRICS, SECTIONS, Chart, prometheus_name
+from cluster.metrics.catalogue import METRICS, SECTIONS, Chart, prometheus_name
 
 FILE = Path(__file__).with_name("grafana_dashboard.json")
 COLUMNS, WIDTH, HEIGHT = 3, 8, 7

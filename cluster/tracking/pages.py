@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from cluster.plain_text import visible_text
+from cluster.core.text import visible_text
 from cluster.tracking.transcripts import MARKS
 
 SHOWN_CHARACTERS = 20_000

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
 
-from cluster.tracking.catalogue import METRICS, gauge_description, gauge_name
+from cluster.metrics.catalogue import METRICS, gauge_description, gauge_name
 
 
 class RayMetrics:

@@ -9,10 +9,10 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from cluster.config import RunConfig
-from cluster.contracts import ScoredGroup
-from cluster.evaluation_report import categories_of, evaluation_report
-from cluster.run_directory import RunDirectory
+from cluster.core.config import RunConfig
+from cluster.core.types import ScoredGroup
+from cluster.metrics.evaluation import categories_of, evaluation_report
+from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking.alerts import Alerts
 from cluster.tracking.console import RunConsole
 from cluster.tracking.evaluation_files import write_evaluation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.contracts import ScoredGroup
+from cluster.core.types import ScoredGroup
 from cluster.tracking.pages import environment
 from cluster.tracking.transcripts import MARKS, choose, record
 from reward.task import CategoryOf

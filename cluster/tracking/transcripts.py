@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.contracts import Response, ScoredGroup, Verdict
+from cluster.core.types import Response, ScoredGroup, Verdict
 
 Pair = tuple[Response, Verdict]
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from cluster.config import RunConfig
-from cluster.run_directory import RunDirectory
+from cluster.core.config import RunConfig
+from cluster.metrics.catalogue import CHARTED, METRICS
+from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import wandb_service
 from cluster.tracking.alerts import Alert, StallWatch
-from cluster.tracking.catalogue import CHARTED, METRICS
 from cluster.tracking.code_version import code_version
 
 QUEUE_LIMIT = 1000

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.contracts import Verdict
+from cluster.core.types import Verdict
 from reward.sandbox.channel import ProtocolError, unpacked
 from reward.sandbox.process import ProcessFailedError, VerifierProcess
 from reward.sandbox.recipe import Limits

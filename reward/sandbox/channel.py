@@ -22,7 +22,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from cluster.contracts import Outcome, Verdict
+from cluster.core.types import Outcome, Verdict
 
 HEADER = struct.Struct("!IQ")
 MAX_REPLY_BYTES = 16 * 2**20

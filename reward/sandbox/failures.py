@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 
-from cluster.contracts import Verdict
+from cluster.core.types import Verdict
 
 _OUR_FILES = os.path.dirname(os.path.dirname(__file__)) + os.sep
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
-from cluster.contracts import Verdict
+from cluster.core.types import Verdict
 from reward.sandbox.batch import Batch, Call, Item
 from reward.sandbox.process import ProcessFailedError, VerifierProcess
 from reward.sandbox.recipe import Limits, Recipe

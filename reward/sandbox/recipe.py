@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
-from cluster.contracts import Verdict
+from cluster.core.types import Verdict
 
 
 class Judge(Protocol):

@@ -10,12 +10,12 @@ import pytest
 import ray
 import yaml
 
-from cluster.config import ClusterConfig
-from cluster.placement import connect
-from learner.supervised import train_starter
-from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
-from reward.countdown.task import CountdownOptions, CountdownTask
-from reward.countdown.warmup import warmup_examples
+from cluster.core.config import ClusterConfig
+from cluster.runtime.placement import connect
+from learner.model.supervised import train_starter
+from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
+from reward.tasks.countdown.task import CountdownOptions, CountdownTask
+from reward.tasks.countdown.warmup import warmup_examples
 
 TASK_OPTIONS = {"numbers": 2, "number_max": 6, "target_max": 40, "held_out_share": 0.3}
 

@@ -15,17 +15,17 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from cluster.config import OnNewWeights
-from cluster.contracts import Group, Prompt, Publication, Response, Sampled
-from cluster.placement import cpu_environment
-from cluster.weight_link import LinkTicket
-from learner.logprobs import sequence_logprobs
-from learner.policy import Policy
-from learner.supervised import character_tokenizer
-from reward.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
-from rollout.engine_options import EngineOptions
-from rollout.response_clock import ResponseClock
-from rollout.worker import RolloutWorker
+from cluster.core.config import OnNewWeights
+from cluster.core.types import Group, Prompt, Publication, Response, Sampled
+from cluster.core.weight_channel import LinkTicket
+from cluster.runtime.placement import cpu_environment
+from learner.model.logprobs import sequence_logprobs
+from learner.model.policy import Policy
+from learner.model.supervised import character_tokenizer
+from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
+from rollout.engine.response_clock import ResponseClock
+from rollout.engine.vllm_args import EngineOptions
+from rollout.engine.worker import RolloutWorker
 
 MAX_TOKENS = 512
 

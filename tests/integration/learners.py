@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 
-from cluster.placement import cpu_environment
-from learner.engine import LearnerOptions
-from learner.group import LearnerGroup
-from learner.rank import LearnerRank
+from cluster.runtime.placement import cpu_environment
+from learner.engine.deepspeed_engine import LearnerOptions
+from learner.engine.group import LearnerGroup
+from learner.engine.rank import LearnerRank
 
 
 class ReusedRank(LearnerRank):
@@ -29,8 +29,8 @@ class ReusedRank(LearnerRank):
     def _join(self, address: str, port: int) -> None:
         import torch
 
-        import learner.engine
-        from learner.zero import deepspeed_config
+        import learner.engine.deepspeed_engine
+        from learner.engine.deepspeed_config import deepspeed_config
 
         if not torch.distributed.is_initialized():
             super()._join(address, port)
@@ -41,7 +41,7 @@ class ReusedRank(LearnerRank):
             config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
             return config
 
-        learner.engine.deepspeed_config = everything_partitioned
+        learner.engine.deepspeed_engine.deepspeed_config = everything_partitioned
 
     def evaluate(self, function: Any, *arguments: Any) -> Any:
         """What `function(engine, …)` says in this process."""

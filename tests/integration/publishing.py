@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.config import LearnerConfig, ObjectiveConfig
-from learner.engine import LearnerOptions
-from learner.group import LearnerGroup
-from learner.rank import LearnerRank
-from learner.weighing import Row, WeighedBatch
+from cluster.core.config import LearnerConfig, ObjectiveConfig
+from learner.engine.deepspeed_engine import LearnerOptions
+from learner.engine.group import LearnerGroup
+from learner.engine.rank import LearnerRank
+from learner.objective.training_batch import Row, WeighedBatch
 from tests.integration.engines import actor, random_tokens
 
 

@@ -17,10 +17,10 @@ import psutil
 import pytest
 import ray
 
-from cluster.config import OnNewWeights
-from cluster.contracts import Prompt, Publication, Response, Sampled, Sampling, VersionSpan
-from cluster.placement import cpu_environment
-from learner.policy import Policy
+from cluster.core.config import OnNewWeights
+from cluster.core.types import Prompt, Publication, Response, Sampled, Sampling, VersionSpan
+from cluster.runtime.placement import cpu_environment
+from learner.model.policy import Policy
 from tests.integration.engines import (
     Engines,
     actor,
@@ -166,7 +166,7 @@ async def test_a_response_that_takes_too_long_is_cut_off_where_it_is(engine: ray
 
 ALONE = """
 import asyncio, pickle, sys
-from rollout.worker import RolloutWorker
+from rollout.engine.worker import RolloutWorker
 
 async def main():
     worker = RolloutWorker("alone", pickle.load(sys.stdin.buffer))

@@ -22,21 +22,21 @@ import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cluster import weight_carriers
-from cluster.actor_graph import ActorGraph
-from cluster.checkpoints import CheckpointStore
-from cluster.config import RunConfig
-from cluster.config_loading import load_config
-from cluster.contracts import Prompt, Sampling
-from cluster.controller import Controller
-from cluster.fleet import RolloutFleet
-from cluster.prompt_source import PromptSource
-from cluster.questions import encode_questions, evaluation_prompts, training_sampling
-from cluster.run_directory import RunDirectory
+from cluster.configuration.loading import load_config
+from cluster.core.config import RunConfig
+from cluster.core.types import Prompt, Sampling
+from cluster.run_state.checkpoints import CheckpointStore
+from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
-from learner.weighing import WeighedBatch
-from rollout.fleet_state import WorkerState
-from rollout.worker import RolloutWorker
+from cluster.training.actors import ActorGraph
+from cluster.training.controller import Controller
+from cluster.training.dataset import encode_questions, evaluation_prompts, training_sampling
+from cluster.training.prompt_source import PromptSource
+from learner.objective.training_batch import WeighedBatch
+from rollout.engine.worker import RolloutWorker
+from rollout.fleet import weight_sync as weight_carriers
+from rollout.fleet.fleet import RolloutFleet
+from rollout.fleet.state import WorkerState
 from tests.integration.test_real_run import (
     assert_every_prompt_trained_once,
     finish,

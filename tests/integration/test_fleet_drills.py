@@ -19,14 +19,14 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.fleet import RolloutFleet
-from cluster.run_control import RunIsLiveError, listening
-from cluster.run_directory import RunDirectory
-from learner.weighing import WeighedBatch
-from rollout.fleet_state import WorkerState
+from cluster.run_state.run_directory import RunDirectory
+from cluster.training.control import RunIsLiveError, listening
+from learner.objective.training_batch import WeighedBatch
+from rollout.fleet.fleet import RolloutFleet
+from rollout.fleet.state import WorkerState
+from tests import PROJECT
 from tests.simulated import assert_complete, simulation
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.timeout(240), pytest.mark.drill, pytest.mark.usefixtures("local_ray")]
 
 
@@ -154,7 +154,7 @@ def scale(run_directory: Path, workers: int, *options: str) -> subprocess.Comple
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.run(
         [sys.executable, *command],
-        cwd=ROOT,
+        cwd=PROJECT,
         env=environment,
         capture_output=True,
         text=True,

@@ -26,17 +26,18 @@ from ray._private.authentication.authentication_token_setup import (
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
-from cluster.config import ClusterConfig, RunConfig
-from cluster.jobs.following import follow
-from cluster.jobs.package import PROJECT, package
-from cluster.jobs.resubmission import Budgets, Ending
-from cluster.jobs.sending_keys import send_keys
-from cluster.jobs.server import JobServer, JobServerError, has_ended
-from cluster.jobs.submission import DriverPlace, Submission, refuse_live_run, submit
-from cluster.jobs.supervising import supervise
-from cluster.run_control import scale
-from cluster.run_directory import RunDirectory
+from cluster.commands.jobs.following import follow
+from cluster.commands.jobs.package import package
+from cluster.commands.jobs.resubmission import Budgets, Ending
+from cluster.commands.jobs.sending_keys import send_keys
+from cluster.commands.jobs.server import JobServer, JobServerError, has_ended
+from cluster.commands.jobs.submission import DriverPlace, Submission, refuse_live_run, submit
+from cluster.commands.jobs.supervising import supervise
+from cluster.core.config import ClusterConfig, RunConfig
+from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import read_metrics
+from cluster.training.control import scale
+from tests import PROJECT
 from tests.simulated import assert_complete, simulation
 from tests.waiting import until as until_in
 
@@ -240,7 +241,7 @@ def test_a_planted_key_reaches_the_driver_and_nothing_that_anybody_can_read(
     site: Site, tmp_path: Path
 ) -> None:
     said = "import os; k = os.environ['WANDB_API_KEY']; print('received one of', len(k), k.count('planted0'))"
-    code = f"from cluster.jobs.inside import take_keys; take_keys(print); {said}"
+    code = f"from cluster.runtime.job_context import take_keys; take_keys(print); {said}"
     keys = {"WANDB_API_KEY": PLANTED}
     submission = Simulated(
         RunConfig(name="keyed", directory=tmp_path),
@@ -271,13 +272,13 @@ def test_a_planted_key_reaches_the_driver_and_nothing_that_anybody_can_read(
 
 
 def test_a_cluster_that_asks_for_another_ray_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.jobs.server.RAY_VERSION", "9.9.9")
+    monkeypatch.setattr("cluster.commands.jobs.server.RAY_VERSION", "9.9.9")
     with pytest.raises(JobServerError, match=rf"runs Ray {ray.__version__}, and this project needs 9\.9\.9"):
         JobServer(site.server.address)
 
 
 def test_a_run_that_finds_no_room_is_told_before_it_starts(site: Site) -> None:
-    from cluster.cluster_check import check_cluster
+    from cluster.commands.check import check_cluster
 
     config = RunConfig(
         cluster=ClusterConfig(address=site.cluster.address, node_labels={"learner": {"role": "none"}})

@@ -15,12 +15,12 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from cluster.config import LearnerConfig, ObjectiveConfig
-from cluster.contracts import LEFT_FACTOR
-from learner.engine import LearnerOptions
-from learner.group import LearnerGroup, LearnerStartError
-from learner.weighing import Row, WeighedBatch
-from rollout.weight_updates import updated_weights
+from cluster.core.config import LearnerConfig, ObjectiveConfig
+from cluster.core.types import LEFT_FACTOR
+from learner.engine.deepspeed_engine import LearnerOptions
+from learner.engine.group import LearnerGroup, LearnerStartError
+from learner.objective.training_batch import Row, WeighedBatch
+from rollout.weights.lora_update import updated_weights
 from tests.integration.learners import ReusedRanks, reused_ranks
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -346,8 +346,8 @@ async def test_adapters_learn_the_same_on_all_of_these_and_are_published_alone(
 
 
 def logprobs_without_adapters(engine: Any) -> np.ndarray:
-    from learner.adapters import adapters_disabled
-    from learner.logprobs import sequence_logprobs
+    from learner.model.adapters import adapters_disabled
+    from learner.model.logprobs import sequence_logprobs
 
     with adapters_disabled(engine.module):
         return sequence_logprobs(engine.module, PROBE, engine.device)

@@ -28,9 +28,9 @@ import psutil
 import pytest
 import yaml
 
-from cluster.jobs.package import PROJECT
-from cluster.run_directory import RunDirectory
+from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import read_metrics
+from tests import PROJECT
 from tests.integration.network import Network
 from tests.waiting import until as until_in
 

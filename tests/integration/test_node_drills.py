@@ -22,13 +22,13 @@ import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
 
-from cluster.config import ClusterConfig
-from cluster.placement import PlacementError, Reservation, connect
-from cluster.run_directory import RunDirectory
+from cluster.core.config import ClusterConfig
+from cluster.run_state.run_directory import RunDirectory
+from cluster.runtime.placement import PlacementError, Reservation, connect
 from cluster.tracking import read_metrics
+from tests import PROJECT
 from tests.simulated import Simulation, assert_complete, simulation
 
-ROOT = Path(__file__).parents[2]
 STORE_BYTES = 80 * 2**20
 ROLLOUT_POOL, LEARNER_POOL = {"pool": "rollout"}, {"pool": "learner"}
 pytestmark = [pytest.mark.timeout(240), pytest.mark.drill]
@@ -144,7 +144,7 @@ def test_the_controller_is_killed_and_its_cluster_lives_on(cluster: Cluster, tmp
     }  # fmt: skip
     command = [sys.executable, "-m", "tests.simulated", json.dumps(specification)]
     metrics = RunDirectory(config.run_directory).metrics_file
-    first = subprocess.Popen(command, cwd=ROOT)
+    first = subprocess.Popen(command, cwd=PROJECT)
     deadline = time.monotonic() + 100
     while not (metrics.exists() and any(row["step"] == 13 for row in read_metrics(metrics))):
         assert first.poll() is None, "it ended by itself"
@@ -152,7 +152,7 @@ def test_the_controller_is_killed_and_its_cluster_lives_on(cluster: Cluster, tmp
         time.sleep(0.05)
     first.kill()
     first.wait()
-    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    subprocess.run(command, cwd=PROJECT, check=True, timeout=120)
     assert_complete(config)
 
 

@@ -9,10 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cluster.run_directory import RunDirectory
+from cluster.run_state.run_directory import RunDirectory
+from tests import PROJECT
 from tests.simulated import simulation
 
-ROOT = Path(__file__).parents[2]
 PLANTED = {
     "WANDB_API_KEY": "planted0" * 5,
     "HF_TOKEN": "hf_planted1planted1",
@@ -29,7 +29,7 @@ def test_a_run_leaves_no_key_behind(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True) as ray_files:
         subprocess.run(
             [sys.executable, "-m", "tests.simulated", json.dumps(specification)],
-            cwd=ROOT,
+            cwd=PROJECT,
             env=os.environ | PLANTED | {"RAY_TMPDIR": ray_files},
             check=True,
             timeout=200,

@@ -10,7 +10,7 @@ import pytest
 import ray
 from safetensors.torch import load_file, save_file
 
-from cluster.contracts import Prompt, Sampling
+from cluster.core.types import Prompt, Sampling
 from tests.integration.engines import (
     Engines,
     actor,

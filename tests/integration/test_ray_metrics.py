@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 import ray
 
-from cluster.tracking.catalogue import prometheus_name
+from cluster.metrics.catalogue import prometheus_name
 from cluster.tracking.ray_metrics import RayMetrics
 
 

@@ -18,16 +18,16 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from cluster.config import RunConfig
-from cluster.config_loading import load_config
-from cluster.run_directory import RunDirectory
-from cluster.tracking.catalogue import METRICS
+from cluster.configuration.loading import load_config
+from cluster.core.config import RunConfig
+from cluster.metrics.catalogue import METRICS
+from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking.jsonl import read_metrics
-from reward.tasks import build_task
-from rollout.prompt_encoder import PromptEncoder
-from tests.cluster.test_tracking_wandb import name_of, records
+from reward.registry import build_task
+from rollout.engine.tokenizer import PromptEncoder
+from tests import PROJECT
+from tests.cluster.tracking.test_wandb_sink import name_of, records
 
-ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.timeout(1200)
 
 ENGINE_ENVIRONMENT = os.environ | {
@@ -50,7 +50,7 @@ print("TOKENS", json.dumps([list(output.outputs[0].token_ids) for output in outp
 def start(config_file: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "launch.py", "train", str(config_file), *arguments],
-        cwd=ROOT,
+        cwd=PROJECT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -71,7 +71,11 @@ def finish(process: subprocess.Popen[str], config: RunConfig, timeout_s: float =
 def launch(*arguments: str, timeout_s: float = 300) -> str:
     """What another command prints on stdout."""
     result = subprocess.run(
-        [sys.executable, "launch.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout_s
+        [sys.executable, "launch.py", *arguments],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
     )
     assert result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result.stdout

@@ -20,17 +20,17 @@ import pytest
 import ray
 from safetensors.numpy import load
 
-from cluster.checkpoints import CheckpointStore
-from cluster.config import RunConfig
-from cluster.controller import Controller
-from cluster.placement import cpu_environment
-from cluster.run_directory import RunDirectory
+from cluster.core.config import RunConfig
+from cluster.run_state.checkpoints import CheckpointStore
+from cluster.run_state.run_directory import RunDirectory
+from cluster.runtime.placement import cpu_environment
 from cluster.tracking import RunConsole, Tracker
 from cluster.tracking.jsonl import read_metrics
-from learner.engine import LearnerOptions
-from learner.group import LearnerGroup
-from learner.rank import LearnerRank
-from learner.state_files import FileRecord
+from cluster.training.controller import Controller
+from learner.engine.deepspeed_engine import LearnerOptions
+from learner.engine.group import LearnerGroup
+from learner.engine.rank import LearnerRank
+from learner.state.state_files import FileRecord
 from tests.builders import tiny_model
 from tests.synthetic import SyntheticFleet, expected_prompts, synthetic_source
 

@@ -11,10 +11,10 @@ import psutil
 import pytest
 import ray
 
-from cluster.actor_graph import ActorGraph
-from cluster.config import ClusterConfig, RunConfig
-from cluster.placement import connect
-from cluster.run_directory import RunDirectory
+from cluster.core.config import ClusterConfig, RunConfig
+from cluster.run_state.run_directory import RunDirectory
+from cluster.runtime.placement import connect
+from cluster.training.actors import ActorGraph
 from reward.scoring import Judgeable
 from tests.builders import all_verdicts
 

@@ -9,22 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config_loading import load_config
-from cluster.run_directory import RunDirectory
+from cluster.configuration.loading import load_config
+from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking.jsonl import read_metrics
-
-ROOT = Path(__file__).parent.parent.parent
+from tests import PROJECT
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_three_steps_of_a_real_pretrained_model(tmp_path: Path) -> None:
-    config_file = ROOT / "configs" / "countdown_smollm2.yaml"
+    config_file = PROJECT / "configs" / "countdown_smollm2.yaml"
     changes = ["steps=3", f"directory={tmp_path}", "evaluation.prompts=2", "tracking.wandb=disabled"]
     config = load_config(config_file, changes).config
     result = subprocess.run(
         [sys.executable, "launch.py", "train", str(config_file), *changes],
-        cwd=ROOT,
+        cwd=PROJECT,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

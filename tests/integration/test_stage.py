@@ -11,10 +11,10 @@ import gguf
 import pytest
 import ray
 
-from cluster.config import RunConfig
-from cluster.placement import connect
-from cluster.stage import RUN_ERRORS, UnusableModelError, prepare_in_cluster
+from cluster.core.config import RunConfig
+from cluster.runtime.placement import connect
 from cluster.tracking import RunConsole
+from cluster.training.session import RUN_ERRORS, UnusableModelError, prepare_in_cluster
 from tests.integration.hub import CONFIG, REPOSITORY, hub
 
 

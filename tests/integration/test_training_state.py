@@ -13,12 +13,12 @@ import pytest
 import ray
 from safetensors.torch import load
 
-from cluster.config import LearnerConfig, ObjectiveConfig
-from cluster.placement import cpu_environment
-from learner.engine import LearnerOptions
-from learner.group import LearnerGroup
-from learner.rank import LearnerRank
-from learner.state_files import CheckpointError, CheckpointWriteError, record
+from cluster.core.config import LearnerConfig, ObjectiveConfig
+from cluster.runtime.placement import cpu_environment
+from learner.engine.deepspeed_engine import LearnerOptions
+from learner.engine.group import LearnerGroup
+from learner.engine.rank import LearnerRank
+from learner.state.state_files import CheckpointError, CheckpointWriteError, record
 from tests.integration.test_learner_group import make_batch
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -29,16 +29,16 @@ class PartitionedRank(LearnerRank):
     """A tiny model's parameters are all below the size from which on ZeRO 3 takes them apart; here it does."""
 
     def start(self, address: str, port: int) -> int:
-        import learner.engine
+        import learner.engine.deepspeed_engine
 
-        as_configured = learner.engine.deepspeed_config
+        as_configured = learner.engine.deepspeed_engine.deepspeed_config
 
         def everything_partitioned(*arguments: Any) -> dict[str, Any]:
             config = as_configured(*arguments)
             config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
             return config
 
-        learner.engine.deepspeed_config = everything_partitioned
+        learner.engine.deepspeed_engine.deepspeed_config = everything_partitioned
         return super().start(address, port)
 
 

@@ -13,9 +13,9 @@ import pytest
 import ray
 import torch
 
-from cluster.contracts import Prompt, Publication, Sampling
-from cluster.weight_link import LinkTicket, WeightLink
-from learner.group import LearnerGroup
+from cluster.core.types import Prompt, Publication, Sampling
+from cluster.core.weight_channel import LinkTicket, WeightLink
+from learner.engine.group import LearnerGroup
 from tests.integration.engines import (
     Engines,
     actor,

@@ -12,12 +12,12 @@ import torch
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
-from cluster.config import ClusterConfig
-from cluster.contracts import Publication
-from cluster.placement import connect
-from learner.packing import file_parts
-from rollout.engine_options import EngineOptions
-from rollout.worker import RolloutWorker
+from cluster.core.config import ClusterConfig
+from cluster.core.types import Publication
+from cluster.runtime.placement import connect
+from learner.weights.packing import file_parts
+from rollout.engine.vllm_args import EngineOptions
+from rollout.engine.worker import RolloutWorker
 
 STORE_BYTES = 80 * 2**20
 pytestmark = [pytest.mark.timeout(240), pytest.mark.drill]

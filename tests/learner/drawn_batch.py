@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.config import ObjectiveConfig
-from cluster.contracts import ScoredGroup
-from learner.loss import PolicyLogprobs, PolicyLoss, policy_loss
-from learner.weighing import weigh
+from cluster.core.config import ObjectiveConfig
+from cluster.core.types import ScoredGroup
+from learner.objective.loss import PolicyLogprobs, PolicyLoss, policy_loss
+from learner.objective.training_batch import weigh
 from tests.builders import make_group, make_response
 
 MAX_TOKENS = 8

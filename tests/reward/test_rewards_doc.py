@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.config import RunConfig
-from cluster.config_loading import load_config
-from cluster.preflight import preflight
+from cluster.configuration import preflight as preflight_module
+from cluster.configuration.loading import load_config
+from cluster.configuration.preflight import preflight
+from cluster.core.config import RunConfig
+from reward.registry import build_task, task_class
 from reward.scorers import make_scorer
-from reward.tasks import build_task, task_class
+from tests import PROJECT
 from tests.builders import judged_by
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+DOCUMENT = (PROJECT / "docs" / "rewards.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -36,7 +38,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     small = ["rollout.cpus_per_worker=0.1", "learner.cpus_per_rank=0.1", "reward.cpus_per_worker=0.1"]
     loaded = load_config(tmp_path / "sums.yaml", ["model.source=./model", *small])
     assert not loaded.problems
-    monkeypatch.setattr("cluster.preflight._prompt_tokens", lambda config, task, problems: [50])
+    monkeypatch.setattr(preflight_module, "_prompt_tokens", lambda config, task, problems: [50])
     return loaded.config
 
 

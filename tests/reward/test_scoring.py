@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.config import RewardConfig, TaskConfig
-from cluster.contracts import Verdict
-from reward.countdown.puzzles import Puzzle
+from cluster.core.config import RewardConfig, TaskConfig
+from cluster.core.types import Verdict
 from reward.sandbox.pool import SandboxError
 from reward.scoring import Judgeable, RewardActor, RewardPool, RewardServiceError
 from reward.task import PlacedVerdicts
+from reward.tasks.countdown.puzzles import Puzzle
 from tests.builders import all_verdicts
 
 PUZZLE = Puzzle((3, 5, 7), 38)

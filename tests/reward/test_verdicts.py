@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.contracts import Verdict
+from cluster.core.types import Verdict
 from reward.verdicts import number_of, verdict_of
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.contracts import Verdict
+from cluster.core.types import Verdict
 from reward.sandbox.pool import Sandbox, SandboxError
 from reward.sandbox.recipe import Limits, Recipe
 from tests.builders import judged_by
@@ -223,7 +223,7 @@ async def test_verifier_processes_hold_no_engine(tmp_path: Path) -> None:
     """They are many, and start often."""
     (tmp_path / "looking.py").write_text(
         "import sys\n"
-        "from cluster.contracts import Verdict\n"
+        "from cluster.core.types import Verdict\n"
         "from reward.judges import task_judge\n"
         "class Looking:\n"
         "    batched = False\n"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cluster.contracts import Verdict
+from cluster.core.types import Verdict
 
 RIGHT = Verdict("right", 1.0, "yes", "it says so")
 

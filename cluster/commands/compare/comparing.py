@@ -1,0 +1,167 @@
+"""`launch.py compare`: runs what is missing, shows how it goes, and writes tables and plots."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cluster.commands.compare.execution import State, Trial, last_line, run_trials, trials_of
+from cluster.commands.compare.plan import Comparison, settings_changed
+from cluster.commands.compare.plots import figures
+from cluster.commands.compare.results import Results, as_json, as_markdown, notes, results_of, tables
+from cluster.commands.report.figures import png
+from cluster.metrics.run_measures import PASS_AT_1, REWARD, Row, curve
+from cluster.run_state.run_directory import RunDirectory
+from cluster.tracking.code_version import code_version
+from cluster.tracking.formats import duration
+from cluster.tracking.jsonl import read_metrics
+
+PLAIN_PROGRESS_S = 60.0
+"""Where there is no live view, runs that go on say how far they are this often."""
+STYLES = {State.WAITING: "dim", State.RUNNING: "cyan", State.FINISHED: "green", State.FAILED: "bold red"}
+
+
+class OtherSettingsError(ValueError):
+    """Runs of an earlier comparison of this name were told something else."""
+
+
+def compare(
+    comparison: Comparison,
+    command: Sequence[str],
+    side_by_side: int,
+    console: Console,
+    *,
+    only_table: bool = False,
+) -> bool:
+    """Run what is not finished, write the results and show them. Returns whether all runs are finished.
+
+    Raises:
+        OtherSettingsError: what its name says; nothing was started.
+        KeyboardInterrupt: the same call goes on later.
+    """
+    refuse_other_settings(comparison)
+    trials = trials_of(comparison)
+    if not only_table:
+        with _Progress(console, trials) as progress:
+            run_trials(trials, command, side_by_side, progress.changed, progress.tick)
+    results = write_results(comparison)
+    for table in tables(results):
+        console.print(table)
+    for note in notes(results):
+        console.print(note, soft_wrap=True)
+    for trial in trials:
+        if trial.state is State.FAILED:
+            console.print(
+                f"{trial.run.name} failed: {last_line(trial.log_file)} (log: {trial.log_file})",
+                soft_wrap=True,
+                markup=False,
+            )
+    console.print(f"tables and plots: {comparison.directory}", soft_wrap=True)
+    return not results.missing
+
+
+def refuse_other_settings(comparison: Comparison) -> None:
+    """Let a comparison go on only where its earlier runs are what it would start now.
+
+    Raises:
+        OtherSettingsError: one is not.
+    """
+    for run in comparison.runs:
+        directory = RunDirectory(run.config.run_directory)
+        if not directory.config_file.exists():
+            continue
+        if changed := settings_changed(directory.read_config(), run.config):
+            raise OtherSettingsError(
+                f"{directory.path} was trained with other settings: {'; '.join(changed)}. Set them back, move that "
+                "directory away, or give the comparison another name"
+            )
+
+
+def write_results(comparison: Comparison) -> Results:
+    """`comparison.json`, `comparison.md` and the plots, from the runs that are finished."""
+    rows = {
+        run.name: list(read_metrics(directory.metrics_file))
+        for run in comparison.runs
+        if (directory := RunDirectory(run.config.run_directory)).is_finished
+    }
+    results = results_of(comparison, rows)
+    comparison.directory.mkdir(parents=True, exist_ok=True)
+    plots = []
+    if rows:
+        for name, figure in figures(results, rows):
+            plots.append(f"{name}.png")
+            (comparison.directory / plots[-1]).write_bytes(png(figure))
+    _write(comparison.directory / "comparison.json", json.dumps(as_json(results), indent=1) + "\n")
+    _write(comparison.directory / "comparison.md", as_markdown(results, code_version(), plots))
+    return results
+
+
+class _Progress:
+    """How the runs do: a table that is redrawn on a terminal, lines elsewhere."""
+
+    def __init__(self, console: Console, trials: Sequence[Trial]) -> None:
+        self._console = console
+        self._trials = trials
+        self._said_at = time.monotonic()
+        self._live = Live(console=console, get_renderable=self._table, auto_refresh=False)
+
+    def __enter__(self) -> _Progress:
+        if self._console.is_terminal:
+            self._live.start()
+        finished = sum(trial.state is State.FINISHED for trial in self._trials)
+        self._say(f"{len(self._trials)} runs, {finished} of them finished before")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def changed(self, trial: Trial) -> None:
+        self._say(f"{trial.run.name}: {trial.state.value}" + _reached(trial))
+
+    def tick(self) -> None:
+        if self._console.is_terminal:
+            self._live.refresh()
+        elif time.monotonic() - self._said_at >= PLAIN_PROGRESS_S:
+            for trial in self._trials:
+                if trial.state is State.RUNNING:
+                    self._say(f"{trial.run.name}:" + _reached(trial))
+
+    def _say(self, text: str) -> None:
+        self._said_at = time.monotonic()
+        self._console.print(Text.assemble((time.strftime("%H:%M:%S  "), "dim"), text), soft_wrap=True)
+
+    def _table(self) -> RenderableType:
+        table = Table.grid(padding=(0, 2))
+        for trial in self._trials:
+            table.add_row(
+                Text(trial.run.name),
+                Text(trial.state.value, STYLES[trial.state]),
+                Text(_reached(trial).strip()),
+            )
+        return Group(table)
+
+
+def _reached(trial: Trial) -> str:
+    """How far it is: ` step 40/100, reward 0.312, pass@1 0.355, for 61 s`."""
+    rows: list[Row] = list(read_metrics(trial.directory.metrics_file))
+    if trial.state is State.WAITING or not rows:
+        return ""
+    parts = [f" step {rows[-1]['step']}/{trial.run.config.steps}"]
+    for name, key in (("reward", REWARD), ("pass@1", PASS_AT_1)):
+        if points := curve(rows, key):
+            parts.append(f"{name} {points[-1][1]:.3f}")
+    if trial.state is State.RUNNING:
+        parts.append(f"for {duration(time.monotonic() - trial.started_at)}")
+    return ", ".join(parts)
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")

@@ -1,0 +1,84 @@
+"""The pictures of a comparison: means with their intervals in the course of training, and differences at its end."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from cluster.commands.compare.results import Results
+from cluster.commands.report.figures import Band, Curve, bands_figure, differences_figure
+from cluster.metrics.run_measures import LENGTH, MEASURES, PASS_AT_1, REWARD, Row, curve
+from cluster.metrics.t_quantile import mean_estimate
+
+SMOOTHED_OVER = 10
+"""Batches whose mean one point of a batch curve is: one alone jumps too much to be compared by eye."""
+
+
+def figures(results: Results, rows: Mapping[str, Sequence[Row]]) -> Iterator[tuple[str, Figure]]:
+    """(file name without its ending, figure)."""
+    wanted = (
+        ("pass_at_1", PASS_AT_1, "held-out pass@1", 1),
+        ("reward", REWARD, f"mean reward of a batch (means of {SMOOTHED_OVER} batches)", SMOOTHED_OVER),
+        ("length", LENGTH, f"mean response length (means of {SMOOTHED_OVER} batches)", SMOOTHED_OVER),
+    )
+    for name, key, label, width in wanted:
+        bands = {}
+        for variant in results.comparison.variants:
+            of_runs = [
+                blocks(curve(rows[run.name], key), width)
+                for run in results.comparison.of_variant(variant)
+                if run.name in rows
+            ]
+            if any(of_runs):
+                bands[variant] = (band(of_runs), of_runs)
+        if bands:
+            title = "mean over seeds, with its 95 % interval (t); thin: the seeds"
+            yield name, bands_figure(title, "step", label, bands)
+    if results.comparison.others:
+        yield "differences", _differences(results)
+
+
+def blocks(points: Curve, width: int) -> list[tuple[float, float]]:
+    """Means of `width` successive points; what is left over at the end is left out, unless it is all there is."""
+    whole = [points[start : start + width] for start in range(0, len(points) - width + 1, width)] or [points]
+    return [
+        (statistics.fmean(x for x, _ in block), statistics.fmean(y for _, y in block))
+        for block in whole
+        if block
+    ]
+
+
+def band(curves: Sequence[Curve]) -> Band:
+    """Mean and interval at each step that all curves have."""
+    by_step = [dict(curve) for curve in curves]
+    steps = sorted(set.intersection(*(set(points) for points in by_step)))
+    estimates = [(step, mean_estimate([points[step] for points in by_step])) for step in steps]
+    return Band([(step, estimate.mean, estimate.half_width) for step, estimate in estimates])
+
+
+def _differences(results: Results) -> Figure:
+    measures = MEASURES[:2]
+    baseline = results.comparison.baseline
+    rows = []
+    for measure in measures:
+        for variant in results.comparison.others:
+            estimate = results.difference(measure, variant)
+            values = results.values[measure.key]
+            seeds = values[variant].keys() & values[baseline].keys()
+            half_width = None if estimate.half_width is None else estimate.half_width * measure.scale
+            rows.append(
+                (
+                    f"{variant}: {measure.title}",
+                    estimate.mean * measure.scale,
+                    half_width,
+                    [
+                        (values[variant][seed] - values[baseline][seed]) * measure.scale
+                        for seed in sorted(seeds)
+                    ],
+                )
+            )
+    return differences_figure(
+        f"difference from {baseline}, paired by seed, with its 95 % interval (t)", "percentage points", rows
+    )

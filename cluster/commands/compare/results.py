@@ -1,0 +1,200 @@
+"""What a comparison found: estimates per variant and measure, and differences from the baseline. Pure.
+
+results_of(comparison, rows) ─▶ Results ─▶ as_json │ as_markdown │ tables (for the terminal)
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from cluster.commands.compare.plan import Comparison, same_gradient
+from cluster.metrics.run_measures import MEASURES, Measure, Row
+from cluster.metrics.t_quantile import CONFIDENCE, Estimate, mean_estimate, paired_difference
+
+ValuesBySeed = Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """`values[measure key][variant][seed]`: of finished runs, where the measure could be taken."""
+
+    comparison: Comparison
+    values: Mapping[str, Mapping[str, ValuesBySeed]]
+    missing: tuple[str, ...]
+    """Names of runs that are not finished."""
+
+    def estimate(self, measure: Measure, variant: str) -> Estimate:
+        return mean_estimate(list(self.values[measure.key][variant].values()))
+
+    def difference(self, measure: Measure, variant: str) -> Estimate:
+        values = self.values[measure.key]
+        return paired_difference(values[variant], values[self.comparison.baseline])
+
+
+def results_of(comparison: Comparison, rows: Mapping[str, Sequence[Row]]) -> Results:
+    """`rows` are those of each finished run, by its name."""
+    values = {
+        measure.key: {
+            variant: {
+                run.seed: value
+                for run in comparison.of_variant(variant)
+                if run.name in rows and math.isfinite(value := measure.of(rows[run.name]))
+            }
+            for variant in comparison.variants
+        }
+        for measure in MEASURES
+    }
+    return Results(comparison, values, tuple(run.name for run in comparison.runs if run.name not in rows))
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """All numbers, unrounded, for programs."""
+    comparison = results.comparison
+    return {
+        "name": comparison.name,
+        "baseline": comparison.baseline,
+        "seeds": list(comparison.seeds),
+        "confidence": CONFIDENCE,
+        "runs": {run.name: list(run.arguments) for run in comparison.runs},
+        "missing": list(results.missing),
+        "measures": {
+            measure.key: {
+                variant: {
+                    "by_seed": {
+                        str(seed): value for seed, value in results.values[measure.key][variant].items()
+                    },
+                    "estimate": _json(results.estimate(measure, variant)),
+                    "difference": _json(results.difference(measure, variant))
+                    if variant != comparison.baseline
+                    else None,
+                }
+                for variant in comparison.variants
+            }
+            for measure in MEASURES
+        },
+    }
+
+
+def as_markdown(results: Results, code_version: str, plots: Sequence[str] = ()) -> str:
+    """A page that says what was run, what came out, and how to read it."""
+    comparison = results.comparison
+    steps = comparison.runs[0].config.steps
+    lines = [
+        f"# {comparison.name}",
+        "",
+        f"{len(comparison.variants)} variants × {len(comparison.seeds)} seeds ({_listed(comparison.seeds)}), "
+        f"{steps} steps each. Code: {code_version}.",
+        "",
+        *_markdown_table(["variant", *(measure.title for measure in MEASURES)], _estimate_rows(results)),
+        "",
+        f"Mean over seeds ± half the width of its {CONFIDENCE:.0%} interval (Student's t over seeds).",
+        "",
+    ]
+    if comparison.others:
+        lines += [
+            f"## Differences from {comparison.baseline}, paired by seed",
+            "",
+            *_markdown_table(
+                ["variant", *(measure.title for measure in MEASURES)], _difference_rows(results)
+            ),
+            "",
+            "`*`: the interval leaves out 0. Each interval is one of "
+            f"{len(comparison.others) * len(MEASURES)}, and none is corrected for that.",
+            "",
+        ]
+    lines += [f"![{plot}]({plot})\n" for plot in plots]
+    lines += ["## What the columns are", ""]
+    lines += [f"- **{measure.title}**: {measure.meaning}." for measure in MEASURES]
+    lines += ["", *notes(results), ""]
+    lines += ["## Each run by hand", "", "```bash"]
+    lines += [f"python launch.py train {shlex.join(run.arguments)}" for run in comparison.runs]
+    return "\n".join([*lines, "```", ""])
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader has to know besides the numbers; one line each."""
+    found = (
+        [f"Not finished, and not in the numbers: {', '.join(results.missing)}."] if results.missing else []
+    )
+    if alike := same_gradient(results.comparison):
+        found.append(
+            f"{', '.join(alike)} have the same gradient here (on-policy, one optimiser step per batch): what differs "
+            "between them is chance, if anything."
+        )
+    return found
+
+
+def tables(results: Results) -> list[Table]:
+    """For the terminal: the means, and the differences."""
+    comparison = results.comparison
+    found = [_rich_table("mean ± 95 % interval (t, over seeds)", _estimate_rows(results))]
+    if comparison.others:
+        found.append(
+            _rich_table(f"difference from {comparison.baseline}, paired by seed", _difference_rows(results))
+        )
+    return found
+
+
+def shown(estimate: Estimate, measure: Measure, *, signed: bool = False) -> str:
+    """`39.0 ± 2.1`; with one seed there is no interval, and that is said."""
+    if not estimate.count:
+        return "–"
+    mean = f"{estimate.mean * measure.scale:{'+' if signed else ''}.{measure.decimals}f}"
+    if estimate.half_width is None:
+        return f"{mean} (1 seed)"
+    mark = " *" if signed and estimate.excludes_zero else ""
+    return f"{mean} ± {estimate.half_width * measure.scale:.{measure.decimals}f}{mark}"
+
+
+def _estimate_rows(results: Results) -> list[list[str]]:
+    return [
+        [variant, *(shown(results.estimate(measure, variant), measure) for measure in MEASURES)]
+        for variant in results.comparison.variants
+    ]
+
+
+def _difference_rows(results: Results) -> list[list[str]]:
+    return [
+        [
+            variant,
+            *(shown(results.difference(measure, variant), measure, signed=True) for measure in MEASURES),
+        ]
+        for variant in results.comparison.others
+    ]
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *([*row] for row in rows)]
+    ]
+
+
+def _rich_table(title: str, rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ["variant", *(measure.title for measure in MEASURES)]:
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for variant, *cells in rows:
+        table.add_row(
+            Text(variant, "cyan"), *(Text(cell, "bold" if cell.endswith("*") else "") for cell in cells)
+        )
+    return table
+
+
+def _json(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "mean": estimate.mean if math.isfinite(estimate.mean) else None,
+        "half_width": estimate.half_width,
+        "count": estimate.count,
+    }
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(str(seed) for seed in seeds)

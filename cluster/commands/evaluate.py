@@ -1,0 +1,47 @@
+"""`launch.py eval`: pass@1 and pass@k of a model, with a run's rollout workers and reward actors and no learner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.core.config import RunConfig
+from cluster.core.types import Prompt, ScoredGroup
+from cluster.metrics.evaluation import categories_of, evaluation_report
+from cluster.run_state.run_directory import RunDirectory
+from cluster.tracking import RunConsole
+from cluster.tracking.evaluation_files import write_evaluation
+from cluster.training.actors import ActorGraph
+from cluster.training.dataset import encode_questions, evaluation_prompts
+from cluster.training.session import prepare_in_cluster, ray_started, run_to_the_end
+from reward.task import Split
+
+
+def evaluate(config: RunConfig, split: Split, console: RunConsole) -> dict[str, Any]:
+    """Sample and judge the responses that `config.evaluation` asks for, and return `evaluation_report`'s numbers.
+
+    The actors' logs, the numbers and all responses go to `RunDirectory.evaluation`; nothing else is written.
+
+    Raises:
+        PlacementError, FleetLostError, UnusablePromptError: what their names say.
+    """
+    directory = RunDirectory(config.run_directory).evaluation
+    with ray_started(config, console):
+        model = prepare_in_cluster(config, console)
+        console.stage("reading the prompts")
+        prompts = evaluation_prompts(config, encode_questions(config, model), split)
+        groups = run_to_the_end(_sample(ActorGraph(config, directory, model), prompts, console))
+    category_of = categories_of(config)
+    report = evaluation_report(config, split, groups, category_of)
+    write_evaluation(directory.evaluation_stem(), report, groups, category_of)
+    return report
+
+
+async def _sample(graph: ActorGraph, prompts: Sequence[Prompt], console: RunConsole) -> list[ScoredGroup]:
+    """Start the actors and have `prompts` answered. Whatever happens, the actors are gone afterwards."""
+    async with graph.rewards() as rewards, graph.fleet(rewards, console.warning) as fleet:
+        console.stage(f"starting {graph.config.rollout.workers} vLLM workers")
+        fleet.serve_as_loaded()
+        await fleet.wait_until(lambda: fleet.state.healthy > 0)
+        console.stage(f"sampling {len(prompts)} × {prompts[0].sampling.responses} responses")
+        return await fleet.sample(prompts)

@@ -1,0 +1,174 @@
+"""`launch.py train`: sets the stage for the controller's loop, and clears it away afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.core.config import RunConfig
+from cluster.run_state.checkpoints import Checkpoint, CheckpointStore, learner_state
+from cluster.run_state.run_directory import RunDirectory
+from cluster.tracking import RunConsole, Tracker
+from cluster.tracking.code_version import code_version
+from cluster.tracking.ray_metrics import RayMetrics
+from cluster.training.actors import ActorGraph
+from cluster.training.batch import BatchNotFilledError
+from cluster.training.control import RunIsLiveError, listening
+from cluster.training.controller import Controller, LogprobGapError, MissingLogprobsError
+from cluster.training.dataset import Questions, encode_questions, evaluation_prompts, training_sampling
+from cluster.training.gc import what_is_there_stays
+from cluster.training.guards import VerifierFailureError
+from cluster.training.prompt_source import PromptSource
+from cluster.training.session import RUN_ERRORS, prepare_in_cluster, ray_started, run_to_the_end
+from learner.state import state_description
+from learner.state.state_description import StateDescription, obstacle
+from learner.state.state_files import CheckpointError
+
+TRAINING_ERRORS = (
+    *RUN_ERRORS,
+    LogprobGapError,
+    MissingLogprobsError,
+    BatchNotFilledError,
+    VerifierFailureError,
+    RunIsLiveError,
+)
+"""What may stop a run through no fault of this program, and says by itself what happened."""
+
+
+def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
+    """Run the training that `config` describes and return its summary. A run that was cut short is resumed.
+
+    Raises:
+        PlacementError, FleetLostError, LogprobGapError, MissingLogprobsError, BatchNotFilledError,
+            VerifierFailureError, RunIsLiveError, UnusablePromptError, CheckpointError: what their names say.
+    """
+    started = time.monotonic()
+    run_directory = RunDirectory(config.run_directory)
+    checkpoints = CheckpointStore(run_directory.checkpoints, config.checkpoint.keep)
+    console.stage("looking for a checkpoint to go on from")
+    newest = checkpoints.newest_intact(console.warning)
+    if newest is not None:
+        _refuse_other_settings(newest, config)
+    seen_before = run_directory.config_file.exists()
+    with Tracker(
+        config,
+        run_directory,
+        console,
+        resume_step=newest.progress.step if newest else -1 if seen_before else None,
+        wandb_run_id=newest.progress.wandb_run_id if newest else None,
+    ) as tracker:
+        if seen_before:
+            _announce_resumption(config, run_directory, tracker, newest.progress.step if newest else None)
+        run_directory.write_config(config)
+        run_directory.write_code_version(code_version())
+        with ray_started(config, console):
+            run_directory.ray_address_file.write_text(ray.get_runtime_context().gcs_address + "\n")
+            tracker.attach(RayMetrics(config.name))
+            model = prepare_in_cluster(config, console)
+            console.stage("reading the prompts")
+            questions = encode_questions(config, model)
+            graph = ActorGraph(config, run_directory, model)
+            controller = run_to_the_end(_run(graph, questions, checkpoints, newest, tracker, console))
+        summary = _summary(config, run_directory, controller, time.monotonic() - started)
+        tracker.finish(summary)
+    return summary
+
+
+def set_aside(config: RunConfig) -> Path | None:
+    """Move an earlier run of this name out of the way. Returns where it is now, or None if there was none."""
+    path = config.run_directory
+    if not path.exists():
+        return None
+    stamp = f"{path.name}.{datetime.now():%Y%m%d-%H%M%S}"
+    names = itertools.chain([stamp], (f"{stamp}-{count}" for count in itertools.count(2)))
+    aside = next(place for name in names if not (place := path.with_name(name)).exists())
+    path.rename(aside)
+    return aside
+
+
+def _refuse_other_settings(newest: Checkpoint, config: RunConfig) -> None:
+    """What its description tells already, before anything starts. Whether the model is the same shows when it is
+    loaded.
+
+    Raises:
+        CheckpointError: the run cannot go on from it with these settings.
+    """
+    file = learner_state(newest.path) / state_description.FILE_NAME
+    saved = StateDescription.from_json(file.read_text(encoding="utf-8"))
+    if reason := obstacle(saved, config.model.dtype, config.learner.zero_stage):
+        raise CheckpointError(
+            f"{newest.path}: cannot go on from this checkpoint: {reason}, or train under another name"
+        )
+
+
+def _announce_resumption(
+    config: RunConfig, run_directory: RunDirectory, tracker: Tracker, step: int | None
+) -> None:
+    where = (
+        f"resuming at step {step}" if step is not None else "no checkpoint yet: starting from the beginning"
+    )
+    tracker.event(f"{run_directory.path} holds an unfinished run; {where}")
+    for difference in run_directory.differences(config):
+        tracker.event(f"changed since: {difference}")
+
+
+async def _run(
+    graph: ActorGraph,
+    questions: Questions,
+    checkpoints: CheckpointStore,
+    start: Checkpoint | None,
+    tracker: Tracker,
+    console: RunConsole,
+) -> Controller:
+    """Start the actors, train, export. Whatever happens, the actors are gone afterwards."""
+    config = graph.config
+    probe_tokens = tuple(question.encoded.token_ids for question in questions.train[:2])
+    async with (
+        graph.learner(probe_tokens) as learner,
+        graph.rewards() as rewards,
+        graph.fleet(rewards, tracker.warning, learner) as fleet,
+        listening(config.name, fleet, tracker.event, tracker.warning),
+    ):
+        console.stage(
+            f"starting {config.rollout.workers} vLLM workers and {config.learner.ranks} DeepSpeed rank(s)"
+        )
+        await learner.start()
+        await fleet.wait_until(lambda: fleet.state.started_workers > 0)
+        console.stage("training")
+        controller = Controller(
+            config,
+            PromptSource(
+                questions.train, config.seed, lambda prompt_id: training_sampling(config, prompt_id)
+            ),
+            evaluation_prompts(config, questions),
+            fleet,
+            learner,
+            checkpoints,
+            tracker,
+            start,
+        )
+        with what_is_there_stays():
+            await controller.run()
+        console.stage("exporting the model")
+        await learner.export(graph.run_directory.final_model)
+    return controller
+
+
+def _summary(
+    config: RunConfig, run_directory: RunDirectory, controller: Controller, wall_time_s: float
+) -> dict[str, Any]:
+    steps = sorted(controller.pass_at_1)
+    return {
+        "pass_at_1_before": controller.pass_at_1[steps[0]],
+        "pass_at_1_after": controller.pass_at_1[steps[-1]],
+        "steps": controller.step,
+        "training_time_s": round(controller.elapsed_s, 1),
+        "wall_time_s": round(wall_time_s, 1),
+        "run_directory": str(run_directory.path),
+        "final_model": str(run_directory.final_model),
+    }

@@ -1,0 +1,87 @@
+"""The frozen reference: the model that the run started with, for the divergence from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from learner.engine.deepspeed_engine import LearnerOptions
+from learner.model.adapters import adapters_disabled
+from learner.model.logprobs import TokenBatch, response_logprobs
+from learner.model.policy import Policy
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+class Reference(Protocol):
+    def logprobs(self, batch: TokenBatch, temperature: float) -> Tensor:
+        """Log π_ref of the response tokens, float32 [B, T], without gradient. A collective under ZeRO 3: all ranks
+        call it equally often."""
+
+
+def build_reference(engine: DeepSpeedEngine, options: LearnerOptions) -> Reference | None:
+    """The reference that the objective's divergence is from, or None without a KL term: then nothing is loaded. All
+    ranks build it together."""
+    if not options.objective.kl_weight:
+        return None
+    if options.learner.lora_rank is not None:
+        return WithoutAdapters(engine)
+    return FrozenModel(engine, options)
+
+
+class WithoutAdapters:
+    """Where adapters alone are trained, the model without them is what the run started with: it costs no memory."""
+
+    def __init__(self, engine: DeepSpeedEngine) -> None:
+        self._engine = engine
+
+    def logprobs(self, batch: TokenBatch, temperature: float) -> Tensor:
+        with torch.no_grad(), adapters_disabled(self._engine.module):
+            return response_logprobs(self._engine, batch, temperature)[0]
+
+
+class FrozenModel:
+    """A second model, without gradients or optimizer state.
+
+    It costs its weights at most. With ZeRO 3 they are partitioned over the ranks, like the learner's own. Else, on CPU,
+    they are looked at in the model's own safetensors files (transformers maps them into memory where nothing has to be
+    converted), so that all ranks of a machine share the kernel's one copy; on GPU every rank holds them.
+    """
+
+    def __init__(self, engine: DeepSpeedEngine, options: LearnerOptions) -> None:
+        model = AutoModelForCausalLM.from_pretrained(
+            options.model,
+            dtype=getattr(torch, options.dtype),
+            attn_implementation=engine.module.model.config._attn_implementation,  # it gets the same micro-batches
+        )
+        model.requires_grad_(False).eval()
+        self._policy: nn.Module
+        if options.learner.zero_stage == 3:
+            self._policy = _partitioned(Policy(model), options.dtype)
+        else:
+            self._policy = Policy(model).to(engine.device)
+
+    def logprobs(self, batch: TokenBatch, temperature: float) -> Tensor:
+        with torch.no_grad():
+            return response_logprobs(self._policy, batch, temperature)[0]
+
+
+def _partitioned(policy: Policy, dtype: str) -> nn.Module:
+    """As DeepSpeed has it for inference with ZeRO 3: an engine without an optimizer."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=policy,
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {"stage": 3},
+            "bf16": {"enabled": dtype == "bfloat16"},
+            "steps_per_print": 10**9,
+        },
+    )
+    engine.eval()
+    return engine

@@ -1,0 +1,76 @@
+"""Puzzles from the user's copy of a data set, such as the published `Jiayi-Pan/Countdown-Tasks-3to4`.
+
+A row has a `target` and its `nums`; other fields are ignored. The published rows come in one split, and a twelfth of
+them are another row with its numbers in another order: so both splits are cut by the key of the puzzle, which forgets
+the order, and no puzzle is ever in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from reward.dataset.reading import SHOWN_FIELDS, read_rows, refuse
+from reward.tasks.countdown.puzzles import Puzzle
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Every puzzle once, the first of those that are alike, in the order of the rows."""
+
+    puzzles: tuple[Puzzle, ...]
+    notes: tuple[str, ...]
+    """What was left out, in a line each."""
+
+
+def read_puzzles(source: str, split: str) -> Published:
+    """All puzzles of `source`: a `.jsonl` or `.parquet` file, a directory that `datasets` can load, or a hub id.
+
+    Raises:
+        ValueError: there is no such data, or a row is no puzzle. The message says where.
+    """
+    rows = read_rows(source, None, split)
+    puzzles: dict[str, Puzzle] = {}
+    repeated: list[str] = []
+    mistakes: list[str] = []
+    for where, row in rows:
+        try:
+            puzzle = _puzzle(row)
+        except ValueError as error:
+            mistakes.append(f"{where}: {error}")
+            continue
+        if puzzle.key in puzzles:
+            repeated.append(where)
+        else:
+            puzzles[puzzle.key] = puzzle
+    refuse(mistakes)
+    notes = (
+        (
+            f"{source}: {len(repeated)} of {len(rows)} rows repeat an earlier puzzle (in whichever order) and are left "
+            f"out, the first is {repeated[0]}",
+        )
+        if repeated
+        else ()
+    )
+    return Published(tuple(puzzles.values()), notes)
+
+
+def _puzzle(row: dict[str, Any]) -> Puzzle:
+    """Raises ValueError where the row is none; the message says why."""
+    for field in ("target", "nums"):
+        if row.get(field) is None:
+            raise ValueError(
+                f"there is no field {field!r} (there are {', '.join(list(row)[:SHOWN_FIELDS]) or 'none'})"
+            )
+    target, numbers = row["target"], row["nums"]
+    if not _is_whole(target):
+        raise ValueError(f"'target' must be a whole number, not {target!r:.60}")
+    if not isinstance(numbers, list) or not numbers or not all(_is_whole(n) and n >= 0 for n in numbers):
+        raise ValueError(
+            f"'nums' must be a list of whole numbers, none of them negative, not {numbers!r:.60}"
+        )
+    return Puzzle(tuple(numbers), target)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,93 @@
+"""TeleLogs as a task: generated problems or the user's copy of the published ones, reward 1 for the right label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.core.types import Verdict
+from reward.task import ChatMessages, Example, Split
+from reward.tasks.telelogs.causes import CAUSES
+from reward.tasks.telelogs.generator import GeneratedProblems, Recipe, Style
+from reward.tasks.telelogs.loader import Loaded, load_problems
+from reward.tasks.telelogs.problem import Problem
+from reward.tasks.telelogs.verifier import verify
+
+_WORDS = {cause.label: cause.word for cause in CAUSES}
+
+
+class TeleLogsOptions(BaseModel):
+    """Which problems, and how they are put to the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    data: str | None = None
+    """null generates problems. Else where they are: a file (JSONL, JSON, CSV, Parquet), a directory with a train and a
+    test file, or a hub id such as netop/TeleLogs."""
+    style: Style = "full"
+    """Of generated problems: `full` is as long as the published ones, `compact` a few numbers without words for
+    character-level models, `compact_chat` the same for small instruct models."""
+    randomised_labels: bool = False
+    """Shuffle the causes, keep five to eight of them and print other labels."""
+    train_problems: Annotated[int, Field(ge=1)] = 2400
+    """How many are generated to train on; of `data`, at most so many are taken."""
+    held_out_problems: Annotated[int, Field(ge=1)] = 864
+    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """By the hash of the gNodeB IDs (generated), or of the question (`data` without splits of its own)."""
+    seed: int = 0
+    """Of the generated problems, and of the randomised labels."""
+
+
+class TeleLogsTask:
+    Options = TeleLogsOptions
+
+    def __init__(self, options: TeleLogsOptions) -> None:
+        self._options = options
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        options = self._options
+        count = options.train_problems if split == "train" else options.held_out_problems
+        if options.data is None:
+            recipe = Recipe(
+                split, options.style, options.randomised_labels, options.seed, options.held_out_share
+            )
+            return GeneratedProblems(recipe, count)
+        return self._loaded.by_split[split][:count]
+
+    @cached_property
+    def _loaded(self) -> Loaded:
+        options = self._options
+        assert options.data is not None
+        randomise_seed = options.seed if options.randomised_labels else None
+        return load_problems(options.data, options.held_out_share, randomise_seed)
+
+    def notes(self) -> Sequence[str]:
+        return () if self._options.data is None else self._loaded.notes
+
+    def render(self, problem: Problem) -> str | ChatMessages:
+        if self._options.data is None and self._options.style == "compact":
+            return problem.question
+        return [{"role": "user", "content": problem.question}]
+
+    def category(self, problem: Problem) -> str:
+        """The cause."""
+        return f"{problem.cause} {_WORDS[problem.cause]}"
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        result = verify(response, problem.labels, problem.answer)
+        return Verdict(
+            outcome="right" if result.correct else "wrong",
+            reward=float(result.correct),
+            answer=result.answer,
+            reason=result.reason,
+        )
+
+    def example(self, problem: Problem) -> Example:
+        wrong = next(label for label in problem.labels if label != problem.answer)
+        return Example(right=f"\\boxed{{{problem.answer}}}", wrong=f"\\boxed{{{wrong}}}")
+
+
+TASK = TeleLogsTask

@@ -1,0 +1,245 @@
+"""Comparisons: what is planned, what is run and not run again, and what is said about it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cluster.commands.compare.comparing import OtherSettingsError, compare
+from cluster.commands.compare.plan import Comparison, load_comparison, same_gradient
+from launch import app
+from tests import PROJECT
+from tests.fake_training import train
+
+TRAINING = [sys.executable, "-m", "tests.fake_training"]
+SMALL = {
+    "steps": 4,
+    "model": {"max_context_tokens": 128},
+    "rollout": {"workers": 1, "prompts_per_step": 4, "max_response_tokens": 64, "cpus_per_worker": 0.3},
+    "learner": {"cpus_per_rank": 0.3},
+    "reward": {"cpus_per_worker": 0.3},
+}
+
+
+def comparison_file(folder: Path, **changes: Any) -> Path:
+    (folder / "base.yaml").write_text(yaml.safe_dump(SMALL))
+    values = {
+        "name": "rates",
+        "directory": str(folder / "runs"),
+        "base": "base.yaml",
+        "seeds": [3, 5],
+        "variants": {"low": ["learner.learning_rate=0.1"], "high": ["learner.learning_rate=0.3"]},
+    }
+    file = folder / "comparison.yaml"
+    file.write_text(yaml.safe_dump(values | changes, sort_keys=False))
+    return file
+
+
+def planned(folder: Path, *overrides: str, **changes: Any) -> Comparison:
+    comparison, problems = load_comparison(comparison_file(folder, **changes), overrides)
+    assert not problems, problems
+    return comparison
+
+
+def run(comparison: Comparison, side_by_side: int = 1, **options: Any) -> tuple[bool, str]:
+    """Whether all is finished, and what was shown."""
+    screen = io.StringIO()
+    # Its own process imports the project from here, whatever the tests' working directory.
+    complete = compare(comparison, TRAINING, side_by_side, Console(file=screen, width=120), **options)
+    return complete, screen.getvalue()
+
+
+def finish(comparison: Comparison) -> None:
+    """As if all runs had been trained."""
+    for planned_run in comparison.runs:
+        train(planned_run.config)
+
+
+def starts(comparison: Comparison) -> list[str]:
+    return (comparison.directory / "starts").read_text().split()
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+
+
+# --- The plan
+
+
+def test_each_variant_is_planned_with_each_seed_seed_by_seed(tmp_path: Path) -> None:
+    comparison = planned(tmp_path, "steps=2")
+    assert [run.name for run in comparison.runs] == [
+        "rates.low.seed3",
+        "rates.high.seed3",
+        "rates.low.seed5",
+        "rates.high.seed5",
+    ]
+    assert [run.config.learner.learning_rate for run in comparison.runs] == [0.1, 0.3, 0.1, 0.3]
+    assert {run.config.steps for run in comparison.runs} == {2}
+    assert {run.config.tracking.wandb_group for run in comparison.runs} == {"rates"}
+    assert comparison.baseline == "low"
+
+
+@pytest.mark.parametrize(
+    "file", sorted((PROJECT / "configs").glob("compare_*.yaml")), ids=lambda file: file.stem
+)
+def test_shipped_comparisons_are_sound(file: Path) -> None:
+    _, problems = load_comparison(file, ["rollout.cpus_per_worker=0.1", "learner.cpus_per_rank=0.1"])
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "said"),
+    [
+        ({"variants": {"low": []}}, [], "variants: 1 will not do"),
+        ({"baseline": "none"}, [], "baseline: there is no variant none"),
+        ({"seeds": [1, 1]}, [], "seeds: one is there twice"),
+        ({"seeds": []}, [], "seeds: [] will not do"),
+        ({"seed": [1]}, [], "seed: there is no such setting; did you mean seeds?"),
+        ({"overrides": ["seed=3"]}, [], "overrides: seed: each run has its own"),
+        ({}, ["name=x"], "the command line: name: each run has its own"),
+        ({}, ["learner.learning_rate=1"], "learner.learning_rate: the variants differ in it"),
+        ({}, ["learner.learning_rat=1"], "variant low: learner.learning_rat: there is no such setting"),
+        ({"base": "nowhere.yaml"}, [], "nowhere.yaml: there is no such file"),
+        (
+            {"variants": {"a": ["steps=3"], "b": ["task.name=math"]}},
+            [],
+            "variant b: task.name: its results would be those of other questions",
+        ),
+        (
+            {"variants": {"a": [], "b": ["tracking.wandb=disabled"]}},
+            [],
+            "variant b: it has the settings of a",
+        ),
+        ({"variants": {"a": [], "../b": ["steps=3"]}}, [], "variants"),
+        ({"variants": {"a": [], "b": ["rollout.workers=99"]}}, [], "variant b: cluster: the run asks for"),
+    ],
+)
+def test_mistakes_are_found_before_anything_starts(
+    tmp_path: Path, changes: Mapping[str, Any], overrides: list[str], said: str
+) -> None:
+    _, problems = load_comparison(comparison_file(tmp_path, **changes), overrides)
+    assert any(said in str(problem) for problem in problems), problems
+
+
+def test_objectives_that_are_one_on_policy_are_named(tmp_path: Path) -> None:
+    variants = {name: [f"objective.name={name}"] for name in ("grpo", "gspo", "sapo", "a_hpo")}
+    assert same_gradient(planned(tmp_path, variants=variants)) == ["grpo", "gspo", "sapo"]
+    assert same_gradient(planned(tmp_path, "learner.mini_batches=2", variants=variants)) == []
+
+
+# --- Running
+
+
+def test_results_are_written_and_shown(tmp_path: Path) -> None:
+    comparison = planned(tmp_path)
+    finish(comparison)
+    complete, screen = run(comparison)
+    assert complete
+    assert "tables and plots" in screen
+    found = json.loads((comparison.directory / "comparison.json").read_text())
+    final = found["measures"]["pass_at_1_final"]
+    assert final["low"]["by_seed"] == pytest.approx({"3": 0.26, "5": 0.34})
+    assert final["low"]["estimate"]["mean"] == pytest.approx(0.30)
+    assert final["low"]["difference"] is None
+    assert final["high"]["difference"] == pytest.approx(
+        {"mean": 0.2, "half_width": 0.0, "count": 2}, abs=1e-9
+    )
+    assert found["measures"]["reward_mean"]["low"]["estimate"]["mean"] == pytest.approx(0.35)
+    page = (comparison.directory / "comparison.md").read_text()
+    assert "| high | +20.0 ± 0.0 * |" in page
+    assert "python launch.py train" in page
+    for plot in ("pass_at_1.png", "reward.png", "length.png", "differences.png"):
+        assert (comparison.directory / plot).read_bytes().startswith(b"\x89PNG")
+        assert f"({plot})" in page
+
+
+def test_what_is_finished_is_not_run_again_and_what_was_interrupted_or_is_new_is(tmp_path: Path) -> None:
+    finish(planned(tmp_path))
+    more = planned(tmp_path, seeds=[3, 5, 8])
+    more.runs[1].config.run_directory.joinpath("summary.json").unlink()
+    complete, screen = run(more, 2)
+    assert complete
+    assert "6 runs, 3 of them finished before" in screen
+    assert sorted(starts(more)[4:]) == ["rates.high.seed3", "rates.high.seed8", "rates.low.seed8"]
+
+
+def test_a_comparison_does_not_mix_runs_of_other_settings(tmp_path: Path) -> None:
+    finish(planned(tmp_path))
+    with pytest.raises(OtherSettingsError, match=r"steps: 4 -> 5.*Set them back"):
+        run(planned(tmp_path, "steps=5"))
+    assert run(planned(tmp_path, "tracking.wandb=disabled"))[0]
+
+
+def test_a_run_that_fails_costs_the_others_nothing(tmp_path: Path) -> None:
+    variants = {"bad": ["learner.learning_rate=13"], "good": ["learner.learning_rate=0.1"]}
+    comparison = planned(tmp_path, variants=variants)
+    complete, screen = run(comparison, 2)
+    assert not complete
+    assert "rates.good.seed5: finished step 4/4, reward 0.500, pass@1 0.340" in screen
+    assert "rates.bad.seed3 failed: 12:00:00  stopped: the moon is in the wrong phase" in screen
+    assert "Not finished, and not in the numbers: rates.bad.seed3, rates.bad.seed5." in screen
+    found = json.loads((comparison.directory / "comparison.json").read_text())
+    assert found["measures"]["pass_at_1_final"]["good"]["estimate"]["count"] == 2
+    assert found["measures"]["pass_at_1_final"]["bad"]["estimate"]["mean"] is None
+
+
+def test_only_the_table_starts_nothing(tmp_path: Path) -> None:
+    comparison = planned(tmp_path)
+    complete, screen = run(comparison, only_table=True)
+    assert not complete
+    assert "Not finished" in screen
+    assert not (comparison.directory / "starts").exists()
+
+
+def test_interrupted_it_interrupts_its_trainings_side_by_side(tmp_path: Path) -> None:
+    """SIGTERM is taken as Ctrl-C: one test for both."""
+    variants = {"a": ["learner.learning_rate=99"], "b": ["learner.learning_rate=99", "steps=5"]}
+    file = comparison_file(tmp_path, variants=variants)
+    script = f"""
+import sys
+from pathlib import Path
+from rich.console import Console
+from cluster.commands.compare.comparing import compare
+from cluster.commands.compare.plan import load_comparison
+from cluster.commands.exits import answer_sigterm
+answer_sigterm()
+compare(load_comparison(Path({str(file)!r}))[0], {TRAINING!r}, 2, Console())
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
+    folder = tmp_path / "runs" / "rates"
+    waiting = [folder / f"rates.{variant}.seed3" for variant in "ab"]
+    deadline = time.monotonic() + 120
+    while not all((directory / "waits").exists() for directory in waiting):
+        assert time.monotonic() < deadline, "the two trainings did not begin"
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert b"Terminated" in errors
+    assert all((directory / "interrupted").exists() for directory in waiting)
+    assert not (folder / "rates.a.seed5").exists(), "two at a time, and none after it was interrupted"
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["compare", str(comparison_file(tmp_path, baseline="none")), "name=x"])
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_the_command_shows_the_table(tmp_path: Path) -> None:
+    file = comparison_file(tmp_path)
+    result = CliRunner().invoke(app, ["compare", str(file), "--only-table"])
+    assert result.exit_code == 0, result.output
+    assert "difference from low, paired by seed" in result.output

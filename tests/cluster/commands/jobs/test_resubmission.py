@@ -1,0 +1,47 @@
+"""When a run is submitted again, and when it has had its chances."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.commands.jobs.resubmission import Budgets, Ending, ending_of
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "error_type", "ending"),
+    [
+        ("SUCCEEDED", 0, None, Ending.DONE),
+        ("STOPPED", None, None, Ending.STOPPED),
+        ("FAILED", 130, "JOB_ENTRYPOINT_COMMAND_ERROR", Ending.STOPPED),
+        ("FAILED", 2, "JOB_ENTRYPOINT_COMMAND_ERROR", Ending.REFUSED),
+        ("FAILED", 1, "JOB_ENTRYPOINT_COMMAND_ERROR", Ending.FAILED),
+        ("FAILED", -9, "JOB_ENTRYPOINT_COMMAND_ERROR", Ending.FAILED),  # out of memory, most likely
+        ("FAILED", -15, "JOB_ENTRYPOINT_COMMAND_ERROR", Ending.PREEMPTED),
+        ("FAILED", 143, "JOB_ENTRYPOINT_COMMAND_ERROR", Ending.PREEMPTED),
+        ("FAILED", None, "JOB_SUPERVISOR_ACTOR_DIED", Ending.PREEMPTED),
+        ("FAILED", None, "RUNTIME_ENV_SETUP_FAILURE", Ending.FAILED),
+        (None, None, None, Ending.PREEMPTED),  # the head node was lost
+    ],
+)
+def test_how_a_job_ended(
+    status: str | None, exit_code: int | None, error_type: str | None, ending: Ending
+) -> None:
+    assert ending_of(status, exit_code, error_type) is ending
+
+
+@given(st.integers(0, 5), st.integers(0, 5), st.lists(st.sampled_from(Ending), max_size=30))
+def test_each_budget_pays_for_its_own_kind(failures: int, preemptions: int, endings: list[Ending]) -> None:
+    """Tries go on until something final happens, or as often as the budget of that kind says, whatever the other."""
+    budgets: Budgets | None = Budgets(failures, preemptions)
+    seen = dict.fromkeys(Ending, 0)
+    for ending in endings:
+        assert budgets is not None
+        seen[ending] += 1
+        budgets = budgets.after(ending)
+        wanted = ending in (Ending.FAILED, Ending.PREEMPTED)
+        spent = seen[Ending.FAILED] > failures or seen[Ending.PREEMPTED] > preemptions
+        assert (budgets is not None) == (wanted and not spent)
+        if budgets is None:
+            return

@@ -1,0 +1,176 @@
+"""What can be exported is found, and what cannot is refused in one line that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.commands.export_plan import ExportRefusedError, plan_export
+from cluster.core.config import RunConfig
+from cluster.run_state.checkpoints import CheckpointStore
+from cluster.run_state.run_directory import RunDirectory
+from tests.builders import make_progress
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """A run of a model in a directory, with complete checkpoints of steps 50 and 100 and half of one of 150."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    directory = RunDirectory(tmp_path / "runs" / "first")
+    directory.create()
+    write_config(directory, model={"source": str(tmp_path / "model")})
+    for step in (50, 100):
+        save(directory, step)
+    CheckpointStore(directory.checkpoints, keep=2).begin(150)
+    return directory
+
+
+def write_config(run: RunDirectory, **sections: Any) -> None:
+    run.write_config(RunConfig.model_validate({"learner": {"cpus_per_rank": 0.1}} | sections))
+
+
+def save(run: RunDirectory, step: int) -> None:
+    store = CheckpointStore(run.checkpoints, keep=2)
+    path = store.begin(step)
+    (path / "learner").mkdir()
+    (path / "learner" / "weights").write_bytes(bytes(100))
+    store.commit(path, make_progress(step))
+
+
+def refusal(*arguments: Any, **options: Any) -> str:
+    with pytest.raises(ExportRefusedError) as caught:
+        plan_export(*arguments, **options)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "; " in text, "it says what to do"
+    return text
+
+
+@pytest.mark.parametrize(("asked", "step"), [(None, 100), (100, 100), (50, 50)])
+def test_the_newest_complete_checkpoint_or_the_one_asked_for(
+    run: RunDirectory, tmp_path: Path, asked: int | None, step: int
+) -> None:
+    plan = plan_export(run.path, tmp_path / "made" / "here", asked, address="head:6379")
+    assert (plan.step, plan.checkpoint) == (step, run.checkpoints / f"step-{step:06d}")
+    assert plan.destination == tmp_path / "made" / "here"
+    assert not plan.destination.exists()
+    assert plan.config.cluster.address == "head:6379"
+    assert plan.run == run
+
+
+def test_the_run_may_have_moved_since(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its configuration says of where it is does not count. And relative paths are those of whoever asks."""
+    run.path.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    plan = plan_export(Path("moved"), Path("here"))
+    assert plan.checkpoint == tmp_path / "moved" / "checkpoints" / "step-000100"
+    assert plan.destination == tmp_path / "here"
+
+
+def test_an_empty_destination_will_do(run: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert plan_export(run.path, tmp_path / "empty").destination == tmp_path / "empty"
+
+
+def full(path: Path) -> Path:
+    path.mkdir()
+    (path / "model.safetensors").touch()
+    return path
+
+
+def file(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("occupied", "why"),
+    [
+        (full, "not an empty directory"),
+        (file, "not an empty directory"),
+        (lambda path: file(path) / "below", "taken: File exists"),
+    ],
+    ids=["full", "a file", "below a file"],
+)
+def test_a_destination_that_is_taken_is_refused(
+    run: RunDirectory, tmp_path: Path, occupied: Callable[[Path], Path], why: str
+) -> None:
+    destination = occupied(tmp_path / "taken")
+    before = sorted(tmp_path.rglob("*"))
+    text = refusal(run.path, destination)
+    assert str(destination) in text
+    assert why in text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_step_without_a_checkpoint_is_refused_with_those_there_are(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    for step in (150, 7):  # 150 was begun and never completed
+        text = refusal(run.path, tmp_path / "here", step)
+        assert f"step {step}" in text
+        assert "50, 100" in text
+
+
+def test_a_run_without_a_complete_checkpoint_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    for path in CheckpointStore(run.checkpoints, keep=2).complete().values():
+        (path / "COMPLETE").unlink()
+    assert "no complete checkpoint yet" in refusal(run.path, tmp_path / "here")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "model", "model/config.json"])
+def test_what_is_no_run_is_refused(run: RunDirectory, tmp_path: Path, name: str) -> None:
+    text = refusal(tmp_path / name, tmp_path / "here")
+    assert f"{tmp_path / name}: there is no run here" in text
+
+
+def test_a_broken_configuration_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    run.config_file.write_text("stepps: 3\nseeed: 1")
+    text = refusal(run.path, tmp_path / "here")
+    assert str(run.config_file) in text
+    assert "stepps" in text
+
+
+def test_a_model_that_is_no_longer_there_is_said_to_be(run: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    text = refusal(run.path, tmp_path / "here")
+    assert "no longer there" in text
+    assert str(tmp_path / "model") in text
+    assert str(run.config_file) in text
+
+
+def test_a_starter_model_is_not_built_anew(run: RunDirectory, tmp_path: Path) -> None:
+    """Its recipe may have changed since; what was learned would not fit, or its tokens would mean something else."""
+    write_config(run, model={"source": "starter", "cache_directory": str(tmp_path / "cache")})
+    text = refusal(run.path, tmp_path / "here")
+    assert f"no longer in {tmp_path / 'cache'}" in text
+
+
+def test_only_the_learner_must_fit_on_the_machine(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    model = {"source": str(tmp_path / "model")}
+    write_config(run, model=model, rollout={"workers": 1000})
+    assert plan_export(run.path, tmp_path / "here")
+    write_config(run, model=model, learner={"ranks": 1000})
+    assert "asks for 1000 CPUs" in refusal(run.path, tmp_path / "here")
+
+
+def test_a_damaged_one_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    """Also where its size is right. The others can be exported."""
+    (run.checkpoints / "step-000100" / "learner" / "weights").write_bytes(b"1" * 100)
+    assert "learner/weights has SHA-256" in refusal(run.path, tmp_path / "here")
+    assert plan_export(run.path, tmp_path / "here", 50).step == 50
+
+
+def test_one_of_another_version_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    (run.checkpoints / "step-000100" / "COMPLETE").write_text('{"format": 3, "files": {}}')
+    with pytest.raises(ExportRefusedError, match="another version of this program"):
+        plan_export(run.path, tmp_path / "here")

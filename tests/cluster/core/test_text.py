@@ -1,0 +1,40 @@
+"""What others wrote can be printed: it moves no cursor, sets no title, and hides nothing."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.core.text import plain_text
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b[2J\x1b[Hgone", "gone"),
+        ("\x1b]0;a title\x07after", "after"),
+        ("\x1b]52;c;cm0gLXJmIC8=\x1b\\after", "after"),
+        ("\x1b]8;;http://evil\x1b\\text\x1b]8;;\x1b\\", "text"),
+        ("\x1bP1$r\x1b\\after", "after"),
+        ("\x9b31mred", "red"),
+        ("over\rwrite\b\x07", "overwrite"),
+        ("line\r\nline\ttab", "line\nline\ttab"),
+        ("\u202eesrever", "esrever"),
+        ("α ≤ 1 → 𝛑 · 你好", "α ≤ 1 → 𝛑 · 你好"),
+        ("unfinished \x1b[", "unfinished "),
+        ("unfinished \x1b", "unfinished "),
+    ],
+)
+def test_escapes_are_gone_and_text_stays(text: str, plain: str) -> None:
+    assert plain_text(text) == plain
+
+
+@given(st.text(st.sampled_from("\x1b\x9b[]P\\;0m\x07aA\n\t\r ") | st.characters()))
+def test_nothing_that_a_terminal_obeys_is_left(text: str) -> None:
+    plain = plain_text(text)
+    assert not [c for c in plain if unicodedata.category(c) == "Cc" and c not in "\n\t"]
+    assert plain_text(plain) == plain

@@ -1,0 +1,125 @@
+"""What `launch.py eval` says, to a program and to a person."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from cluster.commands.evaluation_table import report_tables
+from cluster.core.config import RunConfig
+from cluster.core.types import ScoredGroup
+from cluster.metrics.evaluation import evaluation_report
+from cluster.metrics.intervals import CONFIDENCE, METHOD, interval
+from reward.task import CategoryOf
+from tests.builders import make_group, make_prompt, make_response
+
+CONFIG = RunConfig.model_validate({"seed": 7, "model": {"source": "./[bold]model"}})
+
+
+def no_category(problem: object) -> None:
+    return None
+
+
+def shown(groups: Sequence[ScoredGroup], category_of: CategoryOf = no_category) -> str:
+    console = Console(width=100, file=StringIO())
+    with console.capture() as capture:
+        for table in report_tables(evaluation_report(CONFIG, "held_out", groups, category_of)):
+            console.print(table)
+    return capture.get()
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line[0] in "│"]
+
+
+def groups() -> list[ScoredGroup]:
+    """The first with the answers right, wrong, wrong; of the second a verdict has failed."""
+    responses = [make_response(2), make_response(4), make_response(6, finish_reason="length")]
+    first = make_group([1.0, 0.0, 0.0], responses)
+    answers = ["a right one", "a wrong one", "a wrong one"]
+    verdicts = [replace(v, answer=answer) for v, answer in zip(first.verdicts, answers, strict=True)]
+    return [replace(first, verdicts=tuple(verdicts)), make_group([1.0, 1.0, None], responses)]
+
+
+def test_the_report_in_numbers() -> None:
+    report = evaluation_report(CONFIG, "train", groups(), no_category)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert report == {
+        "model": "./[bold]model",
+        "task": "countdown",
+        "split": "train",
+        "prompts": 2,
+        "responses_per_prompt": 3,
+        "temperature": 1.0,
+        "max_response_tokens": 256,
+        "seed": 7,
+        "pass_at_1": pytest.approx((1 / 3 + 1) / 2),
+        "pass_at_1_stderr": pytest.approx(1 / 3),  # deviation 2/3 / √2, over √2
+        "pass_at_k": {"1": pytest.approx(2 / 3), "2": pytest.approx((2 / 3 + 1) / 2)},
+        "pass_at_k_interval": {
+            "1": list(interval([1 / 3, 1], 5) or ()),
+            "2": list(interval([2 / 3, 1], 5) or ()),
+        },
+        "majority_at_k": {"3": 0.0},
+        "majority_at_k_interval": {"3": None},
+        "intervals": {"confidence": CONFIDENCE, "method": METHOD},
+        "categories": {},
+        "cut_off_share": pytest.approx(1 / 3),
+        "response_tokens_mean": 4.0,
+        "failed_verdicts": 1,
+    }
+
+
+def test_the_report_for_a_person() -> None:
+    assert cells(shown(groups())) == [
+        ["model", "./[bold]model"],
+        ["asked", "countdown, held_out: 2 prompts × 3 responses"],
+        ["sampled", "temperature 1, seed 7"],
+        ["pass@1", "66.7 % (0.5 … 99.9)"],
+        ["pass@2", "83.3 % (2.1 … 99.9)"],
+        ["maj@3", "0.0 %"],
+        ["mean length", "4.0 tokens"],
+        ["cut off", "33 % at 256 tokens"],
+        ["failed verdicts", "1"],
+    ]
+    assert "in brackets: 95 % confidence" in shown(groups())
+
+
+def test_each_category_has_its_own_numbers() -> None:
+    """A prompt that is of none counts in the whole only."""
+    kinds = [("easy", [1.0, 1.0]), ("[b]hard", [1.0, 0.0]), ("easy", [0.0, 0.0]), (None, [1.0, 1.0])]
+    named = [
+        make_group(rewards, prompt=replace(make_prompt(), problem=problem)) for problem, rewards in kinds
+    ]
+    report = evaluation_report(CONFIG, "held_out", named, lambda problem: problem)
+    assert report["pass_at_1"] == pytest.approx(2.5 / 4)
+    assert {name: (found["prompts"], found["pass_at_k"]) for name, found in report["categories"].items()} == {
+        "[b]hard": (1, {"1": 0.5, "2": 1.0}),
+        "easy": (2, {"1": 0.5, "2": 0.5}),
+    }
+    assert report["categories"]["[b]hard"]["pass_at_k_interval"] == {"1": None, "2": None}
+    table = shown(named, lambda problem: problem)
+    assert cells(table)[-2:] == [
+        ["[b]hard", "1", "50.0 %", "100.0 %"],
+        ["easy", "2", "50.0 % (0.2 … 99.8)", "50.0 % (0.2 … 99.8)"],
+    ]
+
+
+def test_what_cannot_be_known_is_null_and_a_question_mark() -> None:
+    unseeded = make_prompt()
+    unseeded = replace(unseeded, sampling=replace(unseeded.sampling, seed=None))
+    nothing_judged = [make_group([None, None], prompt=unseeded)]
+    report = evaluation_report(CONFIG, "held_out", nothing_judged, no_category)
+    unknown = {key for key, value in report.items() if value is None}
+    assert unknown == {"seed", "pass_at_1", "pass_at_1_stderr"}
+    assert report["pass_at_k"] == {"1": None, "2": None}
+    assert report["failed_verdicts"] == 2
+    assert not any(isinstance(value, float) and math.isnan(value) for value in report.values())
+    assert shown(nothing_judged).count("?") == 2
+    assert "no seed" in shown(nothing_judged)

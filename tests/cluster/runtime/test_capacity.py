@@ -1,0 +1,104 @@
+"""A run that fits is let through, and one that does not is told which of its actors find no place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.core.config import RunConfig
+from cluster.runtime.capacity import Need, Node, has_labels, needs_of, shortfalls
+
+
+def node(name: str, cpus: float = 4, gpus: float = 0, **labels: str) -> Node:
+    return Node(name, {"CPU": cpus, "GPU": gpus}, labels)
+
+
+def config(**sections: Any) -> RunConfig:
+    return RunConfig.model_validate(sections)
+
+
+def test_a_run_that_fits_has_no_problem() -> None:
+    assert list(shortfalls(needs_of(config()), [node("a")])) == []
+
+
+def test_what_finds_no_place_is_named_with_what_there_is() -> None:
+    needs = needs_of(config(rollout={"workers": 5, "gpus_per_worker": 1}))
+    (problem,) = shortfalls(needs, [node("a", 4, 2), node("b", 4, 1)])
+    assert problem.where == "rollout.workers"
+    assert "room for 3 of 5 rollout workers of 1 CPU, 1 GPU each" in problem.what
+    assert "b: 4 CPU, 1 GPU" in problem.what
+
+
+def test_an_actor_needs_its_resources_on_one_node() -> None:
+    """Sums over the cluster do not tell."""
+    needs = needs_of(config(learner={"cpus_per_rank": 6}, rollout={"workers": 1}))
+    (problem,) = shortfalls(needs, [node("a", 4), node("b", 4)])
+    assert problem.where == "learner.ranks"
+
+
+def test_labels_that_no_node_has_are_named_with_those_that_there_are() -> None:
+    needs = needs_of(config(cluster={"node_labels": {"learner": {"pool": "reserved"}}}))
+    (problem,) = shortfalls(needs, [node("a", pool="spot"), node("b", zone="1")])
+    assert problem.where == "cluster.node_labels.learner"
+    assert "pool=reserved (there are: pool=spot, zone=1)" in problem.what
+    assert "--labels pool=reserved" in problem.fix
+
+
+def test_room_on_other_nodes_does_not_help_who_has_labels() -> None:
+    needs = needs_of(config(cluster={"node_labels": {"rollout": {"pool": "spot"}}}, rollout={"workers": 3}))
+    (problem,) = shortfalls(needs, [node("a", 64), node("b", 2, pool="spot")])
+    assert "2 of 3 rollout workers" in problem.what
+
+
+def test_who_can_go_anywhere_leaves_room_for_who_cannot() -> None:
+    needs = needs_of(
+        config(
+            rollout={"workers": 2}, reward={"cpus_per_worker": 2}, cluster={"node_labels": {"rollout": {"pool": "s"}}}
+        )
+    )  # fmt: skip
+    assert list(shortfalls(needs, [node("a", 2, pool="s"), node("b", 3)])) == []
+
+
+def test_nodes_of_one_machine_are_nodes_all_the_same() -> None:
+    assert list(shortfalls(needs_of(config(rollout={"workers": 2})), [node("a", 2), node("a", 2)])) == []
+
+
+def test_actors_without_gpus_leave_the_nodes_with_gpus_alone() -> None:
+    needs = needs_of(
+        config(
+            reward={"cpus_per_worker": 2}, rollout={"workers": 1, "gpus_per_worker": 1, "cpus_per_worker": 2}
+        )
+    )
+    assert list(shortfalls(needs, [node("gpu", 2, 1), node("cpu", 3)])) == []
+
+
+@pytest.mark.parametrize(
+    ("condition", "value", "matches"),
+    [
+        ("spot", "spot", True),
+        ("spot", "x", False),
+        ("spot", None, False),
+        ("!spot", "x", True),
+        ("!spot", "spot", False),
+        ("in(a, b)", "b", True),
+        ("in(a,b)", "c", False),
+        ("!in(a, b)", "c", True),
+        ("!in(a, b)", "a", False),
+    ],
+)
+def test_labels_are_compared_as_ray_does(condition: str, value: str | None, matches: bool) -> None:
+    labels = {} if value is None else {"pool": value}
+    assert has_labels(Node("a", {}, labels), {"pool": condition}) is matches
+
+
+@given(st.integers(0, 5), st.lists(st.integers(0, 4), max_size=4), st.integers(1, 3))
+def test_equal_actors_fit_if_and_only_if_each_node_takes_its_share(
+    count: int, nodes: list[int], each: int
+) -> None:
+    needs = [Need("rollout", "rollout worker", count, {"CPU": each}, {}, "rollout.workers")]
+    fits = sum(cpus // each for cpus in nodes) >= count
+    there = [node(str(index), cpus) for index, cpus in enumerate(nodes)] or [node("none", 0)]
+    assert (not list(shortfalls(needs, there))) == fits

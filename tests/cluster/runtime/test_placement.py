@@ -1,0 +1,93 @@
+"""Connecting to Ray. What needs a cluster is in tests/integration."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.core.config import ClusterConfig
+from cluster.runtime.placement import connect
+
+
+@pytest.mark.parametrize(
+    ("configured", "variable", "joined"),
+    [(None, None, "local"), ("auto", None, "auto"), (None, "h:1", "h:1"), ("g:2", "h:1", "g:2")],
+)
+def test_a_cluster_is_joined_only_if_it_was_named(
+    monkeypatch: pytest.MonkeyPatch, configured: str | None, variable: str | None, joined: str
+) -> None:
+    """Left to itself, `ray.init` would join whatever cluster somebody had started on this machine."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("cluster.runtime.connect.knock", lambda address: None)
+    monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    connect(ClusterConfig(address=configured))
+    assert asked["address"] == joined
+
+
+@pytest.mark.parametrize(("runtime_env", "travels"), [({"working_dir": "gcs://x.zip"}, False), ({}, True)])
+def test_a_job_joins_its_own_cluster_and_brings_what_it_has_not_sent(
+    monkeypatch: pytest.MonkeyPatch, runtime_env: dict[str, str], travels: bool
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("cluster.runtime.connect.knock", lambda address: None)
+    monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
+    job = {"metadata": {"job_submission_id": "demo"}, "runtime_env": runtime_env}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    monkeypatch.setenv("RAY_ADDRESS", "own:6379")
+    connect(ClusterConfig(address="http://other:8265"))
+    assert asked["address"] == "own:6379"
+    assert ("py_modules" in asked["runtime_env"]) is travels
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (
+            RuntimeError(
+                "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.10.1\n"
+                "This process on 1.2.3.4 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+            ),
+            r"runs Ray 2\.9\.0 and Python 3\.10\.1, and this environment has Ray 2\.60\.0 .*requirements/",
+        ),
+        (ray.exceptions.AuthenticationError("Unauthenticated"), r"asks for a token: RAY_AUTH_MODE=token"),
+    ],
+)
+def test_a_cluster_that_does_not_let_us_in_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception, said: str
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr("cluster.runtime.connect.knock", lambda address: None)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ConnectionError, match=said) as error:
+        connect(ClusterConfig(address="head:6379"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "there is no Ray at 127.0.0.1:1"),
+        ("http://head:8265", "launch.py submit sends a run there"),
+    ],
+)
+def test_an_address_where_no_cluster_can_be_joined_is_known_at_once(address: str, said: str) -> None:
+    with pytest.raises(ConnectionError, match=said):
+        connect(ClusterConfig(address=address))
+
+
+def test_a_machine_too_busy_to_start_ray_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because …")
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConnectionError, match="busy with other work"):
+        connect(ClusterConfig())

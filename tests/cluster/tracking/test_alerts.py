@@ -1,0 +1,85 @@
+"""Alerts: each kind begins when it should, is told once while it lasts, and again when it comes back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.core.config import RunConfig
+from cluster.tracking.alerts import LEAST_STALL_S, Alerts, StallWatch
+
+CONFIG = RunConfig.model_validate({"learner": {"max_logprob_gap": 1.0}, "reward": {"max_error_share": 0.2}})
+QUIET = {
+    "reward/mean": 0.1,
+    "logprob_gap/mean": 0.01,
+    "reward/error_share": 0.0,
+    "fleet/workers": 2.0,
+    "fleet/restarts": 0.0,
+}
+
+
+def told(*steps: dict[str, float]) -> list[list[str]]:
+    alerts = Alerts(CONFIG)
+    return [
+        [alert.title for alert in alerts.after(step, QUIET | changes)] for step, changes in enumerate(steps)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({"objective/loss": math.nan}, "Not a number"),
+        ({"objective/gradient_norm": math.inf}, "Not a number"),
+        ({"logprob_gap/mean": 0.6}, "Log-probability gap"),
+        ({"logprob_gap/probe_max": 0.6, "staleness/max": 2.0}, "Log-probability gap"),
+        ({"reward/error_share": 0.11}, "Verifier errors"),
+    ],
+)
+def test_each_kind_is_told_when_it_begins_and_again_when_it_comes_back(
+    changes: dict[str, float], title: str
+) -> None:
+    assert told({}, changes, changes, {}, changes) == [[], [title], [], [], [title]]
+
+
+def test_a_gap_on_stale_samples_is_the_policy_s_own_movement() -> None:
+    assert told({"logprob_gap/mean": 0.9, "staleness/max": 1.0}) == [[]]
+
+
+def test_churn_is_as_many_losses_in_ten_steps_as_there_are_workers() -> None:
+    slow = [{"fleet/restarts": float(step // 11)} for step in range(60)]
+    assert told(*slow) == [[]] * 60
+    fast = [{"fleet/restarts": float(step // 3)} for step in range(8)]
+    assert told(*fast) == [[]] * 6 + [["Worker churn"], []]
+    one_of_many = [{"fleet/workers": 8.0, "fleet/restarts": float(step)} for step in range(9)]
+    assert told(*one_of_many) == [[]] * 8 + [["Worker churn"]]
+
+
+def test_restarts_before_a_resumption_are_not_counted() -> None:
+    assert told({"fleet/restarts": 40.0}, {"fleet/restarts": 41.0}) == [[], []]
+
+
+@given(st.lists(st.floats(0.1, 1000), min_size=1, max_size=30), st.floats(0, 1e5))
+def test_a_stall_is_ten_usual_steps_and_five_minutes_at_least(
+    durations_s: list[float], wait_s: float
+) -> None:
+    watch, now_s = StallWatch(), 0.0
+    for duration_s in durations_s:
+        watch.heard(now_s)
+        now_s += duration_s
+    watch.heard(now_s)
+    recent = sorted(durations_s[-20:])
+    usual_s = (recent[(len(recent) - 1) // 2] + recent[len(recent) // 2]) / 2
+    stalls = wait_s >= max(LEAST_STALL_S, 10 * usual_s) * (1 + 1e-9)
+    if abs(wait_s - watch.allowed_s) > 1e-3:
+        assert (watch.alert(now_s + wait_s) is not None) == stalls
+    assert watch.alert(now_s + 1e6) is None or not stalls, "once"
+
+
+def test_before_the_first_step_and_after_the_last_nothing_stalls() -> None:
+    watch = StallWatch()
+    assert watch.alert(1e9) is None
+    watch.heard(1e9, last=True)
+    assert watch.alert(2e9) is None

@@ -1,0 +1,42 @@
+"""The dashboard that ships: made from the catalogue, and every metric that it names is one that a run exports."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from cluster.metrics.catalogue import CHARTED, METRICS, SECTIONS, prometheus_name
+from cluster.tracking.grafana import FILE, dashboard_text
+
+DASHBOARD = json.loads(FILE.read_text(encoding="utf-8"))
+EXPORTED = {prometheus_name(key) for key in METRICS}
+
+
+def test_the_file_is_current() -> None:
+    assert FILE.read_text(encoding="utf-8") == dashboard_text(), "run: make docs"
+
+
+def test_every_metric_that_it_names_exists_and_every_charted_one_is_there() -> None:
+    queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
+    queries += [variable["query"] for variable in DASHBOARD["templating"]["list"]]
+    named = {name for query in queries for name in re.findall(r"ray_\w+", query)}
+    assert named <= EXPORTED
+    assert named == {prometheus_name(key) for key in CHARTED | {"progress/step"}}
+    assert len(EXPORTED) == len(METRICS), "no two metrics share a name"
+    assert all(re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", name) for name in EXPORTED)
+
+
+def test_panels_lie_side_by_side_within_the_page() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert place["x"] + place["w"] <= 24
+        assert not cells & taken
+        taken |= cells
+    assert sum(panel["type"] == "row" for panel in DASHBOARD["panels"]) == len(SECTIONS)
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])

@@ -1,0 +1,204 @@
+"""The making of a batch: which groups are learned from, which are dropped, and that every prompt is accounted for."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.core.types import Prompt, ScoredGroup, Verdict
+from cluster.training.batch import Batch, BatchCollector, BatchNotFilledError, uninformative
+from rollout.fleet.buffer import WorkBuffer
+from tests.builders import make_group, make_prompt
+
+REWARDS: dict[str, list[float | None]] = {
+    "mixed": [1.0, 0.0],
+    "all right": [1.0, 1.0],
+    "all wrong": [0.0, 0.0],
+    "not judged": [None, None],
+}
+KINDS = st.sampled_from(list(REWARDS))
+
+
+class Run:
+    """Prompts 0, 1, 2 … of given kinds, sampled by one worker that finishes them in a random order."""
+
+    def __init__(self, kinds: Sequence[str], prompts: int, staleness: int, seed: int) -> None:
+        self.kinds = itertools.chain(kinds, itertools.repeat("mixed"))
+        self.kind_of: dict[str, str] = {}
+        self.prompts = prompts
+        self.staleness = staleness
+        self.buffer = WorkBuffer(prompts, staleness)
+        self.random = random.Random(seed)
+        self.settled: list[str] = []
+        self.leased: list[str] = []
+        self.version = 0
+        self.sampled_at: dict[str, int] = {}
+
+    def resumed(self) -> Run:
+        """From a checkpoint taken between two steps: what is scored or generated is sampled again, in its order."""
+        run = copy.copy(self)
+        run.buffer = WorkBuffer(self.prompts, self.staleness)
+        run.leased = []
+        for prompt_id in self.buffer.in_flight:
+            run.buffer.admit(make_prompt(prompt_id))
+        run.buffer.trained_prompts = self.buffer.trained_prompts
+        run.buffer.dropped_prompts.update(self.buffer.dropped_prompts)
+        return run
+
+    def next_prompt(self) -> Prompt:
+        prompt = make_prompt(f"train/0/{len(self.kind_of)}")
+        self.kind_of[prompt.id] = next(self.kinds)
+        return prompt
+
+    def lease(self) -> None:
+        """What is sampled is as old as the weights that it is begun with."""
+        for prompt in self.buffer.lease("rollout-0", 10**6, self.version):
+            self.leased.append(prompt.id)
+            self.sampled_at[prompt.id] = self.version
+
+    def step(self, limit: int | None) -> Batch:
+        """As the controller does it."""
+        while self.buffer.free_slots:
+            self.buffer.admit(self.next_prompt())
+        collector = BatchCollector(self.buffer, self.next_prompt, self.version, self.prompts, limit)
+        self.lease()
+        while (batch := collector.take()) is None:
+            assert not collector.has_news()
+            self.lease()
+            prompt_id = self.leased.pop(self.random.randrange(len(self.leased)))
+            deliver(self.buffer, make_group(REWARDS[self.kind_of[prompt_id]], prompt=make_prompt(prompt_id)))
+            assert collector.has_news()
+        assert all(self.version - self.sampled_at[id_] <= self.staleness for id_ in batch.prompt_ids)
+        self.buffer.settle(batch.prompt_ids)
+        self.version += 1
+        self.settled += [*batch.prompt_ids, *itertools.chain(*batch.dropped_ids.values())]
+        return batch
+
+
+def deliver(buffer: WorkBuffer, group: ScoredGroup) -> None:
+    for index, (response, verdict) in enumerate(zip(group.responses, group.verdicts, strict=True)):
+        assert buffer.deliver("rollout-0", group.prompt.id, index, response, verdict)
+
+
+def informative(run: Run, prompt_ids: Sequence[str]) -> list[str]:
+    return [id_ for id_ in prompt_ids if run.kind_of[id_] == "mixed"]
+
+
+@given(st.lists(KINDS, max_size=40), st.integers(1, 5), st.integers(0, 10**6))
+def test_on_policy_a_batch_is_the_first_informative_groups_whoever_was_fastest(
+    kinds: list[str], prompts: int, seed: int
+) -> None:
+    """And each prompt of those before ends trained or dropped, once, for the reason that it was made for."""
+    run = Run(kinds, prompts, staleness=0, seed=seed)
+    first = 0
+    for _ in range(3):
+        batch = run.step(limit=100)
+        admitted = list(run.kind_of)
+        assert batch.prompt_ids == informative(run, admitted[first:])
+        assert len(batch.groups) == prompts
+        for reason, ids in batch.dropped_ids.items():
+            assert {run.kind_of[id_] for id_ in ids} == {reason}
+        assert batch.dropped_share == 1 - prompts / (len(admitted) - first)
+        first = len(admitted)
+        assert sorted(run.settled, key=admitted.index) == admitted
+
+
+@given(
+    st.lists(KINDS, max_size=60),
+    st.integers(1, 4),
+    st.sampled_from([None, 100]),
+    st.integers(0, 2),
+    st.lists(st.booleans(), min_size=8, max_size=8),
+    st.integers(0, 10**6),
+)
+def test_no_prompt_is_lost_or_ends_twice_or_is_too_stale_over_a_resumption_either(
+    kinds: list[str], prompts: int, limit: int | None, staleness: int, resumes: list[bool], seed: int
+) -> None:
+    """Whichever is slow, and however slow it is."""
+    run = Run(kinds, prompts, staleness, seed)
+    for resume in resumes:
+        batch = run.step(limit)
+        assert len(batch.groups) == prompts
+        assert limit is None or informative(run, batch.prompt_ids) == batch.prompt_ids
+        if resume:
+            run = run.resumed()
+        assert len(set(run.settled)) == len(run.settled)
+        assert set(run.settled) | set(run.buffer.in_flight) == set(run.kind_of)
+        assert not set(run.settled) & set(run.buffer.in_flight)
+        assert len(run.buffer.in_flight) <= (staleness + 1) * prompts
+    assert run.buffer.trained_prompts == prompts * len(resumes)
+    assert run.buffer.dropped_prompts.total() == len(run.settled) - run.buffer.trained_prompts
+    assert limit is not None or not run.buffer.dropped_prompts
+
+
+@given(st.integers(1, 4), st.integers(2, 4), st.integers(0, 2), st.integers(0, 3), st.integers(0, 10**6))
+def test_a_batch_that_cannot_be_filled_ends_the_run(
+    prompts: int, limit: int, staleness: int, found: int, seed: int
+) -> None:
+    """After limit × prompts prompts for it, and those that an asynchronous run has admitted anyway."""
+    found = min(found, prompts - 1)
+    run = Run(["mixed"] * found + ["all wrong"] * 100, prompts, staleness, seed)
+    with pytest.raises(BatchNotFilledError) as refusal:
+        run.step(limit)
+    sampled = (limit + staleness) * prompts
+    assert len(run.kind_of) == sampled
+    assert f"needs {prompts} groups" in str(refusal.value)
+    assert f"there are {found}" in str(refusal.value)
+    assert f"{sampled - found} all wrong" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_group_is_judged_by_its_outcomes_not_its_rewards() -> None:
+    """A right answer may be given less than another, and a wrong one something for its form."""
+    group = make_group([1.0, 1.0])
+    shaped = (Verdict("wrong", 0.0, None, ""), Verdict("wrong", 0.2, None, "well formed"))
+    assert uninformative(type(group)(group.group, shaped)) == "all wrong"
+    shaped = (Verdict("right", 1.0, "4", ""), Verdict("right", 0.5, "4", "too long"))
+    assert uninformative(type(group)(group.group, shaped)) == "all right"
+
+
+@pytest.mark.parametrize(
+    ("rewards", "reason"),
+    [
+        ([1.0, 0.0], None),
+        ([1.0, 1.0], "all right"),
+        ([0.0, 0.0], "all wrong"),
+        ([1.0, None], "all right"),  # of what is known
+        ([0.0, None], "all wrong"),
+        ([None, None], "not judged"),
+        ([1.0, 0.0, None], None),
+    ],
+)
+def test_why_a_group_teaches_nothing(rewards: list[float | None], reason: str | None) -> None:
+    assert uninformative(make_group(rewards)) == reason
+
+
+def test_a_slow_prompt_is_overtaken_until_it_would_be_too_stale() -> None:
+    """One prompt per batch, two versions late at most: two others may come before it, the third waits for it."""
+    buffer = WorkBuffer(1, max_staleness=2)
+    prompts = (make_prompt(f"train/0/{number}") for number in itertools.count())
+    learned: list[str] = []
+
+    def take() -> Batch | None:
+        return BatchCollector(buffer, lambda: next(prompts), len(learned), prompts=1).take()
+
+    for number in range(1, 4):
+        while buffer.free_slots:
+            buffer.admit(next(prompts))
+        buffer.lease("rollout-0", 3, len(learned))
+        deliver(buffer, make_group(prompt=make_prompt(f"train/0/{number}")))
+        batch = take()
+        if batch is not None:
+            buffer.settle(batch.prompt_ids)
+            learned += batch.prompt_ids
+    assert learned == ["train/0/1", "train/0/2"]
+    deliver(buffer, make_group(prompt=make_prompt("train/0/0")))
+    batch = take()
+    assert batch is not None
+    assert batch.prompt_ids == ["train/0/0"]

@@ -1,0 +1,287 @@
+"""Responses that share their prompt's computation score as each does alone, and teach the same."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import learner.model.logprobs
+from cluster.core.config import LearnerConfig
+from learner.model.batching import Bundle, MicroBatch, Packing, shard
+from learner.model.logprobs import TokenBatch, response_logprobs
+from learner.model.policy import Policy, prepare_policy
+from learner.model.shared_prefix import ATTENTION, response_columns, shared_prefix_mask
+from learner.model.split_attention import split_attention
+from learner.objective.training_batch import Row
+from tests.builders import tiny_model
+
+CPU = torch.device("cpu")
+VOCABULARY = 32
+ARCHITECTURES = {
+    "llama": {},
+    "llama, tied": {"tied": True},
+    "qwen2": {},
+    "qwen2, tied": {"tied": True},
+    "gpt2": {"tied": True},  # learned positions
+    "gpt_neox": {},
+    "phi": {},  # an output layer with a bias
+    "gemma2": {"head_dim": 8, "sliding_window": 64},  # capped logits
+}
+
+
+@pytest.fixture(scope="module", autouse=True, params=["split", "masked"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Responses attend in a way for CPUs, and in one for other devices, which is tried on CPU here."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "masked":
+            patch.setattr(
+                learner.model.logprobs,
+                "response_columns",
+                lambda prompts, responses: shared_prefix_mask(
+                    prompts, responses, max(map(lambda p, r: p + sum(r), prompts, responses)), CPU
+                ),
+            )
+        yield request.param
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def policy(request: pytest.FixtureRequest) -> Policy:
+    """In float64."""
+    return sharing_policy(request.param)
+
+
+def sharing_policy(name: str) -> Policy:
+    model = tiny_model(name.partition(",")[0], **ARCHITECTURES[name])
+    policy, packing = prepare_policy(model, LearnerConfig(prefix_sharing="on"), max_context_tokens=64)
+    assert packing.prefix_sharing == "on"
+    return policy
+
+
+def make_bundle(prompt: Sequence[int], responses: Sequence[Sequence[int]]) -> Bundle:
+    """Each response has an advantage and a scale of its own."""
+    return tuple(
+        Row(np.array(prompt), np.array(ids), np.full(len(ids), -3.0, np.float32), (-1.5) ** i, 1 / (3 + i))
+        for i, ids in enumerate(responses)
+    )
+
+
+TOKENS = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=7)
+BUNDLES = st.lists(
+    st.builds(make_bundle, TOKENS, st.lists(TOKENS, min_size=1, max_size=4)), min_size=1, max_size=3
+).map(tuple)
+
+
+def split(micro_batch: MicroBatch) -> list[MicroBatch]:
+    """Each response in a micro-batch of its own."""
+    return [((row,),) for bundle in micro_batch for row in bundle]
+
+
+def scores(policy: Policy, micro_batch: MicroBatch) -> list[Tensor]:
+    """Log-probabilities and entropies of each response, [2, T], with gradient."""
+    batch = TokenBatch.from_micro_batch(micro_batch, CPU)
+    both_2BT = torch.stack(response_logprobs(policy, batch, 0.7, entropy_gradient=True))
+    return [both_2BT[:, b, mask_T] for b, mask_T in enumerate(batch.response_mask_BT)]
+
+
+def loss_and_gradient(policy: Policy, micro_batches: Sequence[MicroBatch]) -> tuple[float, Tensor]:
+    """Of a loss in which every log-probability and every entropy has a weight of its own."""
+    scored = [each for micro_batch in micro_batches for each in scores(policy, micro_batch)]
+    rows = [row for micro_batch in micro_batches for bundle in micro_batch for row in bundle]
+    loss = torch.stack(
+        [
+            row.scale * (row.advantage * logprobs.exp() + entropies.sin()).sum()
+            for row, (logprobs, entropies) in zip(rows, scored, strict=True)
+        ]
+    ).sum()
+    gradients = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
+    flat = [g.flatten() for g in gradients if g is not None]
+    return loss.item(), torch.cat(flat)
+
+
+@settings(max_examples=15, deadline=None)
+@given(micro_batch=BUNDLES)
+def test_each_response_scores_as_alone(policy: Policy, micro_batch: MicroBatch) -> None:
+    with torch.no_grad():
+        together = scores(policy, micro_batch)
+        alone = [scores(policy, each)[0] for each in split(micro_batch)]
+    for ours, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=10, deadline=None)
+@given(micro_batch=BUNDLES)
+def test_loss_and_gradient_are_those_of_each_response_alone(policy: Policy, micro_batch: MicroBatch) -> None:
+    loss, gradient = loss_and_gradient(policy, [micro_batch])
+    expected_loss, expected_gradient = loss_and_gradient(policy, split(micro_batch))
+    assert loss == pytest.approx(expected_loss, rel=1e-9, abs=1e-12)
+    assert expected_gradient.norm() > 0
+    # RMS norms of transformers compute in float32 whatever the model's type is; layer norms do not.
+    rms_norm = any("RMSNorm" in type(module).__name__ for module in policy.modules())
+    tolerance = 1e-6 if rms_norm else 1e-12
+    assert (gradient - expected_gradient).norm() <= tolerance * expected_gradient.norm()
+
+
+def mixed_rows() -> list[Row]:
+    generator = np.random.default_rng(0)
+    bundles = [
+        make_bundle(
+            generator.integers(0, VOCABULARY, generator.integers(2, 20)).tolist(),
+            [generator.integers(0, VOCABULARY, length).tolist() for length in generator.integers(1, 20, 6)],
+        )
+        for _ in range(5)
+    ]
+    return list(itertools.chain(*bundles))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2, tied", "gpt_neox"])
+@pytest.mark.parametrize(("ranks", "micro_batch_tokens"), [(1, 10**6), (1, 60), (3, 200)])
+def test_in_float32_sharing_changes_loss_and_gradient_by_rounding_only(
+    name: str, ranks: int, micro_batch_tokens: int
+) -> None:
+    """However the batch is cut, and on however many ranks."""
+    policy = sharing_policy(name).float()
+    rows = mixed_rows()
+
+    def learned(sharing: Any) -> tuple[float, Tensor]:
+        shards = shard(rows, ranks, Packing(micro_batch_tokens, sharing))
+        micro_batches = [batch for batches in shards for batch in batches]
+        assert (max(len(bundle) for batch in micro_batches for bundle in batch) > 1) == (sharing != "off")
+        return loss_and_gradient(policy, micro_batches)
+
+    loss, gradient = learned("on")
+    expected_loss, expected_gradient = learned("off")
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert (gradient - expected_gradient).norm() <= 1e-5 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
+    policy = sharing_policy("llama")
+    micro_batch = tuple(make_bundle([1, 2, 3 + i], [[4, 5, 6], [7], [8, 9]]) for i in range(2))
+    expected = loss_and_gradient(policy, [micro_batch])
+    policy.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    policy.train()
+    loss = scores(policy, micro_batch)
+    assert all(each.requires_grad for each in loss)
+    # Reentrant checkpoints work with backward() alone.
+    rows = [row for bundle in micro_batch for row in bundle]
+    total = torch.stack(
+        [
+            row.scale * (row.advantage * logprobs.exp() + entropies.sin()).sum()
+            for row, (logprobs, entropies) in zip(rows, loss, strict=True)
+        ]
+    ).sum()
+    total.backward()
+    gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+    assert total.item() == pytest.approx(expected[0], rel=1e-12)
+    assert (gradient - expected[1]).norm() <= 1e-12 * expected[1].norm()
+
+
+# --- Who sees whom
+
+SEQUENCES = st.lists(
+    st.tuples(st.integers(1, 4), st.lists(st.integers(0, 3), max_size=3)), min_size=1, max_size=3
+)
+
+
+@settings(deadline=None)
+@given(SEQUENCES.filter(lambda sequences: any(any(lengths) for _, lengths in sequences)), st.integers(0, 2))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_in_three_products_attention_and_its_gradient_are_what_the_mask_gives(
+    dtype: torch.dtype, sequences: list[tuple[int, list[int]]], padding: int
+) -> None:
+    prompts, responses = [prompt for prompt, _ in sequences], [lengths for _, lengths in sequences]
+    width = max(prompt + sum(lengths) for prompt, lengths in sequences) + padding
+    mask = shared_prefix_mask(
+        [0] * len(prompts), [[p, *r] for p, r in zip(prompts, responses, strict=True)], width, CPU
+    )
+    # In the mask above a prompt is a part like the others; what responses see of it is added.
+    used_SL = torch.zeros(len(sequences), width, dtype=torch.bool)
+    for s, (prompt, lengths) in enumerate(sequences):
+        mask[s, 0, prompt : prompt + sum(lengths), :prompt] = True
+        used_SL[s, : prompt + sum(lengths)] = True
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(sequences), 2, width, 8)
+    tensors = [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for _ in range(3)]
+    weights = torch.randn(shape, generator=generator, dtype=dtype) * used_SL[:, None, :, None]
+
+    ours = split_attention(*tensors, response_columns(prompts, responses)[:, 0], 0.3)
+    expected = torch.nn.functional.scaled_dot_product_attention(*tensors, attn_mask=mask, scale=0.3)
+    close = partial(torch.testing.assert_close, **TOLERANCES[dtype])
+    assert ours.isfinite().all()
+    close(ours * used_SL[:, None, :, None], expected * used_SL[:, None, :, None])
+    for gradient, one in zip(
+        torch.autograd.grad((ours * weights).sum(), tensors),
+        torch.autograd.grad((expected * weights).sum(), tensors),
+        strict=True,
+    ):
+        close(gradient, one)
+
+
+TOLERANCES: dict[torch.dtype, dict[str, float]] = {
+    torch.float64: {"rtol": 1e-6, "atol": 1e-6},  # the logarithms of the sums are float32
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+    torch.bfloat16: {"rtol": 5e-2, "atol": 5e-2},
+}
+
+
+@given(SEQUENCES, st.integers(0, 2))
+def test_who_sees_whom(sequences: list[tuple[int, list[int]]], padding: int) -> None:
+    prompts, responses = [prompt for prompt, _ in sequences], [lengths for _, lengths in sequences]
+    width = max(prompt + sum(lengths) for prompt, lengths in sequences) + padding
+    mask = shared_prefix_mask(prompts, responses, width, CPU)
+    first = min(prompts)
+    assert mask.shape == (len(sequences), 1, width - first, width)
+    for s, (prompt, lengths) in enumerate(sequences):
+        owner = ["prompt"] * prompt + [str(i) for i, length in enumerate(lengths) for _ in range(length)]
+        owner += ["padding"] * (width - len(owner))
+        for query, key in itertools.product(range(first, width), range(width)):
+            if owner[query] != "padding":
+                allowed = key <= query and owner[key] in ("prompt", owner[query])
+                assert mask[s, 0, query - first, key] == allowed, (query, key)
+        assert mask[s].any(dim=-1).all(), "softmax over nothing is not a number"
+
+
+# --- What it does to a model otherwise
+
+
+def test_the_model_computes_other_batches_as_before() -> None:
+    """With and without padding on the left, as generation has it, and with a cache."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        ids = torch.randint(0, VOCABULARY, (2, 7))
+        padded = {"input_ids": ids, "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])}
+        expected = [model(ids).logits, model(**padded).logits[:, 2:], model.generate(ids, max_new_tokens=5)]
+        prepare_policy(model, LearnerConfig(prefix_sharing="on"), None)
+        assert model.config._attn_implementation == ATTENTION
+        found = [model(ids).logits, model(**padded).logits[:, 2:], model.generate(ids, max_new_tokens=5)]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_the_saved_model_does_not_name_our_attention(tmp_path: Any) -> None:
+    """It would load nowhere else."""
+    policy = sharing_policy("llama")
+    policy.model.save_pretrained(tmp_path)
+    assert ATTENTION not in (tmp_path / "config.json").read_text()
+
+
+def test_names_and_weights_of_the_model_stay_as_they_are() -> None:
+    """They are what is published and saved."""
+    model = tiny_model("llama", tied=True)
+    before = copy.deepcopy(dict(model.named_parameters()))
+    policy = Policy(model)
+    after = dict(policy.model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert len(list(policy.parameters())) == len(before), "the output layer is not counted twice"

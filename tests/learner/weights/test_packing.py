@@ -1,0 +1,38 @@
+"""Published weights: the parts are a safetensors file of exactly these weights, and lie where the weights lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load
+
+from learner.weights.packing import file_parts
+
+SHAPES = st.lists(st.integers(0, 5), max_size=3)
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=20), st.tuples(SHAPES, DTYPES), max_size=6))
+def test_put_together_they_are_the_file(described: dict[str, tuple[list[int], torch.dtype]]) -> None:
+    weights = {name: torch.randn(shape).to(dtype) for name, (shape, dtype) in described.items()}
+    found = load(b"".join(file_parts(weights)))
+    assert found.keys() == weights.keys()
+    for name, weight in weights.items():
+        assert found[name].dtype == weight.dtype
+        assert torch.equal(found[name], weight)
+
+
+def test_weights_are_not_copied() -> None:
+    weight = torch.zeros(4, 5)
+    _, part = file_parts({"weight": weight})
+    assert np.shares_memory(part, weight.numpy())
+
+
+def test_a_part_of_a_larger_tensor_is_its_own_bytes_only() -> None:
+    """As ZeRO's weights are, and transposed ones."""
+    whole = torch.arange(12.0).view(3, 4)
+    weights = {"rows": whole[1:], "columns": whole[:, 1], "turned": whole.T}
+    found = load(b"".join(file_parts(weights)))
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())

@@ -1,0 +1,233 @@
+"""Puzzles, solver, prompts and warm-up examples."""
+
+import itertools
+import subprocess
+import sys
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reward.tasks.countdown.prompts import COMPACT_CHARACTERS, chat_prompt, compact_prompt
+from reward.tasks.countdown.puzzles import (
+    Difficulty,
+    Puzzle,
+    Split,
+    generate_puzzles,
+    in_several_orders,
+    split_of,
+)
+from reward.tasks.countdown.solver import MAX_NUMBERS, OPERATORS, expressions, reachable_values, solutions
+from reward.tasks.countdown.verifier import extract_answer, verify
+from reward.tasks.countdown.warmup import warmup_examples
+
+# More pairs than are listed, but so alike that few of them reach a given target.
+TOO_MANY_SETS = {"number_max": 99}  # 171,700 of them, or 4,960 from 70 up
+SPLITS: tuple[Split, Split] = ("train", "held_out")
+
+
+def brute_force(numbers: tuple[int, ...]) -> set[Fraction]:
+    """Every reachable value, by combining any two of a list until one is left."""
+    if len(numbers) == 1:
+        return {Fraction(numbers[0])}
+    found = set()
+
+    def combine(values: list[Fraction]) -> None:
+        if len(values) == 1:
+            found.add(values[0])
+        for i, j in itertools.permutations(range(len(values)), 2):
+            rest = [value for k, value in enumerate(values) if k not in (i, j)]
+            a, b = values[i], values[j]
+            for combined in (a + b, a - b, a * b, *([a / b] if b else [])):
+                combine([*rest, combined])
+
+    combine([Fraction(number) for number in numbers])
+    return found
+
+
+few_numbers = st.lists(st.integers(0, 12), min_size=1, max_size=3).map(tuple)
+
+
+@given(few_numbers)
+def test_the_solver_agrees_with_brute_force(numbers: tuple[int, ...]) -> None:
+    assert reachable_values(numbers) == brute_force(numbers) == set(expressions(numbers).values())
+
+
+def test_the_solver_agrees_with_brute_force_on_four_numbers() -> None:
+    assert reachable_values((3, 3, 8, 8)) == brute_force((3, 3, 8, 8))
+    assert solutions((3, 3, 8, 8), 24) == ["8/(3-8/3)"]
+
+
+def test_expressions_have_no_needless_parentheses() -> None:
+    orders = list(itertools.permutations("123"))
+    sums = ["+".join(order) for order in orders]
+    products = ["*".join(order) for order in orders]
+    quotients = ["2/1*3", "2*3/1", "3*2/1", "3/1*2", "2/(1/3)", "3/(1/2)"]
+    assert sorted(solutions((1, 2, 3), 6)) == sorted([*sums, *products, *quotients])
+
+
+def test_the_solver_refuses_what_it_cannot_list() -> None:
+    with pytest.raises(ValueError, match=f"1 to {MAX_NUMBERS} numbers"):
+        solutions((1,) * (MAX_NUMBERS + 1), 1)
+
+
+@pytest.mark.parametrize("numbers", [(), (3, -1)])
+def test_a_puzzle_needs_numbers_without_a_sign(numbers: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="none of them negative"):
+        Puzzle(numbers, 3)
+
+
+def test_the_key_forgets_the_order() -> None:
+    assert Puzzle((7, 3, 10), 38).key == Puzzle((10, 7, 3), 38).key == "3 7 10 = 38"
+
+
+# Once by listing the space, once by sampling it.
+@pytest.mark.parametrize("number_max", [9, 30])
+def test_generated_puzzles_are_solvable_different_and_split(number_max: int) -> None:
+    drawn = {split: generate_puzzles(split, 150, 7, number_max=number_max, target_max=60) for split in SPLITS}
+    for split, puzzles in drawn.items():
+        assert len({puzzle.key for puzzle in puzzles}) == len(puzzles) == 150
+        for puzzle in puzzles:
+            assert split_of(puzzle) == split
+            assert puzzle.target in reachable_values(puzzle.numbers)
+            assert 1 <= puzzle.target <= 60
+            assert len(puzzle.numbers) == 3
+            assert 1 <= min(puzzle.numbers) <= max(puzzle.numbers) <= number_max
+    assert not {puzzle.key for puzzle in drawn["train"]} & {puzzle.key for puzzle in drawn["held_out"]}
+
+
+@pytest.mark.parametrize("number_max", [9, 30])
+def test_a_seed_decides_everything_and_only_itself(number_max: int) -> None:
+    first, again, other = (generate_puzzles("train", 50, seed, number_max=number_max) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_listed_space_is_whole() -> None:
+    everything = {
+        Puzzle(numbers, int(value)).key
+        for numbers in itertools.combinations_with_replacement(range(1, 5), 3)
+        for value in brute_force(numbers)
+        if value.denominator == 1 and 0 <= value <= 20
+    }
+    parts = [generate_puzzles(s, None, 0, number_max=4, target_min=0, target_max=20) for s in SPLITS]
+    assert sorted(puzzle.key for part in parts for puzzle in part) == sorted(everything)
+
+
+def test_the_splits_are_the_same_in_every_process() -> None:
+    code = "from reward.tasks.countdown.puzzles import *; print([p.key for p in generate_puzzles('held_out', 20, 3)])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == str([puzzle.key for puzzle in generate_puzzles("held_out", 20, 3)])
+    # Written down, so that a change of the hash, which would leak held-out puzzles into training, is seen.
+    assert split_of(Puzzle((3, 5, 7), 38)) == "train"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_held_out_share_is_kept(share: float) -> None:
+    held_out, train = (len(generate_puzzles(s, None, 0, held_out_share=share)) for s in reversed(SPLITS))
+    assert held_out / (held_out + train) == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": 300, "number_max": 3}, r"there are only \d+: widen the numbers"),
+        ({"count": 99, "number_min": 70, "target_max": 1, **TOO_MANY_SETS}, r"only \d+ were found"),
+        ({"count": None, **TOO_MANY_SETS}, "give a count"),
+        ({"count": -1}, "must not be negative"),
+        ({"number_min": 5, "number_max": 4}, "number_min <= number_max"),
+        ({"number_min": -5}, "number_min <= number_max"),
+        ({"numbers": 0}, "numbers >= 1"),
+        ({"target_min": 5, "target_max": 4}, "target_min <= target_max"),
+        ({"held_out_share": 1.5}, "held_out_share"),
+        ({"split": "test"}, "split must be"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate_puzzles(**({"split": "train", "count": 10, "seed": 0} | arguments))  # type: ignore[arg-type]
+
+
+def test_prompts_say_the_puzzle() -> None:
+    puzzle = Puzzle((7, 3, 5), 38)
+    assert compact_prompt(puzzle) == "7 3 5 = 38\n"
+    (message,) = chat_prompt(puzzle)
+    assert message["role"] == "user"
+    assert "7, 3, 5" in message["content"]
+    assert "38" in message["content"]
+    assert extract_answer(message["content"]) is not None, "the prompt shows the form of an answer"
+
+
+def test_the_example_in_the_chat_prompt_is_well_formed() -> None:
+    assert verify(chat_prompt(Puzzle((7, 3), 38))[0]["content"], Puzzle((1, 2, 3), 1)).correct
+
+
+def test_warmup_examples_have_the_form_and_are_mostly_wrong() -> None:
+    puzzles = generate_puzzles("train", None, 0)
+    by_prompt = {compact_prompt(puzzle): puzzle for puzzle in puzzles}
+    examples = warmup_examples(puzzles, 2000, 0, right_share=0.2, max_tries=3, repeat_share=0.5)
+    right = 0
+    line_counts = set()
+    for prompt, response in examples:
+        puzzle = by_prompt[prompt]
+        verdict = verify(response, puzzle)
+        assert verdict.correct or verdict.reason.startswith("is worth")
+        text = (prompt + response).replace("<answer>", "").replace("</answer>", "")
+        assert set(text) <= set(COMPACT_CHARACTERS)
+        *tries, answer = response.split("\n")
+        line_counts.add(len(tries))
+        assert answer.startswith("<answer>")
+        for line in tries:
+            expression, _, value = line.rpartition("=")
+            assert verify(f"<answer>{expression}</answer>", Puzzle(puzzle.numbers, int(value))).correct
+        right += verdict.correct
+    assert line_counts == {0, 1, 2, 3}
+    assert 0.2 < right / len(examples) < 0.3
+
+
+def test_warmup_examples_follow_their_seed() -> None:
+    puzzles = generate_puzzles("train", 100, 0)
+    first, again, other = (warmup_examples(puzzles, 50, seed, max_tries=2) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_warmup_refuses_held_out_puzzles_and_nonsense() -> None:
+    with pytest.raises(ValueError, match="held-out"):
+        warmup_examples([*generate_puzzles("train", 5, 0), *generate_puzzles("held_out", 1, 0)], 10, 0)
+    with pytest.raises(ValueError, match="at least one puzzle"):
+        warmup_examples([], 10, 0)
+    with pytest.raises(ValueError, match="right_share"):
+        warmup_examples(generate_puzzles("train", 5, 0), 10, 0, right_share=2.0)
+
+
+@pytest.mark.parametrize("number_max", [9, 60], ids=["listed", "sampled"])
+@pytest.mark.parametrize("difficulty", ["easy", "medium", "hard"])
+def test_difficulty_is_which_operators_it_takes(difficulty: Difficulty, number_max: int) -> None:
+    """Seen in the list of all solutions, which is made in another way."""
+    suffices, does_not = {"easy": ("+-", ""), "medium": ("+-*", "+-"), "hard": ("+-*/", "+-*")}[difficulty]
+    puzzles = generate_puzzles("train", 60, seed=1, number_max=number_max, difficulty=difficulty)
+    assert len({puzzle.key for puzzle in puzzles}) == 60
+    for puzzle in puzzles:
+        used = [set(text) & set(OPERATORS) for text in solutions(puzzle.numbers, puzzle.target)]
+        assert any(found <= set(suffices) for found in used)
+        assert not any(found <= set(does_not) for found in used)
+
+
+def test_the_difficulties_together_are_all_puzzles() -> None:
+    of_each = [
+        {p.key for p in generate_puzzles("train", None, 0, difficulty=difficulty)}
+        for difficulty in ("easy", "medium", "hard")
+    ]
+    assert sum(map(len, of_each)) == len(set().union(*of_each)) == len(generate_puzzles("train", None, 0))
+    assert min(map(len, of_each)) > 200
+
+
+def test_orders_of_a_puzzle_are_different_prompts_of_the_same_split() -> None:
+    puzzles = generate_puzzles("train", 50, seed=0)
+    reordered = in_several_orders(puzzles, orders=4, seed=0)
+    assert len(set(reordered)) == len(reordered)
+    assert {puzzle.key for puzzle in reordered} == {puzzle.key for puzzle in puzzles}
+    assert all(split_of(puzzle) == "train" for puzzle in reordered)
+    for puzzle in puzzles:
+        possible = len(set(itertools.permutations(puzzle.numbers)))
+        assert sum(other.key == puzzle.key for other in reordered) == min(4, possible)

@@ -1,0 +1,229 @@
+"""An HTTP endpoint as verifier, with a real server that behaves in every way an endpoint should not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from cluster.core.config import RewardConfig, TaskConfig
+from cluster.core.types import Verdict
+from reward.scorers import make_scorer
+from reward.trial import try_verifier
+from tests.builders import judged_by
+
+PROBLEM = {"prompt": "2 + 2?", "answer": "4"}
+
+
+class Service(ThreadingHTTPServer):
+    """Does what the response says; otherwise it compares it with the answer."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[str] = []
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
+        self.closing = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/judge"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Service
+
+    def do_POST(self) -> None:
+        service = self.server
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = question["response"]
+        with service.lock:
+            service.asked.append(text)
+            tries = service.asked.count(text)
+            service.at_once += 1
+            service.most_at_once = max(service.most_at_once, service.at_once)
+        match text.split(":"):
+            case ["status", code, *body]:
+                self.reply(int(code), ":".join(body).encode())
+            case ["body", *body]:
+                self.reply(200, ":".join(body).encode())
+            case ["busy", until] if tries <= int(until):
+                self.reply(503, b"come again")
+            case ["hang"]:
+                service.closing.wait(60)
+            case ["drip"]:  # each byte comes in time, the whole does not
+                self.send_response(200)
+                self.end_headers()
+                while not service.closing.wait(0.05):
+                    self.wfile.write(b" ")
+            case ["hang up"]:
+                self.connection.close()
+            case ["slow"]:
+                service.closing.wait(0.1)
+                self.reply(200, b'{"reward": 1}')
+            case _:
+                right = text == question["problem"]["answer"] or text.startswith("busy")
+                self.reply(200, json.dumps({"reward": float(right), "answer": text}).encode())
+
+    def reply(self, status: int, body: bytes) -> None:
+        with self.server.lock:  # before the client hears it, and asks again
+            self.server.at_once -= 1
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Not into the test's output."""
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward.tasks.http.client.FIRST_PAUSE_S", 0.01)
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    service = Service()
+    service.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients go away: that is tested
+    thread = threading.Thread(target=service.serve_forever)
+    thread.start()
+    yield service
+    service.closing.set()
+    service.shutdown()
+    thread.join()
+    service.server_close()
+
+
+def task(url: str, **options: Any) -> TaskConfig:
+    return TaskConfig(name="http", options={"url": url, "timeout_s": 1.0, "retries": 2, **options})
+
+
+async def verdicts(url: str, responses: list[str], **options: Any) -> list[Verdict]:
+    scorer = make_scorer(task(url, **options), RewardConfig(), [])
+    await scorer.start()
+    try:
+        return await judged_by(scorer, PROBLEM, responses)
+    finally:
+        await scorer.close()
+
+
+async def test_what_it_says_is_the_verdict(service: Service) -> None:
+    responses = ["4", "5", 'body:{"reward": 0.5, "outcome": "right", "reason": "nearly"}', "\ud800"]
+    assert await verdicts(service.url, responses) == [
+        Verdict("right", 1.0, "4", ""),
+        Verdict("wrong", 0.0, "5", ""),
+        Verdict("right", 0.5, None, "nearly"),
+        Verdict("wrong", 0.0, "\ud800", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("response", "outcome", "reason", "attempts"),
+    [
+        ("hang", "timeout", "did not answer within 0.3 s (task.options.timeout_s)", 3),
+        ("drip", "timeout", "did not answer within 0.3 s", 3),
+        ("hang up", "error", "cannot be reached (RemoteProtocolError", 3),
+        ("status:500:oh no", "error", "answered with status 500: 'oh no'", 3),
+        ("status:429:", "error", "answered with status 429: ''", 3),
+        ("status:404:not here", "error", "answered with status 404: 'not here'", 1),
+        ("status:302:", "error", "answered with status 302", 1),
+        ("body:<html>", "error", "answered with what is not JSON: '<html>'", 1),
+        ("body:", "error", "answered with what is not JSON: ''", 1),
+        ("body:[1]", "error", "answered with what is no JSON object: '[1]'", 1),
+        ("body:{}", "error", "answered with nonsense: the verifier returned {}, without a reward", 1),
+        ('body:{"reward": "1"}', "error", "answered with nonsense: ", 1),
+        ('body:{"reward": NaN}', "error", "answered with nonsense: ", 1),
+        ('body:{"score": 1}', "error", "answered with nonsense: ", 1),
+        ("body:" + "x" * 2**22, "error", "answered with what is not JSON: 'xxx", 1),
+    ],
+)
+async def test_what_is_no_verdict_is_an_error_and_not_a_zero(
+    service: Service, response: str, outcome: str, reason: str, attempts: int
+) -> None:
+    verdict, other = await verdicts(
+        service.url, [response, "4"], timeout_s=0.3 if outcome == "timeout" else 30
+    )
+    assert (verdict.outcome, verdict.reward) == (outcome, 0.0)
+    assert f"{service.url} {reason}" in verdict.reason
+    assert "\n" not in verdict.reason
+    assert service.asked.count(response) == attempts
+    assert other.outcome == "right", "the others have their verdicts"
+
+
+async def test_what_fails_for_the_moment_is_asked_again(service: Service) -> None:
+    judged = await verdicts(service.url, ["busy:1", "busy:2", "busy:3"])
+    assert [verdict.outcome for verdict in judged] == ["right", "right", "error"]
+
+
+async def test_no_more_at_a_time_than_allowed(service: Service) -> None:
+    scorer = make_scorer(task(service.url, concurrency=3, timeout_s=30), RewardConfig(), [])
+    await scorer.start()
+    await asyncio.gather(*(judged_by(scorer, PROBLEM, ["slow"] * 4) for _ in range(3)))
+    await scorer.close()
+    assert service.most_at_once == 3
+
+
+async def test_rewards_of_a_service_are_shaped_and_its_outcomes_are_not(service: Service) -> None:
+    """A character costs 0.1. What the service has no verdict on, or the function no number for, has none; and what
+    hangs in the one or the other holds up none of the others."""
+    shaping = [{"function": "tests.reward.tasks.python.rewards:length_or_hang", "weight": -0.1}]
+    reward = RewardConfig.model_validate(
+        {"processes_per_worker": 2, "verifier_timeout_s": 60, "shaping": shaping}
+    )
+    scorer = make_scorer(task(service.url, timeout_s=60), reward, [])
+    await scorer.start()
+    asked = ["4", "55", "status:404:", "hang", "endless", "no number"]
+    seen: dict[int, Verdict] = {}
+    async with asyncio.timeout(40):
+        async for placed in scorer.judge([(PROBLEM, text) for text in asked]):
+            seen |= dict(placed)
+            if len(seen) == 4:
+                break
+    await scorer.close()
+    assert {place: verdict.outcome for place, verdict in seen.items()} == {
+        0: "right",
+        1: "wrong",
+        2: "error",
+        5: "error",
+    }
+    assert [seen[place].reward for place in (0, 1, 2)] == pytest.approx([0.9, -0.2, 0])
+    assert "returned the reward nan" in seen[5].reason
+
+
+async def test_a_problem_that_is_not_json_is_said(service: Service) -> None:
+    scorer = make_scorer(task(service.url), RewardConfig(), [])
+    await scorer.start()
+    (verdict,) = await judged_by(scorer, {"when": {1, 2}}, ["4"])
+    await scorer.close()
+    assert "the problem is not JSON (Object of type set is not JSON serializable)" in verdict.reason
+
+
+def test_an_endpoint_is_tried_before_the_run(service: Service) -> None:
+    assert try_verifier(task(service.url), RewardConfig(), [], PROBLEM) is None
+    assert service.asked == [""]
+    nobody = "http://127.0.0.1:9/judge"
+    for endpoint, obstacle in [
+        (
+            task(nobody),
+            f"on an empty response it gave no verdict: {nobody} cannot be reached (ConnectError: ",
+        ),
+        (TaskConfig(name="http"), "name the service: set task.options.url"),
+    ]:
+        found = try_verifier(endpoint, RewardConfig(), [], PROBLEM)
+        assert found is not None
+        assert found.startswith(obstacle)
+        assert "\n" not in found
+
+
+@pytest.mark.parametrize("url", ["judge", "ftp://host/judge", "http://", "localhost:80"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="write it as http://host:port/path"):
+        make_scorer(task(url), RewardConfig(), [])

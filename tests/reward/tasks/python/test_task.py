@@ -1,0 +1,130 @@
+"""A user's function as verifier, in a real sandbox: found, called in each of its forms, and checked for what it
+returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.core.config import RewardConfig, TaskConfig
+from cluster.core.types import Verdict
+from reward.scorers import make_scorer
+from reward.trial import try_verifier
+from tests.builders import judged_by
+
+PROBLEM = {"prompt": "2 + 2?", "answer": "4"}
+
+
+def task(function: str, **options: Any) -> TaskConfig:
+    name = function if ":" in function else f"tests.reward.tasks.python.rewards:{function}"
+    return TaskConfig(name="python", options={"function": name, **options})
+
+
+async def verdicts(
+    function: str, responses: Sequence[str], reward: RewardConfig | None = None, **options: Any
+) -> list[Verdict]:
+    scorer = make_scorer(task(function, **options), reward or RewardConfig(processes_per_worker=1), [])
+    await scorer.start()
+    try:
+        return await judged_by(scorer, PROBLEM, responses)
+    finally:
+        await scorer.close()
+
+
+@pytest.mark.parametrize(
+    ("function", "batched"),
+    [("exact", False), ("patient", False), ("many", True), ("patient_with_many", True)],
+)
+async def test_functions_of_every_form(function: str, batched: bool) -> None:
+    judged = await verdicts(function, ["4", "5"] * 20, batched=batched)
+    assert [verdict.outcome for verdict in judged] == ["right", "wrong"] * 20
+    assert [verdict.reward for verdict in judged] == [1.0, 0.0] * 20
+
+
+async def test_a_failure_is_one_responses_own() -> None:
+    responses = ["4"] * 10 + ["raise"] + ["4"] * 10
+    judged = await verdicts("raising_sometimes", responses)
+    assert [verdict.outcome for verdict in judged] == ["right"] * 10 + ["error"] + ["right"] * 10
+    assert judged[10].reason.startswith("KeyError: 'rubric' (rewards.py:")
+    judged = await verdicts("many_and_one_is_nothing", ["4", "nothing", "4"], batched=True)
+    assert [verdict.outcome for verdict in judged] == ["right", "error", "right"]
+
+
+@pytest.mark.parametrize(
+    ("function", "batched", "reason"),
+    [
+        ("careless", False, "IndexError: list index out of range (rewards.py:"),
+        ("forgetful", False, "the verifier returned None, which is no reward"),
+        ("wordy", False, "the verifier returned 'right', which is no reward"),
+        ("never_a_number", False, "the verifier returned the reward nan"),
+        ("too_few", True, "the verifier returned 0 rewards for 1 responses"),
+        ("no_list", True, "the verifier returned 1.0 for 1 responses, not a list"),
+    ],
+)
+async def test_what_is_no_reward_is_an_error_and_not_a_zero(
+    function: str, batched: bool, reason: str
+) -> None:
+    (verdict,) = await verdicts(function, [""], batched=batched)
+    assert verdict.outcome == "error"
+    assert verdict.reason.startswith(reason)
+
+
+def test_a_sound_verifier_passes_its_trial() -> None:
+    assert try_verifier(task("exact"), RewardConfig(), [], PROBLEM) is None
+
+
+@pytest.mark.parametrize(
+    ("function", "obstacle"),
+    [
+        ("nowhere_at_all:score", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("tests.reward.tasks.python.rewards:scor", "there is no function 'scor' in "),
+        ("not_a_function", "there is no function 'not_a_function' in "),
+        (
+            "one_argument",
+            "tests.reward.tasks.python.rewards:one_argument takes (response: 'str') -> 'bool', but will be "
+            "called with (problem, response)",
+        ),
+        (
+            "careless",
+            "on an empty response it gave no verdict: IndexError: list index out of range (rewards.py:",
+        ),
+        ("forgetful", "on an empty response it gave no verdict: the verifier returned None"),
+    ],
+)
+def test_what_can_be_known_before_the_run_is_one_line(function: str, obstacle: str) -> None:
+    found = try_verifier(task(function), RewardConfig(), [], PROBLEM)
+    assert found is not None
+    assert found.startswith(obstacle)
+    assert "\n" not in found
+
+
+def test_a_module_that_cannot_be_imported_says_where(tmp_path: Path) -> None:
+    (tmp_path / "my_rewards.py").write_text("import os\n\nscale = 1 / 0\n")
+    (tmp_path / "unwritten.py").write_text("def score(problem, response)\n    return 1\n")
+    for module, obstacle in {
+        "my_rewards": "ZeroDivisionError: division by zero (my_rewards.py:3)",
+        "unwritten": "SyntaxError: expected ':' (unwritten.py, line 1)",
+    }.items():
+        found = try_verifier(task(f"{module}:score"), RewardConfig(), [str(tmp_path)], PROBLEM)
+        assert found is not None
+        assert found.startswith(obstacle)
+
+
+async def test_rewards_are_shaped_and_outcomes_are_not() -> None:
+    """Right is 1, and a character costs 0.1; what shapes may fail as well."""
+    here = "tests.reward.tasks.python.rewards"
+    shaped = RewardConfig.model_validate(
+        {"processes_per_worker": 1, "shaping": [{"function": f"{here}:length", "weight": -0.1}]}
+    )
+    for function, batched in (("exact", False), ("many", True)):
+        judged = await verdicts(function, ["4", "5555"], shaped, batched=batched)
+        assert [verdict.outcome for verdict in judged] == ["right", "wrong"]
+        assert [verdict.reward for verdict in judged] == pytest.approx([0.9, -0.4])
+    assert await verdicts("abstain", ["4"], shaped) == [Verdict("error", 0.0, None, "no access")]
+    failing = RewardConfig.model_validate({"shaping": [{"function": f"{here}:never_a_number"}]})
+    (verdict,) = await verdicts("exact", ["4"], failing)
+    assert verdict.outcome == "error"
+    assert "returned the reward nan" in verdict.reason

@@ -1,0 +1,124 @@
+"""Held-out and training problems have nothing in common, of every task and every source that it has."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reward.registry import build_task, task_names
+from reward.tasks.telelogs.generator import GeneratedProblems, Recipe
+
+Make = Callable[[Path], dict[str, Any]]
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def rows(prompt_field: str) -> list[dict[str, Any]]:
+    """Every question several times, with blanks around it, and as chat messages."""
+    drawn = []
+    for i in range(120):
+        for question in (f"What is {i % 40} + 1?", f" What is {i % 40} + 1?\n"):
+            drawn += [
+                {prompt_field: question, "answer": "#### 1"},
+                {prompt_field: [{"role": "user", "content": question}], "answer": "#### 1"},
+            ]
+    random.Random(0).shuffle(drawn)
+    return drawn
+
+
+def cut_off(name: str, prompt_field: str) -> tuple[str, Make]:
+    return name, lambda path: {"data": write(path / "rows.jsonl", rows(prompt_field)), "held_out_share": 0.3}
+
+
+def own_file(name: str, prompt_field: str) -> tuple[str, Make]:
+    """The held-out file is a part of the other."""
+    return name, lambda path: {
+        "data": write(path / "rows.jsonl", rows(prompt_field)),
+        "held_out_data": write(path / "held_out.jsonl", rows(prompt_field)[:30]),
+    }
+
+
+def puzzles(path: Path) -> dict[str, Any]:
+    rng = random.Random(0)
+    drawn = [{"target": 24, "nums": rng.sample([1, 2, 3, 4, 6, 8], rng.choice([3, 4]))} for _ in range(400)]
+    return {"data": write(path / "puzzles.jsonl", drawn), "held_out_share": 0.3}
+
+
+def drives(path: Path) -> list[dict[str, str]]:
+    asked = [{"question": p.question, "answer": p.answer} for p in GeneratedProblems(Recipe("train"), 24)]
+    return [*asked, *asked[:8]]
+
+
+def drives_in_two_files(path: Path) -> dict[str, Any]:
+    write(path / "train.jsonl", drives(path)[:20])
+    write(path / "test.jsonl", drives(path)[12:])
+    return {"data": str(path)}
+
+
+SOURCES: dict[str, tuple[str, Make]] = {
+    "countdown, listed": ("countdown", lambda path: {}),
+    "countdown, listed, in several orders": ("countdown", lambda path: {"orders_per_puzzle": 3}),
+    "countdown, sampled": (
+        "countdown",
+        lambda path: {"numbers": 4, "number_max": 30, "train_puzzles": 400, "held_out_puzzles": 100},
+    ),
+    "countdown, hard": ("countdown", lambda path: {"difficulty": "hard"}),
+    "countdown, data": ("countdown", puzzles),
+    "http, cut off": cut_off("http", "prompt"),
+    "math, cut off": cut_off("math", "question"),
+    "math, a file of its own": own_file("math", "question"),
+    "python, cut off": cut_off("python", "prompt"),
+    "python, a file of its own": own_file("python", "prompt"),
+    "telelogs, generated": ("telelogs", lambda path: {"train_problems": 64, "held_out_problems": 64}),
+    "telelogs, compact": (
+        "telelogs",
+        lambda path: {"style": "compact", "train_problems": 256, "held_out_problems": 256},
+    ),
+    "telelogs, data": (
+        "telelogs",
+        lambda path: {"data": write(path / "rows.jsonl", drives(path)), "held_out_share": 0.3},
+    ),
+    "telelogs, data in two files": ("telelogs", drives_in_two_files),
+    "telelogs, data with other labels": (
+        "telelogs",
+        lambda path: {
+            "data": write(path / "rows.jsonl", drives(path)),
+            "held_out_share": 0.3,
+            "randomised_labels": True,
+        },
+    ),
+}
+
+
+def test_no_task_is_left_out() -> None:
+    assert {name for name, _ in SOURCES.values()} == set(task_names())
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_is_held_out_is_never_trained_on(source: str, tmp_path: Path) -> None:
+    """Neither as the prompt that a model sees, nor as the puzzle behind it."""
+    name, make = SOURCES[source]
+    task = build_task(name, make(tmp_path))
+    train, held_out = task.problems("train"), task.problems("held_out")
+    assert train
+    assert held_out
+
+    def seen(problem: Any) -> str:
+        prompt = task.render(problem)
+        return (
+            prompt.strip() if isinstance(prompt, str) else json.dumps([m["content"].strip() for m in prompt])
+        )
+
+    assert not {seen(problem) for problem in train} & {seen(problem) for problem in held_out}
+    if name == "countdown":
+        assert not {problem.key for problem in train} & {problem.key for problem in held_out}
+    if name == "telelogs":
+        assert not {problem.question for problem in train} & {problem.question for problem in held_out}

@@ -1,0 +1,98 @@
+"""What `launch.py tasks` shows of each task: a right answer that is right, a wrong one that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reward
+from reward.registry import build_task, task_names
+from reward.showcase import showcase
+from reward.task import GeneratedTask, shown
+from reward.tasks.countdown.puzzles import Puzzle
+from reward.tasks.countdown.solver import reachable_values
+from reward.tasks.countdown.task import CountdownOptions, CountdownTask
+
+GENERATED = [name for name in task_names() if isinstance(build_task(name, {}), GeneratedTask)]
+
+
+def test_some_tasks_make_their_problems_themselves() -> None:
+    assert GENERATED == ["countdown", "telelogs"]
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_the_examples_of_the_first_problems_are_as_they_say(name: str) -> None:
+    task = build_task(name, {})
+    assert isinstance(task, GeneratedTask)
+    for problem in task.problems("train")[:20]:
+        example = task.example(problem)
+        outcomes = [task.verify(problem, response).outcome for response in (example.right, example.wrong)]
+        assert outcomes == ["right", "wrong"]
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=3), st.data())
+def test_a_wrong_expression_is_wrong_for_any_puzzle(numbers: list[int], data: Any) -> None:
+    """Also where the sum of the numbers is the target."""
+    targets = sorted(value for value in reachable_values(tuple(numbers)) if isinstance(value, int))
+    puzzle = Puzzle(tuple(numbers), data.draw(st.sampled_from([sum(numbers), *targets])))
+    task = CountdownTask(CountdownOptions())
+    assert task.verify(puzzle, task.example(puzzle).wrong).outcome == "wrong"
+    assert task.verify(puzzle, task.example(puzzle).right).outcome == "right"
+
+
+ONE_FILE = """
+from pydantic import BaseModel, ConfigDict
+from cluster.core.types import Verdict
+from reward.task import Example
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+class Echo:
+    Options = Options
+    def __init__(self, options): pass
+    def problems(self, split): return [split]
+    def render(self, problem): return f"Say {problem}."
+    def verify(self, problem, response):
+        right = response == problem
+        return Verdict("right" if right else "wrong", float(right), response, "")
+    def example(self, problem): return Example(problem, "nothing")
+
+TASK = Echo
+"""
+
+
+def test_a_task_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That there is one is all that has to be said."""
+    (tmp_path / "echo").mkdir()
+    (tmp_path / "echo" / "task.py").write_text(ONE_FILE)
+    monkeypatch.setattr(reward.tasks, "__path__", [*reward.tasks.__path__, str(tmp_path)])
+    assert "echo" in task_names()
+    assert list(showcase("echo")) == [
+        "echo: 1 training, 1 held-out problems",
+        "  for example: 'Say train.'",
+        "  right: train  (says the verifier)",
+        "  wrong: nothing  (says the verifier)",
+    ]
+    with pytest.raises(KeyError):
+        build_task("nothing", {})
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_every_task_shows_what_is_right_and_what_is_wrong(name: str) -> None:
+    first, example, right, wrong = showcase(name)
+    assert first.startswith(f"{name}: ")
+    assert example.startswith("  for example: ")
+    assert right.startswith("  right: ")
+    assert wrong.startswith("  wrong: ")
+
+
+def test_long_prompts_are_shown_with_their_beginning_and_end_on_one_line() -> None:
+    assert shown("3 5 = 8\n") == "'3 5 = 8\\n'"
+    assert shown([{"role": "user", "content": "a" * 300 + "\n" + "b" * 300}]) == repr(
+        "a" * 200 + " … " + "b" * 200
+    )

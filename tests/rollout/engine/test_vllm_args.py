@@ -1,0 +1,46 @@
+"""The arguments that vLLM is given, which can be checked without an engine. That a GPU takes them is not shown here."""
+
+from __future__ import annotations
+
+import pytest
+
+from rollout.engine.vllm_args import EngineOptions, vllm_arguments
+
+
+def options(*, on_gpu: bool, tensor_parallel: int = 1, sleeps: bool = False) -> EngineOptions:
+    return EngineOptions(
+        run_id="test",
+        model="model",
+        dtype="float32",
+        max_context_tokens=64,
+        max_sequences=8,
+        tensor_parallel=tensor_parallel,
+        kv_cache_gib=0.5,
+        gpu_memory_share=0.5,
+        on_gpu=on_gpu,
+        sleeps=sleeps,
+    )
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize(("tensor_parallel", "executor"), [(1, "uni"), (2, "mp"), (4, "mp")])
+def test_the_executor_is_never_left_to_vllm(on_gpu: bool, tensor_parallel: int, executor: str) -> None:
+    """In a placement group vLLM would choose Ray's, which refuses a bundle of several GPUs."""
+    arguments = vllm_arguments(options(on_gpu=on_gpu, tensor_parallel=tensor_parallel))
+    assert arguments["distributed_executor_backend"] == executor
+    assert arguments["tensor_parallel_size"] == tensor_parallel
+
+
+@pytest.mark.parametrize("sleeps", [False, True])
+def test_an_engine_on_a_gpu_keeps_to_its_part_of_the_memory(sleeps: bool) -> None:
+    arguments = vllm_arguments(options(on_gpu=True, sleeps=sleeps))
+    assert arguments["gpu_memory_utilization"] == 0.5
+    assert arguments["enable_sleep_mode"] is sleeps
+    assert not {"kv_cache_memory_bytes", "enforce_eager"} & set(arguments)
+
+
+def test_an_engine_on_a_cpu_never_cuts_a_prompt_up() -> None:
+    """A seeded request whose prompt is taken in by parts would end the engine."""
+    arguments = vllm_arguments(options(on_gpu=False))
+    assert arguments["enable_chunked_prefill"] is False
+    assert arguments["kv_cache_memory_bytes"] == 2**29

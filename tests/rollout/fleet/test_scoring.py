@@ -1,0 +1,87 @@
+"""Verdicts on what workers sampled: each comes back to who sampled it, and few calls bring many."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from cluster.core.types import Sampled, Verdict
+from reward.scoring import Judgeable
+from reward.task import PlacedVerdicts
+from rollout.fleet import scoring as judging
+from rollout.fleet.scoring import Judging
+from tests.builders import make_response, make_verdict
+
+
+@dataclass
+class Rewards:
+    """The last answer of a call first, each on its own; the reward is the problem."""
+
+    calls: list[int] = field(default_factory=list)
+
+    async def judge(self, answers: Sequence[Judgeable]) -> AsyncIterator[PlacedVerdicts]:
+        self.calls.append(len(answers))
+        for place in reversed(range(len(answers))):
+            yield [(place, make_verdict(answers[place].problem))]
+            await asyncio.sleep(0)
+
+
+@dataclass
+class Delivered:
+    """In place of the dispatch."""
+
+    by_process: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+
+    def deliver(self, process: str, sampled: Sequence[Sampled], verdicts: Sequence[Verdict]) -> None:
+        pairs = [(one.prompt_id, verdict.reward) for one, verdict in zip(sampled, verdicts, strict=True)]
+        self.by_process.setdefault(process, []).extend(pairs)
+
+
+def sampled(*prompt_ids: str) -> list[Sampled]:
+    return [Sampled(prompt_id, 0, make_response()) for prompt_id in prompt_ids]
+
+
+async def test_every_verdict_comes_to_who_sampled_the_response() -> None:
+    rewards, delivered = Rewards(), Delivered()
+    async with asyncio.TaskGroup() as background:
+        judge = Judging(cast(Any, rewards), cast(Any, delivered), background)
+        judge.add("rollout-0.0", sampled("a", "b"), [1.0, 2.0])
+        judge.add("rollout-1.0", sampled("c"), [3.0])
+        judge.add("rollout-0.0", sampled("d"), [4.0])
+    assert rewards.calls == [4]
+    found = {process: sorted(pairs) for process, pairs in delivered.by_process.items()}
+    assert found == {"rollout-0.0": [("a", 1.0), ("b", 2.0), ("d", 4.0)], "rollout-1.0": [("c", 3.0)]}
+
+
+async def test_what_comes_between_two_calls_travels_in_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that is here; and what comes first, or late, does not wait."""
+    monkeypatch.setattr(judging, "BETWEEN_CALLS_S", 0.2)
+    rewards, delivered = Rewards(), Delivered()
+    async with asyncio.TaskGroup() as background:
+        judge = Judging(cast(Any, rewards), cast(Any, delivered), background)
+        judge.add("rollout-0.0", sampled("a"), [1.0])
+        for _ in range(5):
+            await asyncio.sleep(0)
+        for number in range(20):
+            judge.add(f"rollout-{number}.0", sampled("b"), [1.0])
+            await asyncio.sleep(0)
+    assert rewards.calls == [1, 20]
+    assert sum(map(len, delivered.by_process.values())) == 21
+
+
+async def test_a_verifier_that_fails_ends_the_run_and_not_the_worker() -> None:
+    class Failing(Rewards):
+        async def judge(self, answers: Sequence[Judgeable]) -> AsyncIterator[PlacedVerdicts]:
+            raise RuntimeError("no verdicts")
+            yield []
+
+    with pytest.raises(ExceptionGroup, match="unhandled errors") as ended:
+        async with asyncio.TaskGroup() as background:
+            Judging(cast(Any, Failing()), cast(Any, Delivered()), background).add(
+                "rollout-0.0", sampled("a"), [1.0]
+            )
+    assert "no verdicts" in str(ended.value.exceptions[0])

@@ -1,0 +1,221 @@
+"""The service of one worker process, without a process: what it is brought, what is taken from it, how it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.core.config import RunConfig
+from cluster.core.types import Prompt, Publication, Sampled
+from reward.scoring import Judgeable
+from reward.task import PlacedVerdicts
+from rollout.fleet.buffer import WorkBuffer
+from rollout.fleet.context import FleetRoom
+from rollout.fleet.scheduler import Dispatch
+from rollout.fleet.scoring import Judging
+from rollout.fleet.state import FleetState, WorkerState
+from rollout.fleet.supervisor import first_cause
+from rollout.fleet.weight_sync import PullCarrier
+from rollout.fleet.worker_loop import WeightGapError, WorkerService, prompts_in_a_request
+from tests.builders import make_prompt, make_response, make_verdict
+
+NAME, PROCESS = "rollout-0", "rollout-0.0"
+
+
+@dataclass
+class Method:
+    """As a method of an actor's handle."""
+
+    call: Callable[..., Awaitable[Any]]
+
+    def remote(self, *arguments: Any) -> Awaitable[Any]:
+        return self.call(*arguments)
+
+
+@dataclass
+class Worker:
+    """Answers a prompt as soon as it has it, unless it is `mute`."""
+
+    gap: float = 0.0
+    mute: bool = False
+    deaf: bool = False
+    """No call of `collect` ever comes back."""
+    calls: list[str] = field(default_factory=list)
+    sampled: list[Sampled] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __getattr__(self, name: str) -> Method:
+        return Method(getattr(type(self), f"do_{name}").__get__(self))
+
+    async def do_pull_weights(self, publication: Publication) -> float:
+        self.calls.append(f"pull {publication.version}")
+        return self.gap
+
+    async def do_sleep(self) -> None:
+        self.calls.append("sleep")
+
+    async def do_submit(self, prompts: Sequence[Prompt]) -> None:
+        self.calls += [f"sample {prompt.id}" for prompt in prompts]
+        if not self.mute:
+            self.sampled += [
+                Sampled(prompt.id, index, make_response())
+                for prompt in prompts
+                for index in range(prompt.sampling.responses)
+            ]
+            self.news.set()
+
+    async def do_collect(self, max_wait_s: float, gather_s: float) -> list[Sampled]:
+        if self.deaf:
+            await asyncio.Event().wait()
+        try:
+            async with asyncio.timeout(max_wait_s):
+                await self.news.wait()
+        except TimeoutError:
+            return []
+        self.news.clear()
+        sampled, self.sampled = self.sampled, []
+        return sampled
+
+
+class Rewards:
+    async def judge(self, answers: Sequence[Judgeable]) -> AsyncIterator[PlacedVerdicts]:
+        for place in range(len(answers)):
+            yield [(place, make_verdict(1.0))]
+
+
+@dataclass
+class Scene:
+    """One worker that is up, a buffer of four prompts, and weights of version 1."""
+
+    room: FleetRoom
+    buffer: WorkBuffer
+    events: list[str]
+
+    def publish(self, version: int) -> None:
+        self.room.publication = Publication(version, None, (), ())
+        self.room.state.published(version)
+        self.room.dispatch.announce()
+
+    async def serve(self, worker: Worker) -> None:
+        await WorkerService(NAME, PROCESS, cast(Any, worker), self.room).serve()
+
+
+def scene(background: asyncio.TaskGroup, **rollout: Any) -> Scene:
+    config = RunConfig.model_validate({"rollout": rollout, "learner": {"max_logprob_gap": 0.1}})
+    state, dispatch, events = FleetState(1, 3), Dispatch(), list[str]()
+    carrier = PullCarrier(config.rollout)
+    judging = Judging(cast(Any, Rewards()), dispatch, background)
+    room = FleetRoom(config, cast(Any, None), judging, events.append, state, dispatch, background, carrier)
+    state.started(NAME)
+    buffer = WorkBuffer(4)
+    for number in range(4):
+        buffer.admit(make_prompt(f"train/0/{number}"))
+    dispatch.feed(buffer)
+    found = Scene(room, buffer, events)
+    found.publish(1)
+    return found
+
+
+async def test_it_pulls_before_it_samples_and_is_gone_when_it_is_drained() -> None:
+    async with asyncio.TaskGroup() as background:
+        there, worker = scene(background, prompts_per_request=2, inflight_prompts_per_worker=2), Worker()
+        serving = background.create_task(there.serve(worker))
+        await there.room.dispatch.wait_until(lambda: there.buffer.scored_groups == 4)
+        assert worker.calls == ["pull 1", *(f"sample train/0/{number}" for number in range(4))]
+        there.publish(2)
+        await there.room.dispatch.wait_until(lambda: there.room.state.healthy == 1)
+        assert worker.calls[-1] == "pull 2"
+        there.room.state.drain(NAME)
+        there.room.dispatch.announce()
+        await serving
+    assert there.room.state[NAME].state is WorkerState.DRAINING
+
+
+@given(st.integers(1, 5000), st.integers(1, 64), st.integers(1, 8))
+def test_many_prompts_go_out_in_few_requests_and_evenly(waiting: int, workers: int, least: int) -> None:
+    """To workers that ask in turn."""
+    first, taken, requests, left = prompts_in_a_request(waiting, workers, least), [0] * workers, 0, waiting
+    while left:
+        request = min(left, prompts_in_a_request(left, workers, least))
+        taken[requests % workers] += request
+        left -= request
+        requests += 1
+    assert max(taken) - min(taken) <= first + least
+    assert requests <= min(math.ceil(waiting / least), workers * 8 * (1 + math.log2(1 + waiting / workers)))
+
+
+async def test_who_rests_takes_nothing_until_something_is_published() -> None:
+    async with asyncio.TaskGroup() as background:
+        there, worker = scene(background), Worker()
+        there.room.resting = True
+        serving = background.create_task(there.serve(worker))
+        await there.room.dispatch.wait_until(lambda: bool(there.room.asleep))
+        there.room.dispatch.announce()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert worker.calls == ["pull 1", "sleep"], "once, and with four prompts waiting"
+        assert there.room.asleep == {PROCESS}
+        there.room.resting = False
+        there.publish(2)
+        await there.room.dispatch.wait_until(lambda: there.buffer.scored_groups == 4)
+        assert worker.calls[2:4] == ["pull 2", "sample train/0/0"]
+        there.room.state.drain(NAME)
+        there.room.dispatch.announce()
+        await serving
+
+
+async def test_who_is_drained_finishes_what_it_holds() -> None:
+    async with asyncio.TaskGroup() as background:
+        there, worker = (
+            scene(background, prompts_per_request=1, inflight_prompts_per_worker=1),
+            Worker(mute=True),
+        )
+        serving = background.create_task(there.serve(worker))
+        await there.room.dispatch.wait_until(lambda: there.buffer.leases(PROCESS) == 1)
+        there.room.state.drain(NAME)
+        there.room.dispatch.announce()
+        await asyncio.sleep(0)
+        assert not serving.done()
+        for index in range(2):
+            worker.sampled.append(Sampled("train/0/0", index, make_response()))
+        worker.news.set()
+        await serving
+    assert there.buffer.scored_groups == 1
+    assert there.buffer.waiting_prompts == 3, "it took nothing more"
+
+
+@pytest.mark.parametrize(
+    ("worker", "kind", "says"),
+    [
+        (Worker(gap=0.2), WeightGapError, "is 0.2 away from the learner's"),
+        (Worker(gap=float("nan")), WeightGapError, "away from the learner's"),
+        (Worker(deaf=True), TimeoutError, "any sign of life of rollout-0"),
+        (
+            Worker(mute=True),
+            TimeoutError,
+            "did not answer prompts train/0/0, train/0/1, train/0/2, train/0/3",
+        ),
+    ],
+    ids=["other weights", "no weights", "deaf", "mute"],
+)
+async def test_it_is_lost(worker: Worker, kind: type[Exception], says: str) -> None:
+    worker.news = asyncio.Event()
+    async with asyncio.TaskGroup() as background:
+        limits = {"silence_timeout_s": 0.2, "request_timeout_s": 0.1 if worker.mute else 60.0}
+        there = scene(background, **limits)
+        with pytest.raises(ExceptionGroup) as lost:
+            await there.serve(worker)
+    cause = first_cause(lost.value)
+    assert isinstance(cause, kind)
+    assert says in str(cause)
+    assert there.buffer.scored_groups == 0
+    if worker.deaf:
+        assert there.room.state[NAME].state is WorkerState.SUSPECT
+        assert there.events == ["nothing heard of rollout-0 for 0.1 s"]

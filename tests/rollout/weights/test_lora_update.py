@@ -1,0 +1,58 @@
+"""Low-rank updates are added to the weights that they name, and to no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rollout.weights.lora_update import is_low_rank, updated_weights
+
+WEIGHTS = {
+    "a.weight": torch.arange(6.0).reshape(2, 3),
+    "b.weight": torch.ones(3, 3, dtype=torch.bfloat16),
+    "b.bias": torch.ones(3),
+}
+UPDATE = {"a.weight.left": torch.ones(2, 1), "a.weight.right": torch.tensor([[1.0, 2.0, 3.0]])}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A checkpoint of two files."""
+    for number, names in enumerate([["a.weight"], ["b.weight", "b.bias"]]):
+        save_file({name: WEIGHTS[name] for name in names}, tmp_path / f"model-{number}.safetensors")
+    return tmp_path
+
+
+def test_all_weights_come_and_the_named_one_is_changed(directory: Path) -> None:
+    found = dict(updated_weights(directory, UPDATE))
+    assert found.keys() == WEIGHTS.keys()
+    torch.testing.assert_close(found["a.weight"], WEIGHTS["a.weight"] + torch.tensor([1.0, 2.0, 3.0]))
+    for name in ("b.weight", "b.bias"):
+        torch.testing.assert_close(found[name], WEIGHTS[name], rtol=0, atol=0)
+
+
+def test_a_sum_in_bfloat16_is_not_rounded(directory: Path) -> None:
+    update = {"b.weight.left": torch.full((3, 1), 1e-3), "b.weight.right": torch.ones(1, 3)}
+    found = dict(updated_weights(directory, update))["b.weight"]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.full((3, 3), 1.001))
+
+
+def test_the_files_stay_as_they_are(directory: Path) -> None:
+    first = dict(updated_weights(directory, UPDATE))
+    second = dict(updated_weights(directory, UPDATE))
+    torch.testing.assert_close(first["a.weight"], second["a.weight"], rtol=0, atol=0)
+
+
+def test_an_update_of_a_weight_that_is_not_there_is_refused(directory: Path) -> None:
+    update = {name.replace("a.", "model.a."): tensor for name, tensor in UPDATE.items()}
+    with pytest.raises(ValueError, match=r"no weights to update by the names model\.a\.weight"):
+        dict(updated_weights(directory, update))
+
+
+def test_whole_weights_are_told_from_updates() -> None:
+    assert is_low_rank(UPDATE)
+    assert not is_low_rank(WEIGHTS)
