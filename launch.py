@@ -137,7 +137,7 @@ def evaluate(
     config_file: ConfigFile,
     overrides: Overrides = None,
     address: Address = None,
-    split: Annotated[Split, typer.Option(help="Which of the task's problems to ask.")] = "held_out",
+    split: Annotated[Split, typer.Option(help="Which of the task's problems to ask.")] = "eval",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")
     ] = False,
@@ -361,7 +361,7 @@ def arithmetic(config: RunConfig) -> str:
     rollout, learner = config.rollout, config.learner
     return (
         f"{config.steps} steps of {rollout.prompts_per_step} prompts × {rollout.responses_per_prompt} responses = "
-        f"{config.responses_per_step} responses, in {config.optimiser_steps_per_batch} optimiser step(s) over "
+        f"{config.responses_per_step} responses, in {config.optimizer_steps_per_batch} optimizer step(s) over "
         f"{learner.ranks} learner rank(s), micro-batches of up to {learner.micro_batch_tokens} tokens; "
         f"{rollout.workers} workers"
     )

@@ -30,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.report import RESULTS, Target, judged, write_cases
+from benchmarks.report import RESULTS, Target, checked, write_cases
 
 CASES = ("1", "16", "64", "256")
 LEARN_S, SHORTEST_S, LONGEST_S = 2.0, 2.0, 8.0
@@ -59,7 +59,7 @@ def main() -> None:
         found = in_its_own_process(case, 3 if arguments.smoke else arguments.steps, arguments.smoke)
         target = Target(IDEAL.format(case), 1 / 1.05)
         write_cases(
-            "fleet_scale", {case: found | {"targets": judged(found["ratios"], [target])}}, arguments.output
+            "fleet_scale", {case: found | {"targets": checked(found["ratios"], [target])}}, arguments.output
         )
     if not arguments.smoke:
         draw(arguments.output or RESULTS / "fleet_scale.json")
@@ -112,15 +112,15 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
     import psutil
     import ray
 
-    from benchmarks.simulated_engines import EngineHost, Engines, HostedPlaces, Judge
-    from cluster.core.types import Prompt, Publication, Sampling
+    from benchmarks.simulated_engines import EngineHost, Engines, HostedWorkerFactory, VerifierRunner
+    from cluster.core.types import PolicyVersion, Prompt, Sampling
     from cluster.run_state.checkpoints import CheckpointStore
     from cluster.run_state.run_directory import RunDirectory
     from cluster.tracking import RunConsole, Tracker, read_metrics
     from cluster.training.controller import Controller
     from cluster.training.gc import what_is_there_stays
-    from cluster.training.prompt_source import PromptSource, Question
-    from learner.objective.training_batch import WeighedBatch
+    from cluster.training.prompt_source import PromptSource, TokenizedProblem
+    from learner.objective.training_batch import TrainingBatch
     from reward.scoring import RewardPool
     from reward.tasks.countdown.puzzles import Puzzle
     from rollout.engine.tokenizer import EncodedPrompt
@@ -129,16 +129,16 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
     engines = Engines(response_tokens=256, shortest_s=SHORTEST_S * scale, longest_s=LONGEST_S * scale)
     start_host = ray.remote(EngineHost).options(num_cpus=0, max_concurrency=4000)
     hosts = [start_host.remote(engines) for _ in range(min(2, config.rollout.workers))]
-    judges = [ray.remote(Judge).options(num_cpus=0, max_concurrency=1000).remote()]
+    judges = [ray.remote(VerifierRunner).options(num_cpus=0, max_concurrency=1000).remote()]
     process = psutil.Process()
     marks: list[dict[str, float]] = []
 
     class SleepingLearner:
-        async def learn(self, mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
+        async def learn(self, mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
             await asyncio.sleep(LEARN_S * scale)
             return {"logprob_gap/mean": 0.0, "learner_tokens": 1.0}
 
-        async def publish(self, version: int) -> Publication:
+        async def publish(self, version: int) -> PolicyVersion:
             marks.append(
                 {
                     "controller_cpu_s": time.process_time(),
@@ -146,7 +146,7 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
                     "memory_mib": process.memory_info().rss / 2**20,
                 }
             )
-            return Publication(version, ray.put(np.zeros(2**20, dtype=np.uint8)), (), ())
+            return PolicyVersion(version, ray.put(np.zeros(2**20, dtype=np.uint8)), (), ())
 
         async def save(self, directory: Path) -> dict[Path, Any]:
             directory.mkdir()
@@ -164,13 +164,13 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
         Tracker(config, directory, console) as tracker,
     ):
         async with asyncio.TaskGroup() as background:
-            rewards = RewardPool(judges, timeout_s=300, cut_off_is_wrong=True)
-            places: Any = HostedPlaces(hosts, directory)
+            rewards = RewardPool(judges, timeout_s=300, truncated_is_incorrect=True)
+            places: Any = HostedWorkerFactory(hosts, directory)
             fleet = RolloutFleet(config, places, rewards, console.event, background)
             learner: Any = SleepingLearner()
             controller = Controller(
                 config,
-                PromptSource([Question(problem, question)] * 10_000, config.seed, sampling),
+                PromptSource([TokenizedProblem(problem, question)] * 10_000, config.seed, sampling),
                 held_out,
                 fleet,
                 learner,

@@ -28,9 +28,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import DEMONSTRATION, SMALL_GROUPS, Case, vocabulary_size
-from benchmarks.report import Target, judged, medians, ratios, seconds_in_turn, write_cases
+from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn, write_cases
 from cluster.core.config import LearnerConfig, ObjectiveConfig, RunConfig
-from learner.objective.training_batch import WeighedBatch
+from learner.objective.training_batch import TrainingBatch
 
 CASES = {"demonstration": DEMONSTRATION, "smollm2": SMALL_GROUPS}
 ONE, TWO = "1 rank, 2 threads", "2 ranks, 1 thread"
@@ -59,7 +59,7 @@ def main() -> None:
         with case.model_directory() as model:
             found = measure(case, model, arguments.zero_stage)
         report = {"sizes": {"zero_stage": arguments.zero_stage, **asdict(case)}, **found}
-        report["targets"] = judged(found["ratios"], [Target(f"{ONE} / {TWO}", 0.9)])
+        report["targets"] = checked(found["ratios"], [Target(f"{ONE} / {TWO}", 0.9)])
         write_cases("learner_ranks", {name: report}, arguments.output)
 
 
@@ -70,7 +70,7 @@ def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
     from learner.engine.group import LearnerGroup
     from learner.engine.rank import LearnerRank
 
-    batch = WeighedBatch(rows=tuple(case.rows(vocabulary_size(model))))
+    batch = TrainingBatch(rows=tuple(case.rows(vocabulary_size(model))))
     norms: dict[str, list[float]] = {way: [] for way in RANKS_AND_THREADS}
 
     async def start(stack: AsyncExitStack, way: str, directory: Path) -> Callable[[], Any]:
@@ -99,7 +99,7 @@ def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
         await group.start()
 
         async def step() -> None:
-            norms[way].append((await group.learn([batch]))["objective/gradient_norm"])
+            norms[way].append((await group.learn([batch]))["objective/grad_norm"])
 
         return step
 

@@ -1,4 +1,4 @@
-"""How fast the learner is, against others on the same tokens, in one run on one machine. Whole optimiser steps.
+"""How fast the learner is, against others on the same tokens, in one run on one machine. Whole optimizer steps.
 
     group-512       8 responses of 48 tokens to a prompt of 512, SmolLM2-135M in float32
     group-2048      16 responses of 64 tokens to a prompt of 2,048, the same model
@@ -30,7 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import DEMONSTRATION, GROUP_512, GROUP_2048, Case, vocabulary_size
-from benchmarks.report import Target, judged, medians, ratios, seconds_in_turn, write_cases
+from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn, write_cases
 from cluster.core.config import LearnerConfig, ObjectiveConfig
 from learner.model.batching import Packing, computed_tokens, shard
 from learner.objective.training_batch import Row
@@ -77,7 +77,7 @@ def main() -> None:
             found = measure(steps, case.repeats)
         sizes = {"threads": arguments.threads, "zero_stage": arguments.zero_stage, **asdict(case)}
         report = {"sizes": sizes, **tokens_of(rows, packing), **found}
-        report["targets"] = judged(found["ratios"], TARGETS[name])
+        report["targets"] = checked(found["ratios"], TARGETS[name])
         by_default = arguments.zero_stage == DEFAULT_ZERO_STAGE
         title = name if by_default else f"{name}, ZeRO {arguments.zero_stage}"
         write_cases("learner_speed", {title: report}, arguments.output)
@@ -104,7 +104,7 @@ def make_steps(
         def step() -> float:
             (micro_batches,) = shard(rows, 1, replace(packing, prefix_sharing=sharing))
             (sums,) = rank.learn([micro_batches])
-            return sums["gradient_norm"]
+            return sums["grad_norm"]
 
         return step
 
@@ -172,7 +172,7 @@ def started_rank(case: Case, model: Path, threads: int, zero_stage: Any) -> tupl
         threads_per_rank=threads,
         prefix_sharing="on",
         learning_rate=LEARNING_RATE,
-        max_gradient_norm=MAX_GRADIENT_NORM,
+        max_grad_norm=MAX_GRADIENT_NORM,
     )
 
     class Rank(LearnerRank):

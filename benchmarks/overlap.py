@@ -1,6 +1,6 @@
 """How learning and sampling overlap: whole runs of a small model, on-policy and with a batch's head start.
 
-    in turn      max_staleness 0: a step is sampling, then learning, then publication. Each is timed on its own here.
+    in turn      max_staleness 0: a step is sampling, then learning, then policy. Each is timed on its own here.
     overlapped   max_staleness 1: the next batch is sampled while the learner has this one
 
 One rollout worker and one learner rank, a thread each, so that on two cores neither takes the other's. What Ray, the
@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import TINY, Case
-from benchmarks.report import Target, judged, write_cases
+from benchmarks.report import Target, checked, write_cases
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import read_metrics
 
@@ -59,7 +59,7 @@ def main() -> None:
                 found = run(model, steps, staleness, prompts=4 if arguments.smoke else 64)
                 parts[way] += found
                 print(f"  {turn + 1}/{repeats} {way}: {means(found)}", flush=True)
-    write_cases("overlap", {"tiny": judgement(parts)}, arguments.output)
+    write_cases("overlap", {"tiny": assessment(parts)}, arguments.output)
 
 
 def run(model: str, steps: int, max_staleness: int, prompts: int) -> list[dict[str, float]]:
@@ -100,7 +100,7 @@ def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: round(statistics.fmean(row[name] for row in rows), 3) for name in rows[0]}
 
 
-def judgement(parts: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def assessment(parts: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     in_turn, overlapped = means(parts["in turn"]), means(parts["overlapped"])
     found = {
         TARGET.ratio: round(max(in_turn["rollout"], in_turn["learn"]) / overlapped["step"], 3),
@@ -115,7 +115,7 @@ def judgement(parts: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
         "mean_s": {"in turn: " + name: value for name, value in in_turn.items()}
         | {"overlapped: " + name: value for name, value in overlapped.items()},
         "ratios": found,
-        "targets": judged(found, [TARGET]),
+        "targets": checked(found, [TARGET]),
     }
 
 

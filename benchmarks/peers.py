@@ -1,4 +1,4 @@
-"""Learners to compare with: one optimiser step over the same rows by transformers and PyTorch alone, and by TRL.
+"""Learners to compare with: one optimizer step over the same rows by transformers and PyTorch alone, and by TRL.
 
 Each is a function without arguments that makes a step and returns the gradient's norm before clipping. The learning
 rate is next to nothing, so that all steps of all ways start from the same weights.

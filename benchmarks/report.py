@@ -55,7 +55,7 @@ def ratios(median_s: Mapping[str, float], over: Iterable[str]) -> dict[str, floa
     }
 
 
-def judged(found: Mapping[str, float], targets: Iterable[Target]) -> dict[str, Any]:
+def checked(found: Mapping[str, float], targets: Iterable[Target]) -> dict[str, Any]:
     return {
         target.ratio: {
             "at_least": round(target.at_least, 3),

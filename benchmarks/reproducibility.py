@@ -50,14 +50,14 @@ def _same_tokens(one: Response, other: Response) -> bool:
 async def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
     from cluster.run_state.run_directory import RunDirectory
     from cluster.training.actors import ActorGraph
-    from cluster.training.dataset import encode_questions, evaluation_prompts
+    from cluster.training.dataset import evaluation_prompts, load_dataset
 
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         config = configuration(sizes, directory)
         run_directory = RunDirectory(config.run_directory)
         run_directory.logs.mkdir(parents=True)
-        prompts = evaluation_prompts(config, encode_questions(config, model))
+        prompts = evaluation_prompts(config, load_dataset(config, model))
         rewards = await stack.enter_async_context(ActorGraph(config, run_directory, model).rewards())
 
         async def sampled(workers: int, times: int) -> list[list[ScoredGroup]]:

@@ -25,7 +25,7 @@ import report
 from cluster.core.types import Verdict
 from reward.sandbox.pool import Sandbox
 from reward.sandbox.recipe import Limits, Recipe
-from reward.scorers import judged
+from reward.scorers import score_in_order
 from reward.tasks.countdown.task import CountdownOptions, CountdownTask
 
 RESPONSES = 16
@@ -54,20 +54,20 @@ def like_a_models(numbers: Sequence[int]) -> list[str]:
     return [f"{tries}<answer>({a}+{b}){operator}{c}</answer>" for operator in "+-*/"] * (RESPONSES // 4)
 
 
-async def judged_by(sandbox: Sandbox, problem: Any, responses: Sequence[str]) -> list[Verdict]:
-    return await judged(sandbox, [(problem, response) for response in responses])
+async def scored_by(sandbox: Sandbox, problem: Any, responses: Sequence[str]) -> list[Verdict]:
+    return await score_in_order(sandbox, [(problem, response) for response in responses])
 
 
 async def verdicts_per_s(processes: int, groups: int, repeats: int) -> list[float]:
     """Of whole batches of `groups` × 16 responses, in turn, after one that warms up."""
     task = CountdownTask(CountdownOptions())
     puzzles = (task.problems("train") * (groups // 100 + 1))[:groups]
-    recipe = Recipe("reward.judges:task_judge", ("countdown", {}, ()))
+    recipe = Recipe("reward.runners:task_runner", ("countdown", {}, ()))
     rates = []
     async with Sandbox(recipe, Limits(), processes) as sandbox:
         for _ in range(repeats + 1):
             started = time.perf_counter()
-            await asyncio.gather(*(judged_by(sandbox, p, like_a_models(p.numbers)) for p in puzzles))
+            await asyncio.gather(*(scored_by(sandbox, p, like_a_models(p.numbers)) for p in puzzles))
             rates.append(round(groups * RESPONSES / (time.perf_counter() - started)))
     return rates[1:]
 
@@ -75,19 +75,19 @@ async def verdicts_per_s(processes: int, groups: int, repeats: int) -> list[floa
 async def seconds_of_others(function: str, processes: int, hanging: bool, repeats: int) -> list[float]:
     """Until the last verdict but the hanging one is there, in each repetition."""
     options = {"function": f"reward_throughput:{function}"}
-    recipe = Recipe("reward.judges:task_judge", ("python", options, ()), (str(Path(__file__).parent),))
+    recipe = Recipe("reward.runners:task_runner", ("python", options, ()), (str(Path(__file__).parent),))
     asked = [(None, "hang" if hanging and i == 0 else f"{i}") for i in range(ASKED_AT_ONCE)]
     seconds = []
     async with Sandbox(recipe, Limits(timeout_s=TIMEOUT_S), processes) as sandbox:
-        await judged_by(sandbox, None, ["warm"] * 4 * processes)
+        await scored_by(sandbox, None, ["warm"] * 4 * processes)
         for _ in range(repeats):
             started, missing = time.perf_counter(), set(range(1, ASKED_AT_ONCE))
-            async for placed in sandbox.judge(asked):
+            async for placed in sandbox.score(asked):
                 missing -= {place for place, _ in placed}
                 if not missing:
                     seconds.append(round(time.perf_counter() - started, 4))
                     missing = {-1}  # there is one left, which hangs
-            await judged_by(sandbox, None, ["warm"] * 4 * processes)  # the killed process has been replaced
+            await scored_by(sandbox, None, ["warm"] * 4 * processes)  # the killed process has been replaced
     return seconds
 
 

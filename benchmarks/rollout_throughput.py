@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import SMOLLM2, STARTER, TINY, Case
-from benchmarks.report import Target, judged, medians, ratios, seconds_in_turn, write_cases
+from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn, write_cases
 from cluster.core.config import RunConfig
 from cluster.core.types import Prompt
 from rollout.engine.vllm_args import EngineOptions, vllm_arguments
@@ -94,7 +94,7 @@ def configuration(sizes: Sizes, directory: Path) -> RunConfig:
             "model": {"max_context_tokens": sizes.max_context_tokens},
             "task": {
                 "name": "countdown",
-                "options": {"style": sizes.style, "held_out_puzzles": sizes.prompts}
+                "options": {"style": sizes.style, "eval_puzzles": sizes.prompts}
                 if sizes.style == "chat"
                 else {},
             },
@@ -118,7 +118,7 @@ def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
     from cluster.run_state.run_directory import RunDirectory
     from cluster.runtime.placement import cpu_environment
     from cluster.training.actors import ActorGraph, engine_options
-    from cluster.training.dataset import encode_questions, evaluation_prompts
+    from cluster.training.dataset import evaluation_prompts, load_dataset
 
     tokens: dict[str, int] = {}
 
@@ -127,7 +127,7 @@ def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
         config = configuration(sizes, directory)
         run_directory = RunDirectory(config.run_directory)
         run_directory.logs.mkdir(parents=True)
-        prompts = evaluation_prompts(config, encode_questions(config, model))
+        prompts = evaluation_prompts(config, load_dataset(config, model))
         graph = ActorGraph(config, run_directory, model)
         rewards = await stack.enter_async_context(graph.rewards())
         fleet = await stack.enter_async_context(graph.fleet(rewards, print))
@@ -192,7 +192,7 @@ def main() -> None:
         print(name, flush=True)
         with Case(sizes.model, 1, 2, (8, 8), (8, 8), 64, 1).model_directory() as model:
             found = measure(sizes, model)
-        found["targets"] = judged(found["ratios"], [Target(f"{OFFLINE} / {WHOLE_PATH}", 0.95)])
+        found["targets"] = checked(found["ratios"], [Target(f"{OFFLINE} / {WHOLE_PATH}", 0.95)])
         described = {"model": str(sizes.model)} | {
             key: value for key, value in vars(sizes).items() if key != "model"
         }

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.core.types import Prompt, Publication, Response, Sampled, Verdict, VersionSpan
+from cluster.core.types import PolicyVersion, Prompt, Response, Sampled, Verdict, VersionSpan
 from cluster.run_state.run_directory import RunDirectory
 from reward.task import PlacedVerdicts
 from rollout.fleet.state import LOADED_VERSION
@@ -89,9 +89,9 @@ class SimulatedEngine:
         sampled, self._sampled = self._sampled, []
         return sampled
 
-    async def pull_weights(self, publication: Publication) -> float:
-        await publication.weights
-        self._version = publication.version
+    async def pull_weights(self, policy: PolicyVersion) -> float:
+        await policy.weights
+        self._version = policy.version
         self._asleep = False
         return 0.0
 
@@ -166,8 +166,8 @@ class _Handle:
 
 
 @dataclass
-class HostedPlaces:
-    """Stands in for `WorkerPlaces`: worker `rollout-N` is in host N modulo the number of hosts."""
+class HostedWorkerFactory:
+    """Stands in for `WorkerFactory`: worker `rollout-N` is in host N modulo the number of hosts."""
 
     hosts: Sequence[ray.actor.ActorHandle]
     run_directory: RunDirectory
@@ -177,16 +177,16 @@ class HostedPlaces:
         yield _Handle(self.hosts[int(name.rpartition("-")[2]) % len(self.hosts)], name)
 
 
-class Judge:
+class VerifierRunner:
     """Takes the part of `reward.scoring.RewardActor`, and needs no time."""
 
-    async def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
         yield [
             (
                 place,
-                Verdict("right", 1.0, text, "")
+                Verdict("correct", 1.0, text, "")
                 if text.endswith(("1", "3"))
-                else Verdict("wrong", 0.0, text, ""),
+                else Verdict("incorrect", 0.0, text, ""),
             )
             for place, (_, text) in enumerate(asked)
         ]

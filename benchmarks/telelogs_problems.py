@@ -44,10 +44,10 @@ def main() -> None:
     )
 
     kinds = {}
-    for style, randomised in itertools.product(STYLES, (False, True)):
-        name = f"{style}, randomised labels" if randomised else style
+    for style, randomized in itertools.product(STYLES, (False, True)):
+        name = f"{style}, randomized labels" if randomized else style
         started = time.process_time()
-        problems = list(GeneratedProblems(Recipe("held_out", style, randomised, seed=1), count))
+        problems = list(GeneratedProblems(Recipe("eval", style, randomized, seed=1), count))
         per_cpu_s = count / (time.process_time() - started)
         kinds[name] = {
             "problems": count,

@@ -34,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from benchmarks.cases import SMOLLM2, STARTER, TINY, Case
-from benchmarks.report import Target, judged, medians, write_cases
+from benchmarks.report import Target, checked, medians, write_cases
 from cluster.core.config import LearnerConfig, ObjectiveConfig, RunConfig
-from cluster.core.types import Prompt, Publication, Sampling
+from cluster.core.types import PolicyVersion, Prompt, Sampling
 from rollout.engine.vllm_args import EngineOptions
 from rollout.engine.worker import RolloutWorker
 
@@ -54,9 +54,9 @@ class TimedWorker(RolloutWorker):
         self._seconds: dict[str, float] = {}
 
     @asynccontextmanager
-    async def _fetched(self, publication: Publication) -> AsyncIterator[Path]:
+    async def _fetched(self, policy: PolicyVersion) -> AsyncIterator[Path]:
         started = time.perf_counter()
-        async with super()._fetched(publication) as path:
+        async with super()._fetched(policy) as path:
             self._seconds["fetch"] = time.perf_counter() - started
             yield path
 
@@ -70,13 +70,13 @@ class TimedWorker(RolloutWorker):
         await super()._reload(path)
         self._seconds["reload"] = time.perf_counter() - started
 
-    async def fetch(self, publication: Publication) -> None:
-        async with self._fetched(publication):
+    async def fetch(self, policy: PolicyVersion) -> None:
+        async with self._fetched(policy):
             pass
 
-    async def timed_pull(self, publication: Publication) -> dict[str, float]:
-        async with self._fetched(publication) as path:
-            await self._swap(lambda: self._reload(path), publication.version)
+    async def timed_pull(self, policy: PolicyVersion) -> dict[str, float]:
+        async with self._fetched(policy) as path:
+            await self._swap(lambda: self._reload(path), policy.version)
         return self._seconds
 
 
@@ -108,9 +108,9 @@ async def measure(model: Path, repeats: int) -> dict[str, Any]:
             dtype="float32",
             max_context_tokens=256,
             max_sequences=32,
-            tensor_parallel=1,
+            tensor_parallel_size=1,
             kv_cache_gib=0.25,
-            gpu_memory_share=0.5,
+            gpu_memory_utilization=0.5,
             on_gpu=False,
         )
         environment = cpu_environment(1, on_gpu=False)
@@ -133,14 +133,14 @@ async def measure(model: Path, repeats: int) -> dict[str, Any]:
 
         for turn in range(repeats + 1):  # the first warms up
             began = time.perf_counter()
-            publication = await rank.publish.remote(turn + 1)
+            policy = await rank.publish.remote(turn + 1)
             published = time.perf_counter()
-            await asyncio.gather(*(worker.fetch.remote(publication) for worker in workers))
+            await asyncio.gather(*(worker.fetch.remote(policy) for worker in workers))
             fetched = time.perf_counter()
-            idle = [await worker.timed_pull.remote(publication) for worker in workers]
-            size = sum(map(len, await publication.weights))
+            idle = [await worker.timed_pull.remote(policy) for worker in workers]
+            size = sum(map(len, await policy.weights))
             copied = copy_seconds(size)
-            busy = await pull_under_load(workers[0], publication)
+            busy = await pull_under_load(workers[0], policy)
             if not turn:
                 continue
             seconds["publish"].append(published - began)
@@ -161,10 +161,10 @@ async def measure(model: Path, repeats: int) -> dict[str, Any]:
     return {"bytes": size, **summary({way: list(map(short, times)) for way, times in seconds.items()})}
 
 
-async def pull_under_load(worker: Any, publication: Publication) -> float:
+async def pull_under_load(worker: Any, policy: PolicyVersion) -> float:
     prompt = Prompt("p", "", tuple(range(3, 23)), None, Sampling(32, 1.0, 64, seed=None))
     await worker.submit.remote([prompt])
-    seconds = (await worker.timed_pull.remote(publication))["pause"]
+    seconds = (await worker.timed_pull.remote(policy))["pause"]
     missing = prompt.sampling.responses
     while missing:
         missing -= len(await worker.collect.remote(60.0))
@@ -218,7 +218,7 @@ def main() -> None:
         with Case(model, 1, 2, (8, 8), (8, 8), 64, 1).model_directory() as directory:
             found = asyncio.run(measure(directory, 1 if arguments.smoke else arguments.repeats))
         if name == "smollm2":  # what is tiny takes as long as the calls
-            found["targets"] = judged(found["ratios"], TARGETS)
+            found["targets"] = checked(found["ratios"], TARGETS)
         write_cases("weight_publication", {name: {"workers": WORKERS, **found}}, arguments.output)
     ray.shutdown()
 

@@ -36,16 +36,16 @@ def make_scorer(
         return Sandbox(recipe, limits, 1 if trial else reward.processes_per_worker)
 
     if not isinstance(built, RemoteTask):
-        return sandbox("reward.judges:task_judge", task.name, task.options, reward.shaping)
+        return sandbox("reward.runners:task_runner", task.name, task.options, reward.shaping)
     remote = built.scorer(trial)
     if not reward.shaping:
         return remote
-    return ShapedScorer(remote, sandbox("reward.shaping:shaping_judge", reward.shaping))
+    return ShapedScorer(remote, sandbox("reward.shaping:shaping_runner", reward.shaping))
 
 
-async def judged(scorer: Scorer, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
+async def score_in_order(scorer: Scorer, asked: Sequence[tuple[Any, str]]) -> list[Verdict]:
     """One verdict per problem and response, in their order, when all of them are there."""
     verdicts: dict[int, Verdict] = {}
-    async for placed in scorer.judge(asked):
+    async for placed in scorer.score(asked):
         verdicts.update(placed)
     return [verdicts[place] for place in range(len(asked))]

@@ -25,7 +25,7 @@ from reward.task import PlacedVerdicts, Scorer
 
 logger = logging.getLogger(__name__)
 
-CUT_OFF = Verdict(outcome="wrong", reward=0.0, answer=None, reason="cut off before it came to an end")
+CUT_OFF = Verdict(outcome="incorrect", reward=0.0, answer=None, reason="cut off before it came to an end")
 _CLOSING_S = 10.0
 _LINGER_S = 0.005
 """What comes within this time travels together."""
@@ -33,7 +33,7 @@ _ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Judgeable:
+class ScoringRequest:
     """A response as verifiers see it."""
 
     problem: Any
@@ -54,7 +54,7 @@ class RewardActor:
         self._scorer: Scorer | None = None
         self._starting = asyncio.Lock()
 
-    async def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
         """One verdict per problem and text, each with its place, as they come: none waits for another that hangs.
 
         Raises:
@@ -67,7 +67,7 @@ class RewardActor:
                 self._scorer = scorer
         failures: Counter[str] = Counter()
         missing = len(asked)
-        async for placed in self._scorer.judge(asked):
+        async for placed in self._scorer.score(asked):
             failures.update(v.reason for _, v in placed if v.outcome in ("error", "timeout"))
             missing -= len(placed)
             yield placed
@@ -87,14 +87,14 @@ class RewardPool:
     """Spreads what there is to score over the reward actors in turn."""
 
     def __init__(
-        self, actors: Sequence[ray.actor.ActorHandle], timeout_s: float, cut_off_is_wrong: bool
+        self, actors: Sequence[ray.actor.ActorHandle], timeout_s: float, truncated_is_incorrect: bool
     ) -> None:
         self._actors = actors
         self._next = itertools.cycle(actors)
         self._timeout_s = timeout_s
-        self._cut_off_is_wrong = cut_off_is_wrong
+        self._cut_off_is_wrong = truncated_is_incorrect
 
-    async def judge(self, answers: Sequence[Judgeable]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[PlacedVerdicts]:
         """One verdict per answer, each with its place, as they come. Only what somebody must read travels.
 
         Raises:
@@ -125,7 +125,7 @@ class RewardPool:
             raise RewardServiceError(f"a reward actor left {len(missing)} responses without a verdict")
 
     async def _ask(self, asked: Sequence[tuple[Any, str]], deadline: float) -> AsyncIterator[PlacedVerdicts]:
-        stream = next(self._next).judge.remote(asked)
+        stream = next(self._next).score.remote(asked)
         try:
             while True:
                 async with asyncio.timeout(deadline - time.monotonic()):

@@ -38,12 +38,12 @@ class Shaping:
         )
 
 
-def shaping_judge(terms: Sequence[ShapingConfig]) -> ShapingJudge:
+def shaping_runner(terms: Sequence[ShapingConfig]) -> ShapingRunner:
     """The factory that recipes name."""
-    return ShapingJudge(Shaping(terms))
+    return ShapingRunner(Shaping(terms))
 
 
-class ShapingJudge:
+class ShapingRunner:
     """A judge whose verdicts are nothing but the rewards to be added."""
 
     batched = False
@@ -51,10 +51,10 @@ class ShapingJudge:
     def __init__(self, shaping: Shaping) -> None:
         self._shaping = shaping
 
-    def judge(self, problem: Any, response: str) -> Verdict:
-        return Verdict("right", self._shaping.reward(problem, response), None, "")
+    def score(self, problem: Any, response: str) -> Verdict:
+        return Verdict("correct", self._shaping.reward(problem, response), None, "")
 
-    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[PlacedVerdicts]:
+    def score_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[PlacedVerdicts]:
         raise NotImplementedError("it takes one response at a time")
 
 
@@ -76,12 +76,12 @@ class ShapedScorer:
         await self._scorer.close()
         await self._shaping.close()
 
-    async def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
         verdicts: dict[int, Verdict] = {}
         added: dict[int, Verdict] = {}
         given: set[int] = set()
         async for found, placed in _merged(
-            (verdicts, self._scorer.judge(asked)), (added, self._shaping.judge(asked))
+            (verdicts, self._scorer.score(asked)), (added, self._shaping.score(asked))
         ):
             found.update(placed)
             ready = [
@@ -96,9 +96,9 @@ class ShapedScorer:
 
 def _shaped(verdict: Verdict | None, added: Verdict | None) -> Verdict | None:
     """None while it is not known."""
-    if verdict is None or verdict.outcome not in ("right", "wrong"):
+    if verdict is None or verdict.outcome not in ("correct", "incorrect"):
         return verdict
-    if added is None or added.outcome != "right":
+    if added is None or added.outcome != "correct":
         return added
     return replace(verdict, reward=verdict.reward + added.reward)
 

@@ -18,7 +18,7 @@ def showcase(name: str) -> Iterator[str]:
         yield from _example(task, sample.problem, sample.example)
         return
     task = build_task(name, {})
-    train, held_out = task.problems("train"), task.problems("held_out")
+    train, held_out = task.problems("train"), task.problems("eval")
     yield f"{name}: {len(train)} training, {len(held_out)} held-out problems"
     assert isinstance(task, GeneratedTask), f"{name} has neither a sample nor examples"
     yield from _example(task, train[0], task.example(train[0]))
@@ -28,7 +28,7 @@ def _example(task: Task, problem: Any, example: Example) -> Iterator[str]:
     yield f"  for example: {shown(task.render(problem))}"
     if isinstance(task, LoadedTask):
         task.load_verifier()
-    for outcome, response in (("right", example.right), ("wrong", example.wrong)):
+    for outcome, response in (("correct", example.correct), ("incorrect", example.incorrect)):
         if isinstance(task, LocalTask):
             verdict = task.verify(problem, response)
             yield f"  {verdict.outcome}: {response}  ({verdict.reason or 'says the verifier'})"

@@ -13,7 +13,10 @@ from pydantic import BaseModel
 
 from cluster.core.types import Verdict
 
-Split = Literal["train", "held_out"]
+Split = Literal["train", "eval"]
+STREAMS: dict[Split, str] = {"train": "train", "eval": "held_out"}
+"""What seeds the random numbers of each split. Another name would draw other problems, and old evaluations could not be
+compared with new ones."""
 ChatMessages = list[dict[str, str]]
 PlacedVerdicts = Sequence[tuple[int, Verdict]]
 """Verdicts, each with the place of its response among those that were asked about together."""
@@ -27,8 +30,8 @@ CategoryOf = Callable[[Any], str | None]
 class Example:
     """Two responses to a problem, to show what its verifier takes and what not."""
 
-    right: str
-    wrong: str
+    correct: str
+    incorrect: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class LocalTask(Task, Protocol):
     """A task with a verifier of its own, which runs in processes here (`reward/sandbox`)."""
 
     def verify(self, problem: Any, response: str) -> Verdict:
-        """Judge a response. May raise: that is a verdict of its own, never a 0."""
+        """VerifierRunner a response. May raise: that is a verdict of its own, never a 0."""
         ...
 
 
@@ -124,7 +127,7 @@ class Scorer(Protocol):
         """Raises RuntimeError if there can be no verdicts; the message says why."""
         ...
 
-    def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+    def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
         """The verdicts on problems and responses as they come, one for each. Failures are verdicts too."""
         ...
 

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.core.config import RewardConfig, TaskConfig
 from cluster.core.types import Verdict
 from reward.sandbox.pool import SandboxError
-from reward.scorers import judged, make_scorer
+from reward.scorers import make_scorer, score_in_order
 
 
 def try_verifier(
@@ -32,7 +32,7 @@ async def _verdict_on_nothing(
     scorer = make_scorer(task, reward, search_path, trial=True)
     try:
         await scorer.start()
-        (verdict,) = await judged(scorer, [(problem, "")])
+        (verdict,) = await score_in_order(scorer, [(problem, "")])
         return verdict
     finally:
         await scorer.close()

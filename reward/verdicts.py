@@ -13,13 +13,13 @@ from cluster.core.types import Outcome, Verdict
 Number = Annotated[StrictFloat | StrictInt, Field(allow_inf_nan=False)]
 
 
-class Judgement(BaseModel):
+class FullVerdict(BaseModel):
     """A verdict in full, as a dictionary or as JSON: the reward, the outcome, or both."""
 
     model_config = ConfigDict(extra="forbid")
 
     reward: Number | StrictBool | None = None
-    """By default 1 for the outcome "right", else 0."""
+    """By default 1 for the outcome "correct", else 0."""
     outcome: Outcome | None = None
     """By default what the reward says. `error` takes the response out of the statistics."""
     answer: str | None = None
@@ -27,9 +27,9 @@ class Judgement(BaseModel):
     reason: str = ""
 
 
-def verdict_of(returned: Any, right_from: float) -> Verdict:
+def verdict_of(returned: Any, correct_from: float) -> Verdict:
     """The verdict that a returned value means. A number is a reward; the response is right if it is at least
-    `right_from`.
+    `correct_from`.
 
     Raises:
         ValueError: nothing is meant by it. The message says what was returned.
@@ -38,9 +38,9 @@ def verdict_of(returned: Any, right_from: float) -> Verdict:
         case Verdict():
             return returned
         case Mapping():
-            return _from_judgement(dict(returned), right_from)
+            return _from_full_verdict(dict(returned), correct_from)
     reward = number_of(returned)
-    return Verdict(_outcome(reward, right_from), reward, None, "")
+    return Verdict(_outcome(reward, correct_from), reward, None, "")
 
 
 def number_of(returned: Any) -> float:
@@ -59,24 +59,24 @@ def number_of(returned: Any) -> float:
     return float(value)
 
 
-def _from_judgement(returned: Mapping[str, Any], right_from: float) -> Verdict:
+def _from_full_verdict(returned: Mapping[str, Any], correct_from: float) -> Verdict:
     try:
-        judgement = Judgement.model_validate(returned)
+        assessment = FullVerdict.model_validate(returned)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         where = ".".join(map(str, detail["loc"][:1]))
         raise ValueError(
             f"the verifier returned {_shown(returned)}: {where}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
         ) from None
-    if judgement.reward is None and judgement.outcome is None:
+    if assessment.reward is None and assessment.outcome is None:
         raise ValueError(f"the verifier returned {_shown(returned)}, without a reward or an outcome")
-    reward = float(judgement.outcome == "right" if judgement.reward is None else judgement.reward)
-    outcome = judgement.outcome or _outcome(reward, right_from)
-    return Verdict(outcome, reward, judgement.answer, judgement.reason)
+    reward = float(assessment.outcome == "correct" if assessment.reward is None else assessment.reward)
+    outcome = assessment.outcome or _outcome(reward, correct_from)
+    return Verdict(outcome, reward, assessment.answer, assessment.reason)
 
 
-def _outcome(reward: float, right_from: float) -> Outcome:
-    return "right" if reward >= right_from else "wrong"
+def _outcome(reward: float, correct_from: float) -> Outcome:
+    return "correct" if reward >= correct_from else "incorrect"
 
 
 def _shown(value: Any) -> str:

@@ -18,8 +18,8 @@ from cluster.core.types import (
     VersionSpan,
 )
 from cluster.run_state.progress import Progress
-from reward.scorers import judged
-from reward.scoring import Judgeable, RewardPool
+from reward.scorers import score_in_order
+from reward.scoring import RewardPool, ScoringRequest
 from reward.task import Scorer
 
 
@@ -44,7 +44,7 @@ def make_verdict(reward: float | None) -> Verdict:
     """None: the verifier failed."""
     if reward is None:
         return Verdict("error", 0.0, None, "the verifier failed")
-    return Verdict("right" if reward > 0 else "wrong", reward, "answer", "")
+    return Verdict("correct" if reward > 0 else "incorrect", reward, "answer", "")
 
 
 def make_group(
@@ -73,15 +73,15 @@ def make_progress(step: int, **changes: Any) -> Progress:
     return Progress(**values | changes)
 
 
-async def judged_by(scorer: Scorer, problem: Any, responses: Sequence[str]) -> list[Verdict]:
+async def scored_by(scorer: Scorer, problem: Any, responses: Sequence[str]) -> list[Verdict]:
     """The verdicts on several responses to one problem."""
-    return await judged(scorer, [(problem, response) for response in responses])
+    return await score_in_order(scorer, [(problem, response) for response in responses])
 
 
-async def all_verdicts(rewards: RewardPool, answers: Sequence[Judgeable]) -> list[Verdict]:
+async def all_verdicts(rewards: RewardPool, answers: Sequence[ScoringRequest]) -> list[Verdict]:
     """What the pool says of the answers, in their order."""
     verdicts: dict[int, Verdict] = {}
-    async for placed in rewards.judge(answers):
+    async for placed in rewards.score(answers):
         verdicts.update(placed)
     return [verdicts[place] for place in range(len(answers))]
 

@@ -23,7 +23,7 @@ import ray
 
 from benchmarks.simulated_engines import SimulatedEngine
 from cluster.core.config import ClusterConfig, RunConfig
-from cluster.core.types import Prompt, Publication, Response, Sampled, Sampling, Verdict, VersionSpan
+from cluster.core.types import PolicyVersion, Prompt, Response, Sampled, Sampling, Verdict, VersionSpan
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.placement import connect
@@ -31,11 +31,11 @@ from cluster.tracking import RunConsole, Tracker, read_metrics
 from cluster.training.actors import engine_options
 from cluster.training.control import listening
 from cluster.training.controller import Controller
-from cluster.training.prompt_source import PromptSource, Question
-from cluster.training.worker_factory import WorkerPlaces
-from learner.objective.training_batch import WeighedBatch
+from cluster.training.prompt_source import PromptSource, TokenizedProblem
+from cluster.training.worker_factory import WorkerFactory
+from learner.objective.training_batch import TrainingBatch
 from learner.state.state_files import FileRecord
-from reward.scoring import Judgeable
+from reward.scoring import ScoringRequest
 from reward.task import PlacedVerdicts
 from reward.tasks.countdown.puzzles import Puzzle
 from rollout.engine.tokenizer import EncodedPrompt
@@ -88,12 +88,12 @@ def simulated_worker(response_s: float, faults: Path) -> type:
                 raise self._failure
             return sampled
 
-        async def pull_weights(self, publication: Publication) -> float:
+        async def pull_weights(self, policy: PolicyVersion) -> float:
             if meets("pull-dies"):
                 os._exit(1)
             if meets("pull-half"):
                 return 100.0
-            return await super().pull_weights(publication)
+            return await super().pull_weights(policy)
 
     return SimulatedWorker
 
@@ -108,9 +108,11 @@ class Rewards:
     """Every second response is right, in whatever portions they come."""
 
     def __init__(self) -> None:
-        self._turns = itertools.cycle([Verdict("wrong", 0.0, None, ""), Verdict("right", 1.0, None, "")])
+        self._turns = itertools.cycle(
+            [Verdict("incorrect", 0.0, None, ""), Verdict("correct", 1.0, None, "")]
+        )
 
-    async def judge(self, answers: Sequence[Judgeable]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[PlacedVerdicts]:
         yield [(index, next(self._turns)) for index in range(len(answers))]
 
 
@@ -120,7 +122,7 @@ class CountingLearner:
     weight_bytes: int = 1
     versions: list[int] = field(default_factory=list)
 
-    async def learn(self, mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
+    async def learn(self, mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
         await asyncio.sleep(self.learn_s)
         # There may be no rows: groups whose responses are all alike teach nothing.
         sampled = [row.sampler_logprobs for batch in mini_batches for row in batch.rows] or [np.empty(0)]
@@ -131,9 +133,9 @@ class CountingLearner:
             "learner_tokens": float(gaps.size),
         }
 
-    async def publish(self, version: int) -> Publication:
+    async def publish(self, version: int) -> PolicyVersion:
         self.versions.append(version)
-        return Publication(version, ray.put(np.zeros(self.weight_bytes, dtype=np.uint8)), (), ())
+        return PolicyVersion(version, ray.put(np.zeros(self.weight_bytes, dtype=np.uint8)), (), ())
 
     async def save(self, directory: Path) -> dict[Path, FileRecord]:
         directory.mkdir()
@@ -159,7 +161,7 @@ class Simulation:
         """The fleet, and the controller's loop as a task."""
         config = self.config
         directory = RunDirectory(config.run_directory)
-        question = Question(PROBLEM, EncodedPrompt("question", (1, 2, 3)))
+        question = TokenizedProblem(PROBLEM, EncodedPrompt("question", (1, 2, 3)))
         questions = [question] * self.problems
 
         def sampling(prompt_id: str) -> Sampling:
@@ -175,7 +177,7 @@ class Simulation:
             ) as tracker,
         ):
             async with asyncio.TaskGroup() as background:
-                places = WorkerPlaces(
+                places = WorkerFactory(
                     config,
                     engine_options(config, Path("no-model")),
                     directory,

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from cluster.core.types import Group, Prompt, Publication, Response, Sampled, ScoredGroup, Verdict
+from cluster.core.types import Group, PolicyVersion, Prompt, Response, Sampled, ScoredGroup, Verdict
 from cluster.training.dataset import training_sampling
-from cluster.training.prompt_source import PromptSource, Question, sampling_seed
+from cluster.training.prompt_source import PromptSource, TokenizedProblem, sampling_seed
 from reward.tasks.countdown.puzzles import Puzzle
 from rollout.engine.tokenizer import EncodedPrompt
 from rollout.fleet.buffer import WorkBuffer
-from rollout.fleet.scheduler import Dispatch
+from rollout.fleet.scheduler import Scheduler
 from rollout.fleet.state import FleetState
 from tests.builders import make_response, make_verdict
 
@@ -34,23 +34,23 @@ class SyntheticFleet:
     def __init__(self, chance: random.Random, tick: Callable[[], None] = lambda: None) -> None:
         self._chance = chance
         self._tick = tick
-        self._dispatch = Dispatch()
+        self._scheduler = Scheduler()
         self._undelivered: dict[str, tuple[str, int, list[tuple[Response, Verdict]]]] = {}
         """By prompt: its worker, how many responses are delivered, and all of them."""
-        self.state = FleetState(len(WORKERS), restarts_in_a_row=0)
+        self.state = FleetState(len(WORKERS), max_consecutive_failures=0)
 
     @property
     def sampled_tokens(self) -> int:
-        return self._dispatch.sampled_tokens
+        return self._scheduler.sampled_tokens
 
-    async def publish(self, publication: Publication) -> None:
-        self.state.published(publication.version)
+    async def publish(self, policy: PolicyVersion) -> None:
+        self.state.published(policy.version)
 
     async def rest(self) -> None:
         """They sleep with open eyes."""
 
     def feed(self, buffer: WorkBuffer) -> None:
-        self._dispatch.feed(buffer)
+        self._scheduler.feed(buffer)
 
     def adapt_size(self, *, waited_s: float, step_s: float) -> None:
         """It stays as it is."""
@@ -75,12 +75,12 @@ class SyntheticFleet:
         worker = self._chance.choice(WORKERS)
         move = self._chance.random()
         if move < 0.05:
-            for prompt_id in self._dispatch.return_leases(worker):
+            for prompt_id in self._scheduler.return_leases(worker):
                 del self._undelivered[prompt_id]
         elif move < 0.4:
             assert self.state.current_version is not None, "nothing is sampled before weights are published"
             limit = self._chance.randint(1, 3)
-            for prompt in self._dispatch.lease(worker, limit, self.state.current_version):
+            for prompt in self._scheduler.lease(worker, limit, self.state.current_version):
                 self._undelivered[prompt.id] = (worker, 0, self._answers(prompt))
         elif self._undelivered:
             self._deliver(self._chance.choice(list(self._undelivered)))
@@ -89,7 +89,7 @@ class SyntheticFleet:
         """The next of its responses."""
         worker, index, answers = self._undelivered.pop(prompt_id)
         response, verdict = answers[index]
-        self._dispatch.deliver(worker, [Sampled(prompt_id, index, response)], [verdict])
+        self._scheduler.deliver(worker, [Sampled(prompt_id, index, response)], [verdict])
         if index + 1 < len(answers):
             self._undelivered[prompt_id] = (worker, index + 1, answers)
 
@@ -110,7 +110,9 @@ class SyntheticFleet:
 def synthetic_source(config: Any, rows: int) -> PromptSource:
     """Prompts of a few tokens that no task made."""
     questions = [
-        Question(PROBLEM, EncodedPrompt(f"question {row}", tuple(3 + (row * k) % 17 for k in range(1, 6))))
+        TokenizedProblem(
+            PROBLEM, EncodedPrompt(f"question {row}", tuple(3 + (row * k) % 17 for k in range(1, 6)))
+        )
         for row in range(rows)
     ]
     return PromptSource(questions, config.seed, lambda prompt_id: training_sampling(config, prompt_id))

@@ -139,7 +139,7 @@ def test_the_arithmetic_cannot_be_misread() -> None:
         }
     )
     assert arithmetic(config).startswith(
-        "7 steps of 6 prompts × 5 responses = 30 responses, in 3 optimiser step(s)"
+        "7 steps of 6 prompts × 5 responses = 30 responses, in 3 optimizer step(s)"
     )
 
 
@@ -389,7 +389,7 @@ def test_eval_prints_json_and_nothing_else(sound: Path, evaluation: Evaluation) 
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert len(result.stdout.splitlines()) == 1
-    assert (report["pass_at_1"], report["split"]) == (0.5, "held_out")
+    assert (report["pass_at_1"], report["split"]) == (0.5, "eval")
     assert "on Ray on this machine" in result.stderr
 
 
@@ -462,8 +462,8 @@ def test_tasks_are_listed_with_a_prompt_a_right_and_a_wrong_answer() -> None:
         example = next(lines)
         assert example.startswith("  for example: ")
         assert len(example) < 500
-        assert next(lines).startswith("  right: ")
-        assert next(lines).startswith("  wrong: ")
+        assert next(lines).startswith("  correct: ")
+        assert next(lines).startswith("  incorrect: ")
     assert list(lines) == []
 
 

@@ -12,7 +12,7 @@ from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole
 from cluster.tracking.evaluation_files import write_evaluation
 from cluster.training.actors import ActorGraph
-from cluster.training.dataset import encode_questions, evaluation_prompts
+from cluster.training.dataset import evaluation_prompts, load_dataset
 from cluster.training.session import prepare_in_cluster, ray_started, run_to_the_end
 from reward.task import Split
 
@@ -29,7 +29,7 @@ def evaluate(config: RunConfig, split: Split, console: RunConsole) -> dict[str, 
     with ray_started(config, console):
         model = prepare_in_cluster(config, console)
         console.stage("reading the prompts")
-        prompts = evaluation_prompts(config, encode_questions(config, model), split)
+        prompts = evaluation_prompts(config, load_dataset(config, model), split)
         groups = run_to_the_end(_sample(ActorGraph(config, directory, model), prompts, console))
     category_of = categories_of(config)
     report = evaluation_report(config, split, groups, category_of)

@@ -29,7 +29,7 @@ def _whole(report: Mapping[str, Any]) -> Table:
         + ("no seed" if report["seed"] is None else f"seed {report['seed']}"),
         **rates,
         "mean length": f"{report['response_tokens_mean']:.1f} tokens",
-        "cut off": f"{percent(report['cut_off_share'])} at {report['max_response_tokens']} tokens",
+        "cut off": f"{percent(report['truncated_fraction'])} at {report['max_response_tokens']} tokens",
         "failed verdicts": str(report["failed_verdicts"]),
     }
     table = Table(show_header=False, caption=f"in brackets: {_percent_sure(report)} confidence")

@@ -20,7 +20,7 @@ from cluster.training.actors import ActorGraph
 from cluster.training.batch import BatchNotFilledError
 from cluster.training.control import RunIsLiveError, listening
 from cluster.training.controller import Controller, LogprobGapError, MissingLogprobsError
-from cluster.training.dataset import Questions, encode_questions, evaluation_prompts, training_sampling
+from cluster.training.dataset import Dataset, evaluation_prompts, load_dataset, training_sampling
 from cluster.training.gc import what_is_there_stays
 from cluster.training.guards import VerifierFailureError
 from cluster.training.prompt_source import PromptSource
@@ -71,7 +71,7 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
             tracker.attach(RayMetrics(config.name))
             model = prepare_in_cluster(config, console)
             console.stage("reading the prompts")
-            questions = encode_questions(config, model)
+            questions = load_dataset(config, model)
             graph = ActorGraph(config, run_directory, model)
             controller = run_to_the_end(_run(graph, questions, checkpoints, newest, tracker, console))
         summary = _summary(config, run_directory, controller, time.monotonic() - started)
@@ -119,7 +119,7 @@ def _announce_resumption(
 
 async def _run(
     graph: ActorGraph,
-    questions: Questions,
+    questions: Dataset,
     checkpoints: CheckpointStore,
     start: Checkpoint | None,
     tracker: Tracker,

@@ -29,7 +29,7 @@ def check_learner(config: RunConfig) -> Iterator[Problem]:
     if learner.warmup_steps >= steps:
         yield Problem(
             "learner.warmup_steps",
-            f"the learning rate rises for {learner.warmup_steps} optimiser steps, and the run has only {steps} "
+            f"the learning rate rises for {learner.warmup_steps} optimizer steps, and the run has only {steps} "
             "(steps × learner.mini_batches): it would never be reached",
             "lower it, or raise steps",
         )

@@ -27,10 +27,10 @@ def check_objective(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             "objective.alpha_min", f"{given.name} adapts no alpha", f"{_LEAVE_OUT}, or set name to a_hpo"
         )
-    if given.kl_estimator is not None and not given.kl_weight:
+    if given.kl_estimator is not None and not given.kl_coefficient:
         yield Problem(
             "objective.kl_estimator",
-            "without objective.kl_weight nothing is estimated",
+            "without objective.kl_coefficient nothing is estimated",
             f"{_LEAVE_OUT}, or set both",
         )
     if given.importance_level is not None and given.importance_cap is None:

@@ -221,7 +221,7 @@ def check_task(config: RunConfig) -> Iterator[Problem]:
         return
     task = kind(options)
     splits: dict[str, Sequence[Any]] = {}
-    for split in ("train", "held_out"):
+    for split in ("train", "eval"):
         try:
             splits[split] = task.problems(split)
         except ValueError as error:
@@ -229,9 +229,9 @@ def check_task(config: RunConfig) -> Iterator[Problem]:
             continue
         if not splits[split]:
             yield Problem("task.options", f"the {split} split is empty", "change the task's options")
-    if all(splits.get(split) for split in ("train", "held_out")):
-        yield from _check_prompts(config, task, [*splits["train"], *splits["held_out"]])
-        yield from _check_verifier(config, task, splits["held_out"][0])
+    if all(splits.get(split) for split in ("train", "eval")):
+        yield from _check_prompts(config, task, [*splits["train"], *splits["eval"]])
+        yield from _check_verifier(config, task, splits["eval"][0])
 
 
 def _check_prompts(config: RunConfig, task: Task, problems: Sequence[Any]) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Room = Literal["rollout", "learner", "reward"]
 OnNewWeights = Literal["continue", "finish", "restart"]
 ObjectiveName = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "hpo", "a_hpo"]
@@ -90,7 +90,7 @@ class RolloutConfig(Section):
     """Prompts that one engine works on at a time."""
     max_sequences: Count = 256
     """Responses that one engine decodes at a time."""
-    tensor_parallel: Count = 1
+    tensor_parallel_size: Count = 1
     """GPUs that one engine is spread over."""
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
     """Reserved from Ray for each worker."""
@@ -100,7 +100,7 @@ class RolloutConfig(Section):
     """OpenMP threads of one engine on CPU."""
     kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
     """Key-value cache of one engine on CPU."""
-    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Of each GPU's memory, on GPU."""
     start_timeout_s: Seconds = 600.0
     """Longest wait for a new worker: its process, the model, the first compilation."""
@@ -119,7 +119,7 @@ class RolloutConfig(Section):
     sleep_while_learning: Annotated[bool, Field(strict=True)] = False
     """Whether engines give their GPU's memory back while the learner learns, so that one GPU can do both in turn. Needs
     max_staleness 0; give each a part of the GPU (gpus_per_worker: 0.5, learner.gpus_per_rank: 0.5)."""
-    restarts_in_a_row: Annotated[int, Field(ge=0, strict=True)] = 3
+    max_consecutive_failures: Annotated[int, Field(ge=0, strict=True)] = 3
     """How often a worker is replaced that was lost before it had sampled anything; then its place is given up. One
     that has sampled something is always replaced."""
 
@@ -130,9 +130,9 @@ class ObjectiveConfig(Section):
 
     name: ObjectiveName = "a_hpo"
     """`dapo` is its loss; what else belongs to it is rollout.dynamic_sampling_limit and overlong_tokens."""
-    alpha: Share = 1.0
+    alpha: Fraction = 1.0
     """`hpo` only: weight of negative advantages. 1 is token-mean aggregation, 0 learns from right answers alone."""
-    alpha_min: Share = 0.1
+    alpha_min: Fraction = 0.1
     """`a_hpo` only: lower bound of the adaptive weight (our default; the paper's is not known)."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The ratio is clipped below 1 - clip_low. Not for `sapo`, which has no clip."""
@@ -145,11 +145,11 @@ class ObjectiveConfig(Section):
     off."""
     importance_level: Literal["token", "sequence"] | None = None
     """Whether that weight is each token's own (as null is), or the product over its response."""
-    kl_weight: Annotated[float, Field(ge=0)] | None = None
+    kl_coefficient: Annotated[float, Field(ge=0)] | None = None
     """Multiplies the divergence from the model that the run started with. Null or 0: that model is not loaded again."""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     """With d = log π_ref - log π: -d, d² / 2, or e^d - d - 1. Null is `k3`."""
-    entropy_weight: Annotated[float, Field(ge=0)] = 0.0
+    entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
     """Multiplies the policy's entropy at each response token, which is added to what is maximised."""
     mask_truncated: Annotated[bool, Field(strict=True)] = False
     """Whether responses that were cut off at rollout.max_response_tokens get no gradient. They still count in their
@@ -165,10 +165,10 @@ class LearnerConfig(Section):
     ranks: Count = 1
     """Processes that share the work; the loss is the same for any number."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """What DeepSpeed spreads over the ranks: nothing (0), the optimiser's state (1), gradients too (2), or
+    """What DeepSpeed spreads over the ranks: nothing (0), the optimizer's state (1), gradients too (2), or
     parameters too (3)."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What ZeRO keeps in host memory instead of the GPU's: the optimiser's state (ZeRO 2 and 3), or that and the
+    """What ZeRO keeps in host memory instead of the GPU's: the optimizer's state (ZeRO 2 and 3), or that and the
     parameters too (ZeRO 3)."""
     lora_rank: Count | None = None
     """Train low-rank adapters (LoRA) of this rank and leave the model's own weights as they are; null trains all."""
@@ -180,19 +180,19 @@ class LearnerConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     """Of AdamW."""
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Optimiser steps over which the learning rate rises linearly from 0."""
-    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How it goes on after that, to 0 at the end of the run."""
-    adam_beta1: Share = 0.9
+    adam_beta1: Fraction = 0.9
     """Decay of the mean of gradients."""
-    adam_beta2: Share = 0.999
+    adam_beta2: Fraction = 0.999
     """Decay of the mean of their squares."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """As in AdamW, apart from the gradient."""
-    max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Longer gradients are shortened to it, over all parameters together."""
     mini_batches: Count = 1
-    """Parts, by prompts, that one batch is cut into; each is an optimiser step."""
+    """Parts, by prompts, that one batch is cut into; each is an optimizer step."""
     epochs_per_batch: Count = 1
     """How often each batch is learned from. The ratio's π_old stays the policy that the first epoch began with."""
     micro_batch_tokens: Count = 16384
@@ -202,8 +202,8 @@ class LearnerConfig(Section):
     costs less, `on` everywhere (refused for models that do not allow it), `off` nowhere. The loss is the same."""
     gradient_checkpointing: Annotated[bool, Field(strict=True)] = False
     """Whether to compute activations again in the backward pass, which saves memory and costs time."""
-    measure_gradient_share: Annotated[bool, Field(strict=True)] = False
-    """Whether to measure which share of the gradient right and wrong answers have, in the first optimiser step of each
+    measure_gradient_fraction: Annotated[bool, Field(strict=True)] = False
+    """Whether to measure which share of the gradient right and wrong answers have, in the first optimizer step of each
     batch. It costs two more passes over that mini-batch."""
     max_logprob_gap: Annotated[float, Field(gt=0)] = 1.0
     """The run stops when sampler and learner disagree by more than this, in mean over a batch, on equal weights."""
@@ -240,11 +240,11 @@ class RewardConfig(Section):
     """Longest time for one verdict, from when the response begins to be judged. Then the process is killed."""
     verifier_memory_mib: Annotated[int, Field(ge=64, strict=True)] = 1024
     """Of one verifier process, with all that it imports (40 MiB without any)."""
-    max_error_share: Share = 0.2
+    max_error_fraction: Fraction = 0.2
     """The run stops when the verifier failed, or took too long, on more than this share of a batch's responses."""
     shaping: tuple[ShapingConfig, ...] = ()
     """Rewards to be added to the task's, weighted: docs/rewards.md."""
-    cut_off_is_wrong: bool = True
+    truncated_is_incorrect: bool = True
     """Whether a response that was cut off at `rollout.max_response_tokens` is wrong, whatever it says. If not, nothing
     tells a model to come to an end after its answer, and responses grow to the limit."""
     timeout_s: Seconds = 300.0
@@ -331,9 +331,9 @@ class RunConfig(Section):
 
     @property
     def responses_per_step(self) -> int:
-        """N of the method: responses in one optimiser batch."""
+        """N of the method: responses in one optimizer batch."""
         return self.rollout.prompts_per_step * self.rollout.responses_per_prompt
 
     @property
-    def optimiser_steps_per_batch(self) -> int:
+    def optimizer_steps_per_batch(self) -> int:
         return self.learner.mini_batches * self.learner.epochs_per_batch

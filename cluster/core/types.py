@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-Outcome = Literal["right", "wrong", "error", "timeout"]
+Outcome = Literal["correct", "incorrect", "error", "timeout"]
 FinishReason = Literal["stop", "length"]
 
 
@@ -28,7 +28,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One admission of one data-set row: rendered and tokenised once, here, and never again."""
+    """One admission of one data-set row: rendered and tokenized once, here, and never again."""
 
     id: str
     """Unique within the run: `train/<epoch>/<row>` or `eval/<row>`."""
@@ -119,13 +119,13 @@ class ScoredGroup:
         return min(response.min_version for response in self.responses)
 
     @property
-    def judged(self) -> int:
-        """Responses that are right or wrong. Of the others nothing is known: their verifier failed."""
-        return sum(verdict.outcome in ("right", "wrong") for verdict in self.verdicts)
+    def valid(self) -> int:
+        """The number of responses whose outcome is known: the verifier failed on the others."""
+        return sum(verdict.outcome in ("correct", "incorrect") for verdict in self.verdicts)
 
     @property
-    def right(self) -> int:
-        return sum(verdict.outcome == "right" for verdict in self.verdicts)
+    def correct(self) -> int:
+        return sum(verdict.outcome == "correct" for verdict in self.verdicts)
 
 
 LEFT_FACTOR, RIGHT_FACTOR = ".left", ".right"
@@ -142,7 +142,7 @@ class WeightLayout(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Publication:
+class PolicyVersion:
     """One published weight version and how to check that a worker really serves it.
 
     What is published are either all weights, or, of adapters, the low-rank updates of those that the worker loaded at

@@ -1,9 +1,9 @@
 """The link over which weights go from the learner into engines: a torch process group (NCCL or gloo) of one learner
 rank and some engine processes, which lasts for as long as its members do.
 
-Rank 0 is the learner's. Everybody comes in with the same ticket, and whatever fails, fails in time:
+Rank 0 is the learner's. Everybody comes in with the same spec, and whatever fails, fails in time:
 
-    link = WeightLink(ticket, rank, device)     # waits for all others
+    link = WeightChannel(spec, rank, device)     # waits for all others
     link.broadcast(tensor)                      # from rank 0 into everybody's
     link.close()
 
@@ -27,7 +27,7 @@ FAILURES = (RuntimeError, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)
-class LinkTicket:
+class ChannelSpec:
     """What a member must know to come in."""
 
     address: str
@@ -41,26 +41,22 @@ class LinkTicket:
     """Longest wait for all to come, and then for each tensor."""
 
 
-class WeightLink:
+class WeightChannel:
     """This process's end.
 
     Raises:
         RuntimeError, TimeoutError: the others did not come in time (see `FAILURES`).
     """
 
-    def __init__(self, ticket: LinkTicket, rank: int, device: torch.device) -> None:
+    def __init__(self, spec: ChannelSpec, rank: int, device: torch.device) -> None:
         from torch.distributed import PrefixStore, TCPStore
 
-        self.ticket = ticket
+        self.spec = spec
         self.device = device
-        timeout = timedelta(seconds=ticket.timeout_s)
-        store = TCPStore(
-            ticket.address, ticket.port, is_master=False, wait_for_workers=False, timeout=timeout
-        )
+        timeout = timedelta(seconds=spec.timeout_s)
+        store = TCPStore(spec.address, spec.port, is_master=False, wait_for_workers=False, timeout=timeout)
         make_group = _nccl if device.type == "cuda" else _gloo
-        self._group: Any = make_group(
-            PrefixStore(f"weights/{ticket.number}", store), rank, ticket.size, timeout
-        )
+        self._group: Any = make_group(PrefixStore(f"weights/{spec.number}", store), rank, spec.size, timeout)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Rank 0's contiguous `tensor` into that of every other member. Returns when it is there.
@@ -72,7 +68,7 @@ class WeightLink:
 
         options = BroadcastOptions()
         options.rootRank = 0
-        options.timeout = timedelta(seconds=self.ticket.timeout_s)
+        options.timeout = timedelta(seconds=self.spec.timeout_s)
         self._group.broadcast([tensor], options).wait()
 
     def close(self) -> None:

@@ -58,12 +58,14 @@ SECTIONS = (
             ),
             Metric("eval/stderr", "standard error of pass@1 over the prompts", "share"),
             Metric("eval/response_tokens_mean", "mean length of the responses", "tokens"),
-            Metric("eval/truncated_share", "share of the responses that were cut off at the limit", "share"),
-            Metric("eval/error_share", "share of the responses whose verifier failed", "share"),
+            Metric(
+                "eval/truncated_fraction", "share of the responses that were cut off at the limit", "share"
+            ),
+            Metric("eval/error_fraction", "share of the responses whose verifier failed", "share"),
         ),
         (
             Chart("pass@1 on held-out prompts", ("eval/pass_at_1",)),
-            Chart("cut off, failed verdicts", ("eval/truncated_share", "eval/error_share")),
+            Chart("cut off, failed verdicts", ("eval/truncated_fraction", "eval/error_fraction")),
         ),
     ),
     Section(
@@ -72,31 +74,35 @@ SECTIONS = (
         ("reward",),
         (
             Metric("reward/mean", "mean reward of the batch's judged responses", "", "last"),
-            Metric("reward/right_share", "share of the batch's responses that are right", "share", "last"),
             Metric(
-                "reward/zero_variance_share",
+                "reward/correct_fraction", "share of the batch's responses that are right", "share", "last"
+            ),
+            Metric(
+                "reward/zero_variance_fraction",
                 "share of groups whose rewards are all alike, and so teach nothing",
                 "share",
                 "last",
             ),
             Metric(
-                "reward/dropped_share",
+                "reward/dropped_fraction",
                 "share of sampled groups that dynamic sampling dropped; their prompts' ids are in `metrics.jsonl`",
                 "share",
             ),
             Metric("reward/overlong_penalty_mean", "mean of what the soft over-long penalty added"),
-            Metric("reward/error_share", "share of the batch's responses without a verdict", "share", "max"),
             Metric(
-                "reward/timeout_share",
-                "share whose verdict took too long; they are in error_share too",
+                "reward/error_fraction", "share of the batch's responses without a verdict", "share", "max"
+            ),
+            Metric(
+                "reward/timeout_fraction",
+                "share whose verdict took too long; they are in error_fraction too",
                 "share",
                 "max",
             ),
         ),
         (
             Chart("mean reward of a batch", ("reward/mean",)),
-            Chart("groups that teach nothing", ("reward/zero_variance_share", "reward/dropped_share")),
-            Chart("responses without a verdict", ("reward/error_share", "reward/timeout_share")),
+            Chart("groups that teach nothing", ("reward/zero_variance_fraction", "reward/dropped_fraction")),
+            Chart("responses without a verdict", ("reward/error_fraction", "reward/timeout_fraction")),
         ),
     ),
     Section(
@@ -105,22 +111,28 @@ SECTIONS = (
         ("objective",),
         (
             Metric("objective/alpha", "weight α of the negative advantages in this batch", "", "last"),
-            Metric("objective/positive_share", "p̂⁺: share of responses with a positive advantage", "share"),
-            Metric("objective/negative_share", "p̂⁻: share of responses with a negative advantage", "share"),
             Metric(
-                "objective/push_positive",
+                "objective/positive_fraction", "p̂⁺: share of responses with a positive advantage", "share"
+            ),
+            Metric(
+                "objective/negative_fraction", "p̂⁻: share of responses with a negative advantage", "share"
+            ),
+            Metric(
+                "objective/advantage_mass_positive",
                 "sum of the positive advantages over all responses: how hard right answers push",
             ),
-            Metric("objective/push_negative", "the same of the negative ones, α included"),
-            Metric("objective/loss", "what is minimised, in mean over the batch's optimiser steps"),
-            Metric("objective/gradient_norm", "before it is clipped to learner.max_gradient_norm", "", "max"),
-            Metric("objective/learning_rate", "of the last optimiser step"),
+            Metric("objective/advantage_mass_negative", "the same of the negative ones, α included"),
+            Metric("objective/loss", "what is minimised, in mean over the batch's optimizer steps"),
+            Metric("objective/grad_norm", "before it is clipped to learner.max_grad_norm", "", "max"),
+            Metric("objective/learning_rate", "of the last optimizer step"),
             Metric("objective/entropy", "of the policy, in mean over response tokens", "", "last"),
             Metric(
-                "objective/clip_share_low", "share of tokens where the objective's lower bound acted", "share"
+                "objective/clip_fraction_low",
+                "share of tokens where the objective's lower bound acted",
+                "share",
             ),
             Metric(
-                "objective/clip_share_high",
+                "objective/clip_fraction_high",
                 "share of tokens where the objective's upper bound acted",
                 "share",
             ),
@@ -134,10 +146,10 @@ SECTIONS = (
             Metric(
                 "objective/importance_weight_mean", "the detached weight that corrects for stale sampling"
             ),
-            Metric("objective/importance_capped_share", "share of those weights at their cap", "share"),
+            Metric("objective/importance_capped_fraction", "share of those weights at their cap", "share"),
             Metric(
-                "objective/gradient_share_positive",
-                "share of the gradient's size that comes from right answers (learner.measure_gradient_share)",
+                "objective/gradient_fraction_positive",
+                "share of the gradient's size that comes from right answers (learner.measure_gradient_fraction)",
                 "share",
             ),
         ),
@@ -145,13 +157,16 @@ SECTIONS = (
             Chart("α, the weight of negative advantages", ("objective/alpha",)),
             Chart(
                 "responses by the sign of their advantage",
-                ("objective/positive_share", "objective/negative_share"),
+                ("objective/positive_fraction", "objective/negative_fraction"),
             ),
-            Chart("how hard each side pushes", ("objective/push_positive", "objective/push_negative")),
+            Chart(
+                "how hard each side pushes",
+                ("objective/advantage_mass_positive", "objective/advantage_mass_negative"),
+            ),
             Chart("loss", ("objective/loss",)),
-            Chart("gradient norm", ("objective/gradient_norm",)),
+            Chart("gradient norm", ("objective/grad_norm",)),
             Chart("entropy", ("objective/entropy",)),
-            Chart("clipped tokens", ("objective/clip_share_low", "objective/clip_share_high")),
+            Chart("clipped tokens", ("objective/clip_fraction_low", "objective/clip_fraction_high")),
             Chart(
                 "ratio to the old policy",
                 ("objective/ratio_min", "objective/ratio_mean", "objective/ratio_max"),
@@ -169,16 +184,19 @@ SECTIONS = (
             Metric("lengths/std", "their standard deviation over the batch", "tokens"),
             Metric("lengths/min", "the shortest", "tokens"),
             Metric("lengths/max", "the longest", "tokens"),
-            Metric("lengths/right_mean", "of the right responses; absent where there are none", "tokens"),
-            Metric("lengths/wrong_mean", "of the wrong ones; absent where there are none", "tokens"),
+            Metric("lengths/correct_mean", "of the right responses; absent where there are none", "tokens"),
+            Metric("lengths/incorrect_mean", "of the wrong ones; absent where there are none", "tokens"),
             Metric(
-                "lengths/truncated_share", "share of responses that were cut off at the limit", "share", "max"
+                "lengths/truncated_fraction",
+                "share of responses that were cut off at the limit",
+                "share",
+                "max",
             ),
         ),
         (
             Chart("response length in tokens", ("lengths/min", "lengths/mean", "lengths/max")),
-            Chart("right and wrong responses in tokens", ("lengths/right_mean", "lengths/wrong_mean")),
-            Chart("cut off", ("lengths/truncated_share",)),
+            Chart("right and wrong responses in tokens", ("lengths/correct_mean", "lengths/incorrect_mean")),
+            Chart("cut off", ("lengths/truncated_fraction",)),
         ),
     ),
     Section(
@@ -204,7 +222,7 @@ SECTIONS = (
                 "logprob_gap/probe_max", "the same on a fixed probe, after the weights were pulled", "", "max"
             ),
             Metric(
-                "logprob_gap/missing_share",
+                "logprob_gap/missing_fraction",
                 "share of tokens without a log-probability from the sampler; above 1 % the run stops",
                 "share",
                 "max",

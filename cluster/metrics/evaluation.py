@@ -50,9 +50,9 @@ def evaluation_report(
         "categories": {
             name: {"prompts": len(of_it), **_rates(of_it)} for name, of_it in sorted(by_category.items())
         },
-        "cut_off_share": metrics["eval/truncated_share"],
+        "truncated_fraction": metrics["eval/truncated_fraction"],
         "response_tokens_mean": metrics["eval/response_tokens_mean"],
-        "failed_verdicts": sum(len(group.verdicts) - group.judged for group in groups),
+        "failed_verdicts": sum(len(group.verdicts) - group.valid for group in groups),
     }
 
 
@@ -60,7 +60,7 @@ def _rates(groups: Sequence[ScoredGroup]) -> dict[str, Any]:
     """pass@k and maj@k, each by k, and their intervals."""
     passed = {k: pass_at_k_estimates(groups, k) for k in powers_of_two(len(groups[0].responses))}
     voted = {k: majority_estimates(groups, k) for k in worth_a_vote(groups)}
-    judged = sum(group.judged for group in groups)
+    judged = sum(group.valid for group in groups)
     return {
         "pass_at_k": {str(k): _mean(estimates) for k, estimates in passed.items()},
         "pass_at_k_interval": {str(k): _interval(estimates, judged) for k, estimates in passed.items()},

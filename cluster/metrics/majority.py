@@ -63,7 +63,7 @@ def _choices_won(answer: str, answers: Mapping[str, int], abstained: int, k: int
 def majority_estimates(groups: Sequence[ScoredGroup], k: int) -> list[float]:
     """maj@k of each prompt of `groups`. A failed verdict is no response, and a prompt that is then left with fewer than
     k of them says nothing."""
-    return [_of_group(group, k) for group in groups if group.judged >= k]
+    return [_of_group(group, k) for group in groups if group.valid >= k]
 
 
 def worth_a_vote(groups: Sequence[ScoredGroup]) -> list[int]:
@@ -77,9 +77,11 @@ def worth_a_vote(groups: Sequence[ScoredGroup]) -> list[int]:
 
 
 def _of_group(group: ScoredGroup, k: int) -> float:
-    judged: list[Verdict] = [verdict for verdict in group.verdicts if verdict.outcome in ("right", "wrong")]
+    judged: list[Verdict] = [
+        verdict for verdict in group.verdicts if verdict.outcome in ("correct", "incorrect")
+    ]
     answers = Counter(verdict.answer for verdict in judged if verdict.answer is not None)
     right = Counter(
-        verdict.answer for verdict in judged if verdict.answer is not None and verdict.outcome == "right"
+        verdict.answer for verdict in judged if verdict.answer is not None and verdict.outcome == "correct"
     )
     return majority_at_k(answers, right, len(judged) - answers.total(), k)

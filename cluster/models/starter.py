@@ -24,9 +24,9 @@ class StarterRecipe:
     """How the model is made (ours; `docs/demo.md` says how these numbers were found)."""
 
     examples: int = 64_000
-    right_share: float = 0.3
+    correct_fraction: float = 0.3
     max_tries: int = 0
-    repeat_share: float = 0.5
+    repeat_fraction: float = 0.5
     hidden_size: int = 128
     layers: int = 4
     heads: int = 4
@@ -58,10 +58,10 @@ def _countdown(options: Mapping[str, Any]) -> _Lesson:
         CountdownTask(read).problems("train"),
         RECIPE.examples,
         RECIPE.seed,
-        right_share=RECIPE.right_share,
+        correct_fraction=RECIPE.correct_fraction,
         max_tries=RECIPE.max_tries,
-        repeat_share=RECIPE.repeat_share,
-        held_out_share=read.held_out_share,
+        repeat_fraction=RECIPE.repeat_fraction,
+        eval_fraction=read.eval_fraction,
     )
     return _Lesson(examples, countdown_prompts.COMPACT_CHARACTERS, countdown_prompts.ANSWER_TAGS)
 
@@ -69,7 +69,9 @@ def _countdown(options: Mapping[str, Any]) -> _Lesson:
 def _telelogs(options: Mapping[str, Any]) -> _Lesson:
     recipe = TELELOGS_RECIPE
     problems = TeleLogsTask(TeleLogsOptions(**options)).problems("train")
-    examples = telelogs_examples(problems, recipe.examples, recipe.seed, right_share=recipe.right_share)
+    examples = telelogs_examples(
+        problems, recipe.examples, recipe.seed, correct_fraction=recipe.correct_fraction
+    )
     return _Lesson(examples, telelogs_prompts.COMPACT_CHARACTERS, telelogs_prompts.ANSWER_TAGS)
 
 

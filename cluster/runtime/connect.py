@@ -11,7 +11,7 @@ import ray
 
 from cluster.runtime.auth import token_places
 from cluster.runtime.capacity import Node
-from cluster.runtime.probe import knock
+from cluster.runtime.probe import probe
 
 
 class ClusterRefusedError(ConnectionError):
@@ -31,7 +31,7 @@ def explained_joining(address: str) -> Iterator[None]:
             "machines give --address HOST:6379"
         )
     try:
-        knock(address)
+        probe(address)
     except OSError as error:
         raise ConnectionError(
             f"there is no Ray at {address} ({error.strerror or error}): is the head node up (ray status), and is this "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 
-KNOCK_TIMEOUT_S = 10.0
+PROBE_TIMEOUT_S = 10.0
 
 
-def knock(address: str) -> None:
+def probe(address: str) -> None:
     """Return at once if somebody listens at `HOST:PORT`. Other forms of address, such as `auto`, are let through.
 
     Raises:
@@ -15,5 +15,5 @@ def knock(address: str) -> None:
     """
     host, _, port = address.rpartition(":")
     if host and port.isdigit():
-        with socket.create_connection((host, int(port)), timeout=KNOCK_TIMEOUT_S):
+        with socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT_S):
             pass

@@ -13,7 +13,7 @@ from cluster.core.config import RunConfig
 MUST_BE_FINITE = (
     "reward/mean",
     "objective/loss",
-    "objective/gradient_norm",
+    "objective/grad_norm",
     "objective/entropy",
     "eval/pass_at_1",
 )
@@ -83,7 +83,7 @@ class Alerts:
         )
 
     def _verifier_errors(self, metrics: Mapping[str, float]) -> str | None:
-        share, limit = metrics.get("reward/error_share", 0.0), self._config.reward.max_error_share
+        share, limit = metrics.get("reward/error_fraction", 0.0), self._config.reward.max_error_fraction
         if share <= NEAR_LIMIT * limit or not share:
             return None
         return f"{share:.1%} of the responses have no verdict (above {limit:.0%} the run stops); see logs/reward-*.log"

@@ -116,26 +116,26 @@ def _sections(view: View) -> Iterable[tuple[str, Text]]:
         text = Text(_field(m, "reward/mean", "{:.3f}"), "bold green")
         text.append(f"  {sparkline(view.rewards, SPARK_WIDTH)}", "green")
         details = _joined(
-            _share(m, "reward/right_share", "right {}"),
-            _share(m, "reward/zero_variance_share", "all alike {}"),
-            _share(m, "reward/error_share", "errors {}"),
+            _share(m, "reward/correct_fraction", "right {}"),
+            _share(m, "reward/zero_variance_fraction", "all alike {}"),
+            _share(m, "reward/error_fraction", "errors {}"),
         )
         yield "reward", text.append(f"  {details}", "default")
     lines = (
         (
             "objective",
             _field(m, "objective/alpha", "α {:.2f}"),
-            _share(m, "objective/positive_share", "A>0 {}"),
-            _share(m, "objective/negative_share", "A<0 {}"),
+            _share(m, "objective/positive_fraction", "A>0 {}"),
+            _share(m, "objective/negative_fraction", "A<0 {}"),
             _field(m, "objective/entropy", "entropy {:.2f}"),
-            _field(m, "objective/gradient_norm", "|g| {:.2g}"),
+            _field(m, "objective/grad_norm", "|g| {:.2g}"),
             _field(m, "objective/loss", "loss {:.3g}"),
         ),
         (
             "lengths",
             _field(m, "lengths/mean", "{:.0f}") + _field(m, "lengths/std", " ± {:.0f}"),
             _field(m, "lengths/min", "{:.0f}") + _field(m, "lengths/max", " to {:.0f} tokens"),
-            _share(m, "lengths/truncated_share", "cut off {}"),
+            _share(m, "lengths/truncated_fraction", "cut off {}"),
         ),
         (
             "freshness",

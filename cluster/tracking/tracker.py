@@ -140,7 +140,7 @@ class Tracker:
         Raises:
             OSError: a file cannot be written.
         """
-        report = evaluation_report(self._config, "held_out", groups, self._category_of)
+        report = evaluation_report(self._config, "eval", groups, self._category_of)
         write_evaluation(self._run.evaluation_stem(step), {"step": step, **report}, groups, self._category_of)
 
     def checkpoint(self, step: int, path: Path) -> None:

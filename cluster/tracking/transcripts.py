@@ -15,7 +15,7 @@ from cluster.core.types import Response, ScoredGroup, Verdict
 
 Pair = tuple[Response, Verdict]
 
-MARKS = {"right": "✓ right", "wrong": "✗ wrong", "error": "⚠ error", "timeout": "⏱ timeout"}
+MARKS = {"correct": "✓ right", "incorrect": "✗ wrong", "error": "⚠ error", "timeout": "⏱ timeout"}
 SHOWN_CHARACTERS = 6000
 
 
@@ -36,8 +36,8 @@ def record(group: ScoredGroup, pairs: Sequence[Pair], category: str | None = Non
         "prompt_id": group.prompt.id,
         "category": category,
         "prompt": group.prompt.text,
-        "right": group.right,
-        "judged": group.judged,
+        "correct": group.correct,
+        "valid": group.valid,
         "responses": [
             {
                 "outcome": verdict.outcome,
@@ -61,7 +61,7 @@ def render(step: int, groups: Sequence[ScoredGroup], responses: int) -> str:
     shown = sum(len(pairs) for _, pairs in chosen)
     parts = [f"# Step {step}\n", f"{shown} of {sum(len(group.responses) for group in groups)} responses.\n"]
     for group, pairs in chosen:
-        right = sum(verdict.outcome == "right" for verdict in group.verdicts)
+        right = sum(verdict.outcome == "correct" for verdict in group.verdicts)
         parts.append(f"## `{group.prompt.id}`: {right} of {len(group.verdicts)} right\n")
         parts.append(_fenced(group.prompt.text))
         for response, verdict in pairs:
@@ -91,8 +91,8 @@ def _unlike_first(group: ScoredGroup) -> list[Pair]:
     pairs = list(zip(group.responses, group.verdicts, strict=True))
     of_outcome = {outcome: [pair for pair in pairs if pair[1].outcome == outcome] for outcome in MARKS}
     first = [pair for same in of_outcome.values() for pair in same[:1]]
-    others = [pair for outcome, same in of_outcome.items() if outcome != "right" for pair in same[1:]]
-    return first + others + of_outcome["right"][1:]
+    others = [pair for outcome, same in of_outcome.items() if outcome != "correct" for pair in same[1:]]
+    return first + others + of_outcome["correct"][1:]
 
 
 def _heading(response: Response, verdict: Verdict) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from cluster.core.config import RunConfig
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.placement import Reservation, bundle, cpu_environment
-from cluster.training.worker_factory import WorkerPlaces
+from cluster.training.worker_factory import WorkerFactory
 from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.group import LearnerGroup
 from learner.engine.rank import LearnerRank
@@ -24,7 +24,7 @@ from reward.scoring import RewardActor, RewardPool
 from rollout.engine.vllm_args import EngineOptions
 from rollout.engine.worker import RolloutWorker
 from rollout.fleet.fleet import RolloutFleet
-from rollout.fleet.weight_sync import BroadcastCarrier
+from rollout.fleet.weight_sync import BroadcastTransport
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class ActorGraph:
             learner=config,
             objective=self.config.objective,
             probe_tokens=probe_tokens,
-            steps=self.config.steps * self.config.optimiser_steps_per_batch,
+            steps=self.config.steps * self.config.optimizer_steps_per_batch,
             max_context_tokens=self.config.model.max_context_tokens,
             shares_gpu=self.config.rollout.sleep_while_learning,
         )
@@ -102,7 +102,7 @@ class ActorGraph:
                 )
                 for index in range(config.workers)
             ]
-            pool = RewardPool(actors, config.timeout_s, config.cut_off_is_wrong)
+            pool = RewardPool(actors, config.timeout_s, config.truncated_is_incorrect)
             try:
                 yield pool
             finally:
@@ -118,14 +118,14 @@ class ActorGraph:
     ) -> AsyncIterator[RolloutFleet]:
         """The rollout workers, starting in the background. Their fatal failures are raised in the block. Without a
         `learner` they serve what they load."""
-        places = WorkerPlaces(
+        places = WorkerFactory(
             self.config, engine_options(self.config, self.model), self.run_directory, self.worker_class
         )
         async with asyncio.TaskGroup() as background:
-            carrier = None
+            transport = None
             if learner is not None and self._broadcasts:
-                carrier = BroadcastCarrier(self.config.rollout, learner, on_event, background)
-            fleet = RolloutFleet(self.config, places, rewards, on_event, background, carrier)
+                transport = BroadcastTransport(self.config.rollout, learner, on_event, background)
+            fleet = RolloutFleet(self.config, places, rewards, on_event, background, transport)
             try:
                 yield fleet
             finally:
@@ -141,9 +141,9 @@ def engine_options(config: RunConfig, model: Path) -> EngineOptions:
         dtype=config.model.dtype,
         max_context_tokens=config.model.max_context_tokens,
         max_sequences=rollout.max_sequences,
-        tensor_parallel=rollout.tensor_parallel,
+        tensor_parallel_size=rollout.tensor_parallel_size,
         kv_cache_gib=rollout.kv_cache_gib,
-        gpu_memory_share=rollout.gpu_memory_share,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
         on_gpu=rollout.gpus_per_worker > 0,
         on_new_weights=rollout.on_new_weights,
         response_timeout_s=rollout.response_timeout_s,

@@ -26,12 +26,12 @@ class BatchNotFilledError(RuntimeError):
 
 def uninformative(group: ScoredGroup) -> str | None:
     """Why nothing can be learned from `group`, or None."""
-    if group.judged == 0:
-        return "not judged"
-    if group.right == group.judged:
-        return "all right"
-    if group.right == 0:
-        return "all wrong"
+    if group.valid == 0:
+        return "no verdict"
+    if group.correct == group.valid:
+        return "all correct"
+    if group.correct == 0:
+        return "all incorrect"
     return None
 
 
@@ -49,7 +49,7 @@ class Batch:
         return [*self.groups, *itertools.chain(*self.dropped.values())]
 
     @property
-    def dropped_share(self) -> float:
+    def dropped_fraction(self) -> float:
         return 1 - len(self.groups) / len(self.sampled)
 
     @property

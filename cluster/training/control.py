@@ -20,7 +20,7 @@ import ray
 
 from cluster.core.failures import trimmed
 from cluster.runtime.auth import token_places
-from cluster.runtime.probe import knock
+from cluster.runtime.probe import probe
 from rollout.fleet.fleet import RolloutFleet
 
 NAMESPACE = "hpo-trainer"
@@ -198,7 +198,7 @@ def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str
             f"{run_directory} does not say where its Ray cluster is: is it a run's directory? Give --address"
         )
     try:
-        knock(address)
+        probe(address)
     except OSError as error:
         raise NoLiveRunError(
             f"there is no Ray at {address}: the run {name} has ended, or its --address is another"

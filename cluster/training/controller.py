@@ -37,7 +37,7 @@ from cluster.training.batch import Batch, BatchCollector
 from cluster.training.guards import refuse_failed_verdicts
 from cluster.training.prompt_source import PromptSource
 from learner.engine.group import LearnerGroup
-from learner.objective.training_batch import weigh
+from learner.objective.training_batch import build_training_batch
 from learner.state.state_files import CheckpointError
 from rollout.fleet.buffer import WorkBuffer
 from rollout.fleet.fleet import RolloutFleet
@@ -51,7 +51,7 @@ class MissingLogprobsError(RuntimeError):
     """The sampler does not say how likely it found what it sampled."""
 
 
-MAX_MISSING_LOGPROBS_SHARE = 0.01
+MAX_MISSING_LOGPROBS_FRACTION = 0.01
 """Of a batch's tokens. A few that lack their log-probability are left out of the loss; more mean that something is
 broken."""
 
@@ -64,7 +64,7 @@ class Controller:
         self,
         config: RunConfig,
         source: PromptSource,
-        held_out: Sequence[Prompt],
+        eval_prompts: Sequence[Prompt],
         fleet: RolloutFleet,
         learner: LearnerGroup,
         checkpoints: CheckpointStore,
@@ -73,7 +73,7 @@ class Controller:
     ) -> None:
         self._config = config
         self._source = source
-        self._held_out = held_out
+        self._eval_prompts = eval_prompts
         self._fleet = fleet
         self._learner = learner
         self._checkpoints = checkpoints
@@ -123,7 +123,7 @@ class Controller:
         sampled_tokens = self._fleet.sampled_tokens - tokens_before
         self._refuse_failed_verdicts(batch.sampled, f"in step {self.step + 1}")
         metrics = batch_metrics(batch.sampled, learner_version=self.step)
-        metrics["reward/dropped_share"] = batch.dropped_share
+        metrics["reward/dropped_fraction"] = batch.dropped_fraction
         assert metrics["staleness/max"] <= self._config.rollout.max_staleness, (
             "a batch leaves nothing to grow too old"
         )
@@ -170,7 +170,7 @@ class Controller:
         size = len(groups) // self._config.learner.mini_batches
         max_response_tokens = self._config.rollout.max_response_tokens
         mini_batches = [
-            weigh(groups[start : start + size], self._config.objective, max_response_tokens)
+            build_training_batch(groups[start : start + size], self._config.objective, max_response_tokens)
             for start in range(0, len(groups), size)
         ]
         self._distributions = batch_distributions(groups, mini_batches)
@@ -185,7 +185,7 @@ class Controller:
 
     async def _evaluate(self) -> dict[str, float]:
         with self._timed("evaluate"):
-            groups = await self._fleet.sample(self._held_out)
+            groups = await self._fleet.sample(self._eval_prompts)
         self._refuse_failed_verdicts(groups, f"in the evaluation at step {self.step}")
         metrics = evaluation_metrics(groups)
         self.pass_at_1[self.step] = metrics["eval/pass_at_1"]
@@ -250,7 +250,7 @@ class Controller:
             )
 
     def _refuse_failed_verdicts(self, groups: Sequence[ScoredGroup], where: str) -> None:
-        refuse_failed_verdicts(groups, self._config.reward.max_error_share, where)
+        refuse_failed_verdicts(groups, self._config.reward.max_error_fraction, where)
 
     def _log(self, metrics: dict[str, float], batch: Batch | None = None) -> None:
         batch = batch or Batch(())
@@ -291,11 +291,11 @@ def refuse_missing_logprobs(metrics: Mapping[str, float], step: int) -> None:
     """Let a batch through of which nearly all tokens have a log-probability.
 
     Raises:
-        MissingLogprobsError: of more than `MAX_MISSING_LOGPROBS_SHARE` of the tokens there is none.
+        MissingLogprobsError: of more than `MAX_MISSING_LOGPROBS_FRACTION` of the tokens there is none.
     """
-    share = metrics["logprob_gap/missing_share"]
-    if share > MAX_MISSING_LOGPROBS_SHARE:
+    share = metrics["logprob_gap/missing_fraction"]
+    if share > MAX_MISSING_LOGPROBS_FRACTION:
         raise MissingLogprobsError(
             f"in step {step} the sampler gave no log-probability for {share:.1%} of the tokens (more than "
-            f"{MAX_MISSING_LOGPROBS_SHARE:.0%} stop a run). See logs/rollout-*.log in the run directory."
+            f"{MAX_MISSING_LOGPROBS_FRACTION:.0%} stop a run). See logs/rollout-*.log in the run directory."
         )

@@ -1,4 +1,4 @@
-"""Everything that a run will ask, rendered and tokenised before it starts, and how each prompt is sampled."""
+"""Everything that a run will ask, rendered and tokenized before it starts, and how each prompt is sampled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.core.config import RunConfig
 from cluster.core.types import Prompt, Sampling
-from cluster.training.prompt_source import Question, ask, sampling_seed
+from cluster.training.prompt_source import TokenizedProblem, ask, sampling_seed
 from reward.registry import build_task
 from reward.task import Split
 from rollout.engine.tokenizer import NoEndTokenError, PromptEncoder
@@ -20,14 +20,14 @@ class UnusablePromptError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
-    """Both splits, tokenised."""
+class Dataset:
+    """Both splits, tokenized."""
 
-    train: Sequence[Question]
-    held_out: Sequence[Question]
+    train: Sequence[TokenizedProblem]
+    eval: Sequence[TokenizedProblem]
 
 
-def encode_questions(config: RunConfig, model: Path) -> Questions:
+def load_dataset(config: RunConfig, model: Path) -> Dataset:
     """All problems of the configured task for the model in directory `model`.
 
     Raises:
@@ -41,8 +41,8 @@ def encode_questions(config: RunConfig, model: Path) -> Questions:
         raise UnusablePromptError(str(error)) from error
     room = config.model.max_context_tokens - config.rollout.max_response_tokens
 
-    def encode(problems: Sequence[Any]) -> list[Question]:
-        questions = [Question(problem, encoder.encode(task.render(problem))) for problem in problems]
+    def encode(problems: Sequence[Any]) -> list[TokenizedProblem]:
+        questions = [TokenizedProblem(problem, encoder.encode(task.render(problem))) for problem in problems]
         longest = max(len(question.encoded.token_ids) for question in questions)
         if longest > room:
             raise UnusablePromptError(
@@ -52,7 +52,7 @@ def encode_questions(config: RunConfig, model: Path) -> Questions:
             )
         return questions
 
-    return Questions(encode(task.problems("train")), encode(task.problems("held_out")))
+    return Dataset(encode(task.problems("train")), encode(task.problems("eval")))
 
 
 def training_sampling(config: RunConfig, prompt_id: str) -> Sampling:
@@ -62,20 +62,20 @@ def training_sampling(config: RunConfig, prompt_id: str) -> Sampling:
     return _sampling(config, prompt_id, config.rollout.responses_per_prompt, seeded)
 
 
-def evaluation_prompts(config: RunConfig, questions: Questions, split: Split = "held_out") -> list[Prompt]:
+def evaluation_prompts(config: RunConfig, dataset: Dataset, split: Split = "eval") -> list[Prompt]:
     """What an evaluation asks: the same prompts with the same seeds every time.
 
     They are the first of the held-out ones. Of the training ones they are some that lie evenly apart: neighbours may
     be the same problem in other words (`orders_per_puzzle`), and then they are not independent.
     """
-    held_out = split == "held_out"
-    asked = questions.held_out if held_out else questions.train
+    is_eval = split == "eval"
+    asked = dataset.eval if is_eval else dataset.train
     count = min(config.evaluation.prompts, len(asked))
     return [
         ask(id_, asked[row], _sampling(config, id_, config.evaluation.responses_per_prompt, seeded=True))
         for place in range(count)
-        for row in [place if held_out else place * len(asked) // count]
-        for id_ in [f"eval/{row}" if held_out else f"eval/train/{row}"]
+        for row in [place if is_eval else place * len(asked) // count]
+        for id_ in [f"eval/{row}" if is_eval else f"eval/train/{row}"]
     ]
 
 

@@ -17,8 +17,8 @@ from rollout.engine.tokenizer import EncodedPrompt
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """One data-set row, rendered and tokenised."""
+class TokenizedProblem:
+    """One data-set row, rendered and tokenized."""
 
     problem: Any
     encoded: EncodedPrompt
@@ -30,7 +30,7 @@ def sampling_seed(run_seed: int, prompt_id: str) -> int:
     return int.from_bytes(digest[:6], "big") << 12
 
 
-def ask(id_: str, question: Question, sampling: Sampling) -> Prompt:
+def ask(id_: str, question: TokenizedProblem, sampling: Sampling) -> Prompt:
     return Prompt(id_, question.encoded.text, question.encoded.token_ids, question.problem, sampling)
 
 
@@ -45,7 +45,7 @@ class PromptSource:
 
     def __init__(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[TokenizedProblem],
         seed: int,
         sampling: Callable[[str], Sampling],
         position: int = 0,

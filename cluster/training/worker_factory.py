@@ -18,7 +18,7 @@ CALLS_AT_A_TIME = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerPlaces:
+class WorkerFactory:
     """Makes the actors of one fleet.
 
     Usage:

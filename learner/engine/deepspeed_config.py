@@ -1,6 +1,6 @@
 """What DeepSpeed is told: partitioning, precision, where things are kept. Pure, torch-free.
 
-In bfloat16 the model computes in bfloat16; everything that sums up small things is float32: the optimiser's copy of
+In bfloat16 the model computes in bfloat16; everything that sums up small things is float32: the optimizer's copy of
 the weights, its moments, and the gradients from one micro-batch to the next. ZeRO 0 is the exception: there DeepSpeed
 sums gradients in bfloat16.
 """
@@ -24,7 +24,7 @@ def deepspeed_config(learner: LearnerConfig, dtype: str) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         # We call step() when the batch is done: the number of micro-batches differs from batch to batch.
         "managed_gradient_accumulation": False,
-        "gradient_clipping": learner.max_gradient_norm,
+        "gradient_clipping": learner.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

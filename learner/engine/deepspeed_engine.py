@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cluster.core.config import LearnerConfig, ObjectiveConfig
 from learner.engine.deepspeed_config import deepspeed_config
-from learner.engine.lr_schedule import rate_share
+from learner.engine.lr_schedule import lr_factor
 from learner.model.batching import Packing
 
 if TYPE_CHECKING:  # an actor's options must be readable without them
@@ -31,7 +31,7 @@ class LearnerOptions:
     objective: ObjectiveConfig
     probe_tokens: tuple[tuple[int, ...], ...]
     steps: int
-    """Optimiser steps of the whole run, over which the learning rate is scheduled."""
+    """Optimizer steps of the whole run, over which the learning rate is scheduled."""
     max_context_tokens: int | None = None
     """Longest prompt and response together; None if that is not known."""
     shares_gpu: bool = False
@@ -70,7 +70,7 @@ def build_engine(options: LearnerOptions) -> tuple[DeepSpeedEngine, Packing]:
         fused=True,  # one pass over the weights instead of ten; CPU has it too
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, partial(rate_share, steps=options.steps, learner=learner)
+        optimizer, partial(lr_factor, steps=options.steps, learner=learner)
     )
     engine, *_ = deepspeed.initialize(
         model=policy,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankDevice:
     """The device of one rank."""
 
     rank: int
@@ -23,7 +23,7 @@ class Place:
         return f"rank {self.rank} is on {self.host}: {self.kind} ({self.device})"
 
 
-def own_place(rank: int, on_gpu: bool, threads: int) -> Place:
+def own_device(rank: int, on_gpu: bool, threads: int) -> RankDevice:
     """Where this process computes.
 
     Raises:
@@ -31,7 +31,7 @@ def own_place(rank: int, on_gpu: bool, threads: int) -> Place:
     """
     host = socket.gethostname()
     if not on_gpu:
-        return Place(rank, host, "cpu", f"{threads} thread(s)")
+        return RankDevice(rank, host, "cpu", f"{threads} thread(s)")
     import torch
 
     if not torch.cuda.is_available():
@@ -40,10 +40,10 @@ def own_place(rank: int, on_gpu: bool, threads: int) -> Place:
             "CUDA_VISIBLE_DEVICES, and that the GPU build of torch is installed (make setup PLATFORM=gpu)"
         )
     properties = torch.cuda.get_device_properties(0)  # Ray shows each rank its own devices only
-    return Place(rank, host, str(properties.uuid), properties.name)
+    return RankDevice(rank, host, str(properties.uuid), properties.name)
 
 
-def refuse_shared_devices(places: Sequence[Place]) -> None:
+def refuse_shared_devices(places: Sequence[RankDevice]) -> None:
     """Raises:
     ValueError: two ranks have one GPU, which NCCL does not allow.
     """

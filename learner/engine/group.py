@@ -11,13 +11,13 @@ from typing import Any
 
 import ray
 
-from cluster.core.types import Publication
-from cluster.core.weight_channel import LinkTicket
+from cluster.core.types import PolicyVersion
+from cluster.core.weight_channel import ChannelSpec
 from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.devices import refuse_shared_devices
 from learner.engine.statistics import learner_metrics
 from learner.model.batching import shard
-from learner.objective.training_batch import WeighedBatch
+from learner.objective.training_batch import TrainingBatch
 from learner.state.state_files import CheckpointError, FileRecord
 
 
@@ -32,7 +32,7 @@ class LearnerGroup:
         learner = LearnerGroup(actors, options)
         await learner.start()
         metrics = await learner.learn([weighed])
-        publication = await learner.publish(version=1)
+        policy = await learner.publish(version=1)
     """
 
     def __init__(
@@ -63,36 +63,36 @@ class LearnerGroup:
         self._packing, *_ = await self._all("packing", timeout_s=timeout_s)
         return process_ids
 
-    async def learn(self, mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
-        """Learn from all mini-batches, `epochs_per_batch` times, an optimiser step each; metrics over all of them."""
+    async def learn(self, mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
+        """Learn from all mini-batches, `epochs_per_batch` times, an optimizer step each; metrics over all of them."""
         sharded = [shard(batch.rows, len(self._ranks), self._packing) for batch in mini_batches]
         per_rank = [[shards[rank] for shards in sharded] for rank in range(len(self._ranks))]
         references = [rank.learn.remote(work) for rank, work in zip(self._ranks, per_rank, strict=True)]
         results = await self._gather(references, "learn", self._config.step_timeout_s)
         return learner_metrics([step for result in results for step in result], steps=len(results[0]))
 
-    async def publish(self, version: int) -> Publication:
+    async def publish(self, version: int) -> PolicyVersion:
         """Make the current weights available as `version`: in the object store, or, if the group does not offer them
         there, for `broadcast` and `offer`."""
-        publications = await self._all(
+        policies = await self._all(
             "publish", version, self._offers_weights, timeout_s=self._config.step_timeout_s
         )
-        return publications[0]
+        return policies[0]
 
-    async def offer(self, version: int) -> Publication | None:
+    async def offer(self, version: int) -> PolicyVersion | None:
         """Put what was published as `version` into the object store after all. None if something was learned since."""
         # Twice: it may come in the middle of a step.
-        publications = await self._all("offer", version, timeout_s=2 * self._config.step_timeout_s)
-        return publications[0]
+        policies = await self._all("offer", version, timeout_s=2 * self._config.step_timeout_s)
+        return policies[0]
 
     @property
     def meeting_point(self) -> tuple[str, int]:
         """Address and port at which a link to the first rank is made."""
         return self._meeting_point
 
-    async def broadcast(self, ticket: LinkTicket) -> str | None:
+    async def broadcast(self, spec: ChannelSpec) -> str | None:
         """Send what was published last over a link. Returns what went wrong there, None if nothing did."""
-        failures = await self._all("broadcast", ticket, timeout_s=self._config.step_timeout_s)
+        failures = await self._all("broadcast", spec, timeout_s=self._config.step_timeout_s)
         return failures[0]
 
     async def export(self, directory: Path) -> None:

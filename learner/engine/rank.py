@@ -17,11 +17,11 @@ import numpy as np
 import ray
 
 from cluster.core.network import use_interface_of
-from cluster.core.types import Publication, WeightLayout
-from cluster.core.weight_channel import FAILURES, LinkTicket, WeightLink
+from cluster.core.types import PolicyVersion, WeightLayout
+from cluster.core.weight_channel import FAILURES, ChannelSpec, WeightChannel
 from learner.engine.build_lock import operator_folder, remove_stale_lock
 from learner.engine.deepspeed_engine import LearnerOptions, build_engine, published_tensors
-from learner.engine.devices import Place, own_place
+from learner.engine.devices import RankDevice, own_device
 from learner.engine.rendezvous import join_ranks, join_store, open_store
 from learner.model.batching import MicroBatch, Packing
 from learner.state.state_files import FileRecord
@@ -41,15 +41,15 @@ class LearnerRank:
         self._options = options
         self._store: TCPStore | None = None
         """Rank 0's, for as long as the process lives."""
-        self._published: Publication | None = None
+        self._published: PolicyVersion | None = None
         """Whose weights the engine still has."""
-        self._link: WeightLink | None = None
+        self._channel: WeightChannel | None = None
         """Rank 0's, to the engines that took the last broadcast."""
 
-    def place(self) -> Place:
+    def place(self) -> RankDevice:
         """The device that this rank computes on."""
         learner = self._options.learner
-        place = own_place(self._rank, learner.gpus_per_rank > 0, learner.threads_per_rank)
+        place = own_device(self._rank, learner.gpus_per_rank > 0, learner.threads_per_rank)
         logger.info("%s", place)
         return place
 
@@ -102,15 +102,15 @@ class LearnerRank:
         self._published = None
         return self._update.learn(mini_batches)
 
-    def publish(self, version: int, offered: bool = True) -> Publication | None:
+    def publish(self, version: int, offered: bool = True) -> PolicyVersion | None:
         """Call the current weights, or what adapters have learned, `version`, and put them into the object store; or,
-        with `offered` False, leave them here for `broadcast` and `offer`. Rank 0 returns the publication, the others
+        with `offered` False, leave them here for `broadcast` and `offer`. Rank 0 returns the policy, the others
         None."""
         import torch
 
         probes = self.probe_logprobs(self._options.probe_tokens)
         with published_tensors(self._engine, self._options.learner) as tensors:
-            self._published = Publication(
+            self._published = PolicyVersion(
                 version=version,
                 weights=None,
                 probe_tokens=self._options.probe_tokens,
@@ -126,7 +126,7 @@ class LearnerRank:
             torch.cuda.empty_cache()
         return published
 
-    def offer(self, version: int) -> Publication | None:
+    def offer(self, version: int) -> PolicyVersion | None:
         """Put what was published as `version` into the object store after all. None if it is not there any more: since
         then something was learned. Of ranks but the first always None."""
         if self._published is None or self._published.version != version:
@@ -134,7 +134,7 @@ class LearnerRank:
         with published_tensors(self._engine, self._options.learner) as tensors:
             return self._put(tensors)
 
-    def _put(self, tensors: Mapping[str, Tensor]) -> Publication | None:
+    def _put(self, tensors: Mapping[str, Tensor]) -> PolicyVersion | None:
         from learner.weights.packing import file_parts
 
         if self._rank != 0:
@@ -142,31 +142,31 @@ class LearnerRank:
         assert self._published is not None
         return replace(self._published, weights=ray.put(file_parts(tensors)))
 
-    def _by_first_rank(self, publication: Publication) -> Publication | None:
-        return publication if self._rank == 0 else None
+    def _by_first_rank(self, policy: PolicyVersion) -> PolicyVersion | None:
+        return policy if self._rank == 0 else None
 
-    def broadcast(self, ticket: LinkTicket) -> str | None:
-        """Send what was published over the link of `ticket`. Returns what went wrong there, and None if nothing did:
+    def broadcast(self, spec: ChannelSpec) -> str | None:
+        """Send what was published over the link of `spec`. Returns what went wrong there, and None if nothing did:
         the ranks go on either way."""
         with published_tensors(self._engine, self._options.learner) as tensors:
             if self._rank != 0:
                 return None
             try:
-                self._send(ticket, tensors)
+                self._send(spec, tensors)
             except FAILURES as failure:
-                self._leave_link()
+                self._leave_channel()
                 return " ".join(str(failure).split())
         return None
 
-    def _send(self, ticket: LinkTicket, tensors: Mapping[str, Tensor]) -> None:
-        if self._link is None or self._link.ticket != ticket:
-            self._leave_link()
-            self._link = WeightLink(ticket, 0, self._engine.device)
+    def _send(self, spec: ChannelSpec, tensors: Mapping[str, Tensor]) -> None:
+        if self._channel is None or self._channel.spec != spec:
+            self._leave_channel()
+            self._channel = WeightChannel(spec, 0, self._engine.device)
         for tensor in tensors.values():
-            self._link.broadcast(tensor.detach().to(self._engine.device).contiguous())
+            self._channel.broadcast(tensor.detach().to(self._engine.device).contiguous())
 
-    def _leave_link(self) -> None:
-        link, self._link = self._link, None
+    def _leave_channel(self) -> None:
+        link, self._channel = self._channel, None
         if link is not None:
             link.close()
 

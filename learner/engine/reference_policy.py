@@ -26,7 +26,7 @@ class Reference(Protocol):
 def build_reference(engine: DeepSpeedEngine, options: LearnerOptions) -> Reference | None:
     """The reference that the objective's divergence is from, or None without a KL term: then nothing is loaded. All
     ranks build it together."""
-    if not options.objective.kl_weight:
+    if not options.objective.kl_coefficient:
         return None
     if options.learner.lora_rank is not None:
         return WithoutAdapters(engine)

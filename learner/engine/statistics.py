@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 _MEANS_OVER_TOKENS = {
     "objective/entropy": "entropy",
-    "objective/clip_share_low": "clipped_low",
-    "objective/clip_share_high": "clipped_high",
+    "objective/clip_fraction_low": "clipped_low",
+    "objective/clip_fraction_high": "clipped_high",
     "objective/ratio_mean": "ratio",
     "objective/kl_to_old": "kl_to_old",
     "objective/kl_to_reference": "kl_to_reference",
     "objective/importance_weight_mean": "importance_weight",
-    "objective/importance_capped_share": "capped",
+    "objective/importance_capped_fraction": "capped",
     "logprob_gap/mean": "logprob_gap",
 }
 """Metric, and the sum that it is made of. Those of options that are off are left out."""
@@ -30,7 +30,7 @@ def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def learner_metrics(of_steps: Sequence[Mapping[str, float]], steps: int) -> dict[str, float]:
-    """What all ranks say of `steps` optimiser steps: one entry per rank and step, the newest last. What all ranks agree
+    """What all ranks say of `steps` optimizer steps: one entry per rank and step, the newest last. What all ranks agree
     on is averaged."""
     merged = merge(of_steps)
     tokens = merged["tokens"]
@@ -44,13 +44,13 @@ def learner_metrics(of_steps: Sequence[Mapping[str, float]], steps: int) -> dict
         "objective/ratio_min": merged["min_ratio"] if tokens else math.nan,
         "objective/ratio_max": merged["max_ratio"] if tokens else math.nan,
         "objective/learning_rate": of_steps[-1]["learning_rate"],
-        "objective/gradient_norm": merged["gradient_norm"] / len(of_steps),
+        "objective/grad_norm": merged["grad_norm"] / len(of_steps),
         "logprob_gap/max": merged["max_logprob_gap"] if tokens else 0.0,
         "learner_tokens": tokens,
     }
-    if "positive_gradient_norm" in merged:
-        positive, negative = merged["positive_gradient_norm"], merged["negative_gradient_norm"]
-        metrics["objective/gradient_share_positive"] = (
+    if "positive_grad_norm" in merged:
+        positive, negative = merged["positive_grad_norm"], merged["negative_grad_norm"]
+        metrics["objective/gradient_fraction_positive"] = (
             positive / (positive + negative) if positive + negative else math.nan
         )
     return metrics

@@ -1,4 +1,4 @@
-"""The update of one rank: micro-batches in, one optimiser step per mini-batch and epoch, sums for the metrics out."""
+"""The update of one rank: micro-batches in, one optimizer step per mini-batch and epoch, sums for the metrics out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cluster.core.config import ObjectiveConfig
 from learner.engine.deepspeed_engine import LearnerOptions
-from learner.engine.gradient_share import take_gradient_norm
+from learner.engine.gradient_fraction import take_gradient_norm
 from learner.engine.reference_policy import build_reference
 from learner.engine.statistics import merge
 from learner.model.batching import MicroBatch
@@ -39,7 +39,7 @@ class PolicyUpdate:
         self._reference = build_reference(engine, options)
 
     def learn(self, mini_batches: Sequence[Sequence[MicroBatch]]) -> list[dict[str, float]]:
-        """Learn from all mini-batches, `epochs_per_batch` times, an optimiser step each. Returns this rank's statistics
+        """Learn from all mini-batches, `epochs_per_batch` times, an optimizer step each. Returns this rank's statistics
         (see `learner_metrics`), one dict per step.
 
         π_old is the policy before the first of these steps: there it is π_θ itself and costs nothing; for the later
@@ -51,7 +51,7 @@ class PolicyUpdate:
         if self._reference is not None:
             for item in itertools.chain(*work):
                 item.reference_BT = self._reference.logprobs(self._tensors(item), self._temperature)
-        shares = self._gradient_norms_by_side(work[0]) if self._learner.measure_gradient_share else {}
+        shares = self._gradient_norms_by_side(work[0]) if self._learner.measure_gradient_fraction else {}
         epochs = self._learner.epochs_per_batch
         first, *others = [self._step(mini_batch) for _ in range(epochs) for mini_batch in work]
         return [first | shares, *others]
@@ -60,12 +60,12 @@ class PolicyUpdate:
         statistics = merge([self._backward(item, self._objective) for item in mini_batch])
         statistics["learning_rate"] = self._engine.get_lr()[0]
         self._engine.step()
-        statistics["gradient_norm"] = float(self._engine.get_global_grad_norm())
+        statistics["grad_norm"] = float(self._engine.get_global_grad_norm())
         return statistics
 
     def _gradient_norms_by_side(self, mini_batch: Sequence[_Work]) -> dict[str, float]:
         """Of the surrogate's gradient from positive advantages alone, and from negative ones. Nothing is learned."""
-        surrogate = self._objective.model_copy(update={"kl_weight": None, "entropy_weight": 0.0})
+        surrogate = self._objective.model_copy(update={"kl_coefficient": None, "entropy_coefficient": 0.0})
         norms = {}
         for side, bounds in (("positive", (0.0, math.inf)), ("negative", (-math.inf, 0.0))):
             for item in mini_batch:
@@ -82,7 +82,7 @@ class PolicyUpdate:
         """Forward and backward of one micro-batch, its advantages brought between `bounds`."""
         batch = self._tensors(item)
         logprobs_BT, entropy_BT = response_logprobs(
-            self._engine, batch, self._temperature, entropy_gradient=objective.entropy_weight > 0
+            self._engine, batch, self._temperature, entropy_gradient=objective.entropy_coefficient > 0
         )
         if item.old_BT is None:
             item.old_BT = logprobs_BT.detach()

@@ -55,7 +55,7 @@ def train_starter(
         layers: transformer blocks.
         heads: attention heads; `hidden_size / heads` must be one of `HEAD_SIZES`.
         max_tokens: longest prompt + response + 1 that the model can take (`max_position_embeddings`).
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch_size: examples per step.
         learning_rate: the peak; reached after `warmup_steps`, then a cosine down to zero.
         warmup_steps: steps of linear rise.

@@ -1,4 +1,4 @@
-"""From the rewards of one optimiser batch to one number per response. Pure numpy, float64.
+"""From the rewards of one optimizer batch to one number per response. Pure numpy, float64.
 
 Source of the formulas: HPO, arXiv 2605.30201. What is ours is marked.
 """
@@ -60,19 +60,19 @@ def overlong_penalties(lengths: np.ndarray, max_tokens: int, penalised_tokens: i
 
 
 @dataclass(frozen=True, slots=True)
-class SignShares:
+class SignFractions:
     """p̂⁺ and p̂⁻: the shares of responses with a positive and with a negative advantage."""
 
     positive: float
     negative: float
 
 
-def sign_shares(advantages: np.ndarray) -> SignShares:
-    """Counted over the whole optimiser batch, whatever ranks it is later cut into (ours)."""
-    return SignShares(positive=float((advantages > 0).mean()), negative=float((advantages < 0).mean()))
+def sign_fractions(advantages: np.ndarray) -> SignFractions:
+    """Counted over the whole optimizer batch, whatever ranks it is later cut into (ours)."""
+    return SignFractions(positive=float((advantages > 0).mean()), negative=float((advantages < 0).mean()))
 
 
-def adaptive_alpha(shares: SignShares, alpha_min: float) -> float:
+def adaptive_alpha(shares: SignFractions, alpha_min: float) -> float:
     """A-HPO: α = clip(p̂⁺ / p̂⁻, α_min, 1). Without any negative advantage α is 1 (ours)."""
     if shares.negative == 0:
         return 1.0

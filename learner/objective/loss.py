@@ -3,8 +3,8 @@
     L(θ) = − Σ_i scale_i Σ_t [ v_it surrogate_it − β KL_it + c H_it ]
 
     v    detached weight min(π_old / μ, cap), for a sampler μ that is not the policy π_old that the batch begins with
-    KL   an estimate of the divergence of π_θ from the reference, times β = objective.kl_weight
-    H    the entropy of π_θ, times c = objective.entropy_weight
+    KL   an estimate of the divergence of π_θ from the reference, times β = objective.kl_coefficient
+    H    the entropy of π_θ, times c = objective.entropy_coefficient
 
 A scalar to be summed over micro-batches and ranks: `scale_i` is the batch's denominator (see `training_batch.py`). A
 token's divergence and entropy weigh what its surrogate does. What is off is not computed.
@@ -97,13 +97,13 @@ def policy_loss(
         values_BT = values_BT * weights_BT
         by_token["importance_weight"] = weights_BT
         by_token["capped"] = weights_BT == config.importance_cap
-    if config.kl_weight:
+    if config.kl_coefficient:
         assert logprobs.reference_BT is not None, "a divergence is from something"
         kl_BT = kl_estimate(logprobs.new_BT, logprobs.reference_BT, config.kl_estimator or "k3")
-        values_BT = values_BT - config.kl_weight * kl_BT
+        values_BT = values_BT - config.kl_coefficient * kl_BT
         by_token["kl_to_reference"] = kl_BT
-    if config.entropy_weight > 0:
-        values_BT = values_BT + config.entropy_weight * entropy_BT
+    if config.entropy_coefficient > 0:
+        values_BT = values_BT + config.entropy_coefficient * entropy_BT
     loss = -(scales_B[:, None] * values_BT * mask_BT).sum()
 
     counted_BT = mask_BT & (scales_B[:, None] != 0)  # not the empty micro-batch's token

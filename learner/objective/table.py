@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from cluster.core.config import ObjectiveConfig, ObjectiveName
-from learner.objective.advantages import Scaling, SignShares, adaptive_alpha
+from learner.objective.advantages import Scaling, SignFractions, adaptive_alpha
 
 SurrogateName = Literal["token_clip", "sequence_clip", "soft_gate", "detached_weight"]
 
@@ -22,7 +22,7 @@ ScaleRule = Callable[[np.ndarray, int], np.ndarray]
 multiplied by. Both arrays [P, G]. A masked response has length 0: it leaves the sums over tokens and remains one of
 the N responses."""
 
-AlphaRule = Callable[[SignShares, ObjectiveConfig], float]
+AlphaRule = Callable[[SignFractions, ObjectiveConfig], float]
 """From the batch's shares of signs to the weight α of negative advantages."""
 
 
@@ -41,15 +41,15 @@ def constant_length(lengths: np.ndarray, max_response_tokens: int) -> np.ndarray
     return np.full(lengths.shape, 1.0 / (lengths.size * max_response_tokens))
 
 
-def no_hysteresis(shares: SignShares, config: ObjectiveConfig) -> float:
+def no_hysteresis(shares: SignFractions, config: ObjectiveConfig) -> float:
     return 1.0
 
 
-def fixed(shares: SignShares, config: ObjectiveConfig) -> float:
+def fixed(shares: SignFractions, config: ObjectiveConfig) -> float:
     return config.alpha
 
 
-def adaptive(shares: SignShares, config: ObjectiveConfig) -> float:
+def adaptive(shares: SignFractions, config: ObjectiveConfig) -> float:
     return adaptive_alpha(shares, config.alpha_min)
 
 

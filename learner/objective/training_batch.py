@@ -15,7 +15,7 @@ import numpy as np
 
 from cluster.core.config import ObjectiveConfig
 from cluster.core.types import ScoredGroup
-from learner.objective.advantages import group_advantages, hysteretic, overlong_penalties, sign_shares
+from learner.objective.advantages import group_advantages, hysteretic, overlong_penalties, sign_fractions
 from learner.objective.table import resolve
 
 
@@ -37,20 +37,22 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class WeighedBatch:
-    """What one optimiser step sees.
+class TrainingBatch:
+    """What one optimizer step sees.
 
     `rows` leaves out responses whose gradient is exactly 0: those that are masked and, unless a divergence or an
     entropy acts on every response, those with advantage 0. These have been counted in N, L̄ and α; of masked ones see
-    `weigh`.
+    `build_training_batch`.
     """
 
     rows: tuple[Row, ...]
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def weigh(groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_tokens: int) -> WeighedBatch:
-    """Turn the scored groups of one optimiser batch, all with G responses, into weighed rows.
+def build_training_batch(
+    groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_tokens: int
+) -> TrainingBatch:
+    """Turn the scored groups of one optimizer batch, all with G responses, into weighed rows.
 
     With `mask_truncated`, responses that were cut off count in their group's mean and deviation, and in N, but not in
     the sums over tokens (all as in TRL); nor on either side for α, since they push neither way (ours).
@@ -63,7 +65,7 @@ def weigh(groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_t
     objective = resolve(config)
     rewards = np.array([[verdict.reward for verdict in group.verdicts] for group in groups])
     valid = np.array(
-        [[verdict.outcome in ("right", "wrong") for verdict in group.verdicts] for group in groups]
+        [[verdict.outcome in ("correct", "incorrect") for verdict in group.verdicts] for group in groups]
     )
     lengths = np.array([[len(response.token_ids) for response in group.responses] for group in groups])
     truncated = np.array(
@@ -74,11 +76,11 @@ def weigh(groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_t
     penalties = overlong_penalties(lengths, max_response_tokens, config.overlong_tokens)
     in_group = group_advantages(rewards + penalties, valid, objective.advantage_scaling)
     plain = np.where(masked, 0.0, in_group)
-    shares = sign_shares(plain)
+    shares = sign_fractions(plain)
     alpha = objective.alpha_rule(shares, config)
     advantages = hysteretic(plain, alpha)
     scales = objective.scale_rule(np.where(masked, 0, lengths), max_response_tokens)
-    acts_on_all = bool(config.kl_weight) or config.entropy_weight > 0
+    acts_on_all = bool(config.kl_coefficient) or config.entropy_coefficient > 0
     learned_from = ~masked if acts_on_all else advantages != 0
 
     prompts = [np.asarray(group.prompt.token_ids, dtype=np.int64) for group in groups]
@@ -96,12 +98,12 @@ def weigh(groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_t
     )
     metrics = {
         "objective/alpha": alpha,
-        "objective/positive_share": shares.positive,
-        "objective/negative_share": shares.negative,
-        "objective/push_positive": float(advantages[advantages > 0].sum() / advantages.size),
-        "objective/push_negative": float(-advantages[advantages < 0].sum() / advantages.size),
-        "reward/zero_variance_share": float((in_group == 0).all(axis=1).mean()),
+        "objective/positive_fraction": shares.positive,
+        "objective/negative_fraction": shares.negative,
+        "objective/advantage_mass_positive": float(advantages[advantages > 0].sum() / advantages.size),
+        "objective/advantage_mass_negative": float(-advantages[advantages < 0].sum() / advantages.size),
+        "reward/zero_variance_fraction": float((in_group == 0).all(axis=1).mean()),
     }
     if config.overlong_tokens:
         metrics["reward/overlong_penalty_mean"] = float(penalties.mean())
-    return WeighedBatch(rows=rows, metrics=metrics)
+    return TrainingBatch(rows=rows, metrics=metrics)

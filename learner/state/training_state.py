@@ -118,7 +118,7 @@ def _apply_settings(engine: DeepSpeedEngine, options: LearnerOptions) -> None:
             "weight_decay": learner.weight_decay,
         }
     if hasattr(engine.optimizer, "clip_grad"):
-        engine.optimizer.clip_grad = learner.max_gradient_norm
+        engine.optimizer.clip_grad = learner.max_grad_norm
 
 
 def _has_frozen(engine: DeepSpeedEngine) -> bool:

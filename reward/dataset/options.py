@@ -18,11 +18,11 @@ class DatasetOptions(BaseModel):
     """Of a data set on the hub (its "config")."""
     data_split: str = "train"
     """Of a Hugging Face data set, whose rows are then cut into ours."""
-    held_out_data: str | None = None
-    """Where held-out prompts come from, if not from `data`; its split, where it has one, is `held_out_data_split`."""
-    held_out_data_split: str = "test"
-    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Without `held_out_data`: a row is held out by the hash of its prompt, the same in every run."""
+    eval_data: str | None = None
+    """Where held-out prompts come from, if not from `data`; its split, where it has one, is `eval_data_split`."""
+    eval_data_split: str = "test"
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Without `eval_data`: a row is held out by the hash of its prompt, the same in every run."""
     prompt_field: str = "prompt"
     """The field with the prompt: text, or chat messages (`[{"role": …, "content": …}, …]`)."""
     style: Literal["chat", "plain"] = "chat"

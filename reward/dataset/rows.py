@@ -23,7 +23,7 @@ class Rows:
     fair sample."""
 
     train: list[Row]
-    held_out: list[Row]
+    eval: list[Row]
     notes: tuple[str, ...]
     """What was left out, and why, in a line each."""
 
@@ -42,20 +42,20 @@ def load_rows(options: DatasetOptions, needed: Sequence[str] = ()) -> Rows:
         raise ValueError("name the data: set task.options.data to a .jsonl or .parquet file, or a hub id")
     notes: list[str] = []
     rows = _usable(options.data, options.data_split, options, needed, notes)
-    if options.held_out_data is None:
-        held_out = {key: row for key, row in rows.items() if is_held_out(key, options.held_out_share)}
+    if options.eval_data is None:
+        eval_rows = {key: row for key, row in rows.items() if is_eval(key, options.eval_fraction)}
     else:
-        held_out = _usable(options.held_out_data, options.held_out_data_split, options, needed, notes)
-        if both := held_out.keys() & rows.keys():
+        eval_rows = _usable(options.eval_data, options.eval_data_split, options, needed, notes)
+        if both := eval_rows.keys() & rows.keys():
             notes.append(f"{options.data}: {len(both)} prompts are held out as well, and are not trained on")
     return Rows(
-        train=[row for key, row in rows.items() if key not in held_out],
-        held_out=[held_out[key] for key in sorted(held_out)],
+        train=[row for key, row in rows.items() if key not in eval_rows],
+        eval=[eval_rows[key] for key in sorted(eval_rows)],
         notes=tuple(notes),
     )
 
 
-def is_held_out(key: str, share: float) -> bool:
+def is_eval(key: str, share: float) -> bool:
     """Whether the prompt with this key belongs to the held-out split."""
     return int(key[:16], 16) < share * 2**64
 
@@ -134,7 +134,7 @@ def _mistake(located: Located, options: DatasetOptions, needed: Sequence[str]) -
 
 
 def _is_text(prompt: str) -> bool:
-    """Whether it can be tokenised. JSON has escapes for what is no text: a half of a surrogate pair."""
+    """Whether it can be tokenized. JSON has escapes for what is no text: a half of a surrogate pair."""
     try:
         prompt.encode()
     except UnicodeEncodeError:
@@ -171,7 +171,7 @@ class DatasetProblems:
 
     def problems(self, split: Split) -> Sequence[Row]:
         rows = self._loaded()
-        return rows.train if split == "train" else rows.held_out
+        return rows.train if split == "train" else rows.eval
 
     def render(self, problem: Row) -> str | ChatMessages:
         return render(problem, self._data)

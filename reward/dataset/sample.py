@@ -7,5 +7,5 @@ from reward.task import Example, Sample
 SUM = Sample(
     options={},
     problem={"prompt": "What is 17 + 25?", "answer": "42"},
-    example=Example(right="Answer: 42", wrong="Answer: 43"),
+    example=Example(correct="Answer: 42", incorrect="Answer: 43"),
 )

@@ -20,7 +20,7 @@ from typing import Any
 
 from reward.sandbox.channel import HEADER, Progress, frame, packed
 from reward.sandbox.failures import describe, failed
-from reward.sandbox.recipe import Judge, Recipe
+from reward.sandbox.recipe import Recipe, VerifierRunner
 
 FLUSH_NS = 5_000_000
 """Verdicts wait this long for others to travel with."""
@@ -67,7 +67,7 @@ def _forbid_forks_of_forks() -> None:
     os.register_at_fork(before=refuse)
 
 
-def _prepare(recipe: Recipe, memory_mib: int) -> Judge:
+def _prepare(recipe: Recipe, memory_mib: int) -> VerifierRunner:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -95,9 +95,9 @@ class _Batch:
     """One request, judged and answered."""
 
     def __init__(
-        self, judge: Judge, channel: socket.socket, progress: Progress, serial: int, body: bytes
+        self, judge: VerifierRunner, channel: socket.socket, progress: Progress, serial: int, body: bytes
     ) -> None:
-        self._judge = judge
+        self._score = judge
         self._channel = channel
         self._progress = progress
         self._serial = serial
@@ -108,8 +108,8 @@ class _Batch:
         self._process_id = os.getpid()
 
     def run(self) -> None:
-        if self._judge.batched:
-            self._judge_at_once()
+        if self._score.batched:
+            self._score_at_once()
         for index in sorted(self._missing):
             now_ns = time.monotonic_ns()
             if now_ns - self._flushed_ns > FLUSH_NS:
@@ -120,12 +120,12 @@ class _Batch:
             self._finished.append(self._entry(index, *self._items[index]))
         self._flush(done=True, children=_has_children())
 
-    def _judge_at_once(self) -> None:
+    def _score_at_once(self) -> None:
         """All together. What fails is tried alone afterwards, so that the innocent get their verdicts."""
         self._progress.judging(0, len(self._items), time.monotonic_ns())
         try:
             problems, responses = zip(*self._items, strict=True)
-            for placed in self._judge.judge_batch(problems, responses):
+            for placed in self._score.score_batch(problems, responses):
                 self._refuse_a_fork()
                 entries = [packed(index, verdict) for index, verdict in placed if index in self._missing]
                 self._missing -= {entry[0] for entry in entries}
@@ -139,7 +139,7 @@ class _Batch:
 
     def _entry(self, index: int, problem: Any, response: str) -> list[Any]:
         try:
-            return packed(index, self._judge.judge(problem, response))
+            return packed(index, self._score.score(problem, response))
         except BaseException as error:  # SystemExit and KeyboardInterrupt too are a verifier's failure here
             return packed(index, failed(error))
         finally:

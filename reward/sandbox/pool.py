@@ -42,7 +42,7 @@ class Sandbox:
 
     Usage:
         async with Sandbox(recipe, limits, processes=4) as sandbox:
-            async for verdicts in sandbox.judge([(problem, "a response"), (problem, "another")]):
+            async for verdicts in sandbox.score([(problem, "a response"), (problem, "another")]):
                 ...  # pairs of 0 or 1 and a verdict, as they come
     """
 
@@ -52,7 +52,7 @@ class Sandbox:
         self._processes = processes
         self._queue: deque[Item] = deque()
         self._filled = asyncio.Event()
-        self._keepers: list[asyncio.Task[None]] = []
+        self._supervisors: list[asyncio.Task[None]] = []
         self._verdict_s = BATCH_S
         """What a verdict takes, as seen lately. At first it is supposed to be slow."""
         self._keeping = 0
@@ -74,7 +74,7 @@ class Sandbox:
         """
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._keeping = self._processes
-        self._keepers = [asyncio.create_task(self._keep(ready)) for _ in range(self._processes)]
+        self._supervisors = [asyncio.create_task(self._keep(ready)) for _ in range(self._processes)]
         try:
             await ready
         except BaseException:
@@ -83,11 +83,11 @@ class Sandbox:
 
     async def close(self) -> None:
         """Kill all processes. Calls that still wait get error verdicts."""
-        for keeper in self._keepers:
+        for keeper in self._supervisors:
             keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await asyncio.gather(*self._supervisors, return_exceptions=True)
 
-    def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[list[tuple[int, Verdict]]]:
+    def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[list[tuple[int, Verdict]]]:
         """One verdict per problem and response, each with its place among them, as they come. A verifier that fails or
         overruns gives verdicts that say so."""
         call = Call(len(asked))

@@ -10,15 +10,15 @@ from typing import Any, Protocol
 from cluster.core.types import Verdict
 
 
-class Judge(Protocol):
+class VerifierRunner(Protocol):
     """What a recipe makes in the process. Whatever it raises is the verdict "error", with the exception as reason."""
 
     batched: bool
-    """Whether `judge_batch` is to be called in place of `judge`."""
+    """Whether `score_batch` is to be called in place of `judge`."""
 
-    def judge(self, problem: Any, response: str) -> Verdict: ...
+    def score(self, problem: Any, response: str) -> Verdict: ...
 
-    def judge_batch(
+    def score_batch(
         self, problems: Sequence[Any], responses: Sequence[str]
     ) -> Iterator[Sequence[tuple[int, Verdict]]]:
         """Verdicts as they come, each with the place of its response. Those that are missing in the end, or when it
@@ -35,7 +35,7 @@ class Recipe:
     search_path: tuple[str, ...] = ()
     """Directories that modules are looked for in, besides those of `sys.path`."""
 
-    def make(self) -> Judge:
+    def make(self) -> VerifierRunner:
         module, _, function = self.factory.partition(":")
         return getattr(import_module(module), function)(*self.arguments)
 

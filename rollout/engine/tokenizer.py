@@ -1,4 +1,4 @@
-"""Renders and tokenises a prompt, once. From here on only token ids travel."""
+"""Renders and tokenizes a prompt, once. From here on only token ids travel."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ class EngineOptions:
     dtype: str
     max_context_tokens: int
     max_sequences: int
-    tensor_parallel: int
+    tensor_parallel_size: int
     kv_cache_gib: float
-    gpu_memory_share: float
+    gpu_memory_utilization: float
     on_gpu: bool
     on_new_weights: OnNewWeights = "continue"
     response_timeout_s: float | None = None
@@ -32,7 +32,7 @@ def vllm_arguments(options: EngineOptions) -> dict[str, Any]:
     device_arguments: dict[str, Any]
     if options.on_gpu:
         device_arguments = {
-            "gpu_memory_utilization": options.gpu_memory_share,
+            "gpu_memory_utilization": options.gpu_memory_utilization,
             "enable_sleep_mode": options.sleeps,
         }
     else:
@@ -50,9 +50,9 @@ def vllm_arguments(options: EngineOptions) -> dict[str, Any]:
         "max_model_len": options.max_context_tokens,
         "max_num_seqs": options.max_sequences,
         "max_num_batched_tokens": max(options.max_context_tokens, options.max_sequences, 8192),
-        "tensor_parallel_size": options.tensor_parallel,
+        "tensor_parallel_size": options.tensor_parallel_size,
         # Inside a placement group vLLM would choose Ray's executor, which refuses a bundle of several GPUs.
-        "distributed_executor_backend": "mp" if options.tensor_parallel > 1 else "uni",
+        "distributed_executor_backend": "mp" if options.tensor_parallel_size > 1 else "uni",
         # Log-probabilities of the distribution that was really sampled from: after the temperature.
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",

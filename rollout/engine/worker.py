@@ -23,8 +23,8 @@ import numpy as np
 
 from cluster.core.config import OnNewWeights
 from cluster.core.network import use_interface_of
-from cluster.core.types import Prompt, Publication, Response, Sampled, Sampling, VersionSpan
-from cluster.core.weight_channel import LinkTicket
+from cluster.core.types import PolicyVersion, Prompt, Response, Sampled, Sampling, VersionSpan
+from cluster.core.weight_channel import ChannelSpec
 from rollout.engine.response_clock import ResponseClock
 from rollout.engine.vllm_args import EngineOptions, vllm_arguments
 from rollout.fleet.state import LOADED_VERSION
@@ -44,7 +44,7 @@ class RolloutWorker:
     Usage:
         worker = ray.remote(RolloutWorker).remote("worker-0", options)
         await worker.start.remote()
-        gap = await worker.pull_weights.remote(publication)
+        gap = await worker.pull_weights.remote(policy)
         await worker.submit.remote(prompts)
         sampled = await worker.collect.remote(max_wait_s=5.0)   # again and again
     """
@@ -74,7 +74,7 @@ class RolloutWorker:
     async def start(self) -> int:
         """Build the engine and generate once, so that nothing is compiled later. Returns the process id."""
         options = self._options
-        if not options.on_gpu and options.tensor_parallel == 1:
+        if not options.on_gpu and options.tensor_parallel_size == 1:
             # Read by vLLM when it is imported. On CPU it would put the model into one more process, which costs
             # seconds to start and a hop per decoding step, only to set the number of threads, and that is set already.
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -151,42 +151,42 @@ class RolloutWorker:
             if overdue := clock.look(self._tokens_in_flight(), time.monotonic()):
                 await self._engine.abort(overdue)
 
-    async def pull_weights(self, publication: Publication) -> float:
+    async def pull_weights(self, policy: PolicyVersion) -> float:
         """Fetch a published version, serve it, and return the largest |Δ log p| against the learner on the probe.
 
         What becomes of responses in flight is `options.on_new_weights`; their caches are computed anew. The engine
         goes on sampling while the weights are on their way, and stands still only while it loads them.
         """
-        async with self._fetched(publication) as path:
-            return await self._serve(publication, lambda: self._reload(path))
+        async with self._fetched(policy) as path:
+            return await self._serve(policy, lambda: self._reload(path))
 
-    async def receive_weights(self, publication: Publication, ticket: LinkTicket, first_rank: int) -> float:
+    async def receive_weights(self, policy: PolicyVersion, spec: ChannelSpec, first_rank: int) -> float:
         """The same, as the learner broadcasts them: the engine stands still while the tensors come. Its processes have
         the ranks from `first_rank` on in the link.
 
         Raises:
             RuntimeError: the link failed. The engine stands still, and is to pull the version.
         """
-        gap = await self._serve(publication, lambda: self._take_broadcast(publication, ticket, first_rank))
-        logger.info("took weight version %d over link %d", publication.version, ticket.number)
+        gap = await self._serve(policy, lambda: self._take_broadcast(policy, spec, first_rank))
+        logger.info("took weight version %d over link %d", policy.version, spec.number)
         return gap
 
-    async def _serve(self, publication: Publication, load: Callable[[], Awaitable[None]]) -> float:
+    async def _serve(self, policy: PolicyVersion, load: Callable[[], Awaitable[None]]) -> float:
         """Swap to what `load` loads, and compare."""
         self._updating = True  # has a deadline of its own, and nothing is sampled meanwhile
         try:
-            await self._guarded(self._swap(load, publication.version))
-            return await self._guarded(self._probe_gap(publication))
+            await self._guarded(self._swap(load, policy.version))
+            return await self._guarded(self._probe_gap(policy))
         finally:
             self._updating = False
 
     @asynccontextmanager
-    async def _fetched(self, publication: Publication) -> AsyncIterator[Path]:
+    async def _fetched(self, policy: PolicyVersion) -> AsyncIterator[Path]:
         """A file of the published weights on this node, for as long as the block lasts. From another node they come
         through Ray's object store, once for all workers of this one."""
-        parts = await publication.weights
+        parts = await policy.weights
         with ExitStack() as stack:
-            held = self._weight_files.held(publication.version, parts)
+            held = self._weight_files.held(policy.version, parts)
             # In a thread: copying takes a while, and meanwhile responses end.
             yield await asyncio.to_thread(stack.enter_context, held)
 
@@ -214,13 +214,13 @@ class RolloutWorker:
     async def _reload(self, path: Path) -> None:
         await self._engine.collective_rpc("receive_weights", args=(str(path),))
 
-    async def _take_broadcast(self, publication: Publication, ticket: LinkTicket, first_rank: int) -> None:
-        arguments = (astuple(ticket), first_rank, publication.layout)
+    async def _take_broadcast(self, policy: PolicyVersion, spec: ChannelSpec, first_rank: int) -> None:
+        arguments = (astuple(spec), first_rank, policy.layout)
         await self._engine.collective_rpc("receive_broadcast", args=arguments)
 
-    async def _probe_gap(self, publication: Publication) -> float:
-        """The largest |Δ log p| between what is served and what the learner says of `publication`."""
-        probes = zip(publication.probe_tokens, publication.probe_logprobs, strict=True)
+    async def _probe_gap(self, policy: PolicyVersion) -> float:
+        """The largest |Δ log p| between what is served and what the learner says of `policy`."""
+        probes = zip(policy.probe_tokens, policy.probe_logprobs, strict=True)
         gaps = [np.abs(await self._score(tokens) - expected).max() for tokens, expected in probes]
         return float(max(gaps))
 

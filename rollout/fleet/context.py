@@ -7,27 +7,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cluster.core.config import RunConfig
-from cluster.core.types import Publication
-from cluster.training.worker_factory import WorkerPlaces
-from rollout.fleet.scheduler import Dispatch
-from rollout.fleet.scoring import Judging
+from cluster.core.types import PolicyVersion
+from cluster.training.worker_factory import WorkerFactory
+from rollout.fleet.scheduler import Scheduler
+from rollout.fleet.scoring import ScoringQueue
 from rollout.fleet.state import FleetState
-from rollout.fleet.weight_sync import WeightCarrier
+from rollout.fleet.weight_sync import WeightTransport
 
 
 @dataclass(slots=True)
-class FleetRoom:
+class FleetContext:
     """Where they meet."""
 
     config: RunConfig
-    places: WorkerPlaces
-    judging: Judging
+    places: WorkerFactory
+    judging: ScoringQueue
     on_event: Callable[[str], None]
     state: FleetState
-    dispatch: Dispatch
+    dispatch: Scheduler
     background: asyncio.TaskGroup
-    carrier: WeightCarrier
-    publication: Publication | None = None
+    transport: WeightTransport
+    policy: PolicyVersion | None = None
     resting: bool = False
     """Engines are to sleep until something is published."""
     asleep: set[str] = field(default_factory=set)

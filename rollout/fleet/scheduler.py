@@ -13,7 +13,7 @@ from cluster.core.types import Prompt, Sampled, Verdict
 from rollout.fleet.buffer import WorkBuffer
 
 
-class Dispatch:
+class Scheduler:
     """Buffers in the order of their urgency.
 
     Usage:

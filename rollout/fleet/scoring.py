@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cluster.core.types import Sampled, Verdict
-from reward.scoring import Judgeable, RewardPool
-from rollout.fleet.scheduler import Dispatch
+from reward.scoring import RewardPool, ScoringRequest
+from rollout.fleet.scheduler import Scheduler
 
 BETWEEN_CALLS_S = 0.02
 """At least."""
@@ -28,17 +28,17 @@ class _Waiting(NamedTuple):
     problem: Any
 
 
-class Judging:
+class ScoringQueue:
     """Usage:
-    judging = Judging(rewards, dispatch, background)
+    judging = ScoringQueue(rewards, dispatch, background)
     judging.add("rollout-0.0", sampled, problems)    # goes to `dispatch` as the verdicts come
 
     A verifier that fails is nobody's failure but the run's: it is raised in `background`.
     """
 
-    def __init__(self, rewards: RewardPool, dispatch: Dispatch, background: asyncio.TaskGroup) -> None:
+    def __init__(self, rewards: RewardPool, dispatch: Scheduler, background: asyncio.TaskGroup) -> None:
         self._rewards = rewards
-        self._dispatch = dispatch
+        self._scheduler = dispatch
         self._background = background
         self._waiting: list[_Waiting] = []
         self._next_call_at = 0.0
@@ -46,20 +46,20 @@ class Judging:
     def add(self, process: str, sampled: Sequence[Sampled], problems: Sequence[Any]) -> None:
         """`problems` are what was asked, in the order of `sampled`."""
         if not self._waiting:
-            self._background.create_task(self._judge_soon())
+            self._background.create_task(self._score_soon())
         self._waiting += [
             _Waiting(process, one, problem) for one, problem in zip(sampled, problems, strict=True)
         ]
 
-    async def _judge_soon(self) -> None:
+    async def _score_soon(self) -> None:
         await asyncio.sleep(self._next_call_at - time.monotonic())
         self._next_call_at = time.monotonic() + BETWEEN_CALLS_S
         waiting, self._waiting = self._waiting, []
         answers = [
-            Judgeable(one.problem, one.sampled.response.text, one.sampled.response.finish_reason)
+            ScoringRequest(one.problem, one.sampled.response.text, one.sampled.response.finish_reason)
             for one in waiting
         ]
-        async for placed in self._rewards.judge(answers):
+        async for placed in self._rewards.score(answers):
             self._deliver([(waiting[place], verdict) for place, verdict in placed])
 
     def _deliver(self, judged: Sequence[tuple[_Waiting, Verdict]]) -> None:
@@ -67,4 +67,4 @@ class Judging:
         for one, verdict in judged:
             by_process[one.process].append((one.sampled, verdict))
         for process, pairs in by_process.items():
-            self._dispatch.deliver(process, [one for one, _ in pairs], [verdict for _, verdict in pairs])
+            self._scheduler.deliver(process, [one for one, _ in pairs], [verdict for _, verdict in pairs])

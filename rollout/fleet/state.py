@@ -96,9 +96,9 @@ class FleetState:
     An event that a member's state does not allow raises ValueError and changes nothing.
     """
 
-    def __init__(self, workers: int, restarts_in_a_row: int) -> None:
+    def __init__(self, workers: int, max_consecutive_failures: int) -> None:
         self._members: dict[str, Member] = {}
-        self._restarts_in_a_row = restarts_in_a_row
+        self._restarts_in_a_row = max_consecutive_failures
         self._serves_as_loaded = False
         self.current_version: int | None = None
         self.restarts = 0

@@ -18,9 +18,9 @@ import ray
 
 from cluster.core.deadlines import within
 from cluster.runtime.placement import PlacementError
-from rollout.fleet.context import FleetRoom
+from rollout.fleet.context import FleetContext
 from rollout.fleet.state import WorkerState
-from rollout.fleet.worker_loop import WeightGapError, WorkerService
+from rollout.fleet.worker_loop import WeightGapError, WorkerLoop
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ _WORKER_FAILURES = (ray.exceptions.RayError, TimeoutError, WeightGapError)
 """They cost the worker its process, and nobody else anything."""
 
 
-class WorkerKeeper:
+class WorkerSupervisor:
     """The keeper of place `name`. `keep` runs as a task of its own until the place is given up."""
 
-    def __init__(self, name: str, room: FleetRoom) -> None:
+    def __init__(self, name: str, room: FleetContext) -> None:
         self._name = name
         self._room = room
         self._returned: list[str] = []
@@ -100,7 +100,7 @@ class WorkerKeeper:
                 )
                 room.state.started(name)
                 room.dispatch.announce(self._process)
-                await WorkerService(name, self._process, worker, room).serve()
+                await WorkerLoop(name, self._process, worker, room).serve()
             finally:
                 room.process_ids.pop(name, None)
                 # Before anything else that takes time: others may have them.

@@ -18,8 +18,8 @@ from typing import Any
 import ray
 
 from cluster.core.deadlines import within
-from cluster.core.types import Prompt, Publication, Sampled
-from rollout.fleet.context import FleetRoom
+from cluster.core.types import PolicyVersion, Prompt, Sampled
+from rollout.fleet.context import FleetContext
 from rollout.fleet.state import WorkerState
 from rollout.fleet.weight_sync import Receiver, SupersededError
 
@@ -49,14 +49,14 @@ class _Held:
     deadline: float
 
 
-class WorkerService:
+class WorkerLoop:
     """Of the process that holds leases under the name `process`, for place `name` of the fleet.
 
     Usage:
-        await WorkerService("rollout-0", "rollout-0.3", worker, room).serve()   # until it is drained
+        await WorkerLoop("rollout-0", "rollout-0.3", worker, room).serve()   # until it is drained
     """
 
-    def __init__(self, name: str, process: str, worker: ray.actor.ActorHandle, room: FleetRoom) -> None:
+    def __init__(self, name: str, process: str, worker: ray.actor.ActorHandle, room: FleetContext) -> None:
         self._name = name
         self._process = process
         self._worker = worker
@@ -86,15 +86,15 @@ class WorkerService:
         """Bring weights and prompts, until the place is to be drained and the process holds nothing any more."""
         room = self._room
         while True:
-            publication, member = room.publication, room.state[self._name]
-            if publication is not None and room.carrier.expects(self._process, publication):
-                await self._update(publication)
+            policy, member = room.policy, room.state[self._name]
+            if policy is not None and room.transport.expects(self._process, policy):
+                await self._update(policy)
             elif member.state is WorkerState.DRAINING and not room.dispatch.leases(self._process):
                 return
             elif member.state in (WorkerState.SUSPECT, WorkerState.DRAINING):
                 await room.dispatch.news(self._process)
-            elif publication is not None and publication.version not in (member.version, self._missed):
-                await self._update(publication)
+            elif policy is not None and policy.version not in (member.version, self._missed):
+                await self._update(policy)
             elif member.state is WorkerState.HEALTHY and room.resting:
                 await self._rest()
             elif member.state is WorkerState.HEALTHY and (prompts := self._lease()):
@@ -135,21 +135,21 @@ class WorkerService:
         self._held |= {prompt.id: _Held(prompt, prompt.sampling.responses, deadline) for prompt in prompts}
         return prompts
 
-    async def _update(self, publication: Publication) -> None:
+    async def _update(self, policy: PolicyVersion) -> None:
         try:
-            gap = await self._room.carrier.bring(self._receiver, publication)
+            gap = await self._room.transport.bring(self._receiver, policy)
         except SupersededError:
-            self._missed = publication.version
+            self._missed = policy.version
             return
         limit = self._room.config.learner.max_logprob_gap
         if not gap <= limit:
             raise WeightGapError(
-                f"with weight version {publication.version} {self._name} is {gap:.3g} away from the "
+                f"with weight version {policy.version} {self._name} is {gap:.3g} away from the "
                 f"learner's log-probabilities on the probe (learner.max_logprob_gap: {limit:g})"
             )
         self._room.probe_gaps.append(gap)
         if self._state is not WorkerState.DRAINING:
-            self._room.state.pulled(self._name, publication.version)
+            self._room.state.pulled(self._name, policy.version)
         self._room.dispatch.announce(self._process)
 
     async def _collect(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from cluster.core.weight_channel import FAILURES, LinkTicket, WeightLink
+from cluster.core.weight_channel import FAILURES, ChannelSpec, WeightChannel
 from rollout.weights.lora_update import is_low_rank, updated_weights
 
 # Linux lends a process the CPU's tile registers (AMX) only when it asks. vLLM's bfloat16 attention takes them without
@@ -28,7 +28,7 @@ class WeightReceiver:
     rank: int
     """Of this process among those of its engine."""
     device: torch.device
-    _link: WeightLink | None = None
+    _channel: WeightChannel | None = None
 
     def end_with(self, process_id: int) -> None:
         """From now on, end this process when the rollout worker's has ended, whatever lies between the two. A worker
@@ -49,17 +49,17 @@ class WeightReceiver:
         self._load(self._updated(weights) if is_low_rank(weights) else iter(weights.items()))
 
     def receive_broadcast(
-        self, ticket: Sequence[Any], first_rank: int, layout: Sequence[tuple[str, str, Sequence[int]]]
+        self, spec: Sequence[Any], first_rank: int, layout: Sequence[tuple[str, str, Sequence[int]]]
     ) -> None:
-        """Load the same as it comes over a link: tensors of `layout`, in its order. `ticket` holds the fields of a
-        `LinkTicket`, `first_rank` is that of this engine's first process in it.
+        """Load the same as it comes over a link: tensors of `layout`, in its order. `spec` holds the fields of a
+        `ChannelSpec`, `first_rank` is that of this engine's first process in it.
 
         Raises:
             RuntimeError, TimeoutError: the link failed. What the model holds now is a mixture.
         """
         failures: list[Exception] = []
         try:
-            link = self._joined(LinkTicket(*ticket), first_rank + self.rank)
+            link = self._joined(ChannelSpec(*spec), first_rank + self.rank)
         except FAILURES as failure:
             raise RuntimeError(f"the other ends of the weight link were not reached: {failure}") from failure
 
@@ -82,18 +82,18 @@ class WeightReceiver:
         else:
             self._load(received())
         if failures:
-            self._leave_link()
+            self._leave_channel()
             raise RuntimeError(f"the weight link broke: {failures[0]}") from failures[0]
 
-    def _joined(self, ticket: LinkTicket, rank: int) -> WeightLink:
-        """The link of `ticket`. One of other members is of no use any more."""
-        if self._link is None or self._link.ticket != ticket:
-            self._leave_link()
-            self._link = WeightLink(ticket, rank, self.device)
-        return self._link
+    def _joined(self, spec: ChannelSpec, rank: int) -> WeightChannel:
+        """The link of `spec`. One of other members is of no use any more."""
+        if self._channel is None or self._channel.spec != spec:
+            self._leave_channel()
+            self._channel = WeightChannel(spec, rank, self.device)
+        return self._channel
 
-    def _leave_link(self) -> None:
-        link, self._link = self._link, None
+    def _leave_channel(self) -> None:
+        link, self._channel = self._channel, None
         if link is not None:
             link.close()
 

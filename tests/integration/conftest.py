@@ -17,7 +17,7 @@ from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 from reward.tasks.countdown.task import CountdownOptions, CountdownTask
 from reward.tasks.countdown.warmup import warmup_examples
 
-TASK_OPTIONS = {"numbers": 2, "number_max": 6, "target_max": 40, "held_out_share": 0.3}
+TASK_OPTIONS = {"numbers": 2, "number_max": 6, "target_max": 40, "eval_fraction": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "tiny"
     puzzles = CountdownTask(CountdownOptions(**TASK_OPTIONS)).problems("train")
     train_starter(
-        warmup_examples(puzzles, 2000, 0, right_share=0.4, held_out_share=TASK_OPTIONS["held_out_share"]),
+        warmup_examples(puzzles, 2000, 0, correct_fraction=0.4, eval_fraction=TASK_OPTIONS["eval_fraction"]),
         directory,
         characters=COMPACT_CHARACTERS,
         added_tokens=ANSWER_TAGS,

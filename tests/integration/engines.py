@@ -16,8 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cluster.core.config import OnNewWeights
-from cluster.core.types import Group, Prompt, Publication, Response, Sampled
-from cluster.core.weight_channel import LinkTicket
+from cluster.core.types import Group, PolicyVersion, Prompt, Response, Sampled
+from cluster.core.weight_channel import ChannelSpec
 from cluster.runtime.placement import cpu_environment
 from learner.model.logprobs import sequence_logprobs
 from learner.model.policy import Policy
@@ -53,23 +53,23 @@ class Engines:
         self._worker._clock = ResponseClock(timeout_s)
         self._worker._cutting_off = asyncio.create_task(self._worker._cut_off(self._worker._clock))
 
-    async def probe_gap(self, publication: Publication) -> float:
-        return await self._worker._probe_gap(publication)
+    async def probe_gap(self, policy: PolicyVersion) -> float:
+        return await self._worker._probe_gap(policy)
 
     async def reload_as_vllm_does(self, model: Path) -> None:
         """Without our `WeightReceiver`."""
         await self._worker._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
 
-    async def pull_weights(self, publication: Publication) -> float:
-        return await self._worker.pull_weights(publication)
+    async def pull_weights(self, policy: PolicyVersion) -> float:
+        return await self._worker.pull_weights(policy)
 
     async def sleep(self) -> bool:
         """Whether vLLM says so."""
         await self._worker.sleep()
         return await self._worker._engine.is_sleeping()
 
-    async def receive_weights(self, publication: Publication, ticket: LinkTicket, first_rank: int) -> float:
-        return await self._worker.receive_weights(publication, ticket, first_rank)
+    async def receive_weights(self, policy: PolicyVersion, spec: ChannelSpec, first_rank: int) -> float:
+        return await self._worker.receive_weights(policy, spec, first_rank)
 
     async def submit(self, prompts: Sequence[Prompt]) -> None:
         await self._worker.submit(prompts)
@@ -123,9 +123,9 @@ def engine_options(model: Path, dtype: str = "float32", max_sequences: int = 8) 
         dtype=dtype,
         max_context_tokens=MAX_TOKENS,
         max_sequences=max_sequences,
-        tensor_parallel=1,
+        tensor_parallel_size=1,
         kv_cache_gib=0.125,
-        gpu_memory_share=0.5,
+        gpu_memory_utilization=0.5,
         on_gpu=False,
     )
 

@@ -1,4 +1,4 @@
-"""What tests of publication share: a real learner of one rank that changes its weights enough to be noticed."""
+"""What tests of policy share: a real learner of one rank that changes its weights enough to be noticed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cluster.core.config import LearnerConfig, ObjectiveConfig
 from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.group import LearnerGroup
 from learner.engine.rank import LearnerRank
-from learner.objective.training_batch import Row, WeighedBatch
+from learner.objective.training_batch import Row, TrainingBatch
 from tests.integration.engines import actor, random_tokens
 
 
@@ -33,8 +33,8 @@ async def publishing_learner(
         ray.kill(rank)
 
 
-def batch() -> WeighedBatch:
-    return WeighedBatch(
+def batch() -> TrainingBatch:
+    return TrainingBatch(
         rows=tuple(
             Row(
                 prompt_token_ids=np.array(random_tokens(seed)[:20]),

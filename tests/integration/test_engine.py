@@ -18,7 +18,7 @@ import pytest
 import ray
 
 from cluster.core.config import OnNewWeights
-from cluster.core.types import Prompt, Publication, Response, Sampled, Sampling, VersionSpan
+from cluster.core.types import PolicyVersion, Prompt, Response, Sampled, Sampling, VersionSpan
 from cluster.runtime.placement import cpu_environment
 from learner.model.policy import Policy
 from tests.integration.engines import (
@@ -57,11 +57,11 @@ def engine(local_ray: None, models: list[Path]) -> Iterator[ray.actor.ActorHandl
     ray.get(engine.stop.remote())
 
 
-def publication(version: int, models: Sequence[Path], policies: Sequence[Policy]) -> Publication:
+def policy(version: int, models: Sequence[Path], policies: Sequence[Policy]) -> PolicyVersion:
     """The two models' weights take turns."""
     model, policy, probe = models[version % 2], policies[version % 2], random_tokens(1)
     parts = [np.fromfile(model / "model.safetensors", dtype=np.uint8)]
-    return Publication(version, ray.put(parts), (probe,), (logprobs_of(policy, probe),))
+    return PolicyVersion(version, ray.put(parts), (probe,), (logprobs_of(policy, probe),))
 
 
 def prompt(id_: str, seed: int, length: int = 300, responses: int = 1, max_tokens: int = 150) -> Prompt:
@@ -93,14 +93,14 @@ async def test_responses_in_flight_meet_new_weights_as_configured(
     first = {"continue": 1, "finish": 3, "restart": 5}[mode]
     old, new = policies[first % 2], policies[(first + 1) % 2]
     await engine.use.remote(mode)
-    assert await engine.pull_weights.remote(publication(first, models, policies)) < NEAR
+    assert await engine.pull_weights.remote(policy(first, models, policies)) < NEAR
 
     short = prompt("short", 1, max_tokens=3)
     long = prompt("long", 2, responses=48)
     again = prompt("again", 2, responses=8)  # what it asks is in the prefix cache
     await engine.submit.remote([short, long])
     before = await engine.collect.remote(1)  # the short one has ended, others go on
-    second = publication(first + 1, models, policies)
+    second = policy(first + 1, models, policies)
     assert await engine.pull_weights.remote(second) < NEAR
     await engine.submit.remote([again])
     after = await engine.collect.remote(48 + 8 + 1 - len(before))
@@ -178,8 +178,8 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("tensor_parallel", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_an_engine_does_not_outlive_its_worker(models: list[Path], tensor_parallel: int) -> None:
+@pytest.mark.parametrize("tensor_parallel_size", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_engine_does_not_outlive_its_worker(models: list[Path], tensor_parallel_size: int) -> None:
     """Without Ray, which would clear up after a worker, if its raylet lives."""
     worker = subprocess.Popen(
         [sys.executable, "-c", ALONE],
@@ -189,7 +189,7 @@ def test_an_engine_does_not_outlive_its_worker(models: list[Path], tensor_parall
     )
     assert worker.stdin is not None
     assert worker.stdout is not None
-    options = replace(engine_options(models[0]), tensor_parallel=tensor_parallel)
+    options = replace(engine_options(models[0]), tensor_parallel_size=tensor_parallel_size)
     worker.stdin.write(pickle.dumps(options))
     worker.stdin.close()
     assert b"up\n" in iter(worker.stdout.readline, b"")

@@ -30,11 +30,11 @@ from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
 from cluster.training.actors import ActorGraph
 from cluster.training.controller import Controller
-from cluster.training.dataset import encode_questions, evaluation_prompts, training_sampling
+from cluster.training.dataset import evaluation_prompts, load_dataset, training_sampling
 from cluster.training.prompt_source import PromptSource
-from learner.objective.training_batch import WeighedBatch
+from learner.objective.training_batch import TrainingBatch
 from rollout.engine.worker import RolloutWorker
-from rollout.fleet import weight_sync as weight_carriers
+from rollout.fleet import weight_sync as weight_sync
 from rollout.fleet.fleet import RolloutFleet
 from rollout.fleet.state import WorkerState
 from tests.integration.test_real_run import (
@@ -123,7 +123,7 @@ class EngineRun:
     async def run(self) -> AsyncIterator[tuple[RolloutFleet, asyncio.Task[None]]]:
         config, directory = self.config, RunDirectory(self.config.run_directory)
         model = Path(config.model.source)
-        questions = encode_questions(config, model)
+        questions = load_dataset(config, model)
         graph = ActorGraph(config, directory, model, mortal_engine(self.faults))
         probe = tuple(question.encoded.token_ids for question in questions.train[:2])
         with (
@@ -138,7 +138,7 @@ class EngineRun:
                 await learner.start()
                 learn = learner.learn
 
-                async def paced(mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
+                async def paced(mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
                     await asyncio.sleep(0 if self.hurries else self.pace_s)
                     return await learn(mini_batches)
 
@@ -216,7 +216,7 @@ async def test_fifty_kills(write_config: Callable[..., Path], tmp_path: Path) ->
         steps=200,
         workers=3,
         max_staleness=1,
-        restarts_in_a_row=10,
+        max_consecutive_failures=10,
         silence_timeout_s=30,
     )
     order, kills, started = random.Random(0), 0, time.monotonic()
@@ -245,7 +245,7 @@ async def test_one_run_outlives_all_that_engines_do(
 ) -> None:
     """One after the other: a fatal error inside a live actor, an engine that hangs, weights that come half, a response
     that never ends, a process that stands still, all killed at once, 1 → 4 → 1 workers."""
-    monkeypatch.setattr(weight_carriers, "BROADCAST_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(weight_sync, "BROADCAST_TIMEOUT_S", 5.0)
     run = engine_run(
         write_config,
         tmp_path,

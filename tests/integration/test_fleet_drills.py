@@ -21,7 +21,7 @@ import ray
 
 from cluster.run_state.run_directory import RunDirectory
 from cluster.training.control import RunIsLiveError, listening
-from learner.objective.training_batch import WeighedBatch
+from learner.objective.training_batch import TrainingBatch
 from rollout.fleet.fleet import RolloutFleet
 from rollout.fleet.state import WorkerState
 from tests import PROJECT
@@ -65,7 +65,7 @@ async def test_a_random_worker_is_killed_again_and_again(tmp_path: Path) -> None
 @pytest.mark.timeout(900)
 async def test_fifty_kills(tmp_path: Path) -> None:
     """A random one of those that are up, every two seconds."""
-    run = simulation(tmp_path, steps=400, workers=4, max_staleness=1, restarts_in_a_row=10)
+    run = simulation(tmp_path, steps=400, workers=4, max_staleness=1, max_consecutive_failures=10)
     order, kills = random.Random(0), 0
     run.learner.learn_s = 1.0
     async with run.run() as (fleet, training):
@@ -117,7 +117,7 @@ async def test_engines_sleep_while_the_learner_learns(tmp_path: Path) -> None:
     async with run.run() as (fleet, training):
         learn = run.learner.learn
 
-        async def watched(mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
+        async def watched(mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
             asleep.append(len(fleet.asleep))
             assert fleet.asleep == set(fleet.state.healthy_processes)
             if len(asleep) == 3:

@@ -19,7 +19,7 @@ from cluster.core.config import LearnerConfig, ObjectiveConfig
 from cluster.core.types import LEFT_FACTOR
 from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.group import LearnerGroup, LearnerStartError
-from learner.objective.training_batch import Row, WeighedBatch
+from learner.objective.training_batch import Row, TrainingBatch
 from rollout.weights.lora_update import updated_weights
 from tests.integration.learners import ReusedRanks, reused_ranks
 
@@ -42,7 +42,7 @@ def two_ranks(local_ray: None) -> Iterator[ReusedRanks]:
         yield ranks
 
 
-def make_batch(step: int) -> WeighedBatch:
+def make_batch(step: int) -> TrainingBatch:
     """Groups of 1 to 6 responses: those without an advantage have been left out. The second is far larger than the
     others, so that it matters what it is clipped to."""
     generator = np.random.default_rng(step)
@@ -62,10 +62,10 @@ def make_batch(step: int) -> WeighedBatch:
         )
         for prompt, length in zip(prompts, lengths, strict=True)
     )
-    return WeighedBatch(rows=rows)
+    return TrainingBatch(rows=rows)
 
 
-def make_mini_batches(seed: int, learner: LearnerConfig) -> list[WeighedBatch]:
+def make_mini_batches(seed: int, learner: LearnerConfig) -> list[TrainingBatch]:
     return [make_batch(seed + 100 * part) for part in range(learner.mini_batches)]
 
 
@@ -75,7 +75,7 @@ class Learned:
     weights: dict[str, Tensor]
 
 
-def learn_in_torch(model: Path, max_gradient_norm: float = 1.0) -> Learned:
+def learn_in_torch(model: Path, max_grad_norm: float = 1.0) -> Learned:
     """The same steps without any of our code: one response after the other, torch's AdamW and clipping. On policy the
     gradient of every objective's surrogate is −A ∇ log π."""
     causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -89,7 +89,7 @@ def learn_in_torch(model: Path, max_gradient_norm: float = 1.0) -> Learned:
             logits = causal_lm(ids[None]).logits[0, start - 1 : -1] / TEMPERATURE
             logprobs = logits.log_softmax(dim=-1).gather(-1, ids[start:, None])
             (-row.scale * row.advantage * logprobs.sum()).backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(causal_lm.parameters(), max_gradient_norm)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(causal_lm.parameters(), max_grad_norm)))
         optimizer.step()
     return Learned(norms, {name: weight.detach() for name, weight in causal_lm.named_parameters()})
 
@@ -140,7 +140,7 @@ async def learn(
     restored, probe = await pull(group)
     await group.export(directory / "exported")
     outcome = Outcome(
-        gradient_norms=[row["objective/gradient_norm"] for row in metrics],
+        gradient_norms=[row["objective/grad_norm"] for row in metrics],
         metrics=metrics,
         published=published,
         weights=served(model, published),
@@ -152,12 +152,12 @@ async def learn(
 
 
 async def pull(group: LearnerGroup) -> tuple[dict[str, Tensor], np.ndarray]:
-    publication = await group.publish(version=3)
-    return load(b"".join(await publication.weights)), publication.probe_logprobs[0]
+    policy = await group.publish(version=3)
+    return load(b"".join(await policy.weights)), policy.probe_logprobs[0]
 
 
 def served(model: Path, published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a rollout worker makes of a publication."""
+    """What a rollout worker makes of a policy."""
     if any(name.endswith(LEFT_FACTOR) for name in published):
         return dict(updated_weights(model, published))
     return published
@@ -183,7 +183,7 @@ def assert_consistent(outcome: Outcome) -> None:
 def test_clipping_matters_in_these_batches(tiny_model: Path, expected: Learned) -> None:
     """Else what follows would not notice if it went wrong."""
     assert min(expected.gradient_norms) > 1.5
-    unclipped = learn_in_torch(tiny_model, max_gradient_norm=1e9)
+    unclipped = learn_in_torch(tiny_model, max_grad_norm=1e9)
     with pytest.raises(AssertionError):
         assert_same_weights(unclipped.weights, expected.weights, mean=1e-5)
 
@@ -244,7 +244,7 @@ async def test_bfloat16_learns_nearly_the_same(
 
 
 def optimizer_types(engine: Any) -> set[torch.dtype]:
-    """Of the weights that the optimiser steps on, and of its moments."""
+    """Of the weights that the optimizer steps on, and of its moments."""
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     stepped = {parameter.dtype for group in inner.param_groups for parameter in group["params"]}
     moments = {
@@ -268,14 +268,14 @@ async def test_in_bfloat16_many_small_gradients_add_up(
     )
     options = LearnerOptions(str(tiny_model), "bfloat16", 1.0, 0, learner, ObjectiveConfig(), (), 2)
     group = await one_rank.become(options)
-    once = await group.learn([WeighedBatch((row,))])
-    often = await group.learn([WeighedBatch((row,) * 200)])
-    expected = 200 * once["objective/gradient_norm"]
-    assert often["objective/gradient_norm"] == pytest.approx(expected, rel=1e-3)
+    once = await group.learn([TrainingBatch((row,))])
+    often = await group.learn([TrainingBatch((row,) * 200)])
+    expected = 200 * once["objective/grad_norm"]
+    assert often["objective/grad_norm"] == pytest.approx(expected, rel=1e-3)
 
 
 OPTIONS_OF_THE_LOSS = ObjectiveConfig(
-    name="hpo", kl_weight=0.1, entropy_weight=0.01, importance_cap=2.0, importance_level="sequence"
+    name="hpo", kl_coefficient=0.1, entropy_coefficient=0.01, importance_cap=2.0, importance_level="sequence"
 )
 
 
@@ -284,7 +284,7 @@ async def test_nor_do_the_options_of_the_loss_depend_on_ranks(
     one_rank: ReusedRanks, two_ranks: ReusedRanks, tiny_model: Path, tmp_path: Path, lora_rank: int | None
 ) -> None:
     """A reference beside the model, whole or partitioned, or the model without its adapters; entropies with their
-    gradient; several optimiser steps per batch; and the shares of the gradient."""
+    gradient; several optimizer steps per batch; and the shares of the gradient."""
     settings: dict[str, Any] = {"epochs_per_batch": 2, "mini_batches": 2, "lora_rank": lora_rank}
     one, _ = await learn(
         one_rank,
@@ -292,16 +292,16 @@ async def test_nor_do_the_options_of_the_loss_depend_on_ranks(
         tmp_path / "one",
         objective=OPTIONS_OF_THE_LOSS,
         zero_stage=2,
-        measure_gradient_share=True,
+        measure_gradient_fraction=True,
         **settings,
     )
     settings |= {"zero_stage": 3, "micro_batch_tokens": 150}
     two, _ = await learn(two_ranks, tiny_model, tmp_path / "two", objective=OPTIONS_OF_THE_LOSS, **settings)
     for ours, expected in zip(two.metrics, one.metrics, strict=True):
-        share = expected.pop("objective/gradient_share_positive")
+        share = expected.pop("objective/gradient_fraction_positive")
         assert 0 < share < 1
         assert ours == pytest.approx(expected, rel=1e-4, abs=1e-6), "and measuring leaves no trace"
-        for metric in ("kl_to_reference", "kl_to_old", "entropy", "clip_share_high"):
+        for metric in ("kl_to_reference", "kl_to_old", "entropy", "clip_fraction_high"):
             assert expected[f"objective/{metric}"] > 0, metric
         assert expected["objective/ratio_max"] > 1 > expected["objective/ratio_min"]
     assert_same_weights(two.weights, one.weights, mean=1e-6)
@@ -340,7 +340,7 @@ async def test_adapters_learn_the_same_on_all_of_these_and_are_published_alone(
         for logprobs in [await reference for reference in references]:
             np.testing.assert_allclose(logprobs, transformers_logprobs(tiny_model), atol=1e-5)
         again = await group.learn([make_batch(0)])
-        assert np.isfinite(again["objective/gradient_norm"]), "the adapters are trained on after that"
+        assert np.isfinite(again["objective/grad_norm"]), "the adapters are trained on after that"
         now, _ = await pull(group)
         assert any(not torch.equal(now[key], tensor) for key, tensor in many.published.items())
 

@@ -113,10 +113,10 @@ async def test_adapters_travel_alone_and_are_served_merged(
         assert await engines.pull_weights.remote(before) < near
         for version in (2, 3):
             await group.learn([batch()])
-            publication = await group.publish(version)
-            assert await engines.probe_gap.remote(publication) > far, "else old weights would not be noticed"
-            assert await engines.pull_weights.remote(publication) < near
-            assert sum(map(len, await publication.weights)) < (base / "model.safetensors").stat().st_size / 4
+            policy = await group.publish(version)
+            assert await engines.probe_gap.remote(policy) > far, "else old weights would not be noticed"
+            assert await engines.pull_weights.remote(policy) < near
+            assert sum(map(len, await policy.weights)) < (base / "model.safetensors").stat().st_size / 4
         answer = await engines.generate.remote(prompt)
         await group.export(tmp_path / "exported")
     assert sampling_gap(answer, load_policy(tmp_path / "exported")) < near

@@ -114,7 +114,7 @@ def configuration(directory: Path, name: str, steps: int, max_staleness: int) ->
             "learner": {
                 "ranks": 2,
                 "learning_rate": 1e-3,
-                "learning_rate_schedule": "cosine",
+                "lr_schedule": "cosine",
                 "max_logprob_gap": 100.0,  # the sampler's log-probabilities are made up
             },
             "evaluation": {"every_steps": steps, "prompts": 1},

@@ -15,7 +15,7 @@ from cluster.core.config import ClusterConfig, RunConfig
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.placement import connect
 from cluster.training.actors import ActorGraph
-from reward.scoring import Judgeable
+from reward.scoring import ScoringRequest
 from tests.builders import all_verdicts
 
 
@@ -48,8 +48,8 @@ def verifier_processes() -> list[psutil.Process]:
     return found
 
 
-def answers(row: int, texts: list[str]) -> list[Judgeable]:
-    return [Judgeable({"answer": f"{row}"}, text, "stop") for text in texts]
+def answers(row: int, texts: list[str]) -> list[ScoringRequest]:
+    return [ScoringRequest({"answer": f"{row}"}, text, "stop") for text in texts]
 
 
 async def test_a_verdict_that_takes_long_holds_up_none_and_is_not_lost_with_its_actor(
@@ -66,11 +66,11 @@ async def test_a_verdict_that_takes_long_holds_up_none_and_is_not_lost_with_its_
     )
     graph = ActorGraph(config, RunDirectory(here / "run"), here / "model")
     problem = {"answer": "1", "go": str(here / "go")}
-    asked = [Judgeable(problem, text, "stop") for text in ["1"] * 8 + ["wait"] + ["1"] * 7]
+    asked = [ScoringRequest(problem, text, "stop") for text in ["1"] * 8 + ["wait"] + ["1"] * 7]
     seen: list[int] = []
     async with graph.rewards() as rewards, asyncio.timeout(120):
-        async for placed in rewards.judge(asked):
-            assert {verdict.outcome for _, verdict in placed} <= {"right"}
+        async for placed in rewards.score(asked):
+            assert {verdict.outcome for _, verdict in placed} <= {"correct"}
             seen += [place for place, _ in placed]
             if len(seen) == 15 and not (here / "go").exists():
                 assert 8 not in seen
@@ -100,9 +100,9 @@ async def test_groups_are_scored_side_by_side_and_nothing_is_left(
     async with graph.rewards() as rewards:
         asked = [answers(row, [f"{row}", "no", "hang" if row == 0 else "no"]) for row in range(8)]
         first, *others = await asyncio.gather(*(all_verdicts(rewards, each) for each in asked))
-    assert [verdict.outcome for verdict in first] == ["right", "wrong", "timeout"]
+    assert [verdict.outcome for verdict in first] == ["correct", "incorrect", "timeout"]
     for row, verdicts in enumerate(others, start=1):
-        assert [verdict.outcome for verdict in verdicts] == ["right", "wrong", "wrong"]
+        assert [verdict.outcome for verdict in verdicts] == ["correct", "incorrect", "incorrect"]
         assert verdicts[0].answer == f"{row}"
     logged = "".join(log.read_text() for log in (here / "run" / "logs").glob("reward-*.log"))
     assert "no verdict on 1 of 3 responses: no verdict within 5 s" in logged

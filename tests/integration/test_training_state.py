@@ -49,7 +49,7 @@ async def fresh_learner(
     """Processes of its own, which know nothing of any other."""
     learner = LearnerConfig(
         learning_rate=1e-3,
-        learning_rate_schedule="cosine",
+        lr_schedule="cosine",
         warmup_steps=3,
         weight_decay=0.01,
         mini_batches=2,
@@ -78,8 +78,8 @@ async def learn(group: LearnerGroup, steps: range) -> list[dict[str, float]]:
 
 
 async def weights_of(group: LearnerGroup) -> Weights:
-    publication = await group.publish(0)
-    tensors = load(b"".join(await publication.weights))
+    policy = await group.publish(0)
+    tensors = load(b"".join(await policy.weights))
     return {name: tensor.float().numpy() for name, tensor in tensors.items()}
 
 
@@ -125,9 +125,7 @@ async def test_five_steps_and_five_more_are_ten(
         assert_same(await weights_of(alone), w5, "one rank in place of two")
         (resized,) = await learn(alone, range(5, 6))
         assert resized["objective/loss"] == pytest.approx(first[0]["objective/loss"], rel=1e-4)
-        assert resized["objective/gradient_norm"] == pytest.approx(
-            first[0]["objective/gradient_norm"], rel=1e-4
-        )
+        assert resized["objective/grad_norm"] == pytest.approx(first[0]["objective/grad_norm"], rel=1e-4)
         assert resized["objective/learning_rate"] == first[0]["objective/learning_rate"]
         assert_close(await weights_of(alone), w6, "one rank in place of two")
         await alone.save(at_6)

@@ -13,8 +13,8 @@ import pytest
 import ray
 import torch
 
-from cluster.core.types import Prompt, Publication, Sampling
-from cluster.core.weight_channel import LinkTicket, WeightLink
+from cluster.core.types import PolicyVersion, Prompt, Sampling
+from cluster.core.weight_channel import ChannelSpec, WeightChannel
 from learner.engine.group import LearnerGroup
 from tests.integration.engines import (
     Engines,
@@ -53,11 +53,11 @@ async def broadcasting(
             await asyncio.gather(*(one.stop.remote() for one in engines))
 
 
-def link(learner: LearnerGroup, number: int, size: int, timeout_s: float = 30.0) -> LinkTicket:
-    return LinkTicket(*learner.meeting_point, number, size, timeout_s)
+def link(learner: LearnerGroup, number: int, size: int, timeout_s: float = 30.0) -> ChannelSpec:
+    return ChannelSpec(*learner.meeting_point, number, size, timeout_s)
 
 
-async def learned(learner: LearnerGroup, version: int) -> Publication:
+async def learned(learner: LearnerGroup, version: int) -> PolicyVersion:
     await learner.learn([batch()])
     return await learner.publish(version)
 
@@ -70,15 +70,15 @@ async def test_what_was_broadcast_is_served(
     """By both engines, under responses in flight, again and again over one link."""
     prompt = Prompt("train/0/0", "", random_tokens(3), None, Sampling(4, 1.0, 64, seed=None))
     async with broadcasting(engines, save_model(tmp_path / "model", tied=tied, seed=1)) as learner:
-        ticket = link(learner, 1, 3)
+        spec = link(learner, 1, 3)
         for version in (1, 2):
-            publication = await learned(learner, version)
-            assert publication.weights is None
-            assert min(await asyncio.gather(*(one.probe_gap.remote(publication) for one in engines))) > FAR
+            policy = await learned(learner, version)
+            assert policy.weights is None
+            assert min(await asyncio.gather(*(one.probe_gap.remote(policy) for one in engines))) > FAR
             await engines[0].submit.remote([prompt])
             failure, *gaps = await asyncio.gather(
-                learner.broadcast(ticket),
-                *(one.receive_weights.remote(publication, ticket, 1 + at) for at, one in enumerate(engines)),
+                learner.broadcast(spec),
+                *(one.receive_weights.remote(policy, spec, 1 + at) for at, one in enumerate(engines)),
             )
             assert failure is None
             assert max(gaps) < NEAR
@@ -93,14 +93,14 @@ async def test_what_was_broadcast_is_served(
 async def test_adapters_are_broadcast_alone(engines: list[ray.actor.ActorHandle], tmp_path: Path) -> None:
     base = save_model(tmp_path / "base", tied=True, seed=1)
     async with broadcasting(engines, base, lora_rank=4, learning_rate=0.01) as learner:
-        ticket = link(learner, 1, 3)
+        spec = link(learner, 1, 3)
         for version in (1, 2):
-            publication = await learned(learner, version)
-            assert {layout.name.rpartition(".")[2] for layout in publication.layout} == {"left", "right"}
-            assert await engines[0].probe_gap.remote(publication) > FAR
+            policy = await learned(learner, version)
+            assert {layout.name.rpartition(".")[2] for layout in policy.layout} == {"left", "right"}
+            assert await engines[0].probe_gap.remote(policy) > FAR
             failure, *gaps = await asyncio.gather(
-                learner.broadcast(ticket),
-                *(one.receive_weights.remote(publication, ticket, 1 + at) for at, one in enumerate(engines)),
+                learner.broadcast(spec),
+                *(one.receive_weights.remote(policy, spec, 1 + at) for at, one in enumerate(engines)),
             )
             assert failure is None
             assert max(gaps) < NEAR
@@ -112,11 +112,11 @@ async def test_both_halves_of_an_engine_are_in_the_link(
 ) -> None:
     """Tensor parallel: two processes to an engine, each with a rank of its own; and they can pull too."""
     model = save_model(tmp_path / "model", tied=True, seed=1)
-    async with broadcasting(engines[:1], model, engine={"tensor_parallel": 2}) as learner:
-        publication = await learned(learner, 1)
+    async with broadcasting(engines[:1], model, engine={"tensor_parallel_size": 2}) as learner:
+        policy = await learned(learner, 1)
         failure, gap = await asyncio.gather(
             learner.broadcast(link(learner, 1, 3)),
-            engines[0].receive_weights.remote(publication, link(learner, 1, 3), 1),
+            engines[0].receive_weights.remote(policy, link(learner, 1, 3), 1),
         )
         assert failure is None
         assert gap < NEAR
@@ -128,10 +128,10 @@ async def test_both_halves_of_an_engine_are_in_the_link(
 
 
 @ray.remote(num_cpus=0)
-def take_half(ticket: LinkTicket, rank: int, publication: Publication) -> None:
+def take_half(spec: ChannelSpec, rank: int, policy: PolicyVersion) -> None:
     """And be gone, as a process that is killed."""
-    end = WeightLink(ticket, rank, torch.device("cpu"))
-    for layout in publication.layout[: len(publication.layout) // 2]:
+    end = WeightChannel(spec, rank, torch.device("cpu"))
+    for layout in policy.layout[: len(policy.layout) // 2]:
         end.broadcast(torch.empty(layout.shape, dtype=getattr(torch, layout.dtype)))
     end.close()
 
@@ -142,12 +142,12 @@ async def test_a_broadcast_that_breaks_in_the_middle_is_made_up_for_by_a_pull(
     """Nobody waits longer than the link allows, the learner and the engines live on, and the next link holds."""
     prompt = Prompt("train/0/0", "", random_tokens(3), None, Sampling(2, 1.0, 16, seed=None))
     async with broadcasting(engines, save_model(tmp_path / "model", tied=True, seed=1)) as learner:
-        publication = await learned(learner, 1)
-        ticket = link(learner, 1, 4, timeout_s=3.0)
+        policy = await learned(learner, 1)
+        spec = link(learner, 1, 4, timeout_s=3.0)
         failure, _, *results = await asyncio.gather(
-            learner.broadcast(ticket),
-            take_half.remote(ticket, 3, publication),
-            *(one.receive_weights.remote(publication, ticket, 1 + at) for at, one in enumerate(engines)),
+            learner.broadcast(spec),
+            take_half.remote(spec, 3, policy),
+            *(one.receive_weights.remote(policy, spec, 1 + at) for at, one in enumerate(engines)),
             return_exceptions=True,
         )
         assert isinstance(failure, str)
@@ -157,12 +157,12 @@ async def test_a_broadcast_that_breaks_in_the_middle_is_made_up_for_by_a_pull(
         assert offered is not None
         assert max(await asyncio.gather(*(one.pull_weights.remote(offered) for one in engines))) < NEAR
 
-        publication = await learned(learner, 2)
+        policy = await learned(learner, 2)
         assert await learner.offer(1) is None, "version 1 is learned over"
-        ticket = link(learner, 2, 3)
+        spec = link(learner, 2, 3)
         failure, *gaps = await asyncio.gather(
-            learner.broadcast(ticket),
-            *(one.receive_weights.remote(publication, ticket, 1 + at) for at, one in enumerate(engines)),
+            learner.broadcast(spec),
+            *(one.receive_weights.remote(policy, spec, 1 + at) for at, one in enumerate(engines)),
         )
         assert failure is None
         assert max(gaps) < NEAR
@@ -175,11 +175,11 @@ async def test_one_that_does_not_come_costs_the_others_only_time(
     engines: list[ray.actor.ActorHandle], tmp_path: Path
 ) -> None:
     async with broadcasting(engines, save_model(tmp_path / "model", tied=True, seed=1)) as learner:
-        publication = await learned(learner, 1)
-        ticket = link(learner, 1, 3, timeout_s=2.0)
+        policy = await learned(learner, 1)
+        spec = link(learner, 1, 3, timeout_s=2.0)
         failure, missed = await asyncio.gather(
-            learner.broadcast(ticket),
-            engines[0].receive_weights.remote(publication, ticket, 1),
+            learner.broadcast(spec),
+            engines[0].receive_weights.remote(policy, spec, 1),
             return_exceptions=True,
         )
         assert isinstance(failure, str)

@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from cluster.core.config import ClusterConfig
-from cluster.core.types import Publication
+from cluster.core.types import PolicyVersion
 from cluster.runtime.placement import connect
 from learner.weights.packing import file_parts
 from rollout.engine.vllm_args import EngineOptions
@@ -47,9 +47,9 @@ class Fetcher:
     def __init__(self, name: str, options: EngineOptions) -> None:
         self._worker = RolloutWorker(name, options)
 
-    async def fetch(self, publication: Publication) -> tuple[str, int, dict[str, float]]:
+    async def fetch(self, policy: PolicyVersion) -> tuple[str, int, dict[str, float]]:
         """The node, the file's inode, and the sum of each weight."""
-        async with self._worker._fetched(publication) as path:
+        async with self._worker._fetched(policy) as path:
             sums = {name: float(weight.sum()) for name, weight in load_file(path).items()}
             return ray.get_runtime_context().get_node_id(), path.stat().st_ino, sums
 
@@ -67,9 +67,9 @@ async def test_workers_of_another_node_share_one_file_and_old_versions_are_freed
     head = ray.get_runtime_context().get_node_id()
     for version in range(1, 21):
         weights = {"a": torch.full((2**21,), float(version)), "b": torch.full((2**21,), 2.0 * version)}
-        publication = Publication(version, ray.put(file_parts(weights)), (), ())
+        policy = PolicyVersion(version, ray.put(file_parts(weights)), (), ())
         del weights
-        (node, inode, sums), other = [await worker.fetch.remote(publication) for worker in workers]
+        (node, inode, sums), other = [await worker.fetch.remote(policy) for worker in workers]
         assert node != head
         assert other == (node, inode, sums)
         assert sums == {"a": version * 2.0**21, "b": version * 2.0**22}

@@ -13,7 +13,7 @@ from torch import Tensor
 from cluster.core.config import ObjectiveConfig
 from cluster.core.types import ScoredGroup
 from learner.objective.loss import PolicyLogprobs, PolicyLoss, policy_loss
-from learner.objective.training_batch import weigh
+from learner.objective.training_batch import build_training_batch
 from tests.builders import make_group, make_response
 
 MAX_TOKENS = 8
@@ -88,7 +88,7 @@ class DrawnBatch:
 
     def loss(self, config: ObjectiveConfig) -> PolicyLoss:
         """What the learner computes, in one micro-batch."""
-        rows = weigh(self.groups, config, MAX_TOKENS).rows
+        rows = build_training_batch(self.groups, config, MAX_TOKENS).rows
         numbers = [int(row.response_token_ids[0]) for row in rows]
         if not rows:
             return PolicyLoss(torch.zeros((), dtype=torch.float64, requires_grad=True), {})
@@ -102,7 +102,7 @@ class DrawnBatch:
                 padded(self.new),
                 padded(self.old),
                 padded(self.sampler),
-                padded(self.reference) if config.kl_weight else None,
+                padded(self.reference) if config.kl_coefficient else None,
             ),
             padded(self.entropy),
             torch.tensor([row.advantage for row in rows], dtype=torch.float64),

@@ -15,7 +15,7 @@ from cluster.core.config import RunConfig
 from reward.registry import build_task, task_class
 from reward.scorers import make_scorer
 from tests import PROJECT
-from tests.builders import judged_by
+from tests.builders import scored_by
 
 DOCUMENT = (PROJECT / "docs" / "rewards.md").read_text(encoding="utf-8")
 
@@ -45,19 +45,19 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 def test_the_example_passes_its_check(example: RunConfig) -> None:
     assert preflight(example) == []
     task = build_task("python", example.task.options)
-    assert len(task.problems("train")) + len(task.problems("held_out")) == 3
+    assert len(task.problems("train")) + len(task.problems("eval")) == 3
 
 
 async def test_the_examples_verifier_judges(example: RunConfig) -> None:
     scorer = make_scorer(example.task, example.reward, ["."], trial=True)
     await scorer.start()
-    right, wrong, nothing = await judged_by(
+    right, wrong, nothing = await scored_by(
         scorer, {"prompt": "What is 17 + 25?", "answer": "42"}, ["17 + 25 = 42\nAnswer: 42", "Answer: 43", ""]
     )
     await scorer.close()
-    assert (right.outcome, right.reward, right.answer) == ("right", 1.0, "42")
-    assert (wrong.outcome, wrong.reward, wrong.answer) == ("wrong", 0.0, "43")
-    assert nothing.outcome == "wrong"
+    assert (right.outcome, right.reward, right.answer) == ("correct", 1.0, "42")
+    assert (wrong.outcome, wrong.reward, wrong.answer) == ("incorrect", 0.0, "43")
+    assert nothing.outcome == "incorrect"
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))

@@ -13,13 +13,13 @@ import ray
 from cluster.core.config import RewardConfig, TaskConfig
 from cluster.core.types import Verdict
 from reward.sandbox.pool import SandboxError
-from reward.scoring import Judgeable, RewardActor, RewardPool, RewardServiceError
+from reward.scoring import RewardActor, RewardPool, RewardServiceError, ScoringRequest
 from reward.task import PlacedVerdicts
 from reward.tasks.countdown.puzzles import Puzzle
 from tests.builders import all_verdicts
 
 PUZZLE = Puzzle((3, 5, 7), 38)
-RIGHT = Judgeable(PUZZLE, "<answer>3+5*7</answer>", "stop")
+RIGHT = ScoringRequest(PUZZLE, "<answer>3+5*7</answer>", "stop")
 WRONG = replace(RIGHT, text="<answer>3+5+7</answer>")
 CUT_OFF = replace(RIGHT, finish_reason="length")
 
@@ -34,13 +34,13 @@ class Handle:
     def __init__(self, actor: RewardActor) -> None:
         self.asked: list[tuple[Any, str]] = []
 
-        class Judge:
+        class VerifierRunner:
             @staticmethod
             def remote(asked: Sequence[tuple[Any, str]]) -> Any:
                 self.asked += asked
-                return (at_once(placed) async for placed in actor.judge(asked))
+                return (at_once(placed) async for placed in actor.score(asked))
 
-        self.judge = Judge
+        self.score = VerifierRunner
 
 
 @pytest.fixture
@@ -50,17 +50,17 @@ async def actor() -> AsyncIterator[RewardActor]:
     await actor.close()
 
 
-@pytest.mark.parametrize("cut_off_is_wrong", [True, False])
+@pytest.mark.parametrize("truncated_is_incorrect", [True, False])
 async def test_a_response_cut_off_is_wrong_unless_told_otherwise(
-    actor: RewardActor, cut_off_is_wrong: bool
+    actor: RewardActor, truncated_is_incorrect: bool
 ) -> None:
     handle = Handle(actor)
-    pool = RewardPool([handle], 60.0, cut_off_is_wrong)
+    pool = RewardPool([handle], 60.0, truncated_is_incorrect)
     verdicts = await all_verdicts(pool, [CUT_OFF, RIGHT, WRONG, CUT_OFF])
-    cut_off = "wrong" if cut_off_is_wrong else "right"
-    assert [verdict.outcome for verdict in verdicts] == [cut_off, "right", "wrong", cut_off]
-    assert all(verdict.reward == (verdict.outcome == "right") for verdict in verdicts)
-    assert len(handle.asked) == (2 if cut_off_is_wrong else 4), "only what has to be read travels"
+    cut_off = "incorrect" if truncated_is_incorrect else "correct"
+    assert [verdict.outcome for verdict in verdicts] == [cut_off, "correct", "incorrect", cut_off]
+    assert all(verdict.reward == (verdict.outcome == "correct") for verdict in verdicts)
+    assert len(handle.asked) == (2 if truncated_is_incorrect else 4), "only what has to be read travels"
 
 
 async def test_a_failing_verifier_gives_errors_and_not_wrongs(actor: RewardActor) -> None:
@@ -72,7 +72,7 @@ async def test_a_failing_verifier_gives_errors_and_not_wrongs(actor: RewardActor
 
 async def test_a_reward_actor_that_does_not_answer_is_named() -> None:
     class Silent(RewardActor):
-        async def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+        async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
             await asyncio.sleep(600)
             yield []
 
@@ -87,9 +87,9 @@ async def test_what_a_restarted_actor_left_out_is_asked_again() -> None:
     class Forgetful(RewardActor):
         calls = 0
 
-        async def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+        async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
             self.calls += 1
-            yield [(len(asked) - 1, Verdict("right", 1.0, str(self.calls), ""))] * 2
+            yield [(len(asked) - 1, Verdict("correct", 1.0, str(self.calls), ""))] * 2
 
     forgetful = Forgetful(TaskConfig(), RewardConfig(), [])
     pool = RewardPool([Handle(forgetful)], 60.0, True)
@@ -104,10 +104,10 @@ async def test_a_verifier_that_cannot_be_started_is_one_line() -> None:
 
         @staticmethod
         async def remote(asked: Sequence[tuple[Any, str]]) -> AsyncIterator[Any]:
-            raise ray.exceptions.RayTaskError("judge", "Traceback …", SandboxError("no module named mine"))
+            raise ray.exceptions.RayTaskError("score", "Traceback …", SandboxError("no module named mine"))
             yield
 
     handle = Handle(RewardActor(TaskConfig(), RewardConfig(), []))
-    handle.judge = Actor  # type: ignore[assignment,misc]
+    handle.score = Actor  # type: ignore[assignment,misc]
     with pytest.raises(RewardServiceError, match=r"^no response can be judged: no module named mine$"):
         await all_verdicts(RewardPool([handle], 60.0, True), [RIGHT])

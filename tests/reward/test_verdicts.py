@@ -17,29 +17,32 @@ from reward.verdicts import number_of, verdict_of
 @pytest.mark.parametrize(
     ("returned", "verdict"),
     [
-        (True, Verdict("right", 1.0, None, "")),
-        (False, Verdict("wrong", 0.0, None, "")),
-        (1, Verdict("right", 1.0, None, "")),
-        (0.7, Verdict("wrong", 0.7, None, "")),
-        (-3, Verdict("wrong", -3.0, None, "")),
-        (np.float32(0.5), Verdict("wrong", 0.5, None, "")),
-        (np.bool_(True), Verdict("right", 1.0, None, "")),
-        (np.array(1.0), Verdict("right", 1.0, None, "")),
-        ({"reward": 0.5}, Verdict("wrong", 0.5, None, "")),
-        ({"reward": 0.5, "outcome": "right", "answer": "7", "reason": "r"}, Verdict("right", 0.5, "7", "r")),
-        ({"outcome": "right"}, Verdict("right", 1.0, None, "")),
-        ({"outcome": "wrong"}, Verdict("wrong", 0.0, None, "")),
+        (True, Verdict("correct", 1.0, None, "")),
+        (False, Verdict("incorrect", 0.0, None, "")),
+        (1, Verdict("correct", 1.0, None, "")),
+        (0.7, Verdict("incorrect", 0.7, None, "")),
+        (-3, Verdict("incorrect", -3.0, None, "")),
+        (np.float32(0.5), Verdict("incorrect", 0.5, None, "")),
+        (np.bool_(True), Verdict("correct", 1.0, None, "")),
+        (np.array(1.0), Verdict("correct", 1.0, None, "")),
+        ({"reward": 0.5}, Verdict("incorrect", 0.5, None, "")),
+        (
+            {"reward": 0.5, "outcome": "correct", "answer": "7", "reason": "r"},
+            Verdict("correct", 0.5, "7", "r"),
+        ),
+        ({"outcome": "correct"}, Verdict("correct", 1.0, None, "")),
+        ({"outcome": "incorrect"}, Verdict("incorrect", 0.0, None, "")),
         ({"outcome": "error", "reason": "no access"}, Verdict("error", 0.0, None, "no access")),
-        (Verdict("right", 2.0, "a", "b"), Verdict("right", 2.0, "a", "b")),
+        (Verdict("correct", 2.0, "a", "b"), Verdict("correct", 2.0, "a", "b")),
     ],
 )
 def test_what_is_meant(returned: Any, verdict: Verdict) -> None:
-    assert verdict_of(returned, right_from=1.0) == verdict
+    assert verdict_of(returned, correct_from=1.0) == verdict
 
 
 def test_how_much_is_right_is_a_setting() -> None:
-    assert verdict_of(0.5, right_from=0.5).outcome == "right"
-    assert verdict_of({"reward": 0.4}, right_from=0.5).outcome == "wrong"
+    assert verdict_of(0.5, correct_from=0.5).outcome == "correct"
+    assert verdict_of({"reward": 0.4}, correct_from=0.5).outcome == "incorrect"
 
 
 @pytest.mark.parametrize(
@@ -58,14 +61,14 @@ def test_how_much_is_right_is_a_setting() -> None:
         ({"reward": None}, "without a reward or an outcome"),
         ({"reward": "1"}, "reward: "),
         ({"reward": float("nan")}, "reward: "),
-        ({"reward": 1, "outcome": "perhaps"}, "outcome: input should be 'right'"),
+        ({"reward": 1, "outcome": "perhaps"}, "outcome: input should be 'correct'"),
         ({"score": 1}, "score: extra inputs are not permitted"),
         ({"reward": 1, "answer": 7}, "answer: input should be a valid string"),
     ],
 )
 def test_what_means_nothing_is_refused(returned: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        verdict_of(returned, right_from=1.0)
+        verdict_of(returned, correct_from=1.0)
 
 
 anything = st.recursive(

@@ -23,7 +23,7 @@ Seed = Annotated[int, Field(ge=0, strict=True)]
 
 OURS = ("seed", "name", "directory")
 """Settings that the comparison gives to each run itself."""
-WHAT_IS_MEASURED = ("task.", "evaluation.", "reward.cut_off_is_wrong")
+WHAT_IS_MEASURED = ("task.", "evaluation.", "reward.truncated_is_incorrect")
 """Runs that differ in these are not asked the same questions, or not judged alike."""
 NO_MATTER = ("directory", "name", "cluster.", "tracking.", "checkpoint.")
 """Settings that may change between the parts of a comparison: no result depends on them."""
@@ -203,7 +203,7 @@ def _keys(settings: Sequence[str]) -> list[str]:
 def same_gradient(comparison: Comparison) -> list[str]:
     """Variants whose gradients are the same at every step, by theory: their differences measure nothing but noise.
 
-    At ratio 1 (on-policy, one optimiser step per batch) GRPO, GSPO and SAPO have the same one (docs/objectives.md).
+    At ratio 1 (on-policy, one optimizer step per batch) GRPO, GSPO and SAPO have the same one (docs/objectives.md).
     """
     alike = [
         run.variant
@@ -211,6 +211,6 @@ def same_gradient(comparison: Comparison) -> list[str]:
         if run.seed == comparison.seeds[0]
         and run.config.objective.name in ("grpo", "gspo", "sapo")
         and run.config.rollout.max_staleness == 0
-        and run.config.optimiser_steps_per_batch == 1
+        and run.config.optimizer_steps_per_batch == 1
     ]
     return alike if len(alike) > 1 else []

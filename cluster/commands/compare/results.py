@@ -126,7 +126,7 @@ def notes(results: Results) -> list[str]:
     )
     if alike := same_gradient(results.comparison):
         found.append(
-            f"{', '.join(alike)} have the same gradient here (on-policy, one optimiser step per batch): what differs "
+            f"{', '.join(alike)} have the same gradient here (on-policy, one optimizer step per batch): what differs "
             "between them is chance, if anything."
         )
     return found

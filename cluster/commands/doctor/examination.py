@@ -14,8 +14,8 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.commands.doctor.assessment import VLLM, Finding, assess_alike, assess_machine, merged, pins
 from cluster.commands.doctor.facts import MachineFacts, machine_facts
-from cluster.commands.doctor.judgement import VLLM, Finding, judge_alike, judge_machine, merged, pins
 from cluster.configuration.preflight import preflight
 from cluster.core.config import ClusterConfig, RunConfig
 from cluster.core.project import ROOT
@@ -46,7 +46,7 @@ def examine(
     if address is None:
         progress("looking at this machine")
         facts = machine_facts(packages, folders)
-        yield from ((here, finding) for finding in judge_machine(facts, pinned, wants_gpus))
+        yield from ((here, finding) for finding in assess_machine(facts, pinned, wants_gpus))
         yield from ((here, finding) for finding in ports())
     progress("joining the cluster" if address else "starting Ray")
     try:
@@ -126,8 +126,8 @@ def _of_nodes(
     for name in silent:
         fix = "look at `ray status`, and at the logs in /tmp/ray/session_latest/logs there"
         yield name, Finding("fail", "tasks", f"ran none within {NODE_TIMEOUT_S:g} s", fix)
-    yield from (("the cluster", finding) for finding in judge_alike(facts))
-    yield from merged({name: list(judge_machine(one, pinned, wants_gpus)) for name, one in facts.items()})
+    yield from (("the cluster", finding) for finding in assess_alike(facts))
+    yield from merged({name: list(assess_machine(one, pinned, wants_gpus)) for name, one in facts.items()})
     if config and len(facts) > 1 and all(all(one.seen.values()) for one in facts.values()):
         yield "all nodes", Finding("ok", "shared storage", f"{config.run_directory.parent} is seen")
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from cluster.commands.doctor.judgement import Finding, Level
+from cluster.commands.doctor.assessment import Finding, Level
 
 _MARKS: dict[Level, tuple[str, str]] = {
     "ok": ("✓ ok", "green"),

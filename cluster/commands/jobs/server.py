@@ -13,7 +13,7 @@ import ray
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cluster.runtime.auth import token_places
-from cluster.runtime.probe import knock
+from cluster.runtime.probe import probe
 
 RAY_VERSION = version("ray")
 _VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -94,7 +94,7 @@ def _client(address: str) -> JobSubmissionClient:
         logging.getLogger(name).setLevel(logging.ERROR)  # they say in more words what we say
     with _without(_VARIABLES), explained(address):
         if "://" not in address:
-            knock(address)
+            probe(address)
         client = JobSubmissionClient(address)
     there = client._server_ray_version
     if there != RAY_VERSION:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from reward.task import STREAMS
 from reward.tasks.countdown.solver import reachable_values, value_of_random_expression
 
-Split = Literal["train", "held_out"]
+Split = Literal["train", "eval"]
 Difficulty = Literal["easy", "medium", "hard"]
 
 # Up to this many sets of numbers the whole space is listed (under a second); above, it is sampled.
@@ -38,10 +39,10 @@ class Puzzle:
         return " ".join(map(str, sorted(self.numbers))) + f" = {self.target}"
 
 
-def split_of(puzzle: Puzzle, held_out_share: float = 0.1) -> Split:
+def split_of(puzzle: Puzzle, eval_fraction: float = 0.1) -> Split:
     """The split a puzzle belongs to: decided by its key alone, the same in every process, for every seed."""
     digest = hashlib.sha256(puzzle.key.encode()).digest()
-    return "held_out" if int.from_bytes(digest[:8], "big") < held_out_share * 2**64 else "train"
+    return "eval" if int.from_bytes(digest[:8], "big") < eval_fraction * 2**64 else "train"
 
 
 def difficulty_of(puzzle: Puzzle) -> Difficulty:
@@ -61,7 +62,7 @@ def generate_puzzles(
     number_max: int = 9,
     target_min: int = 1,
     target_max: int = 100,
-    held_out_share: float = 0.1,
+    eval_fraction: float = 0.1,
     difficulty: Difficulty | None = None,
 ) -> list[Puzzle]:
     """`count` different solvable puzzles; `seed` decides which, their order and that of their numbers.
@@ -72,15 +73,15 @@ def generate_puzzles(
 
     Raises ValueError if the arguments make no sense or if the split has fewer than `count` puzzles.
     """
-    _refuse_nonsense(split, count, numbers, number_min, number_max, target_min, target_max, held_out_share)
-    rng = random.Random(f"countdown {split} {seed}")
+    _refuse_nonsense(split, count, numbers, number_min, number_max, target_min, target_max, eval_fraction)
+    rng = random.Random(f"countdown {STREAMS[split]} {seed}")
     span = range(number_min, number_max + 1)
     targets = range(target_min, target_max + 1)
 
     def wanted(puzzle: Puzzle) -> bool:
         return (
             puzzle.target in targets
-            and split_of(puzzle, held_out_share) == split
+            and split_of(puzzle, eval_fraction) == split
             and difficulty in (None, difficulty_of(puzzle))
         )
 
@@ -91,7 +92,7 @@ def generate_puzzles(
         available = f"there are only {len(found)}"
     elif count is None:
         raise ValueError(
-            f"give a count (train_puzzles, held_out_puzzles): {sets_of_numbers} sets of numbers are too many to list"
+            f"give a count (train_puzzles, eval_puzzles): {sets_of_numbers} sets of numbers are too many to list"
         )
     else:
         found = _sample(span, numbers, count, wanted, rng)
@@ -156,10 +157,10 @@ def _refuse_nonsense(
     number_max: int,
     target_min: int,
     target_max: int,
-    held_out_share: float,
+    eval_fraction: float,
 ) -> None:
-    if split not in ("train", "held_out"):
-        raise ValueError(f"split must be 'train' or 'held_out', not {split!r}")
+    if split not in ("train", "eval"):
+        raise ValueError(f"split must be 'train' or 'eval', not {split!r}")
     if count is not None and count < 0:
         raise ValueError(f"count must not be negative, got {count}")
     if numbers < 1 or not 0 <= number_min <= number_max or target_min > target_max:
@@ -167,5 +168,5 @@ def _refuse_nonsense(
             "need numbers >= 1, 0 <= number_min <= number_max and target_min <= target_max; got "
             f"{numbers}, {number_min}, {number_max}, {target_min}, {target_max}"
         )
-    if not 0 <= held_out_share <= 1:
-        raise ValueError(f"held_out_share must lie in [0, 1], got {held_out_share}")
+    if not 0 <= eval_fraction <= 1:
+        raise ValueError(f"eval_fraction must lie in [0, 1], got {eval_fraction}")

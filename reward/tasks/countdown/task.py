@@ -52,8 +52,8 @@ class CountdownOptions(BaseModel):
     """How many to train on; null takes all there are. Of `data`, at most so many are taken."""
     orders_per_puzzle: Annotated[int, Field(ge=1)] = 1
     """In how many orders of its numbers each training puzzle is asked. More of them are harder to learn by heart."""
-    held_out_puzzles: Annotated[int, Field(ge=1)] | None = None
-    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    eval_puzzles: Annotated[int, Field(ge=1)] | None = None
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """A puzzle is held out by the hash of its sorted numbers and target, whatever the seed."""
     seed: int = 0
     """Of the choice among the puzzles there are."""
@@ -76,9 +76,9 @@ class CountdownTask:
 
     def problems(self, split: Split) -> Sequence[Puzzle]:
         options = self._options
-        count = options.train_puzzles if split == "train" else options.held_out_puzzles
+        count = options.train_puzzles if split == "train" else options.eval_puzzles
         puzzles = self._generated(split, count) if options.data is None else self._chosen(split, count)
-        if split == "held_out":
+        if split == "eval":
             return puzzles
         return in_several_orders(puzzles, options.orders_per_puzzle, options.seed)
 
@@ -93,7 +93,7 @@ class CountdownTask:
             number_max=options.number_max,
             target_min=options.target_min,
             target_max=options.target_max,
-            held_out_share=options.held_out_share,
+            eval_fraction=options.eval_fraction,
             difficulty=options.difficulty,
         )
 
@@ -103,7 +103,7 @@ class CountdownTask:
         puzzles = [
             puzzle
             for puzzle in self._published.puzzles
-            if split_of(puzzle, options.held_out_share) == split
+            if split_of(puzzle, options.eval_fraction) == split
             and options.numbers in (None, len(puzzle.numbers))
         ]
         random.Random(f"countdown data {split} {options.seed}").shuffle(puzzles)
@@ -129,7 +129,7 @@ class CountdownTask:
     def verify(self, problem: Puzzle, response: str) -> Verdict:
         result = verify(response, problem)
         return Verdict(
-            outcome="right" if result.correct else "wrong",
+            outcome="correct" if result.correct else "incorrect",
             reward=float(result.correct),
             answer=result.answer,
             reason=result.reason,
@@ -139,7 +139,7 @@ class CountdownTask:
         in_a_row = "+".join(map(str, problem.numbers))  # wrong unless the target is the sum
         wrong = in_a_row if sum(problem.numbers) != problem.target else f"{in_a_row}+1"
         right = solutions(problem.numbers, problem.target)[0]
-        return Example(right=f"<answer>{right}</answer>", wrong=f"<answer>{wrong}</answer>")
+        return Example(correct=f"<answer>{right}</answer>", incorrect=f"<answer>{wrong}</answer>")
 
 
 TASK = CountdownTask

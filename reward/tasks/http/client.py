@@ -1,7 +1,7 @@
 """Asks an HTTP endpoint for verdicts: so many at a time, again when it fails for the moment, and never for ever.
 
 request   POST {"problem": …, "response": "…"}
-reply     200 {"reward": 0.5, "outcome": "right", "answer": "7", "reason": "…"}; one of the first two will do
+reply     200 {"reward": 0.5, "outcome": "correct", "answer": "7", "reason": "…"}; one of the first two will do
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Endpoint:
     """Of one attempt, from its beginning to the last byte of the reply."""
     retries: int
     concurrency: int
-    right_from: float
+    correct_from: float
 
 
 class _Failure(Exception):
@@ -60,10 +60,10 @@ class HttpScorer:
         if self._client is not None:
             await self._client.aclose()
 
-    async def judge(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[list[tuple[int, Verdict]]]:
+    async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[list[tuple[int, Verdict]]]:
         """Verdicts as they come, each with the place of what it is on."""
         places = {
-            asyncio.create_task(self._judge(problem, text)): place
+            asyncio.create_task(self._score(problem, text)): place
             for place, (problem, text) in enumerate(asked)
         }
         pending = set(places)
@@ -75,7 +75,7 @@ class HttpScorer:
             for task in pending:
                 task.cancel()
 
-    async def _judge(self, problem: Any, response: str) -> Verdict:
+    async def _score(self, problem: Any, response: str) -> Verdict:
         for attempt in range(self._endpoint.retries + 1):
             try:
                 async with self._places:
@@ -109,7 +109,7 @@ class HttpScorer:
         if not isinstance(reply, dict):
             raise self._failure(f"answered with what is no JSON object: {_shown(body)}", again=False)
         try:
-            return verdict_of(reply, endpoint.right_from)
+            return verdict_of(reply, endpoint.correct_from)
         except ValueError as error:
             raise self._failure(f"answered with nonsense: {error}", again=False) from None
 

@@ -25,7 +25,7 @@ class HttpOptions(DatasetOptions):
     """After no answer, or one with status 429 or 5xx; with pauses of 0.5, 1, 2, … seconds."""
     concurrency: Annotated[int, Field(ge=1)] = 16
     """Requests of one reward actor at a time."""
-    right_from: float = 1.0
+    correct_from: float = 1.0
     """A response is right when its reward is at least this, unless the reply names an outcome."""
 
     @field_validator("url")
@@ -51,7 +51,9 @@ class HttpTask(DatasetProblems):
         if options.url is None:
             raise ValueError("name the service: set task.options.url")
         return HttpScorer(
-            Endpoint(options.url, options.timeout_s, options.retries, options.concurrency, options.right_from)
+            Endpoint(
+                options.url, options.timeout_s, options.retries, options.concurrency, options.correct_from
+            )
         )
 
 

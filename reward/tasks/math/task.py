@@ -40,7 +40,7 @@ class MathTask(DatasetProblems):
             "question": "A train runs for three quarters of an hour at 80 km/h. How far does it get, in km?",
             "answer": "80 * 3 / 4 = 60\n#### 60",
         },
-        example=Example(right="It is $\\boxed{\\frac{240}{4}}$.", wrong="It is $\\boxed{80}$."),
+        example=Example(correct="It is $\\boxed{\\frac{240}{4}}$.", incorrect="It is $\\boxed{80}$."),
     )
     verifier_option = "answer_field"
 
@@ -64,15 +64,15 @@ class MathTask(DatasetProblems):
             raise ValueError(f"the reference {reference!r:.100} is no mathematics that can be read")
         answer = last_answer(response)
         if answer is None:
-            return Verdict("wrong", 0.0, None, "no \\boxed{…}, and no ####")
+            return Verdict("incorrect", 0.0, None, "no \\boxed{…}, and no ####")
         if len(answer) > MAX_ANSWER_CHARACTERS:
-            return Verdict("wrong", 0.0, answer, f"longer than {MAX_ANSWER_CHARACTERS} characters")
+            return Verdict("incorrect", 0.0, answer, f"longer than {MAX_ANSWER_CHARACTERS} characters")
         found = self._read(answer)
         if all_finite(expected) and not all_finite(found):
-            return Verdict("wrong", 0.0, answer, "its value is infinite or undefined")
+            return Verdict("incorrect", 0.0, answer, "its value is infinite or undefined")
         if verify(expected, found, timeout_seconds=None, raise_on_error=True):
-            return Verdict("right", 1.0, answer, "correct")
-        return Verdict("wrong", 0.0, answer, f"is not {reference}")
+            return Verdict("correct", 1.0, answer, "correct")
+        return Verdict("incorrect", 0.0, answer, f"is not {reference}")
 
 
 def _reader() -> Callable[[str], Any]:

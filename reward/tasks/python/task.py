@@ -27,7 +27,7 @@ class PythonOptions(DatasetOptions):
     It is called with (problem, response): a row of the data as a dictionary, and the response's text."""
     batched: bool = False
     """It is called with (problems, responses), two lists of the same length, and returns as many rewards."""
-    right_from: float = 1.0
+    correct_from: float = 1.0
     """A response is right when its reward is at least this, unless the function says otherwise."""
 
     @field_validator("function")
@@ -88,7 +88,7 @@ class PythonTask(DatasetProblems):
         return [self._verdict_or_failure(reward) for reward in rewards]
 
     def _verdict(self, returned: Any) -> Verdict:
-        return verdict_of(returned, self._options.right_from)
+        return verdict_of(returned, self._options.correct_from)
 
     def _verdict_or_failure(self, returned: Any) -> Verdict:
         """One bad reward of many, or one exception in its place, is one failure."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
+from reward.task import STREAMS
 from reward.tasks.telelogs.causes import LABELS
 from reward.tasks.telelogs.drive import Row
 from reward.tasks.telelogs.network import Cell
@@ -17,7 +18,7 @@ from reward.tasks.telelogs.problem import Problem, Split, split_of
 from reward.tasks.telelogs.prompts import compact_chat_question, compact_question, full_question
 from reward.tasks.telelogs.scenario import draw_scenario
 from reward.tasks.telelogs.tables import (
-    Place,
+    RankDevice,
     cell_table,
     compact_cell_table,
     compact_drive_table,
@@ -36,9 +37,9 @@ class Recipe:
 
     split: Split
     style: Style = "full"
-    randomised_labels: bool = False
+    randomized_labels: bool = False
     seed: int = 0
-    held_out_share: float = 0.1
+    eval_fraction: float = 0.1
 
 
 class GeneratedProblems(Sequence[Problem]):
@@ -66,12 +67,12 @@ class GeneratedProblems(Sequence[Problem]):
 
 def generate(recipe: Recipe, index: int) -> Problem:
     """The problem at `index`, which may be any."""
-    rng = random.Random(f"telelogs {recipe.seed} {recipe.split} {index}")
+    rng = random.Random(f"telelogs {recipe.seed} {STREAMS[recipe.split]} {index}")
     cause = _cause(recipe, index)
     place = _draw_place(recipe, rng)
     outline = draw_outline("full" if recipe.style == "full" else "compact", rng)
     scenario, rows = draw_scenario(cause, outline, rng)
-    options = randomised_options(cause, rng) if recipe.randomised_labels else PUBLISHED
+    options = randomised_options(cause, rng) if recipe.randomized_labels else PUBLISHED
     listed = rng.sample(scenario.cells, len(scenario.cells))
     if recipe.style == "full":
         question = full_question(options, drive_table(rows, scenario.cells, place), cell_table(listed, place))
@@ -86,18 +87,18 @@ def generate(recipe: Recipe, index: int) -> Problem:
 def _cause(recipe: Recipe, index: int) -> str:
     """Each eight problems in a row have all eight causes, in a random order."""
     block, place = divmod(index, len(LABELS))
-    rng = random.Random(f"telelogs causes {recipe.seed} {recipe.split} {block}")
+    rng = random.Random(f"telelogs causes {recipe.seed} {STREAMS[recipe.split]} {block}")
     return rng.sample(LABELS, len(LABELS))[place]
 
 
-def _draw_place(recipe: Recipe, rng: random.Random) -> Place:
+def _draw_place(recipe: Recipe, rng: random.Random) -> RankDevice:
     """Somewhere between 25 and 50 degrees north, in 2024 or 2025, by day or night; sites of the recipe's split only."""
     sites: list[int] = []
     while len(sites) < _MAX_SITES:
         gnodeb = rng.randrange(1_000_000, 10_000_000)
-        if split_of(str(gnodeb), recipe.held_out_share) == recipe.split and gnodeb not in sites:
+        if split_of(str(gnodeb), recipe.eval_fraction) == recipe.split and gnodeb not in sites:
             sites.append(gnodeb)
-    return Place(
+    return RankDevice(
         longitude=rng.uniform(-10, 140),
         latitude=rng.uniform(25, 50),
         start=_FIRST_DAY + datetime.timedelta(milliseconds=rng.randrange(2 * 365 * 86_400_000)),

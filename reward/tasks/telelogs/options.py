@@ -1,4 +1,4 @@
-"""The list of causes that a question offers: as published, or the randomised variant. For generated and real data."""
+"""The list of causes that a question offers: as published, or the randomized variant. For generated and real data."""
 
 from __future__ import annotations
 

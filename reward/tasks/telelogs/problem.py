@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-Split = Literal["train", "held_out"]
+Split = Literal["train", "eval"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Problem:
     """What is behind it: C1 … C8, whatever the labels are."""
 
 
-def split_of(content: str, held_out_share: float) -> Split:
+def split_of(content: str, eval_fraction: float) -> Split:
     """Decided by the content alone: the same in every process and for every seed."""
     digest = hashlib.sha256(content.encode()).digest()
-    return "held_out" if int.from_bytes(digest[:8], "big") < held_out_share * 2**64 else "train"
+    return "eval" if int.from_bytes(digest[:8], "big") < eval_fraction * 2**64 else "train"

@@ -17,7 +17,7 @@ BEAM_GAIN_DBI = 25.0
 BACKGROUND_DBM = -112.0
 """Noise and the interference of cells too far away to be listed, per resource element (ours)."""
 COUPLING = 0.05
-"""Share of a co-frequency neighbour's power that disturbs: its load times what the beams let through (ours)."""
+"""Fraction of a co-frequency neighbour's power that disturbs: its load times what the beams let through (ours)."""
 COLOCATED_COUPLING = 0.01
 """The same for a sector of the same site, which is scheduled together with the serving one (ours)."""
 COLLIDING_COUPLING = 0.6

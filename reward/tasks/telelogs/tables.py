@@ -46,7 +46,7 @@ CELL_COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankDevice:
     """Where and when a drive was, and what its sites are called: none of it bears on the cause."""
 
     longitude: float
@@ -66,7 +66,7 @@ class Place:
         return self.gnodeb_ids[cell.gnodeb] << 12 | cell.number
 
 
-def drive_table(rows: Sequence[Row], cells: Sequence[Cell], place: Place) -> str:
+def drive_table(rows: Sequence[Row], cells: Sequence[Cell], place: RankDevice) -> str:
     """One line per second, all 19 columns, missing neighbours as `-`."""
     lines = ["|".join(DRIVE_COLUMNS)]
     for i, row in enumerate(rows):
@@ -91,7 +91,7 @@ def drive_table(rows: Sequence[Row], cells: Sequence[Cell], place: Place) -> str
     return "\n".join(lines)
 
 
-def cell_table(cells: Sequence[Cell], place: Place) -> str:
+def cell_table(cells: Sequence[Cell], place: RankDevice) -> str:
     """One line per cell in the given order, all 14 columns."""
     lines = ["|".join(CELL_COLUMNS)]
     for cell in cells:

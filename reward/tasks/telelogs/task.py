@@ -30,15 +30,15 @@ class TeleLogsOptions(BaseModel):
     style: Style = "full"
     """Of generated problems: `full` is as long as the published ones, `compact` a few numbers without words for
     character-level models, `compact_chat` the same for small instruct models."""
-    randomised_labels: bool = False
+    randomized_labels: bool = False
     """Shuffle the causes, keep five to eight of them and print other labels."""
     train_problems: Annotated[int, Field(ge=1)] = 2400
     """How many are generated to train on; of `data`, at most so many are taken."""
-    held_out_problems: Annotated[int, Field(ge=1)] = 864
-    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    eval_problems: Annotated[int, Field(ge=1)] = 864
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """By the hash of the gNodeB IDs (generated), or of the question (`data` without splits of its own)."""
     seed: int = 0
-    """Of the generated problems, and of the randomised labels."""
+    """Of the generated problems, and of the randomized labels."""
 
 
 class TeleLogsTask:
@@ -49,10 +49,10 @@ class TeleLogsTask:
 
     def problems(self, split: Split) -> Sequence[Problem]:
         options = self._options
-        count = options.train_problems if split == "train" else options.held_out_problems
+        count = options.train_problems if split == "train" else options.eval_problems
         if options.data is None:
             recipe = Recipe(
-                split, options.style, options.randomised_labels, options.seed, options.held_out_share
+                split, options.style, options.randomized_labels, options.seed, options.eval_fraction
             )
             return GeneratedProblems(recipe, count)
         return self._loaded.by_split[split][:count]
@@ -61,8 +61,8 @@ class TeleLogsTask:
     def _loaded(self) -> Loaded:
         options = self._options
         assert options.data is not None
-        randomise_seed = options.seed if options.randomised_labels else None
-        return load_problems(options.data, options.held_out_share, randomise_seed)
+        randomize_seed = options.seed if options.randomized_labels else None
+        return load_problems(options.data, options.eval_fraction, randomize_seed)
 
     def notes(self) -> Sequence[str]:
         return () if self._options.data is None else self._loaded.notes
@@ -79,7 +79,7 @@ class TeleLogsTask:
     def verify(self, problem: Problem, response: str) -> Verdict:
         result = verify(response, problem.labels, problem.answer)
         return Verdict(
-            outcome="right" if result.correct else "wrong",
+            outcome="correct" if result.correct else "incorrect",
             reward=float(result.correct),
             answer=result.answer,
             reason=result.reason,
@@ -87,7 +87,7 @@ class TeleLogsTask:
 
     def example(self, problem: Problem) -> Example:
         wrong = next(label for label in problem.labels if label != problem.answer)
-        return Example(right=f"\\boxed{{{problem.answer}}}", wrong=f"\\boxed{{{wrong}}}")
+        return Example(correct=f"\\boxed{{{problem.answer}}}", incorrect=f"\\boxed{{{wrong}}}")
 
 
 TASK = TeleLogsTask

@@ -70,7 +70,7 @@ def test_what_is_not_partitioned_is_not_offloaded(
 def test_a_run_that_ends_before_its_learning_rate_has_risen(
     tmp_path: Path, warmup_steps: int, fits: bool
 ) -> None:
-    """10 batches of 2 optimiser steps each."""
+    """10 batches of 2 optimizer steps each."""
     config = run_config(tmp_path, learner={"warmup_steps": warmup_steps, "mini_batches": 2})
     problems = list(check_learner(config))
     assert len(problems) == (0 if fits else 1)

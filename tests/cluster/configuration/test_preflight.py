@@ -158,7 +158,7 @@ def test_a_batch_divides_into_its_mini_batches(
         ({"name": "grpo", "alpha": 0.6}, "alpha"),
         ({"name": "hpo", "alpha_min": 0.2}, "alpha_min"),
         ({"kl_estimator": "k3"}, "kl_estimator"),
-        ({"kl_estimator": "k1", "kl_weight": 0}, "kl_estimator"),
+        ({"kl_estimator": "k1", "kl_coefficient": 0}, "kl_estimator"),
         ({"importance_level": "sequence"}, "importance_level"),
         ({"overlong_tokens": 65}, "overlong_tokens"),
     ],
@@ -177,7 +177,7 @@ def test_a_setting_that_would_not_be_heeded_is_refused(
         {"name": "cispo", "clip_low": 0.2, "clip_high": 3.0},
         {"name": "hpo", "alpha": 0.5},
         {"name": "a_hpo", "alpha_min": 0.2},
-        {"kl_weight": 0.1, "kl_estimator": "k1"},
+        {"kl_coefficient": 0.1, "kl_estimator": "k1"},
         {"importance_cap": 2, "importance_level": "sequence"},
         {"overlong_tokens": 64},
         *({"name": name} for name in get_args(ObjectiveName)),
@@ -195,9 +195,7 @@ def test_settings_that_are_heeded_are_not_refused(tmp_path: Path, objective: dic
 def longest_starter_prompt() -> int:
     task = CountdownTask(CountdownOptions())
     return max(
-        prompt_tokens(task.render(problem))
-        for split in ("train", "held_out")
-        for problem in task.problems(split)
+        prompt_tokens(task.render(problem)) for split in ("train", "eval") for problem in task.problems(split)
     )
 
 
@@ -229,7 +227,7 @@ def test_the_starters_prompts_are_measured_as_its_tokenizer_cuts_them() -> None:
 
     tokenizer = character_tokenizer(COMPACT_CHARACTERS, ANSWER_TAGS, RECIPE.max_tokens)
     task = CountdownTask(CountdownOptions())
-    for problem in task.problems("held_out"):
+    for problem in task.problems("eval"):
         prompt = task.render(problem)
         assert prompt_tokens(prompt) == len(tokenizer(prompt).input_ids)
 
@@ -263,7 +261,7 @@ def test_the_starter_is_asked_in_its_own_style(tmp_path: Path) -> None:
     assert "task.options.style" in problem.what
 
 
-COMPACT_TELELOGS = {"style": "compact", "train_problems": 8, "held_out_problems": 4}
+COMPACT_TELELOGS = {"style": "compact", "train_problems": 8, "eval_problems": 4}
 
 
 def test_telelogs_has_a_starter_that_takes_longer_prompts(tmp_path: Path) -> None:
@@ -272,7 +270,7 @@ def test_telelogs_has_a_starter_that_takes_longer_prompts(tmp_path: Path) -> Non
 
     built = TeleLogsTask(TeleLogsOptions.model_validate(COMPACT_TELELOGS))
     tokenizer = character_tokenizer(telelogs_prompts.COMPACT_CHARACTERS, telelogs_prompts.ANSWER_TAGS, 512)
-    prompts = [built.render(problem) for split in ("train", "held_out") for problem in built.problems(split)]
+    prompts = [built.render(problem) for split in ("train", "eval") for problem in built.problems(split)]
     assert all(prompt_tokens(prompt) == len(tokenizer(prompt).input_ids) for prompt in prompts)
     needed = max(map(prompt_tokens, prompts)) + 64
     assert needed > RECIPE.max_tokens
@@ -315,11 +313,11 @@ def test_a_space_without_puzzles_is_found_for_both_splits(tmp_path: Path) -> Non
     options = {"target_min": 5000, "target_max": 5000}
     problems = preflight(run_config(tmp_path, task={"options": options}))
     assert [problem.where for problem in problems] == ["task.options"] * 2
-    assert {word for problem in problems for word in problem.what.split()} >= {"train", "held_out", "empty"}
+    assert {word for problem in problems for word in problem.what.split()} >= {"train", "eval", "empty"}
 
 
 def test_more_puzzles_than_there_are_is_found(tmp_path: Path) -> None:
-    problem = only_problem(run_config(tmp_path, task={"options": {"held_out_puzzles": 10**6}}))
+    problem = only_problem(run_config(tmp_path, task={"options": {"eval_puzzles": 10**6}}))
     assert "there are only" in problem.what
 
 
@@ -331,7 +329,7 @@ def test_a_mistake_that_hits_both_splits_is_said_once(tmp_path: Path, options: d
 def test_a_space_too_large_to_list_is_told_which_setting_to_give(tmp_path: Path) -> None:
     problems = preflight(run_config(tmp_path, task={"options": {"numbers": 6}}))
     assert {problem.where.split(".")[0] for problem in problems} == {"task"}
-    for setting in ("train_puzzles", "held_out_puzzles"):
+    for setting in ("train_puzzles", "eval_puzzles"):
         assert any(setting in str(problem) for problem in problems)
 
 

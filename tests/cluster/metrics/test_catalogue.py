@@ -12,8 +12,8 @@ from tests import PROJECT
 
 MADE_OF_PARTS = {  # f-strings in the controller and in the metrics of a batch
     *(f"time/{part}_s" for part in ("step", "rollout", "learn", "publish", "evaluate", "checkpoint")),
-    "lengths/right_mean",
-    "lengths/wrong_mean",
+    "lengths/correct_mean",
+    "lengths/incorrect_mean",
     "progress/step",
 }
 

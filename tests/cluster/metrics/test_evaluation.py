@@ -29,7 +29,7 @@ def no_category(problem: object) -> None:
 def shown(groups: Sequence[ScoredGroup], category_of: CategoryOf = no_category) -> str:
     console = Console(width=100, file=StringIO())
     with console.capture() as capture:
-        for table in report_tables(evaluation_report(CONFIG, "held_out", groups, category_of)):
+        for table in report_tables(evaluation_report(CONFIG, "eval", groups, category_of)):
             console.print(table)
     return capture.get()
 
@@ -70,7 +70,7 @@ def test_the_report_in_numbers() -> None:
         "majority_at_k_interval": {"3": None},
         "intervals": {"confidence": CONFIDENCE, "method": METHOD},
         "categories": {},
-        "cut_off_share": pytest.approx(1 / 3),
+        "truncated_fraction": pytest.approx(1 / 3),
         "response_tokens_mean": 4.0,
         "failed_verdicts": 1,
     }
@@ -79,7 +79,7 @@ def test_the_report_in_numbers() -> None:
 def test_the_report_for_a_person() -> None:
     assert cells(shown(groups())) == [
         ["model", "./[bold]model"],
-        ["asked", "countdown, held_out: 2 prompts × 3 responses"],
+        ["asked", "countdown, eval: 2 prompts × 3 responses"],
         ["sampled", "temperature 1, seed 7"],
         ["pass@1", "66.7 % (0.5 … 99.9)"],
         ["pass@2", "83.3 % (2.1 … 99.9)"],
@@ -97,7 +97,7 @@ def test_each_category_has_its_own_numbers() -> None:
     named = [
         make_group(rewards, prompt=replace(make_prompt(), problem=problem)) for problem, rewards in kinds
     ]
-    report = evaluation_report(CONFIG, "held_out", named, lambda problem: problem)
+    report = evaluation_report(CONFIG, "eval", named, lambda problem: problem)
     assert report["pass_at_1"] == pytest.approx(2.5 / 4)
     assert {name: (found["prompts"], found["pass_at_k"]) for name, found in report["categories"].items()} == {
         "[b]hard": (1, {"1": 0.5, "2": 1.0}),
@@ -114,12 +114,12 @@ def test_each_category_has_its_own_numbers() -> None:
 def test_what_cannot_be_known_is_null_and_a_question_mark() -> None:
     unseeded = make_prompt()
     unseeded = replace(unseeded, sampling=replace(unseeded.sampling, seed=None))
-    nothing_judged = [make_group([None, None], prompt=unseeded)]
-    report = evaluation_report(CONFIG, "held_out", nothing_judged, no_category)
+    nothing_scored = [make_group([None, None], prompt=unseeded)]
+    report = evaluation_report(CONFIG, "eval", nothing_scored, no_category)
     unknown = {key for key, value in report.items() if value is None}
     assert unknown == {"seed", "pass_at_1", "pass_at_1_stderr"}
     assert report["pass_at_k"] == {"1": None, "2": None}
     assert report["failed_verdicts"] == 2
     assert not any(isinstance(value, float) and math.isnan(value) for value in report.values())
-    assert shown(nothing_judged).count("?") == 2
-    assert "no seed" in shown(nothing_judged)
+    assert shown(nothing_scored).count("?") == 2
+    assert "no seed" in shown(nothing_scored)

@@ -1,4 +1,4 @@
-"""pass@k against its definition: how many choices of k responses have a right one among them."""
+"""pass@k against its definition: how many choices of k responses have a correct one among them."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from hypothesis import strategies as st
 from cluster.metrics.pass_at_k import mean_pass_at_k, pass_at_k, powers_of_two
 from tests.builders import make_group
 
-COUNTS = st.integers(1, 300).flatmap(lambda judged: st.tuples(st.just(judged), st.integers(0, judged)))
+COUNTS = st.integers(1, 300).flatmap(lambda valid: st.tuples(st.just(valid), st.integers(0, valid)))
 
 
-@pytest.mark.parametrize("judged", range(1, 9))
-def test_it_is_the_share_of_choices_with_a_right_response(judged: int) -> None:
-    for right in range(judged + 1):
-        responses = [True] * right + [False] * (judged - right)
-        for k in range(1, judged + 1):
+@pytest.mark.parametrize("valid", range(1, 9))
+def test_it_is_the_share_of_choices_with_a_right_response(valid: int) -> None:
+    for correct in range(valid + 1):
+        responses = [True] * correct + [False] * (valid - correct)
+        for k in range(1, valid + 1):
             passed = [any(chosen) for chosen in combinations(responses, k)]
-            assert pass_at_k(judged, right, k) == pytest.approx(sum(passed) / len(passed), abs=1e-15)
+            assert pass_at_k(valid, correct, k) == pytest.approx(sum(passed) / len(passed), abs=1e-15)
 
 
 @given(COUNTS)
 def test_pass_at_1_is_the_mean(counts: tuple[int, int]) -> None:
-    judged, right = counts
-    assert pass_at_k(judged, right, 1) == right / judged
+    valid, correct = counts
+    assert pass_at_k(valid, correct, 1) == correct / valid
 
 
 @given(COUNTS)
 def test_more_tries_and_more_right_responses_pass_more_often(counts: tuple[int, int]) -> None:
-    judged, right = counts
-    by_k = [pass_at_k(judged, right, k) for k in range(1, judged + 1)]
+    valid, correct = counts
+    by_k = [pass_at_k(valid, correct, k) for k in range(1, valid + 1)]
     assert by_k == sorted(by_k)
-    assert by_k[-1] == (right > 0)
+    assert by_k[-1] == (correct > 0)
     assert all(0 <= value <= 1 for value in by_k)
-    if right:
-        assert all(pass_at_k(judged, right - 1, k) <= value for k, value in enumerate(by_k, start=1))
+    if correct:
+        assert all(pass_at_k(valid, correct - 1, k) <= value for k, value in enumerate(by_k, start=1))
 
 
 @pytest.mark.parametrize(
-    ("judged", "right", "k"), [(4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0), (0, 0, 1), (0, 0, 0)]
+    ("valid", "correct", "k"), [(4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0), (0, 0, 1), (0, 0, 0)]
 )
-def test_what_cannot_be_estimated_is_refused(judged: int, right: int, k: int) -> None:
-    with pytest.raises(ValueError, match=f"pass@{k} cannot be estimated from {judged}"):
-        pass_at_k(judged, right, k)
+def test_what_cannot_be_estimated_is_refused(valid: int, correct: int, k: int) -> None:
+    with pytest.raises(ValueError, match=f"pass@{k} cannot be estimated from {valid}"):
+        pass_at_k(valid, correct, k)
 
 
 @pytest.mark.parametrize(

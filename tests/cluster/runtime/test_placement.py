@@ -21,7 +21,7 @@ def test_a_cluster_is_joined_only_if_it_was_named(
 ) -> None:
     """Left to itself, `ray.init` would join whatever cluster somebody had started on this machine."""
     asked: dict[str, Any] = {}
-    monkeypatch.setattr("cluster.runtime.connect.knock", lambda address: None)
+    monkeypatch.setattr("cluster.runtime.connect.probe", lambda address: None)
     monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if variable:
@@ -35,7 +35,7 @@ def test_a_job_joins_its_own_cluster_and_brings_what_it_has_not_sent(
     monkeypatch: pytest.MonkeyPatch, runtime_env: dict[str, str], travels: bool
 ) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr("cluster.runtime.connect.knock", lambda address: None)
+    monkeypatch.setattr("cluster.runtime.connect.probe", lambda address: None)
     monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
     job = {"metadata": {"job_submission_id": "demo"}, "runtime_env": runtime_env}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
@@ -64,7 +64,7 @@ def test_a_cluster_that_does_not_let_us_in_is_one_line(
     def refuse(**_: Any) -> None:
         raise failure
 
-    monkeypatch.setattr("cluster.runtime.connect.knock", lambda address: None)
+    monkeypatch.setattr("cluster.runtime.connect.probe", lambda address: None)
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(ConnectionError, match=said) as error:
         connect(ClusterConfig(address="head:6379"))

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from cluster.core.config import RunConfig
 from cluster.tracking.alerts import LEAST_STALL_S, Alerts, StallWatch
 
-CONFIG = RunConfig.model_validate({"learner": {"max_logprob_gap": 1.0}, "reward": {"max_error_share": 0.2}})
+CONFIG = RunConfig.model_validate(
+    {"learner": {"max_logprob_gap": 1.0}, "reward": {"max_error_fraction": 0.2}}
+)
 QUIET = {
     "reward/mean": 0.1,
     "logprob_gap/mean": 0.01,
-    "reward/error_share": 0.0,
+    "reward/error_fraction": 0.0,
     "fleet/workers": 2.0,
     "fleet/restarts": 0.0,
 }
@@ -32,10 +34,10 @@ def told(*steps: dict[str, float]) -> list[list[str]]:
     ("changes", "title"),
     [
         ({"objective/loss": math.nan}, "Not a number"),
-        ({"objective/gradient_norm": math.inf}, "Not a number"),
+        ({"objective/grad_norm": math.inf}, "Not a number"),
         ({"logprob_gap/mean": 0.6}, "Log-probability gap"),
         ({"logprob_gap/probe_max": 0.6, "staleness/max": 2.0}, "Log-probability gap"),
-        ({"reward/error_share": 0.11}, "Verifier errors"),
+        ({"reward/error_fraction": 0.11}, "Verifier errors"),
     ],
 )
 def test_each_kind_is_told_when_it_begins_and_again_when_it_comes_back(

@@ -100,16 +100,16 @@ def test_right_and_wrong_ones_and_the_category_are_shown() -> None:
     for said in (
         "✓ right",
         "✗ wrong",
-        "1 of 2 right",
+        "1 of 2 correct",
         "C1 tilt",
-        "1 right, 1 wrong; 2 of 2 responses to 1 prompts",
+        "1 correct, 1 incorrect; 2 of 2 responses to 1 prompts",
     ):
         assert said in page
 
 
 def test_every_response_is_in_the_lines(tmp_path: Path) -> None:
     groups = [written_by(text) for text in HOSTILE]
-    report = {"task": "t", "split": "held_out", "model": "m"}
+    report = {"task": "t", "split": "eval", "model": "m"}
     write_evaluation(tmp_path / "new" / "evaluation", report, groups, lambda problem: "kind")
     assert {file.name for file in (tmp_path / "new").iterdir()} == {
         *("evaluation.json", "evaluation.jsonl", "evaluation.html")
@@ -121,8 +121,8 @@ def test_every_response_is_in_the_lines(tmp_path: Path) -> None:
     assert rows[0] == {
         "prompt_id": HOSTILE[0],
         "category": "kind",
-        "right": 1,
-        "judged": 2,
+        "correct": 1,
+        "valid": 2,
         "prompt": HOSTILE[0],
         "responses": [
             {
@@ -136,6 +136,6 @@ def test_every_response_is_in_the_lines(tmp_path: Path) -> None:
                 "min_version": 0,
                 "max_version": 0,
             }
-            for outcome, reward in (("right", 1.0), ("wrong", 0.0))
+            for outcome, reward in (("correct", 1.0), ("incorrect", 0.0))
         ],
     }

@@ -34,11 +34,11 @@ def steps(path: Path) -> list[int]:
 
 def test_a_step_says_which_prompts_it_learned_from_and_which_it_gave_up(tmp_path: Path) -> None:
     with MetricsFile(*paths(tmp_path)) as metrics:
-        metrics.log(1, {}, ["train/0/1"], {"all wrong": ["train/0/2", "train/0/3"]})
+        metrics.log(1, {}, ["train/0/1"], {"all incorrect": ["train/0/2", "train/0/3"]})
         metrics.log(2, {}, ["train/0/4"], {})
     found = list(read_metrics(paths(tmp_path)[0]))
     assert [row["prompts"] for row in found] == [["train/0/1"], ["train/0/4"]]
-    assert [row.get("dropped") for row in found] == [{"all wrong": ["train/0/2", "train/0/3"]}, None]
+    assert [row.get("dropped") for row in found] == [{"all incorrect": ["train/0/2", "train/0/3"]}, None]
 
 
 def test_what_is_not_a_number_is_null_and_reads_as_nan(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_finished_run(
 ) -> None:
     with Tracker(config, run, console) as tracker:
         tracker.log(0, {"eval/pass_at_1": 0.125})
-        tracker.transcripts(0, [group(["wrong", "right", "right"])])
+        tracker.transcripts(0, [group(["incorrect", "correct", "correct"])])
         assert not run.is_finished
         tracker.finish({"pass_at_1": 0.5})
     assert run.read_summary() == {"pass_at_1": 0.5}
@@ -74,7 +74,7 @@ def test_a_finished_run(
     assert "✓ right" in run.transcript_file(0).read_text(encoding="utf-8")
     logged, table, summary, exit_code = wandb_run.calls
     assert logged == {"step": 0, "eval/pass_at_1": 0.125}
-    assert [(row[0], row[3], row[4]) for row in table] == [(0, "right", 1.0), (0, "wrong", 0.0)]
+    assert [(row[0], row[3], row[4]) for row in table] == [(0, "correct", 1.0), (0, "incorrect", 0.0)]
     assert summary == {"pass_at_1": 0.5}
     assert exit_code == 0
 
@@ -159,7 +159,7 @@ def test_a_broken_wandb_does_not(
     monkeypatch.setattr(WandbSink, "_tear_down", lambda self: None)
     with Tracker(config, run, console) as tracker:
         tracker.log(0, {})
-        tracker.transcripts(0, [group(["right"])])
+        tracker.transcripts(0, [group(["correct"])])
         tracker.finish({})
     assert run.is_finished
     assert "W&B is off: RuntimeError: wandb is broken" in console._console.file.getvalue()  # type: ignore[attr-defined]
@@ -172,5 +172,5 @@ def test_no_transcripts_when_none_are_wanted(
 ) -> None:
     config = RunConfig.model_validate({"tracking": {"transcripts_per_step": 0}})
     with Tracker(config, run, console) as tracker:
-        tracker.transcripts(0, [group(["right"])])
+        tracker.transcripts(0, [group(["correct"])])
     assert list(run.transcripts.iterdir()) == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cluster.core.types import Group, Outcome, Prompt, Response, Sampling, ScoredGroup, Verdict, VersionSpan
 from cluster.tracking.transcripts import choose, render, write_transcripts
 
-OUTCOMES = st.lists(st.sampled_from(["right", "wrong", "error", "timeout"]), min_size=1, max_size=8)
+OUTCOMES = st.lists(st.sampled_from(["correct", "incorrect", "error", "timeout"]), min_size=1, max_size=8)
 
 
 HOSTILE = st.lists(st.sampled_from(["`", "```", "````", "\n", "\n```\n", "# ", " ", "<!--", "é"])).map(
@@ -35,7 +35,7 @@ def group(outcomes: list[Outcome], row: int = 0, text: str = "4 * 5 = 20", reaso
         )
         for i in range(len(outcomes))
     )
-    verdicts = tuple(Verdict(outcome, float(outcome == "right"), "4*5", reason) for outcome in outcomes)
+    verdicts = tuple(Verdict(outcome, float(outcome == "correct"), "4*5", reason) for outcome in outcomes)
     return ScoredGroup(Group(prompt, responses, "rollout-0"), verdicts)
 
 
@@ -58,15 +58,15 @@ def test_as_many_as_asked_none_twice_and_right_next_to_wrong(
 
 
 def test_groups_that_teach_most_come_first() -> None:
-    groups = [group(["wrong"] * 4, 0), group(["wrong", "right", "wrong", "wrong"], 1)]
+    groups = [group(["incorrect"] * 4, 0), group(["incorrect", "correct", "incorrect", "incorrect"], 1)]
     ((first, pairs),) = choose(groups, 3)
     assert first.prompt.id == "train/0/1"
-    assert [verdict.outcome for _, verdict in pairs] == ["right", "wrong", "wrong"]
+    assert [verdict.outcome for _, verdict in pairs] == ["correct", "incorrect", "incorrect"]
 
 
 def test_a_reader_finds_everything(tmp_path: Path) -> None:
     file = tmp_path / "step_000050.md"
-    write_transcripts(file, 50, [group(["wrong", "right"], reason="uses 5 twice")], 4)
+    write_transcripts(file, 50, [group(["incorrect", "correct"], reason="uses 5 twice")], 4)
     text = file.read_text(encoding="utf-8")
     for said in (
         "# Step 50", "2 of 2 responses", "`train/0/0`: 1 of 2 right", "Make 20 from 4 and 5.", "✓ right · reward 1",
@@ -77,7 +77,7 @@ def test_a_reader_finds_everything(tmp_path: Path) -> None:
 
 @given(text=HOSTILE, reason=HOSTILE)
 def test_no_text_of_a_model_breaks_out_of_its_fence(text: str, reason: str) -> None:
-    page = render(1, [group(["right", "wrong"], text=text, reason=reason)], 2)
+    page = render(1, [group(["correct", "incorrect"], text=text, reason=reason)], 2)
     fence = None
     headings = 0
     for line in page.split("\n"):
@@ -92,6 +92,6 @@ def test_no_text_of_a_model_breaks_out_of_its_fence(text: str, reason: str) -> N
 
 
 def test_a_very_long_response_is_cut_and_says_so() -> None:
-    page = render(1, [group(["right"], text="x" * 100_000)], 1)
+    page = render(1, [group(["correct"], text="x" * 100_000)], 1)
     assert len(page) < 10_000
     assert "more characters" in page

@@ -58,7 +58,7 @@ for part in range(runs):  # the second is a resumed run, which knows the page fr
     weights.write_text(f"those of {part}")
     sink.checkpoint(part, weights.parent)
     sink.checkpoint(9, Path(directory, "deleted meanwhile"))
-    sink.table(part, [[part, "2 + 2?", "four", "right", 1.0, "equals 4"]])
+    sink.table(part, [[part, "2 + 2?", "four", "correct", 1.0, "equals 4"]])
     sink.summary({"pass_at_1": {"last": 0.625}})
     sink.close(finished=True)
     print("off:", sink.off_reason)

@@ -18,9 +18,9 @@ from tests.builders import make_group, make_prompt
 
 REWARDS: dict[str, list[float | None]] = {
     "mixed": [1.0, 0.0],
-    "all right": [1.0, 1.0],
-    "all wrong": [0.0, 0.0],
-    "not judged": [None, None],
+    "all correct": [1.0, 1.0],
+    "all incorrect": [0.0, 0.0],
+    "no verdict": [None, None],
 }
 KINDS = st.sampled_from(list(REWARDS))
 
@@ -104,7 +104,7 @@ def test_on_policy_a_batch_is_the_first_informative_groups_whoever_was_fastest(
         assert len(batch.groups) == prompts
         for reason, ids in batch.dropped_ids.items():
             assert {run.kind_of[id_] for id_ in ids} == {reason}
-        assert batch.dropped_share == 1 - prompts / (len(admitted) - first)
+        assert batch.dropped_fraction == 1 - prompts / (len(admitted) - first)
         first = len(admitted)
         assert sorted(run.settled, key=admitted.index) == admitted
 
@@ -143,35 +143,35 @@ def test_a_batch_that_cannot_be_filled_ends_the_run(
 ) -> None:
     """After limit × prompts prompts for it, and those that an asynchronous run has admitted anyway."""
     found = min(found, prompts - 1)
-    run = Run(["mixed"] * found + ["all wrong"] * 100, prompts, staleness, seed)
+    run = Run(["mixed"] * found + ["all incorrect"] * 100, prompts, staleness, seed)
     with pytest.raises(BatchNotFilledError) as refusal:
         run.step(limit)
     sampled = (limit + staleness) * prompts
     assert len(run.kind_of) == sampled
     assert f"needs {prompts} groups" in str(refusal.value)
     assert f"there are {found}" in str(refusal.value)
-    assert f"{sampled - found} all wrong" in str(refusal.value)
+    assert f"{sampled - found} all incorrect" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_group_is_judged_by_its_outcomes_not_its_rewards() -> None:
     """A right answer may be given less than another, and a wrong one something for its form."""
     group = make_group([1.0, 1.0])
-    shaped = (Verdict("wrong", 0.0, None, ""), Verdict("wrong", 0.2, None, "well formed"))
-    assert uninformative(type(group)(group.group, shaped)) == "all wrong"
-    shaped = (Verdict("right", 1.0, "4", ""), Verdict("right", 0.5, "4", "too long"))
-    assert uninformative(type(group)(group.group, shaped)) == "all right"
+    shaped = (Verdict("incorrect", 0.0, None, ""), Verdict("incorrect", 0.2, None, "well formed"))
+    assert uninformative(type(group)(group.group, shaped)) == "all incorrect"
+    shaped = (Verdict("correct", 1.0, "4", ""), Verdict("correct", 0.5, "4", "too long"))
+    assert uninformative(type(group)(group.group, shaped)) == "all correct"
 
 
 @pytest.mark.parametrize(
     ("rewards", "reason"),
     [
         ([1.0, 0.0], None),
-        ([1.0, 1.0], "all right"),
-        ([0.0, 0.0], "all wrong"),
-        ([1.0, None], "all right"),  # of what is known
-        ([0.0, None], "all wrong"),
-        ([None, None], "not judged"),
+        ([1.0, 1.0], "all correct"),
+        ([0.0, 0.0], "all incorrect"),
+        ([1.0, None], "all correct"),  # of what is known
+        ([0.0, None], "all incorrect"),
+        ([None, None], "no verdict"),
         ([1.0, 0.0, None], None),
     ],
 )

@@ -16,7 +16,7 @@ from cluster.core.types import Prompt, ScoredGroup
 from cluster.metrics.batch import batch_metrics
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.training.controller import (
-    MAX_MISSING_LOGPROBS_SHARE,
+    MAX_MISSING_LOGPROBS_FRACTION,
     Controller,
     MissingLogprobsError,
     refuse_missing_logprobs,
@@ -30,7 +30,7 @@ from tests.synthetic import SyntheticFleet, synthetic_source
 @pytest.mark.parametrize(("missing", "stops"), [(0, False), (1, False), (2, True), (100, True)])
 def test_a_run_stops_where_log_probabilities_are_missing(missing: int, stops: bool) -> None:
     """Of 200 tokens, up to one in a hundred may be."""
-    assert MAX_MISSING_LOGPROBS_SHARE == 0.01
+    assert MAX_MISSING_LOGPROBS_FRACTION == 0.01
     logprobs = [math.nan] * 2 * missing + [-1.0] * (200 - 2 * missing)
     group = make_group([1.0], [make_response(200, logprobs)])
     metrics = batch_metrics([group], learner_version=3)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 
 from cluster.core.config import RunConfig
-from cluster.training.dataset import Questions, evaluation_prompts, training_sampling
-from cluster.training.prompt_source import Question
+from cluster.training.dataset import Dataset, evaluation_prompts, training_sampling
+from cluster.training.prompt_source import TokenizedProblem
 from rollout.engine.tokenizer import EncodedPrompt
 
 
-def questions(train: int, held_out: int) -> Questions:
-    def some(split: str, count: int) -> list[Question]:
-        return [Question((split, row), EncodedPrompt(f"{split} {row}", (row,))) for row in range(count)]
+def questions(train: int, held_out: int) -> Dataset:
+    def some(split: str, count: int) -> list[TokenizedProblem]:
+        return [
+            TokenizedProblem((split, row), EncodedPrompt(f"{split} {row}", (row,))) for row in range(count)
+        ]
 
-    return Questions(some("train", train), some("held_out", held_out))
+    return Dataset(some("train", train), some("eval", held_out))
 
 
 def config(prompts: int, **rollout: int) -> RunConfig:
@@ -22,7 +24,7 @@ def config(prompts: int, **rollout: int) -> RunConfig:
     return RunConfig.model_validate({"evaluation": evaluation, "rollout": rollout})
 
 
-def rows(prompts: int, train: int = 12, held_out: int = 5, split: str = "held_out") -> list[int]:
+def rows(prompts: int, train: int = 12, held_out: int = 5, split: str = "eval") -> list[int]:
     asked = evaluation_prompts(config(prompts), questions(train, held_out), split)  # type: ignore[arg-type]
     assert all(prompt.problem[0] == split for prompt in asked)
     assert len({prompt.id for prompt in asked}) == len(asked)

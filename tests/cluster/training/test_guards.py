@@ -29,7 +29,7 @@ def test_above_it_the_run_stops_and_names_the_commonest_reason() -> None:
     with pytest.raises(VerifierFailureError) as refusal:
         refuse_failed_verdicts(batch(TIMEOUT, ERROR, ERROR), 0.2, "in step 3")
     assert str(refusal.value) == (
-        "in step 3, the verifier failed on 3 of 10 responses (reward.max_error_share: 0.2); on 2 of them with the "
+        "in step 3, the verifier failed on 3 of 10 responses (reward.max_error_fraction: 0.2); on 2 of them with the "
         "error: KeyError: 'answer' (mine.py:7) (1 other reasons are in the transcripts and logs)"
     )
     with pytest.raises(VerifierFailureError, match=r"on 1 of them with the timeout: no verdict within 5 s$"):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.core.types import Prompt, Sampling
-from cluster.training.prompt_source import PromptSource, Question, sampling_seed
+from cluster.training.prompt_source import PromptSource, TokenizedProblem, sampling_seed
 from rollout.engine.tokenizer import EncodedPrompt
 from tests import PROJECT
 
@@ -21,7 +21,9 @@ SEED = st.integers(0, 2**32)
 
 
 def source(rows: int, seed: int = 0, position: int = 0) -> PromptSource:
-    questions = [Question(f"problem {row}", EncodedPrompt(f"question {row}", (row,))) for row in range(rows)]
+    questions = [
+        TokenizedProblem(f"problem {row}", EncodedPrompt(f"question {row}", (row,))) for row in range(rows)
+    ]
     return PromptSource(questions, seed, lambda id_: Sampling(2, 1.0, 16, sampling_seed(seed, id_)), position)
 
 

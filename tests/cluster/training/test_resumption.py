@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from cluster.commands.report.page import card
 from cluster.commands.report.runs import read_run
 from cluster.core.config import RunConfig
-from cluster.core.types import Publication
+from cluster.core.types import PolicyVersion
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
 from cluster.training.controller import Controller
-from learner.objective.training_batch import WeighedBatch
+from learner.objective.training_batch import TrainingBatch
 from learner.state.state_files import CheckpointError, FileRecord, seal
 from tests.synthetic import SyntheticFleet, expected_prompts, synthetic_source
 
@@ -57,7 +57,7 @@ class HashingLearner:
     fuse: Fuse
     weights: str = ""
 
-    async def learn(self, mini_batches: Sequence[WeighedBatch]) -> dict[str, float]:
+    async def learn(self, mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
         self.fuse.tick()
         for batch in mini_batches:
             content = [
@@ -66,9 +66,9 @@ class HashingLearner:
             self.weights = hashlib.sha256(f"{self.weights} {content}".encode()).hexdigest()
         return {"logprob_gap/mean": 0.0, "learner_tokens": 1.0}
 
-    async def publish(self, version: int) -> Publication:
+    async def publish(self, version: int) -> PolicyVersion:
         self.fuse.tick()
-        return Publication(version, None, (), ())
+        return PolicyVersion(version, None, (), ())
 
     async def save(self, directory: Path) -> dict[Path, FileRecord]:
         directory.mkdir()

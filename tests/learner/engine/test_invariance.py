@@ -25,7 +25,7 @@ from learner.model.logprobs import TokenBatch, response_logprobs
 from learner.model.policy import prepare_policy
 from learner.objective.loss import PolicyLogprobs, policy_loss
 from learner.objective.table import OBJECTIVES
-from learner.objective.training_batch import Row, weigh
+from learner.objective.training_batch import Row, build_training_batch
 from tests.builders import make_group, make_prompt, make_response, tiny_llama
 
 MAX_TOKENS = 12
@@ -35,10 +35,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "batch scaling": {"name": "grpo", "advantage_scaling": "batch"},
     "token weights": {"importance_cap": 1.2},
     "sequence weights": {"importance_cap": 1.2, "importance_level": "sequence"},
-    "k1": {"kl_weight": 0.1, "kl_estimator": "k1"},
-    "k2": {"kl_weight": 0.1, "kl_estimator": "k2"},
-    "k3": {"kl_weight": 0.1, "kl_estimator": "k3"},
-    "entropy bonus": {"entropy_weight": 0.05},
+    "k1": {"kl_coefficient": 0.1, "kl_estimator": "k1"},
+    "k2": {"kl_coefficient": 0.1, "kl_estimator": "k2"},
+    "k3": {"kl_coefficient": 0.1, "kl_estimator": "k3"},
+    "entropy bonus": {"entropy_coefficient": 0.05},
     "cut-off masked": {"mask_truncated": True},
     "over-long penalty": {"overlong_tokens": 6},
     "all at once": {
@@ -46,8 +46,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "overlong_tokens": 6,
         "mask_truncated": True,
         "importance_cap": 1.2,
-        "entropy_weight": 0.05,
-        "kl_weight": 0.1,
+        "entropy_coefficient": 0.05,
+        "kl_coefficient": 0.1,
     },
 }
 CONFIGS = {name: {"name": name} for name in OBJECTIVES} | OPTIONS
@@ -115,7 +115,7 @@ class Learner:
         self.config = ObjectiveConfig.model_validate(settings)
 
     def rows(self, groups: Sequence[ScoredGroup]) -> tuple[Row, ...]:
-        return weigh(groups, self.config, MAX_TOKENS).rows
+        return build_training_batch(groups, self.config, MAX_TOKENS).rows
 
     def learn(self, ranks: Sequence[Sequence[MicroBatch]]) -> tuple[float, Tensor, dict[str, float]]:
         """Loss, gradient and statistics. The sampler's log-probabilities stand for those of π_old, the reference's for
@@ -130,7 +130,7 @@ class Learner:
                 old = batch.sampler_logprobs_BT
                 sampler = torch.where(old.isnan(), old, other)
                 logprobs = PolicyLogprobs(
-                    new, old.nan_to_num(), sampler, other if self.config.kl_weight else None
+                    new, old.nan_to_num(), sampler, other if self.config.kl_coefficient else None
                 )
                 result = policy_loss(
                     self.config, logprobs, entropy, batch.advantages_B, batch.scales_B, batch.response_mask_BT
@@ -216,7 +216,7 @@ def test_an_empty_micro_batch_adds_nothing(learner: Learner, groups: list[Scored
 
 
 def left_out(learner: Learner, groups: list[ScoredGroup]) -> list[Row]:
-    """The responses that `weigh` leaves out, as rows without an advantage."""
+    """The responses that `build_training_batch` leaves out, as rows without an advantage."""
     rows = learner.rows(groups)
     there = {id(row.response_token_ids) for row in rows}
     return [

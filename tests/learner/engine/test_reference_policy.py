@@ -36,7 +36,7 @@ def options(model: Path, **objective: Any) -> LearnerOptions:
     return LearnerOptions(str(model), "float32", 0.7, 0, LearnerConfig(zero_stage=2), config, (), 1)
 
 
-@pytest.mark.parametrize("objective", [{}, {"kl_weight": 0.0}])
+@pytest.mark.parametrize("objective", [{}, {"kl_coefficient": 0.0}])
 def test_without_a_weight_nothing_is_loaded(objective: dict[str, Any]) -> None:
     nowhere = options(Path("/there/is/no/model"), **objective)
     assert build_reference(engine_around(tiny_llama()), nowhere) is None
@@ -45,7 +45,7 @@ def test_without_a_weight_nothing_is_loaded(objective: dict[str, Any]) -> None:
 def test_it_says_what_the_model_said_when_the_run_started(saved: Path) -> None:
     """For prompts that responses share, too; and whatever the policy has learned since."""
     engine = engine_around(tiny_llama().float())
-    reference = build_reference(engine, options(saved, kl_weight=0.1))
+    reference = build_reference(engine, options(saved, kl_coefficient=0.1))
     assert reference is not None
     logprobs = np.zeros(3, dtype=np.float32)
     rows = [Row(np.arange(4), np.array(ids), logprobs, 1.0, 1.0) for ids in ([5, 6, 7], [8, 9, 1])]
@@ -61,7 +61,7 @@ def test_it_says_what_the_model_said_when_the_run_started(saved: Path) -> None:
 
 def test_on_cpu_its_weights_lie_in_the_models_file(saved: Path) -> None:
     """So that all ranks of a machine share them, and they take no memory that the kernel could not have back."""
-    reference = FrozenModel(engine_around(tiny_llama()), options(saved, kl_weight=0.1))
+    reference = FrozenModel(engine_around(tiny_llama()), options(saved, kl_coefficient=0.1))
     mapped = [
         range(*(int(end, 16) for end in line.split()[0].split("-")))
         for line in Path("/proc/self/maps").read_text().splitlines()

@@ -38,7 +38,7 @@ def of_step(tokens: float, **others: float) -> dict[str, float]:
             "kl_to_old",
             "logprob_gap",
             "learning_rate",
-            "gradient_norm",
+            "grad_norm",
         ),
         0.0,
     )
@@ -47,13 +47,13 @@ def of_step(tokens: float, **others: float) -> dict[str, float]:
 
 
 def test_metrics_of_two_ranks_and_two_steps() -> None:
-    """Means over tokens, the loss per optimiser step, the norm that every rank says, the newest learning rate."""
+    """Means over tokens, the loss per optimizer step, the norm that every rank says, the newest learning rate."""
     metrics = learner_metrics(
         [
-            of_step(10, loss=1.0, entropy=5.0, gradient_norm=2.0, learning_rate=0.1, min_ratio=0.5),
-            of_step(30, loss=2.0, entropy=15.0, ratio=30.0, gradient_norm=4.0, learning_rate=0.2),
-            of_step(10, loss=3.0, clipped_low=6.0, gradient_norm=2.0, learning_rate=0.1, max_ratio=2.0),
-            of_step(10, loss=4.0, kl_to_old=12.0, gradient_norm=4.0, learning_rate=0.2),
+            of_step(10, loss=1.0, entropy=5.0, grad_norm=2.0, learning_rate=0.1, min_ratio=0.5),
+            of_step(30, loss=2.0, entropy=15.0, ratio=30.0, grad_norm=4.0, learning_rate=0.2),
+            of_step(10, loss=3.0, clipped_low=6.0, grad_norm=2.0, learning_rate=0.1, max_ratio=2.0),
+            of_step(10, loss=4.0, kl_to_old=12.0, grad_norm=4.0, learning_rate=0.2),
         ],
         steps=2,
     )
@@ -61,14 +61,14 @@ def test_metrics_of_two_ranks_and_two_steps() -> None:
         {
             "objective/loss": 5.0,
             "objective/entropy": 20 / 60,
-            "objective/clip_share_low": 6 / 60,
-            "objective/clip_share_high": 0.0,
+            "objective/clip_fraction_low": 6 / 60,
+            "objective/clip_fraction_high": 0.0,
             "objective/kl_to_old": 12 / 60,
             "objective/ratio_mean": 30 / 60,
             "objective/ratio_min": 0.5,
             "objective/ratio_max": 2.0,
             "objective/learning_rate": 0.2,
-            "objective/gradient_norm": 3.0,
+            "objective/grad_norm": 3.0,
             "logprob_gap/mean": 0.0,
             "logprob_gap/max": 0.5,
             "learner_tokens": 60,
@@ -80,17 +80,17 @@ def test_options_that_are_on_are_told_of() -> None:
     metrics = learner_metrics([of_step(4, kl_to_reference=2.0, importance_weight=3.0, capped=1.0)], steps=1)
     assert metrics["objective/kl_to_reference"] == 0.5
     assert metrics["objective/importance_weight_mean"] == 0.75
-    assert metrics["objective/importance_capped_share"] == 0.25
+    assert metrics["objective/importance_capped_fraction"] == 0.25
 
 
 def test_the_gradient_share_is_of_the_steps_that_measured_it() -> None:
     """Two ranks that agree, two steps, of which the first was measured."""
-    measured = of_step(4, positive_gradient_norm=3.0, negative_gradient_norm=1.0)
+    measured = of_step(4, positive_grad_norm=3.0, negative_grad_norm=1.0)
     metrics = learner_metrics([measured, of_step(4), measured, of_step(4)], steps=2)
-    assert metrics["objective/gradient_share_positive"] == 0.75
-    neither = of_step(4, positive_gradient_norm=0.0, negative_gradient_norm=0.0)
-    assert math.isnan(learner_metrics([neither], steps=1)["objective/gradient_share_positive"])
-    assert "objective/gradient_share_positive" not in learner_metrics([of_step(4)], steps=1)
+    assert metrics["objective/gradient_fraction_positive"] == 0.75
+    neither = of_step(4, positive_grad_norm=0.0, negative_grad_norm=0.0)
+    assert math.isnan(learner_metrics([neither], steps=1)["objective/gradient_fraction_positive"])
+    assert "objective/gradient_fraction_positive" not in learner_metrics([of_step(4)], steps=1)
 
 
 def test_without_any_token_there_is_no_ratio_and_no_gap() -> None:

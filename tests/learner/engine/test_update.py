@@ -106,7 +106,7 @@ def frozen(engine: PlainEngine, micro_batches: list[MicroBatch]) -> list[Tensor]
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_every_step_of_a_batch_has_the_policy_that_it_began_with(epochs: int) -> None:
     """Written out: all old log-probabilities first, then the mini-batches in turn, epoch by epoch."""
-    objective = ObjectiveConfig(name="grpo", entropy_weight=0.05)
+    objective = ObjectiveConfig(name="grpo", entropy_coefficient=0.05)
     work = [mini_batch(0), mini_batch(1)]
     by_hand = PlainEngine()
     old = [frozen(by_hand, micro_batches) for micro_batches in work]
@@ -135,7 +135,7 @@ def test_the_reference_is_asked_once_per_batch(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(update, "build_reference", lambda engine, options: Reference())
     engine: Any = PlainEngine()
     work = [mini_batch(0), mini_batch(1)]
-    options = learner_options(ObjectiveConfig(kl_weight=1e-9), epochs_per_batch=2)
+    options = learner_options(ObjectiveConfig(kl_coefficient=1e-9), epochs_per_batch=2)
     statistics = PolicyUpdate(engine, options).learn(work)
     assert len(asked) == len(work[0]) + len(work[1])
     assert all(step["kl_to_reference"] > 0 for step in statistics)
@@ -143,12 +143,14 @@ def test_the_reference_is_asked_once_per_batch(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_each_side_pulls_is_measured_and_leaves_no_trace() -> None:
     """Of the surrogate alone, without the entropy; the other steps are not measured."""
-    objective = ObjectiveConfig(name="grpo", entropy_weight=0.05)
+    objective = ObjectiveConfig(name="grpo", entropy_coefficient=0.05)
     work = [mini_batch(0), mini_batch(1)]
     plain: Any = PlainEngine()
     expected = PolicyUpdate(plain, learner_options(objective)).learn(work)
     engine: Any = PlainEngine()
-    first, second = PolicyUpdate(engine, learner_options(objective, measure_gradient_share=True)).learn(work)
+    first, second = PolicyUpdate(engine, learner_options(objective, measure_gradient_fraction=True)).learn(
+        work
+    )
     assert engine.backwards == len(work[0]) * 3 + len(work[1])
     torch.testing.assert_close(engine.weights(), plain.weights(), rtol=0, atol=0)
     assert (engine.global_steps, engine.get_lr()) == (plain.global_steps, plain.get_lr())
@@ -157,7 +159,7 @@ def test_what_each_side_pulls_is_measured_and_leaves_no_trace() -> None:
     for side, sign in (("positive", 1), ("negative", -1)):
         rows = [row for micro_batch in work[0] for (row,) in micro_batch if sign * row.advantage > 0]
         one_sided: list[MicroBatch] = [((row,),) for row in rows]
-        surrogate = objective.model_copy(update={"entropy_weight": 0.0})
+        surrogate = objective.model_copy(update={"entropy_coefficient": 0.0})
         loss = torch.stack(losses(untouched, one_sided, surrogate, frozen(untouched, one_sided))).sum()
         gradients = torch.autograd.grad(loss, list(untouched.module.parameters()))
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()

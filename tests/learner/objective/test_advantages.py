@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from learner.objective.advantages import (
     STD_EPSILON,
     Scaling,
-    SignShares,
+    SignFractions,
     adaptive_alpha,
     group_advantages,
     hysteretic,
     overlong_penalties,
-    sign_shares,
+    sign_fractions,
 )
 
 # Hundredths: few of them are exact in floating point, and no two are so close that rounding decides between them.
@@ -82,7 +82,7 @@ def test_equal_rewards_give_exactly_zero_and_count_on_neither_side(
 ) -> None:
     equal = advantages_of(np.full((1, size), reward), scaling)
     assert (equal == 0).all()
-    assert sign_shares(equal) == SignShares(0.0, 0.0)
+    assert sign_fractions(equal) == SignFractions(0.0, 0.0)
 
 
 @pytest.mark.parametrize("size", [3, 16])
@@ -94,7 +94,7 @@ def test_an_equal_group_is_not_decided_by_subtraction(size: int) -> None:
 
 
 def test_a_response_at_the_mean_of_its_group_counts_on_neither_side() -> None:
-    assert sign_shares(advantages_of(np.array([[0.0, 0.1, 0.2]]))) == SignShares(1 / 3, 1 / 3)
+    assert sign_fractions(advantages_of(np.array([[0.0, 0.1, 0.2]]))) == SignFractions(1 / 3, 1 / 3)
 
 
 @given(batches(), SCALING, st.data())
@@ -160,15 +160,15 @@ def test_scaling_changes_sizes_never_sides(batch: tuple[np.ndarray, np.ndarray],
 def test_alpha_of_one_binary_group_is_p_over_one_minus_p(case: tuple[int, int], alpha_min: float) -> None:
     right, size = case
     p = right / size
-    alpha = adaptive_alpha(sign_shares(advantages_of(binary(right, size))), alpha_min)
+    alpha = adaptive_alpha(sign_fractions(advantages_of(binary(right, size))), alpha_min)
     assert alpha == pytest.approx(min(max(p / (1 - p), alpha_min), 1))
 
 
 def test_signs_are_counted_over_the_whole_batch() -> None:
     """1 of 4 and 2 of 4 right, and a group that counts on neither side: 3 positive, 5 negative."""
     rewards = np.vstack([binary(1, 4), binary(2, 4), binary(4, 4)])
-    shares = sign_shares(advantages_of(rewards))
-    assert shares == SignShares(3 / 12, 5 / 12)
+    shares = sign_fractions(advantages_of(rewards))
+    assert shares == SignFractions(3 / 12, 5 / 12)
     assert adaptive_alpha(shares, 0.1) == pytest.approx(3 / 5)
 
 
@@ -185,7 +185,7 @@ def test_signs_are_counted_over_the_whole_batch() -> None:
     ids=["no negatives", "all zero", "no positives", "few positives", "few negatives", "between"],
 )
 def test_alpha_at_the_edges(positive: float, negative: float, alpha: float) -> None:
-    assert adaptive_alpha(SignShares(positive, negative), alpha_min=0.1) == alpha
+    assert adaptive_alpha(SignFractions(positive, negative), alpha_min=0.1) == alpha
 
 
 @given(batches(), st.floats(0, 1))

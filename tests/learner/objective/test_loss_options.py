@@ -84,7 +84,7 @@ def k3(r: Drawn) -> Tensor:
 @given(seed=SEEDS)
 def test_the_divergence_is_added_to_each_token(estimator: Any, seed: int) -> None:
     """Of responses without an advantage too."""
-    config = config_of(kl_weight=0.3, kl_estimator=estimator.__name__)
+    config = config_of(kl_coefficient=0.3, kl_estimator=estimator.__name__)
     expected = grpo_with(lambda r: clipped(ratios(r), r.advantage) - 0.3 * estimator(r))
     assert_same_loss(DrawnBatch.draw(seed), config, expected)
 
@@ -92,7 +92,7 @@ def test_the_divergence_is_added_to_each_token(estimator: Any, seed: int) -> Non
 @given(seed=SEEDS)
 def test_the_divergence_weighs_what_the_surrogate_does(seed: int) -> None:
     """Here as one mean over all tokens, and untouched by α and by importance weights."""
-    config = config_of("hpo", alpha=0.0, kl_weight=0.3, importance_cap=1.5)
+    config = config_of("hpo", alpha=0.0, kl_coefficient=0.3, importance_cap=1.5)
 
     def expected(batch: list[Drawn]) -> Tensor:
         surrogates = [token_weighted(r) if r.advantage > 0 else 0.0 * r.new for r in batch]
@@ -142,14 +142,14 @@ def test_the_gradients_of_the_estimators_are_what_the_documentation_says() -> No
 @given(seed=SEEDS)
 def test_the_entropy_of_each_token_is_maximised(seed: int) -> None:
     expected = grpo_with(lambda r: clipped(ratios(r), r.advantage) + 0.1 * r.entropy)
-    assert_same_loss(DrawnBatch.draw(seed), config_of(entropy_weight=0.1), expected)
+    assert_same_loss(DrawnBatch.draw(seed), config_of(entropy_coefficient=0.1), expected)
 
 
 def test_the_bonus_reaches_the_entropys_gradient() -> None:
     batch = DrawnBatch.draw(0)
     for entropy in batch.entropy.values():
         entropy.requires_grad_()
-    loss = batch.loss(config_of("hpo", entropy_weight=0.1)).loss
+    loss = batch.loss(config_of("hpo", entropy_coefficient=0.1)).loss
     for gradient in torch.autograd.grad(loss, list(batch.entropy.values())):
         assert torch.allclose(gradient, torch.full_like(gradient, -0.1 / count_tokens(batch.responses())))
 
@@ -163,7 +163,7 @@ def test_what_padding_holds_reaches_neither_loss_nor_gradient(name: str, rubbish
     mask = torch.tensor([[True, True, False], [True, False, False]])
     clean = torch.tensor([[-1.0, -2.0, 0.0], [-0.5, 0.0, 0.0]])
     config = config_of(
-        name, importance_cap=2.0, importance_level="sequence", kl_weight=0.1, entropy_weight=0.1
+        name, importance_cap=2.0, importance_level="sequence", kl_coefficient=0.1, entropy_coefficient=0.1
     )
 
     def result_with(padding: float) -> tuple[Tensor, Tensor, dict[str, float]]:
@@ -190,8 +190,8 @@ def test_what_padding_holds_reaches_neither_loss_nor_gradient(name: str, rubbish
 EVERYTHING: dict[str, Any] = {
     "importance_cap": 2.0,
     "importance_level": "sequence",
-    "kl_weight": 0.1,
-    "entropy_weight": 0.1,
+    "kl_coefficient": 0.1,
+    "entropy_coefficient": 0.1,
 }
 
 
@@ -239,7 +239,7 @@ def test_statistics_by_hand() -> None:
     entropy = torch.tensor([[0.5, 0.25], [1.0, 7.0], [7.0, 7.0]], dtype=torch.float64)
     advantages = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
     scales = torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64)
-    config = config_of(importance_cap=1.25, kl_weight=0.5, kl_estimator="k1")
+    config = config_of(importance_cap=1.25, kl_coefficient=0.5, kl_estimator="k1")
     statistics = policy_loss(config, logprobs, entropy, advantages, scales, mask).statistics
     weight = 1.25  # min(e^0.25, 1.25)
     assert statistics == pytest.approx(

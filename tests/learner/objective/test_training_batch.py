@@ -15,8 +15,8 @@ from cluster.core.config import ObjectiveConfig, ObjectiveName
 from cluster.core.types import ScoredGroup
 from learner.objective.advantages import group_advantages
 from learner.objective.table import OBJECTIVES, resolve
-from learner.objective.training_batch import Row, WeighedBatch
-from learner.objective.training_batch import weigh as weigh_under_limit
+from learner.objective.training_batch import Row, TrainingBatch
+from learner.objective.training_batch import build_training_batch as build_under_limit
 from tests.builders import make_group, make_prompt, make_response
 
 HPO = ObjectiveConfig(name="hpo", alpha=0.6)
@@ -30,8 +30,8 @@ N, TOKENS = 16, 62
 MAX_RESPONSE_TOKENS = 10
 
 
-def weigh(groups: Sequence[ScoredGroup], objective: ObjectiveConfig) -> WeighedBatch:
-    return weigh_under_limit(groups, objective, MAX_RESPONSE_TOKENS)
+def build_training_batch(groups: Sequence[ScoredGroup], objective: ObjectiveConfig) -> TrainingBatch:
+    return build_under_limit(groups, objective, MAX_RESPONSE_TOKENS)
 
 
 def scored(rewards: Sequence[Sequence[float | None]], lengths: Sequence[Sequence[int]]) -> list[ScoredGroup]:
@@ -54,61 +54,68 @@ def test_the_batch_of_these_tests_has_the_sizes_they_name() -> None:
 @pytest.mark.parametrize("name", ["dapo", "cispo", "hpo", "a_hpo"])
 def test_token_means_divide_by_all_tokens_of_the_batch(name: ObjectiveName) -> None:
     """1 / (N · L̄) = 1 / Σ|τ|. Responses without an advantage, right, failed or otherwise, are counted."""
-    rows = weigh(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).rows
+    rows = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).rows
     assert [row.scale for row in rows] == pytest.approx([1 / TOKENS] * len(rows))
 
 
 @pytest.mark.parametrize("name", ["grpo", "gspo", "sapo"])
 def test_means_of_means_divide_each_response_by_its_own_tokens(name: ObjectiveName) -> None:
-    rows = weigh(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).rows
+    rows = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).rows
     assert [row.scale for row in rows] == pytest.approx(
         [1 / (N * len(row.response_token_ids)) for row in rows]
     )
 
 
 def test_dr_grpo_divides_by_a_length_that_was_not_sampled() -> None:
-    rows = weigh(scored(REWARDS, LENGTHS), ObjectiveConfig(name="dr_grpo")).rows
+    rows = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name="dr_grpo")).rows
     assert [row.scale for row in rows] == pytest.approx([1 / (N * MAX_RESPONSE_TOKENS)] * len(rows))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_rows_are_the_responses_with_an_advantage(name: ObjectiveName) -> None:
     """Not those of the group that is all right, nor the one whose verifier failed."""
-    rows = weigh(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).rows
+    rows = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).rows
     assert [int(row.response_token_ids[0]) for row in rows] == [*range(8), 12, 13, 14]
 
 
 @given(st.floats(0.01, 1))
 def test_a_row_carries_the_hysteretic_advantage_of_its_response(alpha: float) -> None:
-    rows = by_number(weigh(scored(REWARDS, LENGTHS), ObjectiveConfig(name="hpo", alpha=alpha)).rows)
+    rows = by_number(
+        build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name="hpo", alpha=alpha)).rows
+    )
     (plain,) = group_advantages(np.array([[1.0, 0, 0, 0]]), np.ones((1, 4), dtype=bool))
     assert [rows[i].advantage for i in range(4)] == pytest.approx([plain[0], *(alpha * plain[1:])])
 
 
 def test_alpha_of_zero_keeps_right_responses_alone() -> None:
-    rows = weigh(scored(REWARDS, LENGTHS), ObjectiveConfig(name="hpo", alpha=0)).rows
+    rows = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name="hpo", alpha=0)).rows
     assert [int(row.response_token_ids[0]) for row in rows] == [0, 4, 5, 12]
 
 
 def test_adaptive_alpha_is_counted_over_the_batch() -> None:
     """4 responses have a positive and 7 a negative advantage."""
-    batch = weigh(scored(REWARDS, LENGTHS), A_HPO)
+    batch = build_training_batch(scored(REWARDS, LENGTHS), A_HPO)
     pushed = sum(row.advantage for row in batch.rows if row.advantage > 0) / N
     assert batch.metrics == pytest.approx(
         {
             "objective/alpha": 4 / 7,
-            "objective/positive_share": 4 / N,
-            "objective/negative_share": 7 / N,
-            "objective/push_positive": pytest.approx(pushed),
-            "objective/push_negative": pytest.approx(4 / 7 * pushed),  # without α as much as the other side
-            "reward/zero_variance_share": 1 / 4,
+            "objective/positive_fraction": 4 / N,
+            "objective/negative_fraction": 7 / N,
+            "objective/advantage_mass_positive": pytest.approx(pushed),
+            "objective/advantage_mass_negative": pytest.approx(
+                4 / 7 * pushed
+            ),  # without α as much as the other side
+            "reward/zero_variance_fraction": 1 / 4,
         }
     )
 
 
 def test_adaptive_hpo_is_hpo_with_that_alpha() -> None:
     groups = scored(REWARDS, LENGTHS)
-    adaptive, fixed = weigh(groups, A_HPO), weigh(groups, ObjectiveConfig(name="hpo", alpha=4 / 7))
+    adaptive, fixed = (
+        build_training_batch(groups, A_HPO),
+        build_training_batch(groups, ObjectiveConfig(name="hpo", alpha=4 / 7)),
+    )
     assert [row.advantage for row in adaptive.rows] == pytest.approx([row.advantage for row in fixed.rows])
     assert [row.scale for row in adaptive.rows] == [row.scale for row in fixed.rows]
 
@@ -116,7 +123,9 @@ def test_adaptive_hpo_is_hpo_with_that_alpha() -> None:
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo"])
 def test_alpha_is_not_the_others_affair(name: ObjectiveName) -> None:
     groups = scored(REWARDS, LENGTHS)
-    one, other = (weigh(groups, ObjectiveConfig(name=name, alpha=a, alpha_min=a)) for a in (0.2, 0.9))
+    one, other = (
+        build_training_batch(groups, ObjectiveConfig(name=name, alpha=a, alpha_min=a)) for a in (0.2, 0.9)
+    )
     assert one.metrics["objective/alpha"] == 1
     assert [row.advantage for row in one.rows] == [row.advantage for row in other.rows]
 
@@ -124,7 +133,7 @@ def test_alpha_is_not_the_others_affair(name: ObjectiveName) -> None:
 @pytest.mark.parametrize("scaling", ["group", "batch", "none"])
 def test_the_configured_scaling_is_used(scaling: str) -> None:
     objective = ObjectiveConfig.model_validate({"name": "grpo", "advantage_scaling": scaling})
-    rows = by_number(weigh(scored(REWARDS[:3], LENGTHS[:3]), objective).rows)
+    rows = by_number(build_training_batch(scored(REWARDS[:3], LENGTHS[:3]), objective).rows)
     rewards = np.array(REWARDS[:3], dtype=float)
     expected = group_advantages(rewards, np.ones((3, 4), dtype=bool), resolve(objective).advantage_scaling)
     assert {i: row.advantage for i, row in rows.items()} == pytest.approx(
@@ -133,7 +142,9 @@ def test_the_configured_scaling_is_used(scaling: str) -> None:
 
 
 def test_dr_grpo_does_not_divide_by_a_deviation() -> None:
-    rows = by_number(weigh(scored(REWARDS[:1], LENGTHS[:1]), ObjectiveConfig(name="dr_grpo")).rows)
+    rows = by_number(
+        build_training_batch(scored(REWARDS[:1], LENGTHS[:1]), ObjectiveConfig(name="dr_grpo")).rows
+    )
     assert [rows[i].advantage for i in range(4)] == pytest.approx([0.75, -0.25, -0.25, -0.25])
 
 
@@ -150,18 +161,22 @@ def test_a_setting_that_is_given_takes_the_place_of_the_default(name: ObjectiveN
 
 
 def test_a_batch_without_any_advantage_has_no_rows() -> None:
-    batch = weigh(scored([[1, 1], [0, 0], [None, None], [None, 1]], [[1, 2]] * 4), A_HPO)
+    batch = build_training_batch(scored([[1, 1], [0, 0], [None, None], [None, 1]], [[1, 2]] * 4), A_HPO)
     assert batch.rows == ()
     assert batch.metrics["objective/alpha"] == 1
-    assert batch.metrics["objective/push_positive"] == batch.metrics["objective/push_negative"] == 0
-    assert batch.metrics["reward/zero_variance_share"] == 1
+    assert (
+        batch.metrics["objective/advantage_mass_positive"]
+        == batch.metrics["objective/advantage_mass_negative"]
+        == 0
+    )
+    assert batch.metrics["reward/zero_variance_fraction"] == 1
 
 
 def test_a_row_carries_the_very_tokens_that_were_sampled() -> None:
-    """Ids and log-probabilities travel; nothing is tokenised again."""
+    """Ids and log-probabilities travel; nothing is tokenized again."""
     response = make_response([9, 3, 1], logprobs=[-0.5, -1.5, -2.5])
     group = make_group([1, 0], [response, make_response()], make_prompt(token_ids=(4, 2)))
-    row = weigh([group], GRPO).rows[0]
+    row = build_training_batch([group], GRPO).rows[0]
     assert row.prompt_token_ids.tolist() == [4, 2]
     assert row.response_token_ids.tolist() == [9, 3, 1]
     assert row.sampler_logprobs.tolist() == [-0.5, -1.5, -2.5]
@@ -188,8 +203,10 @@ def with_cut_off(groups: Sequence[ScoredGroup], numbers: Collection[int]) -> lis
 def test_a_masked_response_stays_in_its_groups_statistics_and_gets_no_row(name: ObjectiveName) -> None:
     """The others keep the advantages that they have with it."""
     groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 6})
-    plain = by_number(weigh(groups, ObjectiveConfig(name=name, alpha_min=1.0)).rows)
-    masked = by_number(weigh(groups, ObjectiveConfig(name=name, alpha_min=1.0, mask_truncated=True)).rows)
+    plain = by_number(build_training_batch(groups, ObjectiveConfig(name=name, alpha_min=1.0)).rows)
+    masked = by_number(
+        build_training_batch(groups, ObjectiveConfig(name=name, alpha_min=1.0, mask_truncated=True)).rows
+    )
     assert plain.keys() - masked.keys() == {3, 6}
     assert {i: row.advantage for i, row in masked.items()} == {i: plain[i].advantage for i in masked}
 
@@ -208,33 +225,35 @@ def test_a_masked_response_leaves_the_sums_of_tokens_and_stays_one_of_n(
 ) -> None:
     """Responses 3 and 6 have 5 and 2 tokens; response 0 has 2."""
     groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 6})
-    rows = by_number(weigh(groups, ObjectiveConfig(name=name, mask_truncated=True)).rows)
+    rows = by_number(build_training_batch(groups, ObjectiveConfig(name=name, mask_truncated=True)).rows)
     assert rows[0].scale == pytest.approx(1 / denominator)
 
 
 def test_a_masked_response_counts_on_neither_side() -> None:
     """Of 4 positive and 7 negative responses, one positive and two negative are masked."""
     groups = with_cut_off(scored(REWARDS, LENGTHS), {0, 3, 6})
-    metrics = weigh(groups, ObjectiveConfig(name="a_hpo", mask_truncated=True)).metrics
+    metrics = build_training_batch(groups, ObjectiveConfig(name="a_hpo", mask_truncated=True)).metrics
     assert metrics["objective/alpha"] == 3 / 5
-    assert metrics["objective/positive_share"] == 3 / N
-    assert metrics["objective/negative_share"] == 5 / N
-    assert metrics["reward/zero_variance_share"] == 1 / 4, "a group does not become alike by masking"
+    assert metrics["objective/positive_fraction"] == 3 / N
+    assert metrics["objective/negative_fraction"] == 5 / N
+    assert metrics["reward/zero_variance_fraction"] == 1 / 4, "a group does not become alike by masking"
 
 
 def test_a_batch_that_is_all_masked_has_no_rows() -> None:
     groups = with_cut_off(scored(REWARDS, LENGTHS), range(N))
-    batch = weigh(groups, ObjectiveConfig(mask_truncated=True, kl_weight=0.1, entropy_weight=0.1))
+    batch = build_training_batch(
+        groups, ObjectiveConfig(mask_truncated=True, kl_coefficient=0.1, entropy_coefficient=0.1)
+    )
     assert batch.rows == ()
     assert batch.metrics["objective/alpha"] == 1
 
 
-@pytest.mark.parametrize("option", [{"kl_weight": 0.1}, {"entropy_weight": 0.1}])
+@pytest.mark.parametrize("option", [{"kl_coefficient": 0.1}, {"entropy_coefficient": 0.1}])
 def test_what_acts_on_every_response_keeps_those_without_an_advantage(option: dict[str, float]) -> None:
     """But not those that are masked."""
     groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 9})
     objective = ObjectiveConfig.model_validate({"mask_truncated": True, **option})
-    rows = by_number(weigh(groups, objective).rows)
+    rows = by_number(build_training_batch(groups, objective).rows)
     assert rows.keys() == set(range(N)) - {3, 9}
     assert rows[8].advantage == 0
     assert rows[8].scale == rows[0].scale
@@ -246,16 +265,16 @@ def test_what_acts_on_every_response_keeps_those_without_an_advantage(option: di
 def test_an_over_long_response_is_penalised_in_its_advantage_alone() -> None:
     """Of a group that is all right: 10 tokens allowed, the last 4 penalised, by 0, 0, 1/4 and 1."""
     groups = scored([[1, 1, 1, 1]], [[2, 6, 7, 10]])
-    batch = weigh(groups, ObjectiveConfig(name="dr_grpo", overlong_tokens=4))
+    batch = build_training_batch(groups, ObjectiveConfig(name="dr_grpo", overlong_tokens=4))
     mean = 1 - (1 / 4 + 1) / 4
     assert [row.advantage for row in batch.rows] == pytest.approx([1 - mean, 1 - mean, 0.75 - mean, -mean])
     assert batch.metrics["reward/overlong_penalty_mean"] == -(1 / 4 + 1) / 4
-    assert batch.metrics["reward/zero_variance_share"] == 0
-    assert groups[0].right == 4, "the verifier's outcome is what it was"
+    assert batch.metrics["reward/zero_variance_fraction"] == 0
+    assert groups[0].correct == 4, "the verifier's outcome is what it was"
 
 
 def test_without_a_penalty_there_is_none() -> None:
-    batch = weigh(scored([[1, 1]], [[2, 10]]), ObjectiveConfig())
+    batch = build_training_batch(scored([[1, 1]], [[2, 10]]), ObjectiveConfig())
     assert batch.rows == ()
     assert "reward/overlong_penalty_mean" not in batch.metrics
 
@@ -271,10 +290,14 @@ def test_a_batch_of_equal_rewards_teaches_nothing(name: str, rewards: list[list[
     """Whether the rewards can be written exactly or not, and where a response is alone in its group."""
     for scaling in ("group", "batch", "none"):
         objective = ObjectiveConfig.model_validate({"name": name, "advantage_scaling": scaling})
-        batch = weigh(scored(rewards, [[2] * len(row) for row in rewards]), objective)
+        batch = build_training_batch(scored(rewards, [[2] * len(row) for row in rewards]), objective)
         assert batch.rows == ()
-        assert batch.metrics["objective/push_positive"] == batch.metrics["objective/push_negative"] == 0
-        assert batch.metrics["reward/zero_variance_share"] == 1
+        assert (
+            batch.metrics["objective/advantage_mass_positive"]
+            == batch.metrics["objective/advantage_mass_negative"]
+            == 0
+        )
+        assert batch.metrics["reward/zero_variance_fraction"] == 1
         if name == "a_hpo":
             assert batch.metrics["objective/alpha"] == 1
 
@@ -286,7 +309,7 @@ def test_a_batch_of_equal_rewards_teaches_nothing(name: str, rewards: list[list[
 )
 def test_adaptive_alpha_on_one_sided_batches(masked: set[int], alpha: float, numbers: list[int]) -> None:
     groups = with_cut_off(scored([[1, 0, 0, 0]], [[2, 3, 4, 5]]), masked)
-    batch = weigh(groups, ObjectiveConfig(name="a_hpo", mask_truncated=True))
+    batch = build_training_batch(groups, ObjectiveConfig(name="a_hpo", mask_truncated=True))
     assert batch.metrics["objective/alpha"] == alpha
     assert [int(row.response_token_ids[0]) for row in batch.rows] == numbers
     assert all(np.isfinite([row.advantage, row.scale]).all() for row in batch.rows)

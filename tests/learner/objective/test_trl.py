@@ -155,7 +155,7 @@ def test_their_divergence_is_our_k3(trainer_class: type, case: str, seed: int) -
     """TRL has no other estimator."""
     config, settings, advantage = OBJECTIVES[case]
     theirs = Trl(trainer_class, settings | {"beta": 0.2}, advantage)
-    config = config.model_copy(update={"kl_weight": 0.2})
+    config = config.model_copy(update={"kl_coefficient": 0.2})
     assert_same_loss(DrawnBatch.draw(seed), config, theirs, tolerance=1e-6)
 
 
@@ -191,7 +191,7 @@ def test_the_entropy_bonus_is_theirs_where_tokens_are_averaged(trainer_class: ty
     """By design, ours weighs a token's entropy as its surrogate; theirs is always a mean over tokens."""
     batch = DrawnBatch.draw(0)
     theirs = Trl(trainer_class, {"loss_type": "dapo", "epsilon_high": 0.28, "entropy_coef": 0.1})
-    assert_same_loss(batch, config_of("dapo", entropy_weight=0.1), theirs, tolerance=1e-6)
+    assert_same_loss(batch, config_of("dapo", entropy_coefficient=0.1), theirs, tolerance=1e-6)
     theirs = Trl(trainer_class, {"loss_type": "grpo", "entropy_coef": 0.1})
-    ours = batch.loss(config_of("grpo", entropy_weight=0.1)).loss
+    ours = batch.loss(config_of("grpo", entropy_coefficient=0.1)).loss
     assert abs(ours.item() - theirs(batch.responses()).item()) > 1e-3

@@ -15,7 +15,7 @@ import torch
 
 from cluster.core.config import LearnerConfig, ObjectiveConfig
 from learner.engine.deepspeed_engine import LearnerOptions
-from learner.engine.lr_schedule import rate_share
+from learner.engine.lr_schedule import lr_factor
 from learner.state.state_files import CheckpointError, CheckpointWriteError, record
 from learner.state.training_state import load_training_state, save_training_state
 from tests.builders import tiny_llama
@@ -44,9 +44,9 @@ class Engine:
         self.optimizer = torch.optim.AdamW(
             self.module.model.parameters(), learner.learning_rate, betas, weight_decay=learner.weight_decay
         )
-        self.optimizer.clip_grad = learner.max_gradient_norm  # type: ignore[attr-defined]
+        self.optimizer.clip_grad = learner.max_grad_norm  # type: ignore[attr-defined]
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, partial(rate_share, steps=self.options.steps, learner=learner)
+            self.optimizer, partial(lr_factor, steps=self.options.steps, learner=learner)
         )
 
     def step(self, times: int) -> None:
@@ -81,7 +81,7 @@ class Engine:
 
 
 def options(dtype: str = "float32", **learner: Any) -> LearnerOptions:
-    settings = {"learning_rate": 1e-3, "learning_rate_schedule": "cosine", "zero_stage": 0} | learner
+    settings = {"learning_rate": 1e-3, "lr_schedule": "cosine", "zero_stage": 0} | learner
     return LearnerOptions("", dtype, 1.0, 0, LearnerConfig(**settings), ObjectiveConfig(), (), steps=20)
 
 
@@ -147,7 +147,7 @@ def test_settings_that_changed_since_take_effect(tmp_path: Path) -> None:
     old.step(7)
     save(old, tmp_path / "state")
     changed = options(
-        learning_rate=5e-3, adam_beta1=0.8, adam_beta2=0.95, weight_decay=0.1, max_gradient_norm=0.3
+        learning_rate=5e-3, adam_beta1=0.8, adam_beta2=0.95, weight_decay=0.1, max_grad_norm=0.3
     )
     resumed = Engine(changed)
     load(resumed, tmp_path / "state")
@@ -156,7 +156,7 @@ def test_settings_that_changed_since_take_effect(tmp_path: Path) -> None:
     assert group["weight_decay"] == 0.1
     assert resumed.optimizer.clip_grad == 0.3  # type: ignore[attr-defined]
     for step in range(7, 12):
-        assert resumed.rate == 5e-3 * rate_share(step, 20, changed.learner)
+        assert resumed.rate == 5e-3 * lr_factor(step, 20, changed.learner)
         resumed.step(1)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from reward.dataset.options import DatasetOptions
 from reward.dataset.reading import read_rows
-from reward.dataset.rows import Rows, is_held_out, load_rows, prompt_key, render
+from reward.dataset.rows import Rows, is_eval, load_rows, prompt_key, render
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -45,11 +45,9 @@ def test_no_prompt_is_in_both_splits(
 ) -> None:
     """Whichever way it is written, and whether the held-out rows are cut off or come from a file of their own."""
     path = tmp_path_factory.mktemp("data")
-    own = {"held_out_data": write(path / "held_out.jsonl", more)}
-    for split in (loaded(path, rows, held_out_share=share), loaded(path, rows, **own)):
-        train, held_out = (
-            [prompt_key(row["prompt"]) for row in part] for part in (split.train, split.held_out)
-        )
+    own = {"eval_data": write(path / "held_out.jsonl", more)}
+    for split in (loaded(path, rows, eval_fraction=share), loaded(path, rows, **own)):
+        train, held_out = ([prompt_key(row["prompt"]) for row in part] for part in (split.train, split.eval))
         assert not set(train) & set(held_out)
         assert len(set(train)) == len(train)
         assert len(set(held_out)) == len(held_out)
@@ -59,31 +57,31 @@ def test_no_prompt_is_in_both_splits(
 def test_a_split_depends_on_nothing_but_the_prompt(tmp_path: Path) -> None:
     few, many = loaded(tmp_path, asked(50)), loaded(tmp_path, asked(500)[::-1])
     assert {row["prompt"] for row in few.train} <= {row["prompt"] for row in many.train}
-    assert {row["prompt"] for row in few.held_out} <= {row["prompt"] for row in many.held_out}
-    assert 30 < len(many.held_out) < 70, "a tenth of 500"
+    assert {row["prompt"] for row in few.eval} <= {row["prompt"] for row in many.eval}
+    assert 30 < len(many.eval) < 70, "a tenth of 500"
     assert prompt_key(" a\n") == prompt_key("a") == prompt_key([{"role": "user", "content": "a"}])
     assert prompt_key("a") != prompt_key([{"role": "system", "content": "a"}])
-    assert [key for key in map(prompt_key, "abcdefgh") if is_held_out(key, 0.5)] == [
+    assert [key for key in map(prompt_key, "abcdefgh") if is_eval(key, 0.5)] == [
         prompt_key(letter) for letter in "abcdefgh" if int(prompt_key(letter)[0], 16) < 8
     ]
 
 
 def test_the_first_held_out_rows_are_not_the_first_of_the_file(tmp_path: Path) -> None:
-    held_out = [row["prompt"] for row in loaded(tmp_path, asked(300), held_out_share=0.5).held_out]
+    held_out = [row["prompt"] for row in loaded(tmp_path, asked(300), eval_fraction=0.5).eval]
     assert held_out != sorted(held_out, key=lambda prompt: int(prompt.split()[2]))
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     rows = [*asked(20), *asked(3), {"prompt": "x" * 100}]
     split = loaded(tmp_path, rows, max_prompt_characters=50)
-    assert len(split.train) + len(split.held_out) == 20
+    assert len(split.train) + len(split.eval) == 20
     repeated, too_long = split.notes
     assert repeated.endswith(
         "3 of 24 rows repeat an earlier prompt and are left out, the first is data.jsonl:21"
     )
     assert "1 of 24 prompts are longer than max_prompt_characters" in too_long
     held_out = write(tmp_path / "held_out.jsonl", asked(4))
-    (both,) = loaded(tmp_path, asked(20), held_out_data=held_out).notes
+    (both,) = loaded(tmp_path, asked(20), eval_data=held_out).notes
     assert both.endswith("4 prompts are held out as well, and are not trained on")
 
 
@@ -157,7 +155,7 @@ def test_parquet_and_saved_data_sets_are_read_like_jsonl(tmp_path: Path) -> None
     for name in ("data.parquet", "saved", "saved_dict", "folder"):
         found = load_rows(DatasetOptions(data=str(tmp_path / name)))
         assert found.train == expected.train, name
-        assert found.held_out == expected.held_out, name
+        assert found.eval == expected.eval, name
     assert read_rows(str(tmp_path / "data.parquet"), None, "train")[4][0] == "data.parquet, row 5"
     with pytest.raises(ValueError, match="saved_dict cannot be loaded"):
         load_rows(DatasetOptions(data=str(tmp_path / "saved_dict"), data_split="test"))

@@ -18,7 +18,7 @@ import pytest
 from cluster.core.types import Verdict
 from reward.sandbox.pool import Sandbox, SandboxError
 from reward.sandbox.recipe import Limits, Recipe
-from tests.builders import judged_by
+from tests.builders import scored_by
 
 LIMITS = Limits(timeout_s=1.0, memory_mib=256, child_processes=8)
 
@@ -67,8 +67,8 @@ def outcomes(verdicts: list[Verdict]) -> list[str]:
         ("power_tower", "timeout", "no verdict within"),
         ("ignore_sigterm", "timeout", "no verdict within"),
         ("fork_and_hang", "timeout", "no verdict within"),
-        ("fork_and_return", "right", "it says so"),
-        ("leave_a_daemon", "right", "it says so"),
+        ("fork_and_return", "correct", "it says so"),
+        ("leave_a_daemon", "correct", "it says so"),
         ("leave_a_daemon_and_exit", "error", "the verifier ended its process with exit code 3"),
         ("fork_bomb", "error", "the verifier had more than 8 processes running"),
         ("memory_bomb", "error", "MemoryError: more than reward.verifier_memory_mib"),
@@ -78,14 +78,14 @@ def outcomes(verdicts: list[Verdict]) -> list[str]:
         ("write_garbage", "error", "the verifier process sent a reply of 4294967295 bytes"),
         ("forge_a_reply", "error", "something was written into the channel of the verifier process"),
         ("recurse", "error", "RecursionError: maximum recursion depth exceeded"),
-        ("flood_stdout", "right", "it says so"),
-        ("leave_a_thread", "right", "it says so"),
+        ("flood_stdout", "correct", "it says so"),
+        ("leave_a_thread", "correct", "it says so"),
         ("raise_value_error", "error", "ValueError: not a number (verifiers.py:"),
         ("raise_system_exit", "error", "SystemExit: 0"),
         ("raise_keyboard_interrupt", "error", "KeyboardInterrupt"),
         ("raise_unprintable", "error", "Unprintable"),
         ("give_none", "error", "TypeError: the verifier gave None, which is no Verdict"),
-        ("give_nan", "error", "the verifier gave the outcome 'right' and the reward nan"),
+        ("give_nan", "error", "the verifier gave the outcome 'correct' and the reward nan"),
         ("give_an_unknown_outcome", "error", "the verifier gave the outcome 'perhaps'"),
     ],
 )
@@ -95,12 +95,12 @@ async def test_a_verifier_that_goes_wrong_costs_its_own_verdict_only(
     async with sandboxed() as sandbox:
         before = [f"before {i}" for i in range(20)]
         after = [f"after {i}" for i in range(20)]
-        verdicts = await judged_by(sandbox, "a problem", [*before, deed, *after])
+        verdicts = await scored_by(sandbox, "a problem", [*before, deed, *after])
         assert [verdict.answer for verdict in verdicts[:20]] == before
         assert [verdict.answer for verdict in verdicts[21:]] == after
         assert verdicts[20].outcome == outcome
         assert verdicts[20].reason.startswith(reason)
-        assert (await judged_by(sandbox, "a problem", ["still here"]))[0].answer == "still here"
+        assert (await scored_by(sandbox, "a problem", ["still here"]))[0].answer == "still here"
 
 
 async def test_all_of_them_together_cost_their_own_verdicts_only() -> None:
@@ -114,8 +114,8 @@ async def test_all_of_them_together_cost_their_own_verdicts_only() -> None:
     ]
     texts = [text for deed in deeds for text in (deed, *(f"{deed} {i}" for i in range(8)))]
     async with sandboxed(processes=3) as sandbox:
-        verdicts = dict(zip(texts, await judged_by(sandbox, "a problem", texts), strict=True))
-    expected = ["timeout", "error", "error", "error", "right", "error"]
+        verdicts = dict(zip(texts, await scored_by(sandbox, "a problem", texts), strict=True))
+    expected = ["timeout", "error", "error", "error", "correct", "error"]
     assert outcomes([verdicts[deed] for deed in deeds]) == expected
     assert all(verdicts[text].answer == text for text in texts if text not in deeds)
 
@@ -124,9 +124,9 @@ async def test_a_hanging_verdict_delays_no_other() -> None:
     """It has a minute. The other fifteen, some behind it in the same batch, are judged by the second process."""
     texts = [f"text {i}" for i in range(15)]
     async with sandboxed(timeout_s=60.0) as sandbox:
-        await judged_by(sandbox, "warm", [f"{i}" for i in range(500)])  # so that batches are long
-        hanging = asyncio.create_task(judged_by(sandbox, "a problem", ["hang"]))
-        verdicts = await asyncio.wait_for(judged_by(sandbox, "a problem", texts), timeout=20)
+        await scored_by(sandbox, "warm", [f"{i}" for i in range(500)])  # so that batches are long
+        hanging = asyncio.create_task(scored_by(sandbox, "a problem", ["hang"]))
+        verdicts = await asyncio.wait_for(scored_by(sandbox, "a problem", texts), timeout=20)
         assert not hanging.done()
     assert [verdict.answer for verdict in verdicts] == texts
     assert (await hanging)[0] == Verdict("error", 0.0, None, "the sandbox was closed")
@@ -135,19 +135,19 @@ async def test_a_hanging_verdict_delays_no_other() -> None:
 async def test_a_timeout_counts_from_when_a_response_begins_to_be_judged() -> None:
     """Thirty verdicts of 50 ms wait for one process, the last of them longer than a verdict may take."""
     async with sandboxed(processes=1) as sandbox:
-        assert set(outcomes(await judged_by(sandbox, "a problem", ["sleep"] * 30))) == {"right"}
+        assert set(outcomes(await scored_by(sandbox, "a problem", ["sleep"] * 30))) == {"correct"}
 
 
 async def test_calls_at_the_same_time_get_their_own_verdicts() -> None:
     async with sandboxed() as sandbox:
         calls = [[f"{call}/{i}" for i in range(call)] for call in range(30)]
-        answers = await asyncio.gather(*(judged_by(sandbox, call, texts) for call, texts in enumerate(calls)))
+        answers = await asyncio.gather(*(scored_by(sandbox, call, texts) for call, texts in enumerate(calls)))
     assert [[verdict.answer for verdict in verdicts] for verdicts in answers] == calls
 
 
 async def test_no_process_is_started_per_response_and_worn_out_ones_are_replaced() -> None:
     async with sandboxed(processes=1, recycle_after=100) as sandbox:
-        verdicts = await judged_by(sandbox, "a problem", [f"text {i}" for i in range(300)])
+        verdicts = await scored_by(sandbox, "a problem", [f"text {i}" for i in range(300)])
     judges = Counter(verdict.reason for verdict in verdicts)
     assert 2 <= len(judges) <= 4
     assert max(judges.values()) < 100 + 64  # the batch that it is at is ended
@@ -156,7 +156,7 @@ async def test_no_process_is_started_per_response_and_worn_out_ones_are_replaced
 async def test_texts_of_any_kind_and_length_travel() -> None:
     texts = ["", "\ud800 half a pair", "\0", "∫" * 300_000, "\"}]'"]
     async with sandboxed() as sandbox:
-        verdicts = await judged_by(sandbox, {"any": ("problem",)}, texts)
+        verdicts = await scored_by(sandbox, {"any": ("problem",)}, texts)
     assert [verdict.answer for verdict in verdicts] == [text[:4000] for text in texts]
 
 
@@ -169,10 +169,10 @@ async def test_where_many_are_judged_at_once_one_failure_is_one_failure() -> Non
             ("exit_at_once", "error"),
             ("give_none", "error"),
         ):
-            verdicts = await judged_by(sandbox, "a problem", [*texts, deed, *texts])
-            assert outcomes(verdicts) == ["wrong"] * 40 + [outcome] + ["wrong"] * 40, deed
+            verdicts = await scored_by(sandbox, "a problem", [*texts, deed, *texts])
+            assert outcomes(verdicts) == ["incorrect"] * 40 + [outcome] + ["incorrect"] * 40, deed
         # All but the one that asks for it are judged alone when the number is not right; that one is then as well.
-        assert outcomes(await judged_by(sandbox, "a problem", [*texts, "one_too_few"])) == ["wrong"] * 41
+        assert outcomes(await scored_by(sandbox, "a problem", [*texts, "one_too_few"])) == ["incorrect"] * 41
 
 
 async def test_of_many_judged_at_once_those_that_are_done_do_not_wait_for_the_others() -> None:
@@ -181,7 +181,7 @@ async def test_of_many_judged_at_once_those_that_are_done_do_not_wait_for_the_ot
     async with sandboxed("in_batches", processes=1, timeout_s=300.0) as sandbox:
         seen: dict[int, str | None] = {}
         async with asyncio.timeout(30):
-            async for placed in sandbox.judge([("a problem", text) for text in texts]):
+            async for placed in sandbox.score([("a problem", text) for text in texts]):
                 seen |= {place: verdict.answer for place, verdict in placed}
                 if len(seen) == 15:
                     break
@@ -211,12 +211,12 @@ async def test_what_cannot_be_started_any_more_gives_errors_and_does_not_wait(tm
     async with Sandbox(short_lived, LIMITS, processes=1) as sandbox:
         module.write_text("import nowhere\n")
         shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
-        verdicts = await judged_by(sandbox, "a problem", ["exit_at_once", "another"])
+        verdicts = await scored_by(sandbox, "a problem", ["exit_at_once", "another"])
         assert outcomes(verdicts) == ["error", "error"]
         assert (
             "cannot be started any more: ModuleNotFoundError: No module named 'nowhere'" in verdicts[1].reason
         )
-        assert outcomes(await judged_by(sandbox, "a problem", ["later"])) == ["error"]
+        assert outcomes(await scored_by(sandbox, "a problem", ["later"])) == ["error"]
 
 
 async def test_verifier_processes_hold_no_engine(tmp_path: Path) -> None:
@@ -224,15 +224,15 @@ async def test_verifier_processes_hold_no_engine(tmp_path: Path) -> None:
     (tmp_path / "looking.py").write_text(
         "import sys\n"
         "from cluster.core.types import Verdict\n"
-        "from reward.judges import task_judge\n"
+        "from reward.runners import task_runner\n"
         "class Looking:\n"
         "    batched = False\n"
-        "    def judge(self, problem, response):\n"
+        "    def score(self, problem, response):\n"
         "        heavy = {'torch', 'ray', 'vllm', 'transformers', 'deepspeed', 'datasets'} & set(sys.modules)\n"
-        "        return Verdict('right', 1.0, ' '.join(heavy), '')\n"
+        "        return Verdict('correct', 1.0, ' '.join(heavy), '')\n"
         "def make():\n"
-        "    task_judge('countdown', {}, ())\n"
+        "    task_runner('countdown', {}, ())\n"
         "    return Looking()\n"
     )
     async with Sandbox(Recipe("looking:make", search_path=(str(tmp_path),)), Limits(), 1) as sandbox:
-        assert (await judged_by(sandbox, None, [""]))[0].answer == ""
+        assert (await scored_by(sandbox, None, [""]))[0].answer == ""

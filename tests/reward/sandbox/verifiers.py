@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.core.types import Verdict
 
-RIGHT = Verdict("right", 1.0, "yes", "it says so")
+RIGHT = Verdict("correct", 1.0, "yes", "it says so")
 
 
 def hang() -> None:
@@ -43,7 +43,7 @@ def fork_and_hang() -> None:
 def fork_and_return() -> Verdict | None:
     """Both return, the copy first: it was not asked."""
     if os.fork() == 0:
-        return Verdict("wrong", 0.0, None, "a copy says so")
+        return Verdict("incorrect", 0.0, None, "a copy says so")
     time.sleep(0.3)
     return None
 
@@ -103,7 +103,7 @@ def forge_a_reply() -> None:
     """Well formed, and not an answer to what was asked."""
     from reward.sandbox.channel import frame
 
-    body = b'{"verdicts": [[0, "right", 1.0, "forged", ""]], "done": true, "children": false}'
+    body = b'{"verdicts": [[0, "correct", 1.0, "forged", ""]], "done": true, "children": false}'
     for fd in range(3, 4096):  # the tests themselves may have many open
         try:
             os.write(fd, frame(10**6, body))
@@ -163,7 +163,7 @@ DEEDS: dict[str, Callable[[], Any]] = {
 }
 GIVEN: dict[str, Any] = {
     "give_none": None,
-    "give_nan": Verdict("right", float("nan"), None, ""),
+    "give_nan": Verdict("correct", float("nan"), None, ""),
     "give_an_unknown_outcome": Verdict("perhaps", 1.0, None, ""),  # type: ignore[arg-type]
 }
 
@@ -173,14 +173,14 @@ class Obedient:
 
     batched = False
 
-    def judge(self, problem: Any, response: str) -> Any:
+    def score(self, problem: Any, response: str) -> Any:
         if response in GIVEN:
             return GIVEN[response]
         if response in DEEDS:
             return DEEDS[response]() or RIGHT
-        return Verdict("wrong", 0.0, response, f"judged by {os.getpid()}")
+        return Verdict("incorrect", 0.0, response, f"judged by {os.getpid()}")
 
-    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[Any]:
+    def score_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[Any]:
         raise NotImplementedError
 
 
@@ -189,9 +189,9 @@ class ObedientInBatches(Obedient):
 
     batched = True
 
-    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[Any]:
+    def score_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[Any]:
         verdicts = [
-            (place, self.judge(problem, text))
+            (place, self.score(problem, text))
             for place, (problem, text) in enumerate(zip(problems, responses, strict=True))
             if text != "late"
         ]

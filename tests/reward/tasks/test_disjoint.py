@@ -35,21 +35,21 @@ def rows(prompt_field: str) -> list[dict[str, Any]]:
 
 
 def cut_off(name: str, prompt_field: str) -> tuple[str, Make]:
-    return name, lambda path: {"data": write(path / "rows.jsonl", rows(prompt_field)), "held_out_share": 0.3}
+    return name, lambda path: {"data": write(path / "rows.jsonl", rows(prompt_field)), "eval_fraction": 0.3}
 
 
 def own_file(name: str, prompt_field: str) -> tuple[str, Make]:
     """The held-out file is a part of the other."""
     return name, lambda path: {
         "data": write(path / "rows.jsonl", rows(prompt_field)),
-        "held_out_data": write(path / "held_out.jsonl", rows(prompt_field)[:30]),
+        "eval_data": write(path / "held_out.jsonl", rows(prompt_field)[:30]),
     }
 
 
 def puzzles(path: Path) -> dict[str, Any]:
     rng = random.Random(0)
     drawn = [{"target": 24, "nums": rng.sample([1, 2, 3, 4, 6, 8], rng.choice([3, 4]))} for _ in range(400)]
-    return {"data": write(path / "puzzles.jsonl", drawn), "held_out_share": 0.3}
+    return {"data": write(path / "puzzles.jsonl", drawn), "eval_fraction": 0.3}
 
 
 def drives(path: Path) -> list[dict[str, str]]:
@@ -68,7 +68,7 @@ SOURCES: dict[str, tuple[str, Make]] = {
     "countdown, listed, in several orders": ("countdown", lambda path: {"orders_per_puzzle": 3}),
     "countdown, sampled": (
         "countdown",
-        lambda path: {"numbers": 4, "number_max": 30, "train_puzzles": 400, "held_out_puzzles": 100},
+        lambda path: {"numbers": 4, "number_max": 30, "train_puzzles": 400, "eval_puzzles": 100},
     ),
     "countdown, hard": ("countdown", lambda path: {"difficulty": "hard"}),
     "countdown, data": ("countdown", puzzles),
@@ -77,22 +77,22 @@ SOURCES: dict[str, tuple[str, Make]] = {
     "math, a file of its own": own_file("math", "question"),
     "python, cut off": cut_off("python", "prompt"),
     "python, a file of its own": own_file("python", "prompt"),
-    "telelogs, generated": ("telelogs", lambda path: {"train_problems": 64, "held_out_problems": 64}),
+    "telelogs, generated": ("telelogs", lambda path: {"train_problems": 64, "eval_problems": 64}),
     "telelogs, compact": (
         "telelogs",
-        lambda path: {"style": "compact", "train_problems": 256, "held_out_problems": 256},
+        lambda path: {"style": "compact", "train_problems": 256, "eval_problems": 256},
     ),
     "telelogs, data": (
         "telelogs",
-        lambda path: {"data": write(path / "rows.jsonl", drives(path)), "held_out_share": 0.3},
+        lambda path: {"data": write(path / "rows.jsonl", drives(path)), "eval_fraction": 0.3},
     ),
     "telelogs, data in two files": ("telelogs", drives_in_two_files),
     "telelogs, data with other labels": (
         "telelogs",
         lambda path: {
             "data": write(path / "rows.jsonl", drives(path)),
-            "held_out_share": 0.3,
-            "randomised_labels": True,
+            "eval_fraction": 0.3,
+            "randomized_labels": True,
         },
     ),
 }
@@ -107,7 +107,7 @@ def test_what_is_held_out_is_never_trained_on(source: str, tmp_path: Path) -> No
     """Neither as the prompt that a model sees, nor as the puzzle behind it."""
     name, make = SOURCES[source]
     task = build_task(name, make(tmp_path))
-    train, held_out = task.problems("train"), task.problems("held_out")
+    train, held_out = task.problems("train"), task.problems("eval")
     assert train
     assert held_out
 

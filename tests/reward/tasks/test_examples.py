@@ -30,8 +30,10 @@ def test_the_examples_of_the_first_problems_are_as_they_say(name: str) -> None:
     assert isinstance(task, GeneratedTask)
     for problem in task.problems("train")[:20]:
         example = task.example(problem)
-        outcomes = [task.verify(problem, response).outcome for response in (example.right, example.wrong)]
-        assert outcomes == ["right", "wrong"]
+        outcomes = [
+            task.verify(problem, response).outcome for response in (example.correct, example.incorrect)
+        ]
+        assert outcomes == ["correct", "incorrect"]
 
 
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=3), st.data())
@@ -40,8 +42,8 @@ def test_a_wrong_expression_is_wrong_for_any_puzzle(numbers: list[int], data: An
     targets = sorted(value for value in reachable_values(tuple(numbers)) if isinstance(value, int))
     puzzle = Puzzle(tuple(numbers), data.draw(st.sampled_from([sum(numbers), *targets])))
     task = CountdownTask(CountdownOptions())
-    assert task.verify(puzzle, task.example(puzzle).wrong).outcome == "wrong"
-    assert task.verify(puzzle, task.example(puzzle).right).outcome == "right"
+    assert task.verify(puzzle, task.example(puzzle).incorrect).outcome == "incorrect"
+    assert task.verify(puzzle, task.example(puzzle).correct).outcome == "correct"
 
 
 ONE_FILE = """
@@ -59,7 +61,7 @@ class Echo:
     def render(self, problem): return f"Say {problem}."
     def verify(self, problem, response):
         right = response == problem
-        return Verdict("right" if right else "wrong", float(right), response, "")
+        return Verdict("correct" if right else "incorrect", float(right), response, "")
     def example(self, problem): return Example(problem, "nothing")
 
 TASK = Echo
@@ -75,8 +77,8 @@ def test_a_task_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert list(showcase("echo")) == [
         "echo: 1 training, 1 held-out problems",
         "  for example: 'Say train.'",
-        "  right: train  (says the verifier)",
-        "  wrong: nothing  (says the verifier)",
+        "  correct: train  (says the verifier)",
+        "  incorrect: nothing  (says the verifier)",
     ]
     with pytest.raises(KeyError):
         build_task("nothing", {})
@@ -87,8 +89,8 @@ def test_every_task_shows_what_is_right_and_what_is_wrong(name: str) -> None:
     first, example, right, wrong = showcase(name)
     assert first.startswith(f"{name}: ")
     assert example.startswith("  for example: ")
-    assert right.startswith("  right: ")
-    assert wrong.startswith("  wrong: ")
+    assert right.startswith("  correct: ")
+    assert wrong.startswith("  incorrect: ")
 
 
 def test_long_prompts_are_shown_with_their_beginning_and_end_on_one_line() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.configuration.preflight import check_task
 from cluster.core.config import RunConfig
-from cluster.training.dataset import UnusablePromptError, encode_questions
+from cluster.training.dataset import UnusablePromptError, load_dataset
 from learner.model.supervised import character_tokenizer
 from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 from rollout.engine.tokenizer import NoEndTokenError, PromptEncoder
@@ -31,7 +31,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
     (problem,) = check_task(config)
     assert "no end-of-sequence token" in problem.what
     with pytest.raises(UnusablePromptError, match="no end-of-sequence token"):
-        encode_questions(config, model)
+        load_dataset(config, model)
 
 
 def test_pad_may_be_the_end_or_nothing(tmp_path: Path) -> None:

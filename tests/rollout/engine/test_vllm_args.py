@@ -7,28 +7,28 @@ import pytest
 from rollout.engine.vllm_args import EngineOptions, vllm_arguments
 
 
-def options(*, on_gpu: bool, tensor_parallel: int = 1, sleeps: bool = False) -> EngineOptions:
+def options(*, on_gpu: bool, tensor_parallel_size: int = 1, sleeps: bool = False) -> EngineOptions:
     return EngineOptions(
         run_id="test",
         model="model",
         dtype="float32",
         max_context_tokens=64,
         max_sequences=8,
-        tensor_parallel=tensor_parallel,
+        tensor_parallel_size=tensor_parallel_size,
         kv_cache_gib=0.5,
-        gpu_memory_share=0.5,
+        gpu_memory_utilization=0.5,
         on_gpu=on_gpu,
         sleeps=sleeps,
     )
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-@pytest.mark.parametrize(("tensor_parallel", "executor"), [(1, "uni"), (2, "mp"), (4, "mp")])
-def test_the_executor_is_never_left_to_vllm(on_gpu: bool, tensor_parallel: int, executor: str) -> None:
+@pytest.mark.parametrize(("tensor_parallel_size", "executor"), [(1, "uni"), (2, "mp"), (4, "mp")])
+def test_the_executor_is_never_left_to_vllm(on_gpu: bool, tensor_parallel_size: int, executor: str) -> None:
     """In a placement group vLLM would choose Ray's, which refuses a bundle of several GPUs."""
-    arguments = vllm_arguments(options(on_gpu=on_gpu, tensor_parallel=tensor_parallel))
+    arguments = vllm_arguments(options(on_gpu=on_gpu, tensor_parallel_size=tensor_parallel_size))
     assert arguments["distributed_executor_backend"] == executor
-    assert arguments["tensor_parallel_size"] == tensor_parallel
+    assert arguments["tensor_parallel_size"] == tensor_parallel_size
 
 
 @pytest.mark.parametrize("sleeps", [False, True])

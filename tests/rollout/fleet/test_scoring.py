@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 
 from cluster.core.types import Sampled, Verdict
-from reward.scoring import Judgeable
+from reward.scoring import ScoringRequest
 from reward.task import PlacedVerdicts
 from rollout.fleet import scoring as judging
-from rollout.fleet.scoring import Judging
+from rollout.fleet.scoring import ScoringQueue
 from tests.builders import make_response, make_verdict
 
 
@@ -23,7 +23,7 @@ class Rewards:
 
     calls: list[int] = field(default_factory=list)
 
-    async def judge(self, answers: Sequence[Judgeable]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[PlacedVerdicts]:
         self.calls.append(len(answers))
         for place in reversed(range(len(answers))):
             yield [(place, make_verdict(answers[place].problem))]
@@ -48,10 +48,10 @@ def sampled(*prompt_ids: str) -> list[Sampled]:
 async def test_every_verdict_comes_to_who_sampled_the_response() -> None:
     rewards, delivered = Rewards(), Delivered()
     async with asyncio.TaskGroup() as background:
-        judge = Judging(cast(Any, rewards), cast(Any, delivered), background)
-        judge.add("rollout-0.0", sampled("a", "b"), [1.0, 2.0])
-        judge.add("rollout-1.0", sampled("c"), [3.0])
-        judge.add("rollout-0.0", sampled("d"), [4.0])
+        queue = ScoringQueue(cast(Any, rewards), cast(Any, delivered), background)
+        queue.add("rollout-0.0", sampled("a", "b"), [1.0, 2.0])
+        queue.add("rollout-1.0", sampled("c"), [3.0])
+        queue.add("rollout-0.0", sampled("d"), [4.0])
     assert rewards.calls == [4]
     found = {process: sorted(pairs) for process, pairs in delivered.by_process.items()}
     assert found == {"rollout-0.0": [("a", 1.0), ("b", 2.0), ("d", 4.0)], "rollout-1.0": [("c", 3.0)]}
@@ -62,12 +62,12 @@ async def test_what_comes_between_two_calls_travels_in_the_second(monkeypatch: p
     monkeypatch.setattr(judging, "BETWEEN_CALLS_S", 0.2)
     rewards, delivered = Rewards(), Delivered()
     async with asyncio.TaskGroup() as background:
-        judge = Judging(cast(Any, rewards), cast(Any, delivered), background)
-        judge.add("rollout-0.0", sampled("a"), [1.0])
+        queue = ScoringQueue(cast(Any, rewards), cast(Any, delivered), background)
+        queue.add("rollout-0.0", sampled("a"), [1.0])
         for _ in range(5):
             await asyncio.sleep(0)
         for number in range(20):
-            judge.add(f"rollout-{number}.0", sampled("b"), [1.0])
+            queue.add(f"rollout-{number}.0", sampled("b"), [1.0])
             await asyncio.sleep(0)
     assert rewards.calls == [1, 20]
     assert sum(map(len, delivered.by_process.values())) == 21
@@ -75,13 +75,13 @@ async def test_what_comes_between_two_calls_travels_in_the_second(monkeypatch: p
 
 async def test_a_verifier_that_fails_ends_the_run_and_not_the_worker() -> None:
     class Failing(Rewards):
-        async def judge(self, answers: Sequence[Judgeable]) -> AsyncIterator[PlacedVerdicts]:
+        async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[PlacedVerdicts]:
             raise RuntimeError("no verdicts")
             yield []
 
     with pytest.raises(ExceptionGroup, match="unhandled errors") as ended:
         async with asyncio.TaskGroup() as background:
-            Judging(cast(Any, Failing()), cast(Any, Delivered()), background).add(
+            ScoringQueue(cast(Any, Failing()), cast(Any, Delivered()), background).add(
                 "rollout-0.0", sampled("a"), [1.0]
             )
     assert "no verdicts" in str(ended.value.exceptions[0])

@@ -184,7 +184,7 @@ TestFleet.settings = settings(max_examples=100, stateful_step_count=40, deadline
 def fleet_in(state: WorkerState, published: bool = True) -> FleetState:
     """One worker rollout-0 in `state`, after version 1 was published, or not; a place is given up at the second loss
     in a row."""
-    fleet, name = FleetState(1, restarts_in_a_row=1), "rollout-0"
+    fleet, name = FleetState(1, max_consecutive_failures=1), "rollout-0"
     if published:
         fleet.published(1)
     if state in (*UP, WorkerState.DRAINING):
@@ -333,7 +333,7 @@ def successors(fleet: FleetState) -> Iterator[FleetState]:
 
 def test_every_fleet_that_can_come_about_is_sound_and_can_be_whole_again() -> None:
     """All of them: up to three members, of which two are to serve, given up at the second loss in a row."""
-    first = FleetState(2, restarts_in_a_row=1)
+    first = FleetState(2, max_consecutive_failures=1)
     first.published(1)
     found, frontier = {essence(first): first}, [first]
     backwards: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}

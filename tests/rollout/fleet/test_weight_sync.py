@@ -10,9 +10,9 @@ import pytest
 import ray
 
 from cluster.core.config import RolloutConfig
-from cluster.core.types import Publication
-from cluster.core.weight_channel import LinkTicket
-from rollout.fleet.weight_sync import BroadcastCarrier, Receiver, SupersededError
+from cluster.core.types import PolicyVersion
+from cluster.core.weight_channel import ChannelSpec
+from rollout.fleet.weight_sync import BroadcastTransport, Receiver, SupersededError
 
 
 @dataclass
@@ -20,52 +20,50 @@ class Learner:
     """`version` is what it has; a broadcast goes well when all members came."""
 
     version: int = 0
-    tickets: list[LinkTicket] = field(default_factory=list)
+    specs: list[ChannelSpec] = field(default_factory=list)
     offered: list[int] = field(default_factory=list)
     arrived: set[int] = field(default_factory=set)
     """Ranks that came to the last link."""
     meeting_point: tuple[str, int] = ("127.0.0.1", 1234)
 
-    async def broadcast(self, ticket: LinkTicket) -> str | None:
-        self.tickets.append(ticket)
+    async def broadcast(self, spec: ChannelSpec) -> str | None:
+        self.specs.append(spec)
         self.arrived.clear()
         for _ in range(10):
             await asyncio.sleep(0)
-        missing = set(range(1, ticket.size)) - self.arrived
+        missing = set(range(1, spec.size)) - self.arrived
         return f"{missing} did not come" if missing else None
 
-    async def offer(self, version: int) -> Publication | None:
+    async def offer(self, version: int) -> PolicyVersion | None:
         self.offered.append(version)
-        return publication(version, weights="there") if version == self.version else None
+        return policy(version, weights="there") if version == self.version else None
 
 
-def publication(version: int, weights: Any = None) -> Publication:
-    return Publication(version, weights, (), ())
+def policy(version: int, weights: Any = None) -> PolicyVersion:
+    return PolicyVersion(version, weights, (), ())
 
 
 @dataclass
 class Worker:
     learner: Learner
     ranks: int = 1
-    link_breaks: bool = False
+    channel_breaks: bool = False
     taken: list[tuple[str, int]] = field(default_factory=list)
 
     def __getattr__(self, name: str) -> Any:
         return type("Method", (), {"remote": getattr(type(self), f"do_{name}").__get__(self)})
 
-    async def do_receive_weights(
-        self, publication: Publication, ticket: LinkTicket, first_rank: int
-    ) -> float:
-        assert publication.weights is None
-        if self.link_breaks:
+    async def do_receive_weights(self, policy: PolicyVersion, spec: ChannelSpec, first_rank: int) -> float:
+        assert policy.weights is None
+        if self.channel_breaks:
             raise ray.exceptions.RayTaskError("receive_weights", "", RuntimeError("the weight link broke"))
         self.learner.arrived |= set(range(first_rank, first_rank + self.ranks))
-        self.taken.append(("broadcast", publication.version))
+        self.taken.append(("broadcast", policy.version))
         return 0.0
 
-    async def do_pull_weights(self, publication: Publication) -> float:
-        assert publication.weights == "there"
-        self.taken.append(("pull", publication.version))
+    async def do_pull_weights(self, policy: PolicyVersion) -> float:
+        assert policy.weights == "there"
+        self.taken.append(("pull", policy.version))
         return 0.0
 
 
@@ -78,12 +76,12 @@ class Scene:
         self.rollout = RolloutConfig(weight_transport="broadcast", **self.settings)
         self.learner = Learner()
         self.events: list[str] = []
-        self.carrier = BroadcastCarrier(
+        self.transport = BroadcastTransport(
             self.rollout, cast(Any, self.learner), self.events.append, self.background
         )
 
     def worker(self, **settings: Any) -> Worker:
-        return Worker(self.learner, self.rollout.tensor_parallel, **settings)
+        return Worker(self.learner, self.rollout.tensor_parallel_size, **settings)
 
     async def publish(
         self, version: int, serving: dict[str, Worker], others: dict[str, Worker] | None = None
@@ -92,7 +90,7 @@ class Scene:
         others = others or {}
         self.learner.version = version
         handing_out = asyncio.create_task(
-            self.carrier.hand_out(publication(version), tuple(serving), bool(others))
+            self.transport.hand_out(policy(version), tuple(serving), bool(others))
         )
         await asyncio.sleep(0)
         await asyncio.gather(
@@ -102,13 +100,13 @@ class Scene:
 
     async def bring(self, process: str, worker: Worker, version: int) -> float:
         receiver = Receiver(process.rpartition(".")[0], process, cast(Any, worker))
-        return await self.carrier.bring(receiver, publication(version))
+        return await self.transport.bring(receiver, policy(version))
 
 
-@pytest.mark.parametrize("tensor_parallel", [1, 2])
-async def test_who_is_new_pulls_and_who_serves_is_sent_the_next(tensor_parallel: int) -> None:
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+async def test_who_is_new_pulls_and_who_serves_is_sent_the_next(tensor_parallel_size: int) -> None:
     async with asyncio.TaskGroup() as background:
-        scene = Scene(background, {"tensor_parallel": tensor_parallel})
+        scene = Scene(background, {"tensor_parallel_size": tensor_parallel_size})
         a, b, c = scene.worker(), scene.worker(), scene.worker()
         await scene.publish(0, {}, {"rollout-0.0": a, "rollout-1.0": b})
         await scene.publish(1, {"rollout-0.0": a, "rollout-1.0": b})
@@ -116,7 +114,7 @@ async def test_who_is_new_pulls_and_who_serves_is_sent_the_next(tensor_parallel:
         assert a.taken == b.taken == [("pull", 0), ("broadcast", 1), ("broadcast", 2)]
         assert c.taken == [("pull", 2)]
         assert scene.learner.offered == [0, 2], "nobody needed version 1 in the object store"
-        assert [ticket.size for ticket in scene.learner.tickets] == [1 + 2 * tensor_parallel] * 2
+        assert [spec.size for spec in scene.learner.specs] == [1 + 2 * tensor_parallel_size] * 2
         assert not scene.events
 
 
@@ -134,7 +132,7 @@ async def test_a_link_lasts_as_long_as_its_processes() -> None:
             ]
         ):
             await scene.publish(version, serving)
-        assert [(ticket.number, ticket.size) for ticket in scene.learner.tickets] == [
+        assert [(spec.number, spec.size) for spec in scene.learner.specs] == [
             (1, 3),
             (1, 3),
             (2, 3),
@@ -146,17 +144,17 @@ async def test_a_link_lasts_as_long_as_its_processes() -> None:
 async def test_when_a_broadcast_breaks_all_members_pull_and_the_next_has_a_new_link() -> None:
     async with asyncio.TaskGroup() as background:
         scene = Scene(background)
-        a, b = scene.worker(), scene.worker(link_breaks=True)
+        a, b = scene.worker(), scene.worker(channel_breaks=True)
         serving = {"rollout-0.0": a, "rollout-1.0": b}
         await scene.publish(1, serving)
         assert a.taken == [("broadcast", 1)]  # had it all before the other failed
         assert b.taken == [("pull", 1)]
         assert len(scene.events) == 1
         assert "weight version 1 could not be broadcast to rollout-0.0, rollout-1.0" in scene.events[0]
-        b.link_breaks = False
+        b.channel_breaks = False
         await scene.publish(2, serving)
         assert a.taken[-1] == b.taken[-1] == ("broadcast", 2)
-        assert [ticket.number for ticket in scene.learner.tickets] == [1, 2]
+        assert [spec.number for spec in scene.learner.specs] == [1, 2]
 
 
 async def test_a_member_that_is_gone_holds_nobody_up_for_ever() -> None:
@@ -166,14 +164,14 @@ async def test_a_member_that_is_gone_holds_nobody_up_for_ever() -> None:
         a, b = scene.worker(), scene.worker()
         scene.learner.version = 1
         handing_out = asyncio.create_task(
-            scene.carrier.hand_out(publication(1), ("rollout-0.0", "rollout-1.0"), False)
+            scene.transport.hand_out(policy(1), ("rollout-0.0", "rollout-1.0"), False)
         )
         await asyncio.sleep(0)
-        assert scene.carrier.expects("rollout-1.0", publication(1))
-        assert not scene.carrier.expects("rollout-1.1", publication(1))
+        assert scene.transport.expects("rollout-1.0", policy(1))
+        assert not scene.transport.expects("rollout-1.1", policy(1))
         await scene.bring("rollout-0.0", a, 1)
         await handing_out
-        assert not scene.carrier.expects("rollout-1.0", publication(1))
+        assert not scene.transport.expects("rollout-1.0", policy(1))
         await scene.bring("rollout-1.1", b, 1)
         assert b.taken == [("pull", 1)]
         assert len(scene.events) == 1
@@ -194,14 +192,14 @@ async def test_who_comes_when_the_learner_has_moved_on_waits_for_the_next() -> N
 
 async def test_a_learner_that_fails_is_not_the_failure_of_a_worker() -> None:
     class Failing(Learner):
-        async def offer(self, version: int) -> Publication | None:
+        async def offer(self, version: int) -> PolicyVersion | None:
             raise RuntimeError("the learner is gone")
 
     with pytest.raises(ExceptionGroup) as ended:
         async with asyncio.TaskGroup() as background:
             scene = Scene(background)
             scene.learner = Failing()
-            scene.carrier = BroadcastCarrier(
+            scene.transport = BroadcastTransport(
                 scene.rollout, cast(Any, scene.learner), scene.events.append, background
             )
             await scene.bring("rollout-0.0", scene.worker(), 1)

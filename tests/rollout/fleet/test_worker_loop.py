@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.core.config import RunConfig
-from cluster.core.types import Prompt, Publication, Sampled
-from reward.scoring import Judgeable
+from cluster.core.types import PolicyVersion, Prompt, Sampled
+from reward.scoring import ScoringRequest
 from reward.task import PlacedVerdicts
 from rollout.fleet.buffer import WorkBuffer
-from rollout.fleet.context import FleetRoom
-from rollout.fleet.scheduler import Dispatch
-from rollout.fleet.scoring import Judging
+from rollout.fleet.context import FleetContext
+from rollout.fleet.scheduler import Scheduler
+from rollout.fleet.scoring import ScoringQueue
 from rollout.fleet.state import FleetState, WorkerState
 from rollout.fleet.supervisor import first_cause
-from rollout.fleet.weight_sync import PullCarrier
-from rollout.fleet.worker_loop import WeightGapError, WorkerService, prompts_in_a_request
+from rollout.fleet.weight_sync import PullTransport
+from rollout.fleet.worker_loop import WeightGapError, WorkerLoop, prompts_in_a_request
 from tests.builders import make_prompt, make_response, make_verdict
 
 NAME, PROCESS = "rollout-0", "rollout-0.0"
@@ -54,8 +54,8 @@ class Worker:
     def __getattr__(self, name: str) -> Method:
         return Method(getattr(type(self), f"do_{name}").__get__(self))
 
-    async def do_pull_weights(self, publication: Publication) -> float:
-        self.calls.append(f"pull {publication.version}")
+    async def do_pull_weights(self, policy: PolicyVersion) -> float:
+        self.calls.append(f"pull {policy.version}")
         return self.gap
 
     async def do_sleep(self) -> None:
@@ -85,7 +85,7 @@ class Worker:
 
 
 class Rewards:
-    async def judge(self, answers: Sequence[Judgeable]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[PlacedVerdicts]:
         for place in range(len(answers)):
             yield [(place, make_verdict(1.0))]
 
@@ -94,25 +94,27 @@ class Rewards:
 class Scene:
     """One worker that is up, a buffer of four prompts, and weights of version 1."""
 
-    room: FleetRoom
+    room: FleetContext
     buffer: WorkBuffer
     events: list[str]
 
     def publish(self, version: int) -> None:
-        self.room.publication = Publication(version, None, (), ())
+        self.room.policy = PolicyVersion(version, None, (), ())
         self.room.state.published(version)
         self.room.dispatch.announce()
 
     async def serve(self, worker: Worker) -> None:
-        await WorkerService(NAME, PROCESS, cast(Any, worker), self.room).serve()
+        await WorkerLoop(NAME, PROCESS, cast(Any, worker), self.room).serve()
 
 
 def scene(background: asyncio.TaskGroup, **rollout: Any) -> Scene:
     config = RunConfig.model_validate({"rollout": rollout, "learner": {"max_logprob_gap": 0.1}})
-    state, dispatch, events = FleetState(1, 3), Dispatch(), list[str]()
-    carrier = PullCarrier(config.rollout)
-    judging = Judging(cast(Any, Rewards()), dispatch, background)
-    room = FleetRoom(config, cast(Any, None), judging, events.append, state, dispatch, background, carrier)
+    state, dispatch, events = FleetState(1, 3), Scheduler(), list[str]()
+    transport = PullTransport(config.rollout)
+    judging = ScoringQueue(cast(Any, Rewards()), dispatch, background)
+    room = FleetContext(
+        config, cast(Any, None), judging, events.append, state, dispatch, background, transport
+    )
     state.started(NAME)
     buffer = WorkBuffer(4)
     for number in range(4):

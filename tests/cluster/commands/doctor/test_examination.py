@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.commands.doctor import examination
-from cluster.commands.doctor.judgement import Finding
+from cluster.commands.doctor.assessment import Finding
 from launch import app
 
 cli = CliRunner()

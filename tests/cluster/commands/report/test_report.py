@@ -78,7 +78,7 @@ class Reader(HTMLParser):
 def record(**changes: Any) -> dict[str, Any]:
     response = {
         "text": "20",
-        "outcome": "right",
+        "outcome": "correct",
         "reward": 1.0,
         "answer": "20",
         "reason": "",
@@ -90,8 +90,8 @@ def record(**changes: Any) -> dict[str, Any]:
         "prompt_id": "train/0/1",
         "category": None,
         "prompt": "What?",
-        "right": 1,
-        "judged": 1,
+        "correct": 1,
+        "valid": 1,
         "responses": responses,
     }
 
@@ -168,11 +168,19 @@ def test_all_numbers_are_drawn_or_said_to_be_constant() -> None:
     told_otherwise = {
         "eval/stderr",
         "eval/response_tokens_mean",
-        "reward/right_share",
+        "reward/correct_fraction",
         "reward/overlong_penalty_mean",
     }
-    told_otherwise |= {"objective/importance_weight_mean", "objective/importance_capped_share", "lengths/std"}
-    told_otherwise |= {"objective/gradient_share_positive", "logprob_gap/max", "logprob_gap/missing_share"}
+    told_otherwise |= {
+        "objective/importance_weight_mean",
+        "objective/importance_capped_fraction",
+        "lengths/std",
+    }
+    told_otherwise |= {
+        "objective/gradient_fraction_positive",
+        "logprob_gap/max",
+        "logprob_gap/missing_fraction",
+    }
     told_otherwise |= {"progress/step", "progress/weight_version", "progress/epoch"}
     assert charted | told_otherwise == set(METRICS)
     (evaluation, reward, length) = drawn_sections([made_run(), made_run("two", rows=5)])
@@ -236,7 +244,7 @@ def on_disk(tmp_path: Path) -> Make:
                     step, {"reward/mean": math.nan if step == 2 else 0.1 * step, "eval/pass_at_1": 0.1 * step}
                 )
         prompt = Prompt("train/0/1", f"What? {EVIL}", (1,), None, Sampling(2, 1.0, 8, None))
-        verdicts = (Verdict("right", 1.0, EVIL, EVIL), Verdict("wrong", 0.0, None, ""))
+        verdicts = (Verdict("correct", 1.0, EVIL, EVIL), Verdict("incorrect", 0.0, None, ""))
         group = ScoredGroup(Group(prompt, (make_response(), make_response()), "rollout-0"), verdicts)
         write_transcripts(run.transcript_file(4), 4, [group], 2)
         if finished:
@@ -315,6 +323,6 @@ def test_transcripts_for_programs_hold_what_those_for_people_show(on_disk: Make)
     file = RunDirectory(on_disk()).transcript_file(4)
     (line,) = file.with_suffix(".jsonl").read_text().splitlines()
     told = json.loads(line)
-    assert (told["right"], told["judged"], told["prompt"]) == (1, 2, f"What? {EVIL}")
-    assert [one["outcome"] for one in told["responses"]] == ["right", "wrong"]
+    assert (told["correct"], told["valid"], told["prompt"]) == (1, 2, f"What? {EVIL}")
+    assert [one["outcome"] for one in told["responses"]] == ["correct", "incorrect"]
     assert told["responses"][0]["answer"] == EVIL

@@ -47,8 +47,8 @@ rows = st.lists(
 def test_no_puzzle_is_in_both_splits_and_none_is_lost(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any], share: float, seed: int
 ) -> None:
-    built = task(tmp_path_factory.mktemp("data"), rows, held_out_share=share, seed=seed)
-    train, held_out = ([p.key for p in built.problems(split)] for split in ("train", "held_out"))
+    built = task(tmp_path_factory.mktemp("data"), rows, eval_fraction=share, seed=seed)
+    train, held_out = ([p.key for p in built.problems(split)] for split in ("train", "eval"))
     assert not set(train) & set(held_out)
     wanted = {(tuple(sorted(row["nums"])), row["target"]) for row in rows}
     assert len(train) + len(held_out) == len({*train, *held_out}) == len(wanted)
@@ -56,7 +56,7 @@ def test_no_puzzle_is_in_both_splits_and_none_is_lost(
 
 def test_a_split_depends_on_the_puzzle_alone(tmp_path: Path) -> None:
     there, back = task(tmp_path, drawn(200)), task(tmp_path, drawn(200)[::-1], seed=3)
-    for split in ("train", "held_out"):
+    for split in ("train", "eval"):
         assert {p.key for p in there.problems(split)} == {p.key for p in back.problems(split)}
     assert [p.key for p in there.problems("train")] != [p.key for p in back.problems("train")]
 

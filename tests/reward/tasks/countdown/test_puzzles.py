@@ -24,7 +24,7 @@ from reward.tasks.countdown.warmup import warmup_examples
 
 # More pairs than are listed, but so alike that few of them reach a given target.
 TOO_MANY_SETS = {"number_max": 99}  # 171,700 of them, or 4,960 from 70 up
-SPLITS: tuple[Split, Split] = ("train", "held_out")
+SPLITS: tuple[Split, Split] = ("train", "eval")
 
 
 def brute_force(numbers: tuple[int, ...]) -> set[Fraction]:
@@ -94,7 +94,7 @@ def test_generated_puzzles_are_solvable_different_and_split(number_max: int) -> 
             assert 1 <= puzzle.target <= 60
             assert len(puzzle.numbers) == 3
             assert 1 <= min(puzzle.numbers) <= max(puzzle.numbers) <= number_max
-    assert not {puzzle.key for puzzle in drawn["train"]} & {puzzle.key for puzzle in drawn["held_out"]}
+    assert not {puzzle.key for puzzle in drawn["train"]} & {puzzle.key for puzzle in drawn["eval"]}
 
 
 @pytest.mark.parametrize("number_max", [9, 30])
@@ -115,16 +115,16 @@ def test_a_listed_space_is_whole() -> None:
 
 
 def test_the_splits_are_the_same_in_every_process() -> None:
-    code = "from reward.tasks.countdown.puzzles import *; print([p.key for p in generate_puzzles('held_out', 20, 3)])"
+    code = "from reward.tasks.countdown.puzzles import *; print([p.key for p in generate_puzzles('eval', 20, 3)])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == str([puzzle.key for puzzle in generate_puzzles("held_out", 20, 3)])
+    assert printed.strip() == str([puzzle.key for puzzle in generate_puzzles("eval", 20, 3)])
     # Written down, so that a change of the hash, which would leak held-out puzzles into training, is seen.
     assert split_of(Puzzle((3, 5, 7), 38)) == "train"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_the_held_out_share_is_kept(share: float) -> None:
-    held_out, train = (len(generate_puzzles(s, None, 0, held_out_share=share)) for s in reversed(SPLITS))
+    held_out, train = (len(generate_puzzles(s, None, 0, eval_fraction=share)) for s in reversed(SPLITS))
     assert held_out / (held_out + train) == pytest.approx(share, abs=0.03)
 
 
@@ -139,7 +139,7 @@ def test_the_held_out_share_is_kept(share: float) -> None:
         ({"number_min": -5}, "number_min <= number_max"),
         ({"numbers": 0}, "numbers >= 1"),
         ({"target_min": 5, "target_max": 4}, "target_min <= target_max"),
-        ({"held_out_share": 1.5}, "held_out_share"),
+        ({"eval_fraction": 1.5}, "eval_fraction"),
         ({"split": "test"}, "split must be"),
     ],
 )
@@ -165,7 +165,7 @@ def test_the_example_in_the_chat_prompt_is_well_formed() -> None:
 def test_warmup_examples_have_the_form_and_are_mostly_wrong() -> None:
     puzzles = generate_puzzles("train", None, 0)
     by_prompt = {compact_prompt(puzzle): puzzle for puzzle in puzzles}
-    examples = warmup_examples(puzzles, 2000, 0, right_share=0.2, max_tries=3, repeat_share=0.5)
+    examples = warmup_examples(puzzles, 2000, 0, correct_fraction=0.2, max_tries=3, repeat_fraction=0.5)
     right = 0
     line_counts = set()
     for prompt, response in examples:
@@ -193,11 +193,11 @@ def test_warmup_examples_follow_their_seed() -> None:
 
 def test_warmup_refuses_held_out_puzzles_and_nonsense() -> None:
     with pytest.raises(ValueError, match="held-out"):
-        warmup_examples([*generate_puzzles("train", 5, 0), *generate_puzzles("held_out", 1, 0)], 10, 0)
+        warmup_examples([*generate_puzzles("train", 5, 0), *generate_puzzles("eval", 1, 0)], 10, 0)
     with pytest.raises(ValueError, match="at least one puzzle"):
         warmup_examples([], 10, 0)
-    with pytest.raises(ValueError, match="right_share"):
-        warmup_examples(generate_puzzles("train", 5, 0), 10, 0, right_share=2.0)
+    with pytest.raises(ValueError, match="correct_fraction"):
+        warmup_examples(generate_puzzles("train", 5, 0), 10, 0, correct_fraction=2.0)
 
 
 @pytest.mark.parametrize("number_max", [9, 60], ids=["listed", "sampled"])

@@ -15,7 +15,7 @@ from cluster.core.config import RewardConfig, TaskConfig
 from cluster.core.types import Verdict
 from reward.scorers import make_scorer
 from reward.trial import try_verifier
-from tests.builders import judged_by
+from tests.builders import scored_by
 
 PROBLEM = {"prompt": "2 + 2?", "answer": "4"}
 
@@ -110,18 +110,18 @@ async def verdicts(url: str, responses: list[str], **options: Any) -> list[Verdi
     scorer = make_scorer(task(url, **options), RewardConfig(), [])
     await scorer.start()
     try:
-        return await judged_by(scorer, PROBLEM, responses)
+        return await scored_by(scorer, PROBLEM, responses)
     finally:
         await scorer.close()
 
 
 async def test_what_it_says_is_the_verdict(service: Service) -> None:
-    responses = ["4", "5", 'body:{"reward": 0.5, "outcome": "right", "reason": "nearly"}', "\ud800"]
+    responses = ["4", "5", 'body:{"reward": 0.5, "outcome": "correct", "reason": "nearly"}', "\ud800"]
     assert await verdicts(service.url, responses) == [
-        Verdict("right", 1.0, "4", ""),
-        Verdict("wrong", 0.0, "5", ""),
-        Verdict("right", 0.5, None, "nearly"),
-        Verdict("wrong", 0.0, "\ud800", ""),
+        Verdict("correct", 1.0, "4", ""),
+        Verdict("incorrect", 0.0, "5", ""),
+        Verdict("correct", 0.5, None, "nearly"),
+        Verdict("incorrect", 0.0, "\ud800", ""),
     ]
 
 
@@ -155,18 +155,18 @@ async def test_what_is_no_verdict_is_an_error_and_not_a_zero(
     assert f"{service.url} {reason}" in verdict.reason
     assert "\n" not in verdict.reason
     assert service.asked.count(response) == attempts
-    assert other.outcome == "right", "the others have their verdicts"
+    assert other.outcome == "correct", "the others have their verdicts"
 
 
 async def test_what_fails_for_the_moment_is_asked_again(service: Service) -> None:
     judged = await verdicts(service.url, ["busy:1", "busy:2", "busy:3"])
-    assert [verdict.outcome for verdict in judged] == ["right", "right", "error"]
+    assert [verdict.outcome for verdict in judged] == ["correct", "correct", "error"]
 
 
 async def test_no_more_at_a_time_than_allowed(service: Service) -> None:
     scorer = make_scorer(task(service.url, concurrency=3, timeout_s=30), RewardConfig(), [])
     await scorer.start()
-    await asyncio.gather(*(judged_by(scorer, PROBLEM, ["slow"] * 4) for _ in range(3)))
+    await asyncio.gather(*(scored_by(scorer, PROBLEM, ["slow"] * 4) for _ in range(3)))
     await scorer.close()
     assert service.most_at_once == 3
 
@@ -183,14 +183,14 @@ async def test_rewards_of_a_service_are_shaped_and_its_outcomes_are_not(service:
     asked = ["4", "55", "status:404:", "hang", "endless", "no number"]
     seen: dict[int, Verdict] = {}
     async with asyncio.timeout(40):
-        async for placed in scorer.judge([(PROBLEM, text) for text in asked]):
+        async for placed in scorer.score([(PROBLEM, text) for text in asked]):
             seen |= dict(placed)
             if len(seen) == 4:
                 break
     await scorer.close()
     assert {place: verdict.outcome for place, verdict in seen.items()} == {
-        0: "right",
-        1: "wrong",
+        0: "correct",
+        1: "incorrect",
         2: "error",
         5: "error",
     }
@@ -201,7 +201,7 @@ async def test_rewards_of_a_service_are_shaped_and_its_outcomes_are_not(service:
 async def test_a_problem_that_is_not_json_is_said(service: Service) -> None:
     scorer = make_scorer(task(service.url), RewardConfig(), [])
     await scorer.start()
-    (verdict,) = await judged_by(scorer, {"when": {1, 2}}, ["4"])
+    (verdict,) = await scored_by(scorer, {"when": {1, 2}}, ["4"])
     await scorer.close()
     assert "the problem is not JSON (Object of type set is not JSON serializable)" in verdict.reason
 

@@ -14,7 +14,7 @@ from reward.scorers import make_scorer
 from reward.task import Scorer
 from reward.tasks.math.answers import last_answer, reference_answer
 from reward.tasks.math.task import MathOptions, MathTask
-from tests.builders import judged_by
+from tests.builders import scored_by
 
 pytest.importorskip("math_verify")
 
@@ -75,29 +75,29 @@ def test_references_of_each_kind_are_read(text: str, answer: str) -> None:
 @pytest.mark.parametrize(
     ("reference", "response", "outcome"),
     [
-        ("#### 72", "\\boxed{72}", "right"),
-        ("#### 72", "#### 72", "right"),
-        ("#### 72", "72", "wrong"),
-        ("#### 1,000", "\\boxed{1000}", "right"),
-        ("#### 72", "\\boxed{72.0}", "right"),
-        ("#### 12", "\\boxed{12\\text{ apples}}", "right"),
-        ("#### 12", "\\boxed{3} or \\boxed{12} or \\boxed{13}", "wrong"),
-        ("#### 12", "\\boxed{12, 13}", "wrong"),
-        ("\\boxed{\\frac{1}{2}}", "\\boxed{0.5}", "right"),
-        ("\\boxed{x^2 + 1}", "\\boxed{1 + x^2}", "right"),
-        ("\\boxed{(1, 2)}", "\\boxed{(2, 1)}", "wrong"),
-        ("\\boxed{\\sqrt{8}}", "\\boxed{2\\sqrt{2}}", "right"),
-        ("12", "\\boxed{}", "wrong"),
-        ("12", "\\boxed{\\frac{1}{}}", "wrong"),
-        ("12", "\\boxed{\\text{none}}", "wrong"),
-        ("12", "\\boxed{" + "(" * 3000 + "}", "wrong"),
-        ("12", "\\boxed{" + "9" * 1001 + "}", "wrong"),
+        ("#### 72", "\\boxed{72}", "correct"),
+        ("#### 72", "#### 72", "correct"),
+        ("#### 72", "72", "incorrect"),
+        ("#### 1,000", "\\boxed{1000}", "correct"),
+        ("#### 72", "\\boxed{72.0}", "correct"),
+        ("#### 12", "\\boxed{12\\text{ apples}}", "correct"),
+        ("#### 12", "\\boxed{3} or \\boxed{12} or \\boxed{13}", "incorrect"),
+        ("#### 12", "\\boxed{12, 13}", "incorrect"),
+        ("\\boxed{\\frac{1}{2}}", "\\boxed{0.5}", "correct"),
+        ("\\boxed{x^2 + 1}", "\\boxed{1 + x^2}", "correct"),
+        ("\\boxed{(1, 2)}", "\\boxed{(2, 1)}", "incorrect"),
+        ("\\boxed{\\sqrt{8}}", "\\boxed{2\\sqrt{2}}", "correct"),
+        ("12", "\\boxed{}", "incorrect"),
+        ("12", "\\boxed{\\frac{1}{}}", "incorrect"),
+        ("12", "\\boxed{\\text{none}}", "incorrect"),
+        ("12", "\\boxed{" + "(" * 3000 + "}", "incorrect"),
+        ("12", "\\boxed{" + "9" * 1001 + "}", "incorrect"),
     ],
 )
 async def test_answers_are_compared_by_what_they_mean(
     scorer: Scorer, reference: str, response: str, outcome: str
 ) -> None:
-    (verdict,) = await judged_by(scorer, {"answer": reference}, [response])
+    (verdict,) = await scored_by(scorer, {"answer": reference}, [response])
     assert verdict.outcome == outcome, verdict.reason
 
 
@@ -126,7 +126,7 @@ _FINITE_REFERENCES = [
 def test_an_infinite_or_undefined_value_equals_no_finite_reference(math_task: MathTask, answer: str) -> None:
     for reference in _FINITE_REFERENCES:
         verdict = math_task.verify({"answer": f"\\boxed{{{reference}}}"}, f"\\boxed{{{answer}}}")
-        assert verdict.outcome == "wrong", f"{answer} for {reference}"
+        assert verdict.outcome == "incorrect", f"{answer} for {reference}"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_an_infinite_or_undefined_value_equals_no_finite_reference(math_task: Ma
 def test_every_reference_equals_itself(math_task: MathTask, answer: str) -> None:
     """Infinite references included: a limit may be infinite."""
     verdict = math_task.verify({"answer": f"\\boxed{{{answer}}}"}, f"\\boxed{{{answer}}}")
-    assert verdict.outcome == "right", verdict.reason
+    assert verdict.outcome == "correct", verdict.reason
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -153,15 +153,15 @@ async def test_what_sympy_does_not_survive_costs_its_own_verdict(scorer: Scorer)
         "\\boxed{(10^{10})!!}",
         "\\boxed{" + "(" * 400 + "1" + ")" * 400 + "}",
     ]
-    *hostile, fine = await judged_by(scorer, {"answer": "12"}, [*towers, "\\boxed{12}"])
-    assert fine.outcome == "right"
+    *hostile, fine = await scored_by(scorer, {"answer": "12"}, [*towers, "\\boxed{12}"])
+    assert fine.outcome == "correct"
     assert hostile[0].outcome == "timeout", "else nothing hung, and this test shows nothing"
-    assert all(verdict.outcome != "right" for verdict in hostile)
+    assert all(verdict.outcome != "correct" for verdict in hostile)
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_reference_that_is_none_is_an_error(scorer: Scorer) -> None:
-    (verdict,) = await judged_by(scorer, {"answer": "####"}, ["\\boxed{12}"])
+    (verdict,) = await scored_by(scorer, {"answer": "####"}, ["\\boxed{12}"])
     assert verdict.outcome == "error"
     assert "the reference '' is no mathematics" in verdict.reason
 
@@ -174,5 +174,5 @@ def test_rows_without_an_answer_are_refused(tmp_path: Path) -> None:
         MathTask(MathOptions(data=str(file))).problems("train")
     file.write_text(json.dumps(rows[0]) + "\n")
     task = MathTask(MathOptions(data=str(file)))
-    (row,) = [*task.problems("train"), *task.problems("held_out")]
+    (row,) = [*task.problems("train"), *task.problems("eval")]
     assert task.render(row)[0]["content"].endswith("within \\boxed{}.")  # type: ignore[index]

@@ -48,7 +48,7 @@ def forgetful(problem: Problem, response: str) -> None:
 
 
 def wordy(problem: Problem, response: str) -> str:
-    return "right"
+    return "correct"
 
 
 async def raising_sometimes(problem: Problem, response: str) -> bool:

@@ -13,7 +13,7 @@ from cluster.core.config import RewardConfig, TaskConfig
 from cluster.core.types import Verdict
 from reward.scorers import make_scorer
 from reward.trial import try_verifier
-from tests.builders import judged_by
+from tests.builders import scored_by
 
 PROBLEM = {"prompt": "2 + 2?", "answer": "4"}
 
@@ -29,7 +29,7 @@ async def verdicts(
     scorer = make_scorer(task(function, **options), reward or RewardConfig(processes_per_worker=1), [])
     await scorer.start()
     try:
-        return await judged_by(scorer, PROBLEM, responses)
+        return await scored_by(scorer, PROBLEM, responses)
     finally:
         await scorer.close()
 
@@ -40,17 +40,17 @@ async def verdicts(
 )
 async def test_functions_of_every_form(function: str, batched: bool) -> None:
     judged = await verdicts(function, ["4", "5"] * 20, batched=batched)
-    assert [verdict.outcome for verdict in judged] == ["right", "wrong"] * 20
+    assert [verdict.outcome for verdict in judged] == ["correct", "incorrect"] * 20
     assert [verdict.reward for verdict in judged] == [1.0, 0.0] * 20
 
 
 async def test_a_failure_is_one_responses_own() -> None:
     responses = ["4"] * 10 + ["raise"] + ["4"] * 10
     judged = await verdicts("raising_sometimes", responses)
-    assert [verdict.outcome for verdict in judged] == ["right"] * 10 + ["error"] + ["right"] * 10
+    assert [verdict.outcome for verdict in judged] == ["correct"] * 10 + ["error"] + ["correct"] * 10
     assert judged[10].reason.startswith("KeyError: 'rubric' (rewards.py:")
     judged = await verdicts("many_and_one_is_nothing", ["4", "nothing", "4"], batched=True)
-    assert [verdict.outcome for verdict in judged] == ["right", "error", "right"]
+    assert [verdict.outcome for verdict in judged] == ["correct", "error", "correct"]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ async def test_a_failure_is_one_responses_own() -> None:
     [
         ("careless", False, "IndexError: list index out of range (rewards.py:"),
         ("forgetful", False, "the verifier returned None, which is no reward"),
-        ("wordy", False, "the verifier returned 'right', which is no reward"),
+        ("wordy", False, "the verifier returned 'correct', which is no reward"),
         ("never_a_number", False, "the verifier returned the reward nan"),
         ("too_few", True, "the verifier returned 0 rewards for 1 responses"),
         ("no_list", True, "the verifier returned 1.0 for 1 responses, not a list"),
@@ -121,7 +121,7 @@ async def test_rewards_are_shaped_and_outcomes_are_not() -> None:
     )
     for function, batched in (("exact", False), ("many", True)):
         judged = await verdicts(function, ["4", "5555"], shaped, batched=batched)
-        assert [verdict.outcome for verdict in judged] == ["right", "wrong"]
+        assert [verdict.outcome for verdict in judged] == ["correct", "incorrect"]
         assert [verdict.reward for verdict in judged] == pytest.approx([0.9, -0.4])
     assert await verdicts("abstain", ["4"], shaped) == [Verdict("error", 0.0, None, "no access")]
     failing = RewardConfig.model_validate({"shaping": [{"function": f"{here}:never_a_number"}]})

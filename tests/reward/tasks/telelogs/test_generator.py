@@ -33,8 +33,8 @@ SIZES: tuple[Size, ...] = ("full", "compact")
 
 
 @functools.cache
-def problems(style: Style, count: int, randomised: bool = False) -> list[Problem]:
-    return list(GeneratedProblems(Recipe("train", style, randomised, seed=11), count))
+def problems(style: Style, count: int, randomized: bool = False) -> list[Problem]:
+    return list(GeneratedProblems(Recipe("train", style, randomized, seed=11), count))
 
 
 # --- Solvable
@@ -56,15 +56,15 @@ def assert_solved(asked: Sequence[Problem]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("style", "randomised", "count"),
+    ("style", "randomized", "count"),
     [("full", False, 800), ("full", True, 400), ("compact", False, 800), ("compact", True, 400)],
 )
-def test_the_rules_find_the_cause(style: Style, randomised: bool, count: int) -> None:
-    assert_solved(problems(style, count, randomised))
+def test_the_rules_find_the_cause(style: Style, randomized: bool, count: int) -> None:
+    assert_solved(problems(style, count, randomized))
 
 
 def test_the_rules_find_the_cause_in_the_words_for_small_instruct_models() -> None:
-    assert_solved(problems("compact_chat", 160, randomised=True))
+    assert_solved(problems("compact_chat", 160, randomized=True))
 
 
 def test_the_solver_knows_nothing_of_the_generator() -> None:
@@ -127,13 +127,13 @@ def test_train_and_held_out_share_no_question_whatever_the_seeds(style: Style) -
             for seed in (0, 1)
             for problem in GeneratedProblems(Recipe(split, style, seed=seed), 64)
         }
-        for split in ("train", "held_out")
+        for split in ("train", "eval")
     }
-    assert not asked["train"] & asked["held_out"]
+    assert not asked["train"] & asked["eval"]
     assert {len(questions) for questions in asked.values()} == {128}
 
 
-@pytest.mark.parametrize("split", ["train", "held_out"])
+@pytest.mark.parametrize("split", ["train", "eval"])
 def test_a_site_belongs_to_one_split_whatever_the_seed(split: Split) -> None:
     """By its name alone, so that no network that is held out is ever trained on."""
     for seed in (0, 1):
@@ -150,7 +150,7 @@ def test_all_causes_are_equally_frequent() -> None:
 
 
 def test_the_right_label_of_the_randomised_variant_tells_nothing() -> None:
-    asked = problems("compact", 400, randomised=True)
+    asked = problems("compact", 400, randomized=True)
     places = Counter(problem.labels.index(problem.answer) for problem in asked)
     assert places.most_common(1)[0][1] < 0.25 * len(asked)
 
@@ -236,9 +236,9 @@ def test_full_questions_are_as_long_as_the_published_ones() -> None:
         assert {line.count("|") for line in tables} == {18, 13}, "19 and 14 columns"
 
 
-@pytest.mark.parametrize("randomised", [False, True])
-def test_compact_questions_are_short_and_of_few_characters(randomised: bool) -> None:
-    asked = problems("compact", 160, randomised)
+@pytest.mark.parametrize("randomized", [False, True])
+def test_compact_questions_are_short_and_of_few_characters(randomized: bool) -> None:
+    asked = problems("compact", 160, randomized)
     assert set("".join(problem.question for problem in asked)) <= set(COMPACT_CHARACTERS)
     assert max(len(problem.question) for problem in asked) < 400
     assert set("".join(label for problem in asked for label in problem.labels)) <= set(COMPACT_CHARACTERS)

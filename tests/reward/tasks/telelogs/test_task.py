@@ -37,16 +37,19 @@ def write_jsonl(file: Path, rows: Sequence[Any]) -> Path:
 
 
 @pytest.mark.parametrize("style", ["full", "compact", "compact_chat"])
-@pytest.mark.parametrize("randomised", [False, True])
-def test_the_right_label_is_right_and_every_other_is_wrong(style: str, randomised: bool) -> None:
-    built = build_task("telelogs", {"style": style, "randomised_labels": randomised, "train_problems": 16})
+@pytest.mark.parametrize("randomized", [False, True])
+def test_the_right_label_is_right_and_every_other_is_wrong(style: str, randomized: bool) -> None:
+    built = build_task("telelogs", {"style": style, "randomized_labels": randomized, "train_problems": 16})
     asked = built.problems("train")
     assert len(asked) == 16
     for problem in asked:
         outcomes = {label: built.verify(problem, f"\\boxed{{{label}}}").outcome for label in problem.labels}
-        assert [label for label, outcome in outcomes.items() if outcome == "right"] == [problem.answer]
+        assert [label for label, outcome in outcomes.items() if outcome == "correct"] == [problem.answer]
         example = built.example(problem)
-        assert [built.verify(problem, each).reward for each in (example.right, example.wrong)] == [1.0, 0.0]
+        assert [built.verify(problem, each).reward for each in (example.correct, example.incorrect)] == [
+            1.0,
+            0.0,
+        ]
 
 
 def test_compact_questions_are_plain_text_and_the_others_chat_messages() -> None:
@@ -118,7 +121,7 @@ def as_jsonl(directory: Path) -> Path:
 
 
 def asked_by(built: TeleLogsTask) -> dict[str, str]:
-    return {p.question: p.answer for split in ("train", "held_out") for p in built.problems(split)}  # type: ignore[arg-type]
+    return {p.question: p.answer for split in ("train", "eval") for p in built.problems(split)}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("write", [as_jsonl, as_json, as_csv, as_parquet])
@@ -127,17 +130,17 @@ def test_every_kind_of_file_gives_the_same_problems(
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     file = write(tmp_path)
-    built = task(data=str(file), held_out_share=0.3)
+    built = task(data=str(file), eval_fraction=0.3)
     assert asked_by(built) == {row["question"]: row["answer"] for row in ROWS}
-    train, held_out = ({p.question for p in built.problems(split)} for split in ("train", "held_out"))
+    train, held_out = ({p.question for p in built.problems(split)} for split in ("train", "eval"))
     assert not train & held_out
     assert train
     assert held_out
 
 
 def test_a_file_without_splits_is_cut_by_its_questions_whatever_their_order(tmp_path: Path) -> None:
-    there = task(data=str(write_jsonl(tmp_path / "a.jsonl", ROWS)), held_out_share=0.3)
-    back = task(data=str(write_jsonl(tmp_path / "b.jsonl", ROWS[::-1])), held_out_share=0.3)
+    there = task(data=str(write_jsonl(tmp_path / "a.jsonl", ROWS)), eval_fraction=0.3)
+    back = task(data=str(write_jsonl(tmp_path / "b.jsonl", ROWS[::-1])), eval_fraction=0.3)
     assert {p.question for p in there.problems("train")} == {p.question for p in back.problems("train")}
 
 
@@ -147,7 +150,7 @@ def test_a_directory_with_a_train_and_a_test_file_keeps_its_splits(tmp_path: Pat
     write_jsonl(tmp_path / "test-00000-of-00001.jsonl", ROWS[28:])
     built = task(data=str(tmp_path))
     assert [p.question for p in built.problems("train")] == [row["question"] for row in ROWS[:28]]
-    assert [p.question for p in built.problems("held_out")] == [row["question"] for row in ROWS[28:]]
+    assert [p.question for p in built.problems("eval")] == [row["question"] for row in ROWS[28:]]
 
 
 def test_a_split_may_be_in_several_files(tmp_path: Path) -> None:
@@ -160,27 +163,27 @@ def test_a_split_may_be_in_several_files(tmp_path: Path) -> None:
 def test_the_number_of_problems_is_limited_as_asked(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", ROWS[:30])
     write_jsonl(tmp_path / "test.jsonl", ROWS[30:])
-    built = task(data=str(tmp_path), train_problems=7, held_out_problems=3)
-    assert (len(built.problems("train")), len(built.problems("held_out"))) == (7, 3)
+    built = task(data=str(tmp_path), train_problems=7, eval_problems=3)
+    assert (len(built.problems("train")), len(built.problems("eval"))) == (7, 3)
 
 
 def test_questions_of_the_users_get_randomised_labels_too(tmp_path: Path) -> None:
     """The solver reads the new list, and still finds the cause."""
-    built = task(data=str(write_jsonl(tmp_path / "rows.jsonl", ROWS)), randomised_labels=True)
-    asked: list[Problem] = [*built.problems("train"), *built.problems("held_out")]
+    built = task(data=str(write_jsonl(tmp_path / "rows.jsonl", ROWS)), randomized_labels=True)
+    asked: list[Problem] = [*built.problems("train"), *built.problems("eval")]
     assert len({problem.labels for problem in asked}) > 30
     for problem in asked:
         assert 5 <= len(problem.labels) <= 8
         assert f"these {len(problem.labels)} root causes" in problem.question
         assert solve(problem.question) == problem.answer
-    assert asked == [*built.problems("train"), *built.problems("held_out")]
+    assert asked == [*built.problems("train"), *built.problems("eval")]
 
 
 def test_a_question_whose_causes_cannot_be_found_is_refused_only_where_they_must_be(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [*ROWS[:2], {"question": "Why is it slow?", "answer": "C1"}])
     assert len(asked_by(task(data=str(file)))) == 3
     with pytest.raises(ValueError, match=r"jsonl:3: the list of causes C1 … C8 is not to be found.*to false"):
-        asked_by(task(data=str(file), randomised_labels=True))
+        asked_by(task(data=str(file), randomized_labels=True))
 
 
 GOOD = '{"question": "q", "answer": "C1"}\n'
@@ -240,7 +243,7 @@ def test_the_hub_is_asked_for_both_splits(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     built = task(data="netop/TeleLogs")
-    assert [p.question for p in built.problems("held_out")] == [row["question"] for row in ROWS[30:]]
+    assert [p.question for p in built.problems("eval")] == [row["question"] for row in ROWS[30:]]
     assert asked == ["netop/TeleLogs"]
 
 

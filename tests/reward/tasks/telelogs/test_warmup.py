@@ -8,17 +8,17 @@ from reward.tasks.telelogs.generator import GeneratedProblems, Recipe
 from reward.tasks.telelogs.verifier import verify
 from reward.tasks.telelogs.warmup import warmup_examples
 
-PROBLEMS = list(GeneratedProblems(Recipe("train", "compact", randomised_labels=True), 40))
+PROBLEMS = list(GeneratedProblems(Recipe("train", "compact", randomized_labels=True), 40))
 
 
-@pytest.mark.parametrize(("right_share", "expected"), [(0.0, 0.16), (0.5, 0.58), (1.0, 1.0)])
+@pytest.mark.parametrize(("correct_fraction", "expected"), [(0.0, 0.16), (0.5, 0.58), (1.0, 1.0)])
 def test_every_response_names_a_label_and_the_asked_share_is_right(
-    right_share: float, expected: float
+    correct_fraction: float, expected: float
 ) -> None:
     """A label drawn from five to eight is right by accident in one of six."""
     by_question = {problem.question: problem for problem in PROBLEMS}
     right = 0
-    for question, response in warmup_examples(PROBLEMS, 2000, 0, right_share=right_share):
+    for question, response in warmup_examples(PROBLEMS, 2000, 0, correct_fraction=correct_fraction):
         problem = by_question[question]
         result = verify(response, problem.labels, problem.answer)
         assert result.answer in problem.labels
@@ -28,13 +28,13 @@ def test_every_response_names_a_label_and_the_asked_share_is_right(
 
 def test_the_seed_decides_them() -> None:
     def drawn(seed: int) -> list[tuple[str, str]]:
-        return warmup_examples(PROBLEMS, 60, seed, right_share=0.3)
+        return warmup_examples(PROBLEMS, 60, seed, correct_fraction=0.3)
 
     assert drawn(1) == drawn(1) != drawn(2)
 
 
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one problem"):
-        warmup_examples([], 5, 0, right_share=0.3)
-    with pytest.raises(ValueError, match=r"right_share must lie in \[0, 1\]"):
-        warmup_examples(PROBLEMS, 5, 0, right_share=1.5)
+        warmup_examples([], 5, 0, correct_fraction=0.3)
+    with pytest.raises(ValueError, match=r"correct_fraction must lie in \[0, 1\]"):
+        warmup_examples(PROBLEMS, 5, 0, correct_fraction=1.5)

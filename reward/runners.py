@@ -13,7 +13,7 @@ from reward.shaping import Shaping
 from reward.task import BatchTask, LoadedTask, LocalTask, PlacedVerdicts
 
 
-def task_judge(name: str, options: Mapping[str, Any], shaping: Sequence[ShapingConfig]) -> TaskJudge:
+def task_runner(name: str, options: Mapping[str, Any], shaping: Sequence[ShapingConfig]) -> TaskRunner:
     """The factory that recipes name.
 
     Raises:
@@ -23,10 +23,10 @@ def task_judge(name: str, options: Mapping[str, Any], shaping: Sequence[ShapingC
     assert isinstance(task, LocalTask), f"the verdicts of {name} come from somewhere else"
     if isinstance(task, LoadedTask):
         task.load_verifier()
-    return TaskJudge(task, Shaping(shaping))
+    return TaskRunner(task, Shaping(shaping))
 
 
-class TaskJudge:
+class TaskRunner:
     """Only what was judged is shaped, and only its reward: a failed verdict has none, and the outcome stays."""
 
     def __init__(self, task: LocalTask, shaping: Shaping) -> None:
@@ -34,15 +34,15 @@ class TaskJudge:
         self._shaping = shaping
         self.batched = isinstance(task, BatchTask) and task.batched
 
-    def judge(self, problem: Any, response: str) -> Verdict:
+    def score(self, problem: Any, response: str) -> Verdict:
         return self._shaped(self._task.verify(problem, response), problem, response)
 
-    def judge_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[PlacedVerdicts]:
+    def score_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[PlacedVerdicts]:
         assert isinstance(self._task, BatchTask)
         for placed in self._task.verify_batch(problems, responses):
             yield [(i, self._shaped(verdict, problems[i], responses[i])) for i, verdict in placed]
 
     def _shaped(self, verdict: Verdict, problem: Any, response: str) -> Verdict:
-        if not self._shaping or verdict.outcome not in ("right", "wrong"):
+        if not self._shaping or verdict.outcome not in ("correct", "incorrect"):
             return verdict
         return replace(verdict, reward=verdict.reward + self._shaping.reward(problem, response))

@@ -32,7 +32,7 @@ def pins(requirements: Sequence[str]) -> dict[str, str]:
     return {match[1]: match[2] for match in found if match}
 
 
-def judge_machine(
+def assess_machine(
     facts: MachineFacts, pinned: Mapping[str, str], wants_gpus: bool | None
 ) -> Iterator[Finding]:
     """Args:
@@ -134,7 +134,7 @@ def _enough(what: str, free_gib: float, good_gib: float, least_gib: float, fix: 
     return Finding(level, what, f"{free_gib:.1f} GiB free", "" if level == "ok" else fix)
 
 
-def judge_alike(facts: Mapping[str, MachineFacts]) -> Iterator[Finding]:
+def assess_alike(facts: Mapping[str, MachineFacts]) -> Iterator[Finding]:
     """Whether the nodes of a cluster, by name, have the same versions of everything."""
     for package in sorted({package for one in facts.values() for package in one.versions}):
         by_version: dict[str, list[str]] = {}
