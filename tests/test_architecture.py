@@ -20,6 +20,7 @@ ROOMS = ("rollout", "learner", "reward", "cluster")
 OURS = (*ROOMS, "launch", "tests", "benchmarks")
 ALL_MAY_IMPORT = {
     "cluster.core.config",
+    "cluster.core.files",
     "cluster.core.types",
     "cluster.core.network",
     "cluster.core.weight_channel",

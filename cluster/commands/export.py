@@ -6,12 +6,11 @@ do at the end of a run, so it does not matter how it was cut.
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from cluster.commands.export_plan import ExportPlan
 from cluster.core.config import ObjectiveConfig
+from cluster.core.files import new_directory
 from cluster.run_state.checkpoints import learner_state
 from cluster.tracking import RunConsole
 from cluster.training.actors import ActorGraph
@@ -26,14 +25,9 @@ def export(plan: ExportPlan, console: RunConsole) -> None:
     """
     # Nothing is learned: no reference model is needed for it.
     config = plan.config.model_copy(update={"objective": ObjectiveConfig()})
-    scratch = plan.destination.with_name(f".{plan.destination.name}.{os.getpid()}.partial")
-    try:
-        with ray_started(config, console):
-            model = prepare_in_cluster(config, console)
-            run_to_the_end(_export(ActorGraph(config, plan.run, model), plan, scratch, console))
-        scratch.rename(plan.destination)  # over an empty directory, or none
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with new_directory(plan.destination) as directory, ray_started(config, console):
+        model = prepare_in_cluster(config, console)
+        run_to_the_end(_export(ActorGraph(config, plan.run, model), plan, directory, console))
 
 
 async def _export(graph: ActorGraph, plan: ExportPlan, directory: Path, console: RunConsole) -> None:

@@ -12,29 +12,21 @@ a cluster of several nodes that directory must be one that all nodes see, and so
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import json
-import os
-import platform
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from cluster.core.config import ModelConfig, RunConfig
+from cluster.core.files import new_directory
 from cluster.models.starter import build_starter, starter_recipe
 
 Kind = Literal["starter", "directory", "gguf", "hub"]
 Progress = Callable[[str], None]
-
-_LOCK = "lock"
-"""In the scratch directory of a build, and held by its process for as long as that lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +139,23 @@ def prepare_model(config: RunConfig, progress: Progress, hub_token: str | None =
             )
         )
     entry = _cache_entry(config, source)
-    with _appearing_whole(entry) as directory:
-        if source.kind == "starter":
-            build_starter(config.task, directory, progress)
-        else:
-            from learner.model.gguf import convert_gguf
-
-            progress(f"converting {Path(source.location).name} (once)")
-            convert_gguf(Path(source.location), directory)
+    try:
+        with new_directory(entry) as directory:
+            _build(config, source, directory, progress)
+    except FileExistsError:
+        if not entry.is_dir():  # else another process has finished the same model first
+            raise
     return entry
+
+
+def _build(config: RunConfig, source: ModelSource, directory: Path, progress: Progress) -> None:
+    if source.kind == "starter":
+        build_starter(config.task, directory, progress)
+    else:
+        from learner.model.gguf import convert_gguf
+
+        progress(f"converting {Path(source.location).name} (once)")
+        convert_gguf(Path(source.location), directory)
 
 
 def _cache_entry(config: RunConfig, source: ModelSource) -> Path:
@@ -168,54 +168,3 @@ def _cache_entry(config: RunConfig, source: ModelSource) -> Path:
         made_from, name = [file.name, file.stat().st_size, file.stat().st_mtime_ns], file.stem
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     return config.model.cache_directory.expanduser().absolute() / f"{name}-{digest}"
-
-
-@contextmanager
-def _appearing_whole(path: Path) -> Iterator[Path]:
-    """A directory that becomes `path` when the block succeeds, and vanishes when it does not.
-
-    A build that is killed cannot clear away what it began; the next one does.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep_dead_builds(path.parent)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{_scratch_prefix()}{path.name}-", dir=path.parent))
-    with tempfile.NamedTemporaryFile(dir=scratch, delete=False) as lock:
-        try:
-            _try_lock(lock)
-            os.rename(lock.name, scratch / _LOCK)  # nobody finds it before it is held
-            directory = scratch / "model"
-            directory.mkdir()
-            yield directory
-            try:
-                os.rename(directory, path)
-            except OSError:
-                if not path.is_dir():  # else somebody else finished first, with the same result
-                    raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _scratch_prefix() -> str:
-    """It names this machine, for on some shared file systems locks are not seen from other machines."""
-    return f".building-{platform.node()}-"
-
-
-def _sweep_dead_builds(cache: Path) -> None:
-    """Delete the scratch directories of builds on this machine that were killed: nobody holds their lock."""
-    for scratch in cache.glob(f"{_scratch_prefix()}*"):
-        try:
-            lock = open(scratch / _LOCK, "r+")
-        except (FileNotFoundError, PermissionError):  # just begun or just gone; somebody else's
-            continue
-        with lock:
-            if _try_lock(lock):
-                shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _try_lock(file: IO[Any]) -> bool:
-    """False if another process holds the lock, or the file system has no locks: then nothing is ever swept."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

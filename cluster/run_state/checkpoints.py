@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.core.files import write_atomically
 from cluster.run_state import manifest
 from cluster.run_state.manifest import Manifest, files_in
 from cluster.run_state.progress import Progress
@@ -89,14 +90,14 @@ class CheckpointStore:
         Raises:
             OSError: a part of it cannot be written.
         """
-        _write_whole(path / "progress.json", progress.to_json())
+        write_atomically(path / "progress.json", progress.to_json(), durable=True)
         known = {str(file.relative_to(path)): record for file, record in (sealed or {}).items()}
         files = {name: known.get(name) or seal(path / name) for name in files_in(path)}
         for written in (*path.rglob("*"), path, self._directory):
             _sync(written)
         if fault := (complete := Manifest(files)).size_fault(path):
             raise CheckpointWriteError(f"{path} changed while it was written: {fault}")
-        _write_whole(path / manifest.FILE_NAME, complete.to_json())
+        write_atomically(path / manifest.FILE_NAME, complete.to_json(), durable=True)
         _sync(path)
         self._damaged.discard(path)
         self._delete_all_but(list(self.complete().values())[-self._keep :])
@@ -214,13 +215,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Whole or not at all: the text is on the disk before its name is."""
-    temporary = path.with_suffix(".partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

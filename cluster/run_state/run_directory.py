@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import numbers
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from cluster.core.config import RunConfig
+from cluster.core.files import write_atomically
 
 README = """\
 # {name}
@@ -152,13 +152,13 @@ class RunDirectory:
         """
         for directory in (self.path, self.logs, self.transcripts, self.checkpoints, self.wandb):
             directory.mkdir(parents=True, exist_ok=True)
-        _replace(self.readme_file, README.format(name=self.path.name))
+        write_atomically(self.readme_file, README.format(name=self.path.name), durable=True)
 
     def write_config(self, config: RunConfig) -> None:
         """Writes the resolved configuration as YAML, paths as strings."""
         # Without `allow_unicode`: with it, PyYAML writes U+0085 in a way that it reads back as a space.
         text = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
-        _replace(self.config_file, text)
+        write_atomically(self.config_file, text, durable=True)
 
     def read_config(self) -> RunConfig:
         """The configuration that the run was last started with.
@@ -173,7 +173,7 @@ class RunDirectory:
             raise ValueError(f"{self.config_file} is not YAML: {error}") from error
 
     def write_code_version(self, code_version: str) -> None:
-        _replace(self.code_version_file, f"{code_version}\n")
+        write_atomically(self.code_version_file, f"{code_version}\n", durable=True)
 
     def read_code_version(self) -> str:
         """Empty for a run of a time when it was not written down."""
@@ -196,7 +196,9 @@ class RunDirectory:
 
         NaN and infinity become null, NumPy's scalars numbers, and what else JSON does not know a string.
         """
-        _replace(self.summary_file, json.dumps(_jsonable(summary), indent=2, allow_nan=False) + "\n")
+        write_atomically(
+            self.summary_file, json.dumps(_jsonable(summary), indent=2, allow_nan=False) + "\n", durable=True
+        )
 
     def read_summary(self) -> dict[str, Any]:
         """The results of a finished run.
@@ -252,13 +254,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else None
     return str(value)
-
-
-def _replace(file: Path, text: str) -> None:
-    """Replaces the file as a whole: a reader sees the old text or the new one, also after a power cut."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)

@@ -8,11 +8,11 @@ STEM.html    right and wrong responses side by side
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.core.files import write_atomically
 from cluster.core.types import ScoredGroup
 from cluster.tracking.transcript_page import transcript_page
 from cluster.tracking.transcripts import record
@@ -31,10 +31,10 @@ def write_evaluation(
         OSError: they cannot be written.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    _replace(stem.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
-    _replace(stem.with_suffix(".jsonl"), "".join(f"{line}\n" for line in _lines(groups, category_of)))
+    write_atomically(stem.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
+    write_atomically(stem.with_suffix(".jsonl"), "".join(f"{line}\n" for line in _lines(groups, category_of)))
     title = f"{report['task']}, {report['split']}: {report['model']}"
-    _replace(stem.with_suffix(".html"), transcript_page(title, groups, category_of, SHOWN_RESPONSES))
+    write_atomically(stem.with_suffix(".html"), transcript_page(title, groups, category_of, SHOWN_RESPONSES))
 
 
 def _lines(groups: Sequence[ScoredGroup], category_of: CategoryOf) -> Iterator[str]:
@@ -42,9 +42,3 @@ def _lines(groups: Sequence[ScoredGroup], category_of: CategoryOf) -> Iterator[s
     for group in groups:
         pairs = list(zip(group.responses, group.verdicts, strict=True))
         yield json.dumps(record(group, pairs, category_of(group.prompt.problem)))
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

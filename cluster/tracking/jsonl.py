@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cluster.core.files import write_atomically
+
 
 class MetricsFile:
     """Appends steps to the file; each line is on its way to the disk when `log` returns.
@@ -77,13 +79,9 @@ class MetricsFile:
                 stream.writelines(later)
                 stream.flush()
                 os.fsync(stream.fileno())
-            temporary = self._path.with_name(f".{self._path.name}.tmp")
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.writelines(line for line in lines if json.loads(line)["step"] <= step)
-                stream.flush()
-                os.fsync(stream.fileno())
             self._stream.close()
-            temporary.replace(self._path)
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            write_atomically(self._path, "".join(kept), durable=True)
             self._stream = self._path.open("a", encoding="utf-8")
         self._last_step = min(self._last_step, step)
         return len(later)

@@ -6,13 +6,14 @@ meanwhile. Who finds that file waits until it is gone, for ever if its owner was
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
 from pathlib import Path
 
 import psutil
+
+from cluster.core import files
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def remove_stale_lock(folder: Path, stale_after_s: float = STALE_AFTER_S) -> Non
 def _remove(lock: Path, stale_after_s: float) -> None:
     """One process at a time, and each looks again: after the first, the lock may be a new compilation's."""
     with open(lock.with_name("lock.removal"), "w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+        files.lock(guard)
         age_s = _age_s(lock)
         if age_s is not None and age_s > stale_after_s and not _is_held(lock):
             logger.warning(

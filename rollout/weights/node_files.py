@@ -15,7 +15,6 @@ holds it; a run's folder is deleted when its last worker closes, or, after a cra
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -23,9 +22,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
+
+from cluster.core.files import lock, try_lock
 
 _PREFIX = "hpo-weights-"
 PATIENCE_S = 30.0
@@ -72,7 +73,7 @@ class NodeWeightFiles:
                 file = open(self._directory / "presence", "a")
             except (FileNotFoundError, FileExistsError):  # a leaving worker removed the folder just now
                 continue
-            fcntl.flock(file, fcntl.LOCK_SH)
+            lock(file, shared=True)
             if os.fstat(file.fileno()).st_nlink:
                 return file
             file.close()
@@ -84,7 +85,7 @@ class NodeWeightFiles:
                 file = open(path, "rb")
             except FileNotFoundError:  # another worker, already further, removed it
                 continue
-            fcntl.flock(file, fcntl.LOCK_SH)
+            lock(file, shared=True)
             if _is_at(file, path):
                 return file
             file.close()
@@ -95,7 +96,7 @@ class NodeWeightFiles:
         patience_ends = time.monotonic() + PATIENCE_S
         with open(self._directory / "writing", "a") as writing:
             while not path.exists():
-                if _try_to_lock(writing) or time.monotonic() > patience_ends:
+                if try_lock(writing) or time.monotonic() > patience_ends:
                     if not path.exists():
                         _write_whole(path, parts)
                     return
@@ -114,13 +115,13 @@ class NodeWeightFiles:
         except (FileNotFoundError, PermissionError):
             return
         with file:
-            if not _try_to_lock(file):
+            if not try_lock(file):
                 return
             if not os.fstat(file.fileno()).st_nlink:  # another sweeper was quicker
                 return
             # Out of the way first: who enters meanwhile makes a folder of its own, and nothing of it is deleted.
             gone = tempfile.mkdtemp(prefix=f"{directory.name}.gone-", dir=directory.parent)
-            os.rename(directory, gone)
+            directory.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -141,17 +142,8 @@ def _remove_unless_locked(path: Path) -> None:
     except FileNotFoundError:
         return
     with file:
-        if _try_to_lock(file) and _is_at(file, path):
+        if try_lock(file) and _is_at(file, path):
             path.unlink()
-
-
-def _try_to_lock(file: IO[Any]) -> bool:
-    """Get `file`'s exclusive lock, if nobody has any."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:

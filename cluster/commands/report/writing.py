@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from cluster.commands.report.charts import drawn_sections
 from cluster.commands.report.figures import png
 from cluster.commands.report.page import page
 from cluster.commands.report.runs import labels, read_run
+from cluster.core.files import write_atomically
 from cluster.tracking.code_version import code_version
 
 
@@ -36,7 +36,5 @@ def write_report(paths: Sequence[Path], output: Path | None) -> tuple[Path, Path
     for section in sections:
         for drawn in section.charts:
             (plots / f"{drawn.file_stem}.png").write_bytes(png(drawn.figure))
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(page(title, runs, sections, made), encoding="utf-8", errors="backslashreplace")
-    temporary.replace(file)
+    write_atomically(file, page(title, runs, sections, made).encode("utf-8", errors="backslashreplace"))
     return file, plots
