@@ -97,12 +97,12 @@ def train(
 
     from cluster.commands.train import TRAINING_ERRORS, set_aside
     from cluster.commands.train import train as run_training
-    from cluster.runtime.job_context import take_keys
+    from cluster.runtime.job import receive_keys
     from cluster.tracking import JsonConsole, RunConsole
 
     command = "--resume in place of --fresh" if fresh else "the same command"
     advice = f"{command} goes on from the last checkpoint"
-    take_keys(partial(typer.echo, err=True))
+    receive_keys(partial(typer.echo, err=True))
     chosen = JsonConsole(config.name, config.steps) if as_json else None
     with chosen or RunConsole(config.name, config.steps, quiet=quiet) as console:
         if fresh and (moved := set_aside(config)):

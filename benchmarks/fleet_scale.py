@@ -84,7 +84,7 @@ def in_its_own_process(case: str, steps: int, smoke: bool) -> dict[str, Any]:
 def measure(workers: int, steps: int, smoke: bool) -> dict[str, Any]:
     """A run of `steps` steps."""
     from cluster.core.config import RunConfig
-    from cluster.runtime.placement import connect
+    from cluster.runtime.connect import connect
 
     scale = 0.05 if smoke else 1.0
     connect(RunConfig().cluster)

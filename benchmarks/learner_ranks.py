@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/learner_ranks.json")
     arguments = parser.parse_args()
 
-    from cluster.runtime.placement import connect
+    from cluster.runtime.connect import connect
 
     connect(RunConfig().cluster)
     for name in arguments.cases:

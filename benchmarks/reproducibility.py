@@ -93,7 +93,7 @@ def main() -> None:
     import ray
 
     from cluster.core.config import RunConfig
-    from cluster.runtime.placement import connect
+    from cluster.runtime.connect import connect
 
     connect(RunConfig().cluster)
     cases = (

@@ -209,7 +209,7 @@ def main() -> None:
 
     import ray
 
-    from cluster.runtime.placement import connect
+    from cluster.runtime.connect import connect
 
     connect(RunConfig().cluster)
     cases = {"tiny": TINY} if arguments.smoke else {name: CASES[name] for name in arguments.cases}

@@ -26,7 +26,7 @@ from cluster.core.config import ClusterConfig, RunConfig
 from cluster.core.types import PolicyVersion, Prompt, Response, Sampled, Sampling, Verdict, VersionSpan
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.run_state.run_directory import RunDirectory
-from cluster.runtime.placement import connect
+from cluster.runtime.connect import connect
 from cluster.tracking import RunConsole, Tracker, read_metrics
 from cluster.training.actors import engine_options
 from cluster.training.control import listening

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ray
 
-from cluster.configuration.loading import Problem
 from cluster.core.config import RunConfig
+from cluster.core.problem import Problem
 from cluster.runtime.capacity import needs_of, shortfalls
-from cluster.runtime.connect import cluster_nodes
-from cluster.runtime.placement import connect
+from cluster.runtime.connect import cluster_nodes, connect
 
 
 def check_cluster(config: RunConfig) -> tuple[list[Problem], str]:

@@ -7,8 +7,8 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster.configuration.loading import Problem
 from cluster.core.config import LearnerConfig, RunConfig
+from cluster.core.problem import Problem
 from cluster.models.source import ready_directory
 from learner.model.checkpoint_names import checkpoint_shapes, matrix_layers, unmatched
 

@@ -19,21 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from cluster.core.config import RunConfig
+from cluster.core.problem import Problem
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _OVERRIDE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*=")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong: where, what, and how to mend it."""
-
-    where: str
-    what: str
-    fix: str
-
-    def __str__(self) -> str:
-        return " ".join(f"{self.where}: {self.what}; {self.fix}".split())  # one line, whatever it quotes
 
 
 @dataclass(frozen=True, slots=True)

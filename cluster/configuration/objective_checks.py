@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.configuration.loading import Problem
 from cluster.core.config import RunConfig
+from cluster.core.problem import Problem
 from learner.objective.table import OBJECTIVES, adaptive, fixed
 
 _LEAVE_OUT = "leave it out"

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.configuration.learner_checks import check_adapters, check_learner
-from cluster.configuration.loading import Problem, validate
+from cluster.configuration.loading import validate
 from cluster.configuration.objective_checks import check_objective
 from cluster.core.config import Room, RunConfig
+from cluster.core.problem import Problem
 from cluster.models.source import locate, ready_directory
 from cluster.models.starter import recipe_of, starter_tasks
 from learner.model.prefix_support import prefix_obstacle

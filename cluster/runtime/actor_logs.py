@@ -1,4 +1,7 @@
-"""Each actor's output goes to a file of its own in the run directory; the console belongs to the run."""
+"""Write the output of each actor to its own file in the run directory. The console shows only the run itself.
+
+This module stays light: every Ray worker process imports it first.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ SETUP_HOOK = "cluster.runtime.actor_logs.redirect_output"
 
 
 def redirect_output() -> None:
-    """Runs in every Ray worker process before anything else: point stdout and stderr, and those of child
-    processes, at the file that the environment names. Processes without one keep Ray's own log files.
+    """Redirect stdout and stderr of this process and its children to the file named by the environment.
+
+    Ray calls this hook in every worker process before anything else. Processes without the variable keep Ray's own
+    log files.
     """
     path = os.environ.get(LOG_FILE_VARIABLE)
     if path is None:

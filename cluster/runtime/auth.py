@@ -1,8 +1,7 @@
-"""Ray's token: what a cluster that was started on this machine asks for. To be used before Ray is imported, which
-reads its environment then, once.
+"""Ray's authentication token. Call this before Ray is imported, because Ray reads its environment once, at import.
 
-`ray.init()` makes a new cluster ask for a token. To a given address it sends the token only with RAY_AUTH_MODE=token,
-so that nobody is given it by mistake; an address of this machine is no mistake.
+`ray.init()` makes a new cluster require a token, but sends the token to a given address only with RAY_AUTH_MODE=token,
+so that no foreign cluster receives it by mistake. An address of this machine is safe, so the mode is set for it.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ TOKEN_FILE = "~/.ray/auth_token"
 
 
 def send_token_to(address: str) -> None:
-    """Have Ray send its token to `address`, if that is of this machine, there is a token, and nobody said otherwise."""
+    """Let Ray send its token to `address` if that is this machine, a token exists, and RAY_AUTH_MODE is not set."""
     host = address.rpartition(":")[0]
-    if MODE_VARIABLE not in os.environ and _has_token() and _is_here(host):
+    if MODE_VARIABLE not in os.environ and _has_token() and _is_this_machine(host):
         os.environ[MODE_VARIABLE] = "token"
 
 
-def token_places() -> str:
-    """Where Ray looks for its token, in words."""
+def token_sources() -> str:
+    """Return the variables and the file in which Ray looks for its token, as text for a message."""
     return f"{', '.join(TOKEN_VARIABLES)} or {TOKEN_FILE}"
 
 
@@ -34,6 +33,6 @@ def _has_token() -> bool:
     return any(os.environ.get(name) for name in TOKEN_VARIABLES) or Path(TOKEN_FILE).expanduser().is_file()
 
 
-def _is_here(host: str) -> bool:
+def _is_this_machine(host: str) -> bool:
     own = {each.address for addresses in psutil.net_if_addrs().values() for each in addresses}
     return host in own | {"localhost", socket.gethostname()}

@@ -1,4 +1,7 @@
-"""Whether a cluster has what a run needs: its actors are laid out on the nodes, as Ray would do it. Pure, Ray-free."""
+"""Compare the resources that a run needs with those of a cluster, placing its actors on nodes as Ray would.
+
+The functions are pure and import no Ray.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.configuration.loading import Problem
 from cluster.core.config import Room, RunConfig
+from cluster.core.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node of a cluster: all that it has, whether or not others use it at the moment."""
+    """A node of a cluster with its total resources, whether or not they are in use at the moment."""
 
     name: str
     resources: Mapping[str, float]
@@ -29,16 +32,16 @@ class Need:
     resources: Mapping[str, float]
     labels: Mapping[str, str]
     setting: str
-    """What asks for so much."""
+    """The setting that determines `count`."""
 
 
 def needs_of(config: RunConfig) -> list[Need]:
-    """The actors of a run."""
+    """Return the actors of a run with their resources."""
     rollout, learner, reward = config.rollout, config.learner, config.reward
 
     def need(room: Room, what: str, count: int, cpus: float, gpus: float, setting: str) -> Need:
-        asked = {kind: amount for kind, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
-        return Need(room, what, count, asked, config.cluster.node_labels.get(room, {}), setting)
+        requested = {kind: amount for kind, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+        return Need(room, what, count, requested, config.cluster.node_labels.get(room, {}), setting)
 
     return [
         need("learner", "learner rank", learner.ranks, learner.cpus_per_rank, learner.gpus_per_rank, "learner.ranks"),
@@ -55,8 +58,10 @@ def needs_of(config: RunConfig) -> list[Need]:
 
 
 def shortfalls(needs: Sequence[Need], nodes: Sequence[Node]) -> Iterator[Problem]:
-    """What the cluster lacks. The needs that can go to the fewest nodes are laid out first, and who needs no GPU goes
-    to the nodes that have the fewest."""
+    """Yield the resources that the cluster lacks.
+
+    The needs that fit the fewest nodes are placed first. Actors without GPUs go to the nodes with the fewest GPUs.
+    """
     nodes = sorted(nodes, key=lambda node: node.resources.get("GPU", 0))
     left = [dict(node.resources) for node in nodes]
     fitting = {
@@ -68,26 +73,27 @@ def shortfalls(needs: Sequence[Need], nodes: Sequence[Node]) -> Iterator[Problem
         if not candidates:
             yield Problem(
                 f"cluster.node_labels.{need.room}",
-                f"no node of the cluster has the labels {_labels(need.labels)} (there are: {_seen_labels(nodes)})",
+                f"no node of the cluster has the labels {_labels(need.labels)} (existing labels: "
+                f"{_existing_labels(nodes)})",
                 f"start a node with them (ray start --address … --labels {_labels(need.labels, ',')}), or change them",
             )
             continue
-        placed = sum(_place(need.resources, [left[index] for index in candidates]) for _ in range(need.count))
+        placed = sum(_take(need.resources, [left[index] for index in candidates]) for _ in range(need.count))
         if placed < need.count:
             where = f" on the nodes with {_labels(need.labels)}" if need.labels else ""
-            there = "; ".join(
+            existing = "; ".join(
                 f"{nodes[index].name}: {_amounts(nodes[index].resources)}" for index in candidates
             )
             yield Problem(
                 need.setting,
-                f"the cluster has room for {placed} of {need.count} {need.what}s of {_amounts(need.resources)} "
-                f"each{where}, beside what else the run needs ({there})",
-                "lower the number or what each one reserves, or add nodes",
+                f"the cluster has resources for {placed} of {need.count} {need.what}s of {_amounts(need.resources)} "
+                f"each{where}, in addition to the run's other actors ({existing})",
+                "lower the number or the resources of each, or add nodes",
             )
 
 
 def has_labels(node: Node, wanted: Mapping[str, str]) -> bool:
-    """Ray's rules: a value, `!value`, `in(a, b)` or `!in(a, b)`."""
+    """Return True if the node satisfies all conditions, by Ray's rules: a value, `!value`, `in(a, b)`, `!in(a, b)`."""
     return all(_matches(node.labels.get(key), condition) for key, condition in wanted.items())
 
 
@@ -99,12 +105,12 @@ def _matches(value: str | None, condition: str) -> bool:
     return (value in values) != negated
 
 
-def _place(asked: Mapping[str, float], left: Sequence[dict[str, float]]) -> bool:
-    """Whether one of the nodes, of which so much is left, takes it; then less is left."""
+def _take(requested: Mapping[str, float], left: Sequence[dict[str, float]]) -> bool:
+    """Subtract `requested` from the first node that has enough left. Return False if no node has."""
     for free in left:
-        if all(round(free.get(kind, 0) - amount, 4) >= 0 for kind, amount in asked.items()):
-            for kind, amount in asked.items():
-                free[kind] = round(free[kind] - amount, 4)  # as Ray counts
+        if all(round(free.get(kind, 0) - amount, 4) >= 0 for kind, amount in requested.items()):
+            for kind, amount in requested.items():
+                free[kind] = round(free[kind] - amount, 4)  # Ray's own precision
             return True
     return False
 
@@ -113,7 +119,7 @@ def _labels(labels: Mapping[str, str], separator: str = ", ") -> str:
     return separator.join(f"{key}={value}" for key, value in labels.items())
 
 
-def _seen_labels(nodes: Sequence[Node]) -> str:
+def _existing_labels(nodes: Sequence[Node]) -> str:
     own = {
         f"{key}={value}" for node in nodes for key, value in node.labels.items() if key != "ray.io/node-id"
     }

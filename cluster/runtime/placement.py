@@ -1,12 +1,8 @@
-"""Ray: connecting to it, reserving what the run needs, and making actors in the reserved places."""
+"""Reserve resources of a Ray cluster, and create actors in the reserved slots."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import logging
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,61 +11,20 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.core.config import ClusterConfig
-from cluster.core.project import ROOT
-from cluster.runtime.actor_logs import LOG_FILE_VARIABLE, SETUP_HOOK
-from cluster.runtime.connect import explained_joining, explained_starting
-from cluster.runtime.job_context import job_of_this_process, package_travels
-
-_PACKAGES = ("cluster", "rollout", "learner", "reward")
+from cluster.runtime.actor_logs import LOG_FILE_VARIABLE
 
 
 class PlacementError(RuntimeError):
-    """The cluster did not give what was asked for in time."""
-
-
-def connect(config: ClusterConfig) -> str:
-    """Join the configured Ray cluster, or start Ray on this machine. Returns where, in words.
-
-    Raises:
-        ConnectionError: there is no Ray at the address, or it does not let us in, or none can be started here.
-    """
-    in_a_job = job_of_this_process() is not None
-    address = os.environ["RAY_ADDRESS"] if in_a_job else config.address or os.environ.get("RAY_ADDRESS")
-    runtime_env: dict[str, Any] = {"worker_process_setup_hook": SETUP_HOOK}
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
-        options["address"] = address
-        if not package_travels():  # else they are in the job's working directory, which every process has
-            # Nodes need not have this project installed; its packages travel.
-            runtime_env["py_modules"] = [
-                str(Path(importlib.import_module(p).__file__ or "").parent) for p in _PACKAGES
-            ]
-    else:
-        # Without an address Ray would join any cluster that was started on this machine, or fail if it is gone.
-        options |= {"address": "local", "include_dashboard": False, "num_cpus": os.cpu_count()}
-        # Processes of this machine import the project from where the driver did, whatever their working directory.
-        root = str(ROOT)
-        search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        # DeepSpeed compiles an operator with the ninja that is installed beside Python.
-        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        runtime_env["env_vars"] = {"PYTHONPATH": search_path, "PATH": programs}
-    if not address:
-        with explained_starting():
-            ray.init(runtime_env=runtime_env, **options)
-        return "Ray on this machine"
-    with explained_joining(address):
-        ray.init(runtime_env=runtime_env, **options)
-    return f"the Ray cluster at {address}"
+    """The cluster did not provide the requested resources in time."""
 
 
 class Reservation:
-    """Resources held for a set of actors: one bundle each, on nodes that have all of `labels`.
+    """Reserved resources for a group of actors: one slot (bundle) for each, on nodes that have all of `labels`.
 
-        async with Reservation("learner", [{"CPU": 1}, {"CPU": 1}], timeout_s=60) as place:
-            actor = place.actor(LearnerRank, 0, options, bundle=0, log_file=..., env={})
+        async with Reservation("learner", [{"CPU": 1}, {"CPU": 1}], timeout_s=60) as reservation:
+            actor = reservation.actor(LearnerRank, 0, options, bundle=0, log_file=..., env={})
 
-    Leaving the block kills the actors and gives the resources back.
+    Leaving the block kills the actors and releases the resources.
     """
 
     def __init__(
@@ -99,9 +54,9 @@ class Reservation:
             labels = ", ".join(f"{key}={value}" for key, value in self._labels.items())
             nodes = f" on nodes with the labels {labels}" if labels else ""
             raise PlacementError(
-                f"the cluster did not give {self._name} its {_in_words(self._bundles)}{nodes} within "
-                f"{self._timeout_s:g} s; "
-                f"it has {_amounts(ray.cluster_resources())}, of which {_amounts(ray.available_resources())} are free"
+                f"the cluster did not provide the resources of {self._name} ({_described(self._bundles)}){nodes} "
+                f"within {self._timeout_s:g} s; it has {_amounts(ray.cluster_resources())}, of which "
+                f"{_amounts(ray.available_resources())} are free; launch.py check CONFIG --cluster compares"
             ) from None
         except asyncio.CancelledError:
             self._release()
@@ -120,8 +75,8 @@ class Reservation:
         env: Mapping[str, str],
         **options: Any,
     ) -> ray.actor.ActorHandle:
-        """Make an actor of `cls` in place `bundle`, with all of that place's resources."""
-        assert self._group is not None, "used outside its block"
+        """Create an actor of `cls` in the slot `bundle`, with all resources of that slot."""
+        assert self._group is not None, "the reservation is used outside its block"
         resources = self._bundles[bundle]
         actor = (
             ray.remote(cls)
@@ -146,7 +101,7 @@ class Reservation:
             self._group = None
 
 
-def _in_words(bundles: list[dict[str, float]]) -> str:
+def _described(bundles: list[dict[str, float]]) -> str:
     return " + ".join(_amounts(bundle) for bundle in bundles)
 
 
@@ -155,20 +110,22 @@ def _amounts(resources: Mapping[str, float]) -> str:
 
 
 def bundle(cpus: float, gpus: float) -> dict[str, float]:
-    """Ray refuses resources of 0 in a bundle, and a bundle without any."""
-    asked = {"CPU": cpus, "GPU": gpus}
-    return {kind: amount for kind, amount in asked.items() if amount} or {"CPU": 0.001}
+    """Return the resources of one slot. Ray refuses amounts of 0, and a bundle without any resource."""
+    requested = {"CPU": cpus, "GPU": gpus}
+    return {kind: amount for kind, amount in requested.items() if amount} or {"CPU": 0.001}
 
 
 def cpu_environment(threads: int, on_gpu: bool) -> dict[str, str]:
-    """Environment of an actor that computes. Ray would set the threads from the reserved CPUs, which may be a
-    fraction."""
+    """Return the environment of an actor that computes.
+
+    Ray would derive the number of threads from the reserved CPUs, which may be a fraction of one.
+    """
     if on_gpu:
         return {}
     return {
         "OMP_NUM_THREADS": str(threads),
         "DS_ACCELERATOR": "cpu",
-        # With "auto" every engine of a node would pick the same cores.
+        # With "auto" all engines of a node would choose the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "TOKENIZERS_PARALLELISM": "false",
     }

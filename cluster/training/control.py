@@ -19,8 +19,8 @@ from pathlib import Path
 import ray
 
 from cluster.core.failures import trimmed
-from cluster.runtime.auth import token_places
-from cluster.runtime.probe import probe
+from cluster.runtime.auth import token_sources
+from cluster.runtime.connect import probe
 from rollout.fleet.fleet import RolloutFleet
 
 NAMESPACE = "hpo-trainer"
@@ -208,7 +208,7 @@ def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str
     except (OSError, RuntimeError) as error:
         raise NoLiveRunError(
             f"something listens at {address} but does not let this command in. If it is the run's Ray, it asks for a "
-            f"token: RAY_AUTH_MODE=token launch.py scale … sends it the one of {token_places()}"
+            f"token: RAY_AUTH_MODE=token launch.py scale … sends it the one of {token_sources()}"
         ) from error
     try:
         mailbox = ray.get_actor(name, NAMESPACE)

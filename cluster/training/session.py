@@ -14,7 +14,8 @@ import ray
 from cluster.commands.exits import answer_sigterm
 from cluster.core.config import RunConfig
 from cluster.models.source import prepare_model
-from cluster.runtime.placement import PlacementError, connect
+from cluster.runtime.connect import connect
+from cluster.runtime.placement import PlacementError
 from cluster.tracking import RunConsole
 from cluster.training.dataset import UnusablePromptError
 from learner.engine.group import LearnerStartError

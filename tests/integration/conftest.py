@@ -11,7 +11,7 @@ import ray
 import yaml
 
 from cluster.core.config import ClusterConfig
-from cluster.runtime.placement import connect
+from cluster.runtime.connect import connect
 from learner.model.supervised import train_starter
 from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 from reward.tasks.countdown.task import CountdownOptions, CountdownTask

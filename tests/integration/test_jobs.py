@@ -241,7 +241,7 @@ def test_a_planted_key_reaches_the_driver_and_nothing_that_anybody_can_read(
     site: Site, tmp_path: Path
 ) -> None:
     said = "import os; k = os.environ['WANDB_API_KEY']; print('received one of', len(k), k.count('planted0'))"
-    code = f"from cluster.runtime.job_context import take_keys; take_keys(print); {said}"
+    code = f"from cluster.runtime.job import receive_keys; receive_keys(print); {said}"
     keys = {"WANDB_API_KEY": PLANTED}
     submission = Simulated(
         RunConfig(name="keyed", directory=tmp_path),

@@ -24,7 +24,8 @@ from ray.cluster_utils import Cluster
 
 from cluster.core.config import ClusterConfig
 from cluster.run_state.run_directory import RunDirectory
-from cluster.runtime.placement import PlacementError, Reservation, connect
+from cluster.runtime.connect import connect
+from cluster.runtime.placement import PlacementError, Reservation
 from cluster.tracking import read_metrics
 from tests import PROJECT
 from tests.simulated import Simulation, assert_complete, simulation

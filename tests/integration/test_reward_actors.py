@@ -13,7 +13,7 @@ import ray
 
 from cluster.core.config import ClusterConfig, RunConfig
 from cluster.run_state.run_directory import RunDirectory
-from cluster.runtime.placement import connect
+from cluster.runtime.connect import connect
 from cluster.training.actors import ActorGraph
 from reward.scoring import ScoringRequest
 from tests.builders import all_verdicts

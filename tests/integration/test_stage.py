@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from cluster.core.config import RunConfig
-from cluster.runtime.placement import connect
+from cluster.runtime.connect import connect
 from cluster.tracking import RunConsole
 from cluster.training.session import RUN_ERRORS, UnusableModelError, prepare_in_cluster
 from tests.integration.hub import CONFIG, REPOSITORY, hub

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from cluster.core.config import ClusterConfig
 from cluster.core.types import PolicyVersion
-from cluster.runtime.placement import connect
+from cluster.runtime.connect import connect
 from learner.weights.packing import file_parts
 from rollout.engine.vllm_args import EngineOptions
 from rollout.engine.worker import RolloutWorker

@@ -13,9 +13,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from cluster.configuration.loading import Problem, load_config, read_yaml, validate
+from cluster.configuration.loading import load_config, read_yaml, validate
 from cluster.configuration.preflight import preflight
 from cluster.core.config import RunConfig, Section
+from cluster.core.problem import Problem
 from cluster.run_state.run_directory import differences
 
 Name = Annotated[str, Field(max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

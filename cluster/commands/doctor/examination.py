@@ -21,8 +21,7 @@ from cluster.core.config import ClusterConfig, RunConfig
 from cluster.core.project import ROOT
 from cluster.models.source import ready_directory
 from cluster.runtime.capacity import Node, needs_of, shortfalls
-from cluster.runtime.connect import cluster_nodes
-from cluster.runtime.placement import connect
+from cluster.runtime.connect import cluster_nodes, connect
 
 NODE_TIMEOUT_S = 240.0
 WANDB_ENDS_TIMEOUT_S = 5.0

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from cluster.commands.jobs.server import JobServer, JobServerError, explained, has_ended
 from cluster.commands.jobs.submission import SubmissionRefusedError
 from cluster.core.config import RunConfig
-from cluster.runtime.job_keys import SENT_BY_DEFAULT, announced, package_name, seal
+from cluster.runtime.job import SENT_BY_DEFAULT, announced, package_name, seal
 
 DRIVER_TIMEOUT_S = 600.0
 """How long the driver of a job may take to start. The cluster may have to bring a node for it."""

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import ray
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from cluster.runtime.auth import token_places
-from cluster.runtime.probe import probe
+from cluster.runtime.auth import token_sources
+from cluster.runtime.connect import probe
 
 RAY_VERSION = version("ray")
 _VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -123,7 +123,7 @@ def explained(address: str) -> Iterator[None]:
         token = "has no token" if "no authentication token" in str(error) else "has another token"
         raise JobServerError(
             f"the cluster at {address} asks for a token, and this command {token}; RAY_AUTH_MODE=token "
-            f"launch.py … sends it the one of {token_places()}"
+            f"launch.py … sends it the one of {token_sources()}"
         ) from error
     except (OSError, ray.exceptions.RpcError) as error:  # those of `requests` are OSErrors
         raise ServerAwayError(_unreachable(address)) from error

@@ -21,7 +21,7 @@ from cluster.commands.jobs.server import (
 )
 from cluster.core.config import RunConfig
 from cluster.models.source import locate
-from cluster.runtime.job_keys import KEYS_VARIABLE
+from cluster.runtime.job import KEYS_VARIABLE
 
 STOP_GRACE_S = 60
 """How long a job that is stopped may take to clear its actors away."""

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cluster.configuration import preflight as preflight_module
-from cluster.configuration.loading import Problem, load_config
+from cluster.configuration.loading import load_config
 from cluster.configuration.preflight import (
     check_context,
     check_prefix_sharing,
@@ -22,6 +22,7 @@ from cluster.configuration.preflight import (
     task_notes,
 )
 from cluster.core.config import ObjectiveName, RunConfig, TaskConfig
+from cluster.core.problem import Problem
 from cluster.models.starter import RECIPE, prompt_tokens
 from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 from reward.tasks.countdown.task import CountdownOptions, CountdownTask

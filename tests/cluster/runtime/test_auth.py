@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.runtime.auth import send_token_to, token_places
+from cluster.runtime.auth import send_token_to, token_sources
 
 OWN = next(
     each.address
@@ -65,4 +65,4 @@ def test_what_the_user_says_counts(home: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_it_says_where_a_token_may_be() -> None:
-    assert token_places() == "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+    assert token_sources() == "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"

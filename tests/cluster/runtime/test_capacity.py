@@ -28,7 +28,7 @@ def test_what_finds_no_place_is_named_with_what_there_is() -> None:
     needs = needs_of(config(rollout={"workers": 5, "gpus_per_worker": 1}))
     (problem,) = shortfalls(needs, [node("a", 4, 2), node("b", 4, 1)])
     assert problem.where == "rollout.workers"
-    assert "room for 3 of 5 rollout workers of 1 CPU, 1 GPU each" in problem.what
+    assert "resources for 3 of 5 rollout workers of 1 CPU, 1 GPU each" in problem.what
     assert "b: 4 CPU, 1 GPU" in problem.what
 
 
@@ -43,7 +43,7 @@ def test_labels_that_no_node_has_are_named_with_those_that_there_are() -> None:
     needs = needs_of(config(cluster={"node_labels": {"learner": {"pool": "reserved"}}}))
     (problem,) = shortfalls(needs, [node("a", pool="spot"), node("b", zone="1")])
     assert problem.where == "cluster.node_labels.learner"
-    assert "pool=reserved (there are: pool=spot, zone=1)" in problem.what
+    assert "pool=reserved (existing labels: pool=spot, zone=1)" in problem.what
     assert "--labels pool=reserved" in problem.fix
 
 

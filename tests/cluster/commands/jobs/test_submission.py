@@ -17,7 +17,7 @@ from cluster.commands.jobs.submission import (
     resources,
 )
 from cluster.core.config import RunConfig
-from cluster.runtime.job_keys import KEYS_VARIABLE
+from cluster.runtime.job import KEYS_VARIABLE
 
 PLANTED = "planted-key-0123456789"
 

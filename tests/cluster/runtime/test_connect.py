@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from cluster.core.config import ClusterConfig
-from cluster.runtime.placement import connect
+from cluster.runtime.connect import connect
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_job_joins_its_own_cluster_and_brings_what_it_has_not_sent(
             ),
             r"runs Ray 2\.9\.0 and Python 3\.10\.1, and this environment has Ray 2\.60\.0 .*requirements/",
         ),
-        (ray.exceptions.AuthenticationError("Unauthenticated"), r"asks for a token: RAY_AUTH_MODE=token"),
+        (ray.exceptions.AuthenticationError("Unauthenticated"), r"requires a token: run RAY_AUTH_MODE=token"),
     ],
 )
 def test_a_cluster_that_does_not_let_us_in_is_one_line(
@@ -74,8 +74,8 @@ def test_a_cluster_that_does_not_let_us_in_is_one_line(
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("127.0.0.1:1", "there is no Ray at 127.0.0.1:1"),
-        ("http://head:8265", "launch.py submit sends a run there"),
+        ("127.0.0.1:1", "no Ray cluster listens at 127.0.0.1:1"),
+        ("http://head:8265", "use launch.py submit to send a run to it"),
     ],
 )
 def test_an_address_where_no_cluster_can_be_joined_is_known_at_once(address: str, said: str) -> None:
@@ -89,5 +89,5 @@ def test_a_machine_too_busy_to_start_ray_is_told_so(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(ray, "init", fail)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(ConnectionError, match="busy with other work"):
+    with pytest.raises(ConnectionError, match="the machine is busy"):
         connect(ClusterConfig())
