@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.core.types import PolicyVersion, Prompt, Response, Sampled, Verdict, VersionSpan
+from cluster.core.types import IndexedVerdicts, PolicyVersion, Prompt, Response, Sampled, Verdict, VersionSpan
 from cluster.run_state.run_directory import RunDirectory
-from reward.task import PlacedVerdicts
 from rollout.fleet.state import LOADED_VERSION
 
 GOLDEN = 0.6180339887498949
@@ -180,7 +179,7 @@ class HostedWorkerFactory:
 class VerifierRunner:
     """Takes the part of `reward.scoring.RewardActor`, and needs no time."""
 
-    async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[IndexedVerdicts]:
         yield [
             (
                 place,

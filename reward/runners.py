@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.core.config import ShapingConfig
-from cluster.core.types import Verdict
+from cluster.core.types import IndexedVerdicts, Verdict
 from reward.registry import build_task
 from reward.shaping import Shaping
-from reward.task import BatchTask, LoadedTask, LocalTask, PlacedVerdicts
+from reward.task import BatchTask, LoadedTask, LocalTask
 
 
 def task_runner(name: str, options: Mapping[str, Any], shaping: Sequence[ShapingConfig]) -> TaskRunner:
@@ -37,7 +37,7 @@ class TaskRunner:
     def score(self, problem: Any, response: str) -> Verdict:
         return self._shaped(self._task.verify(problem, response), problem, response)
 
-    def score_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[PlacedVerdicts]:
+    def score_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[IndexedVerdicts]:
         assert isinstance(self._task, BatchTask)
         for placed in self._task.verify_batch(problems, responses):
             yield [(i, self._shaped(verdict, problems[i], responses[i])) for i, verdict in placed]

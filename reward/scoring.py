@@ -13,15 +13,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from cluster.core.config import RewardConfig, TaskConfig
-from cluster.core.types import FinishReason, Verdict
+from cluster.core.types import IndexedVerdicts, ScoringRequest, Verdict
 from reward.scorers import make_scorer
-from reward.task import PlacedVerdicts, Scorer
+from reward.task import Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +29,6 @@ _CLOSING_S = 10.0
 _LINGER_S = 0.005
 """What comes within this time travels together."""
 _ATTEMPTS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class ScoringRequest:
-    """A response as verifiers see it."""
-
-    problem: Any
-    text: str
-    finish_reason: FinishReason
 
 
 class RewardServiceError(RuntimeError):
@@ -54,7 +44,7 @@ class RewardActor:
         self._scorer: Scorer | None = None
         self._starting = asyncio.Lock()
 
-    async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[IndexedVerdicts]:
         """One verdict per problem and text, each with its place, as they come: none waits for another that hangs.
 
         Raises:
@@ -94,7 +84,7 @@ class RewardPool:
         self._timeout_s = timeout_s
         self._cut_off_is_wrong = truncated_is_incorrect
 
-    async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[IndexedVerdicts]:
         """One verdict per answer, each with its place, as they come. Only what somebody must read travels.
 
         Raises:
@@ -124,7 +114,7 @@ class RewardPool:
         if missing:
             raise RewardServiceError(f"a reward actor left {len(missing)} responses without a verdict")
 
-    async def _ask(self, asked: Sequence[tuple[Any, str]], deadline: float) -> AsyncIterator[PlacedVerdicts]:
+    async def _ask(self, asked: Sequence[tuple[Any, str]], deadline: float) -> AsyncIterator[IndexedVerdicts]:
         stream = next(self._next).score.remote(asked)
         try:
             while True:

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.core.config import ShapingConfig
-from cluster.core.types import Verdict
+from cluster.core.types import IndexedVerdicts, Verdict
 from reward.functions import Coroutines, load_function
-from reward.task import PlacedVerdicts, Scorer
+from reward.task import Scorer
 from reward.verdicts import number_of
 
 
@@ -54,7 +54,7 @@ class ShapingRunner:
     def score(self, problem: Any, response: str) -> Verdict:
         return Verdict("correct", self._shaping.reward(problem, response), None, "")
 
-    def score_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[PlacedVerdicts]:
+    def score_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[IndexedVerdicts]:
         raise NotImplementedError("it takes one response at a time")
 
 
@@ -76,7 +76,7 @@ class ShapedScorer:
         await self._scorer.close()
         await self._shaping.close()
 
-    async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[IndexedVerdicts]:
         verdicts: dict[int, Verdict] = {}
         added: dict[int, Verdict] = {}
         given: set[int] = set()
@@ -104,8 +104,8 @@ def _shaped(verdict: Verdict | None, added: Verdict | None) -> Verdict | None:
 
 
 async def _merged(
-    *streams: tuple[dict[int, Verdict], AsyncIterator[PlacedVerdicts]],
-) -> AsyncIterator[tuple[dict[int, Verdict], PlacedVerdicts]]:
+    *streams: tuple[dict[int, Verdict], AsyncIterator[IndexedVerdicts]],
+) -> AsyncIterator[tuple[dict[int, Verdict], IndexedVerdicts]]:
     """What comes from any of them, each with the dictionary that it belongs to."""
     waiting = {asyncio.ensure_future(_next(stream)): (found, stream) for found, stream in streams}
     try:
@@ -121,5 +121,5 @@ async def _merged(
             task.cancel()
 
 
-async def _next(stream: AsyncIterator[PlacedVerdicts]) -> PlacedVerdicts | None:
+async def _next(stream: AsyncIterator[IndexedVerdicts]) -> IndexedVerdicts | None:
     return await anext(stream, None)

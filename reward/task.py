@@ -11,16 +11,13 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
-from cluster.core.types import Verdict
+from cluster.core.types import IndexedVerdicts, Verdict
 
 Split = Literal["train", "eval"]
 STREAMS: dict[Split, str] = {"train": "train", "eval": "held_out"}
 """What seeds the random numbers of each split. Another name would draw other problems, and old evaluations could not be
 compared with new ones."""
 ChatMessages = list[dict[str, str]]
-PlacedVerdicts = Sequence[tuple[int, Verdict]]
-"""Verdicts, each with the place of its response among those that were asked about together."""
-
 
 CategoryOf = Callable[[Any], str | None]
 """From a problem to what kind of problem it is, in a word or two; None if it is of no kind."""
@@ -115,7 +112,7 @@ class BatchTask(LocalTask, Protocol):
 
     batched: bool
 
-    def verify_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[PlacedVerdicts]:
+    def verify_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[IndexedVerdicts]:
         """The verdicts as they come, one for each response, if `batched`."""
         ...
 
@@ -127,7 +124,7 @@ class Scorer(Protocol):
         """Raises RuntimeError if there can be no verdicts; the message says why."""
         ...
 
-    def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+    def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[IndexedVerdicts]:
         """The verdicts on problems and responses as they come, one for each. Failures are verdicts too."""
         ...
 

@@ -14,12 +14,13 @@ from cluster.core.types import (
     Response,
     Sampling,
     ScoredGroup,
+    ScoringRequest,
     Verdict,
     VersionSpan,
 )
 from cluster.run_state.progress import Progress
 from reward.scorers import score_in_order
-from reward.scoring import RewardPool, ScoringRequest
+from reward.scoring import RewardPool
 from reward.task import Scorer
 
 

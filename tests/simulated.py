@@ -23,7 +23,17 @@ import ray
 
 from benchmarks.simulated_engines import SimulatedEngine
 from cluster.core.config import ClusterConfig, RunConfig
-from cluster.core.types import PolicyVersion, Prompt, Response, Sampled, Sampling, Verdict, VersionSpan
+from cluster.core.types import (
+    IndexedVerdicts,
+    PolicyVersion,
+    Prompt,
+    Response,
+    Sampled,
+    Sampling,
+    ScoringRequest,
+    Verdict,
+    VersionSpan,
+)
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.connect import connect
@@ -35,8 +45,6 @@ from cluster.training.prompt_source import PromptSource, TokenizedProblem
 from cluster.training.worker_factory import WorkerFactory
 from learner.objective.training_batch import TrainingBatch
 from learner.state.state_files import FileRecord
-from reward.scoring import ScoringRequest
-from reward.task import PlacedVerdicts
 from reward.tasks.countdown.puzzles import Puzzle
 from rollout.engine.tokenizer import EncodedPrompt
 from rollout.engine.vllm_args import EngineOptions
@@ -112,7 +120,7 @@ class Rewards:
             [Verdict("incorrect", 0.0, None, ""), Verdict("correct", 1.0, None, "")]
         )
 
-    async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[IndexedVerdicts]:
         yield [(index, next(self._turns)) for index in range(len(answers))]
 
 

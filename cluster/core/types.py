@@ -5,6 +5,7 @@ Torch-free, Ray-free: everybody may import this module, and it imports nobody.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -88,6 +89,19 @@ class Verdict:
     reward: float
     answer: str | None
     reason: str
+
+
+IndexedVerdicts = Sequence[tuple[int, Verdict]]
+"""Verdicts, each with the index of its response in the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringRequest:
+    """One response to be scored by the task's verifier."""
+
+    problem: Any
+    text: str
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from cluster.core.types import Sampled, Verdict
-from reward.scoring import RewardPool, ScoringRequest
+from cluster.core.types import Sampled, ScoringRequest, Verdict
+from reward.scoring import RewardPool
 from rollout.fleet.scheduler import Scheduler
 
 BETWEEN_CALLS_S = 0.02

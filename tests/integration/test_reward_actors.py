@@ -12,10 +12,10 @@ import pytest
 import ray
 
 from cluster.core.config import ClusterConfig, RunConfig
+from cluster.core.types import ScoringRequest
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.connect import connect
 from cluster.training.actors import ActorGraph
-from reward.scoring import ScoringRequest
 from tests.builders import all_verdicts
 
 

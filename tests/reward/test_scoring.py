@@ -11,10 +11,9 @@ import pytest
 import ray
 
 from cluster.core.config import RewardConfig, TaskConfig
-from cluster.core.types import Verdict
+from cluster.core.types import IndexedVerdicts, ScoringRequest, Verdict
 from reward.sandbox.pool import SandboxError
-from reward.scoring import RewardActor, RewardPool, RewardServiceError, ScoringRequest
-from reward.task import PlacedVerdicts
+from reward.scoring import RewardActor, RewardPool, RewardServiceError
 from reward.tasks.countdown.puzzles import Puzzle
 from tests.builders import all_verdicts
 
@@ -72,7 +71,7 @@ async def test_a_failing_verifier_gives_errors_and_not_wrongs(actor: RewardActor
 
 async def test_a_reward_actor_that_does_not_answer_is_named() -> None:
     class Silent(RewardActor):
-        async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+        async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[IndexedVerdicts]:
             await asyncio.sleep(600)
             yield []
 
@@ -87,7 +86,7 @@ async def test_what_a_restarted_actor_left_out_is_asked_again() -> None:
     class Forgetful(RewardActor):
         calls = 0
 
-        async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[PlacedVerdicts]:
+        async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[IndexedVerdicts]:
             self.calls += 1
             yield [(len(asked) - 1, Verdict("correct", 1.0, str(self.calls), ""))] * 2
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from pydantic import field_validator
 
-from cluster.core.types import Verdict
+from cluster.core.types import IndexedVerdicts, Verdict
 from reward.dataset.options import DatasetOptions
 from reward.dataset.rows import DatasetProblems
 from reward.dataset.sample import SUM
 from reward.functions import Coroutines, load_function
 from reward.sandbox.failures import failed
-from reward.task import PlacedVerdicts
 from reward.verdicts import verdict_of
 
 
@@ -67,7 +66,7 @@ class PythonTask(DatasetProblems):
         assert self._function is not None, "load_verifier comes first"
         return self._verdict(self._coroutines.result(self._function(problem, response)))
 
-    def verify_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[PlacedVerdicts]:
+    def verify_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[IndexedVerdicts]:
         if self._options.batched:
             yield list(enumerate(self._verdicts_of_many(problems, responses)))
             return

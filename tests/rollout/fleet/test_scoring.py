@@ -9,9 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.core.types import Sampled, Verdict
-from reward.scoring import ScoringRequest
-from reward.task import PlacedVerdicts
+from cluster.core.types import IndexedVerdicts, Sampled, ScoringRequest, Verdict
 from rollout.fleet import scoring as judging
 from rollout.fleet.scoring import ScoringQueue
 from tests.builders import make_response, make_verdict
@@ -23,7 +21,7 @@ class Rewards:
 
     calls: list[int] = field(default_factory=list)
 
-    async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[IndexedVerdicts]:
         self.calls.append(len(answers))
         for place in reversed(range(len(answers))):
             yield [(place, make_verdict(answers[place].problem))]
@@ -75,7 +73,7 @@ async def test_what_comes_between_two_calls_travels_in_the_second(monkeypatch: p
 
 async def test_a_verifier_that_fails_ends_the_run_and_not_the_worker() -> None:
     class Failing(Rewards):
-        async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[PlacedVerdicts]:
+        async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[IndexedVerdicts]:
             raise RuntimeError("no verdicts")
             yield []
 

@@ -13,9 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.core.config import RunConfig
-from cluster.core.types import PolicyVersion, Prompt, Sampled
-from reward.scoring import ScoringRequest
-from reward.task import PlacedVerdicts
+from cluster.core.types import IndexedVerdicts, PolicyVersion, Prompt, Sampled, ScoringRequest
 from rollout.fleet.buffer import WorkBuffer
 from rollout.fleet.context import FleetContext
 from rollout.fleet.scheduler import Scheduler
@@ -85,7 +83,7 @@ class Worker:
 
 
 class Rewards:
-    async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[PlacedVerdicts]:
+    async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[IndexedVerdicts]:
         for place in range(len(answers)):
             yield [(place, make_verdict(1.0))]
 
