@@ -36,9 +36,9 @@ from cluster.commands.workspace import command as workspace_command
 from cluster.configuration.loading import load_config
 from cluster.configuration.preflight import ROOMS, Room, preflight, task_notes
 from cluster.core.config import RunConfig
+from cluster.core.types import Split
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.auth import send_token_to
-from reward.task import Split
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 

@@ -5,22 +5,18 @@ To add one, write a file `reward/NAME/task.py` with a class that has this shape,
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
-from cluster.core.types import IndexedVerdicts, Verdict
+from cluster.core.types import IndexedVerdicts, Split, Verdict
 
-Split = Literal["train", "eval"]
 STREAMS: dict[Split, str] = {"train": "train", "eval": "held_out"}
 """What seeds the random numbers of each split. Another name would draw other problems, and old evaluations could not be
 compared with new ones."""
 ChatMessages = list[dict[str, str]]
-
-CategoryOf = Callable[[Any], str | None]
-"""From a problem to what kind of problem it is, in a word or two; None if it is of no kind."""
 
 
 @dataclass(frozen=True, slots=True)

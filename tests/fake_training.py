@@ -42,7 +42,7 @@ def train(config: RunConfig) -> None:
         metrics.truncate_after(-1)
         bonus = config.learner.learning_rate
         for step in range(config.steps + 1):
-            reward = {"reward/mean": 0.1 * step + bonus, "lengths/mean": 5.0} if step else {}
+            reward = {"reward/mean": 0.1 * step + bonus, "response_length/mean": 5.0} if step else {}
             metrics.log(step, {**reward, "eval/pass_at_1": 0.01 * step * (1 + config.seed) + bonus})
     run.write_summary({"steps": config.steps})
 

@@ -156,7 +156,6 @@ def test_what_everybody_imports_is_light(module: str) -> None:
         "cluster.run_state.checkpoints",
         "cluster.run_state.progress",
         "cluster.metrics.pass_at_k",
-        "cluster.metrics.majority",
         "cluster.metrics.evaluation",
         "cluster.commands.export_plan",
         "cluster.training.guards",

@@ -16,6 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.core.config import RunConfig
+from cluster.core.types import Split
 from cluster.metrics.evaluation import evaluation_report
 from cluster.run_state.checkpoints import CheckpointStore, learner_state
 from cluster.run_state.run_directory import RunDirectory
@@ -23,7 +24,6 @@ from cluster.tracking import RunConsole
 from launch import app, arithmetic
 from learner.state.state_description import StateDescription
 from reward.registry import task_names
-from reward.task import Split
 from tests import PROJECT
 from tests.builders import make_group, make_progress
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.core.config import RunConfig
-from cluster.core.types import Prompt, ScoredGroup
+from cluster.core.types import Prompt, ScoredGroup, Split
 from cluster.metrics.evaluation import categories_of, evaluation_report
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole
@@ -14,7 +14,6 @@ from cluster.tracking.evaluation_files import write_evaluation
 from cluster.training.actors import ActorGraph
 from cluster.training.dataset import evaluation_prompts, load_dataset
 from cluster.training.session import prepare_in_cluster, ray_started, run_to_the_end
-from reward.task import Split
 
 
 def evaluate(config: RunConfig, split: Split, console: RunConsole) -> dict[str, Any]:

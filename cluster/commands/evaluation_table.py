@@ -28,7 +28,7 @@ def _whole(report: Mapping[str, Any]) -> Table:
         "sampled": f"temperature {report['temperature']:g}, "
         + ("no seed" if report["seed"] is None else f"seed {report['seed']}"),
         **rates,
-        "mean length": f"{report['response_tokens_mean']:.1f} tokens",
+        "mean length": f"{report['response_length_mean']:.1f} tokens",
         "cut off": f"{percent(report['truncated_fraction'])} at {report['max_response_tokens']} tokens",
         "failed verdicts": str(report["failed_verdicts"]),
     }

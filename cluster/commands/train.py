@@ -11,11 +11,11 @@ from typing import Any
 import ray
 
 from cluster.core.config import RunConfig
+from cluster.core.project import code_version
 from cluster.run_state.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
-from cluster.tracking.code_version import code_version
-from cluster.tracking.ray_metrics import RayMetrics
+from cluster.tracking.prometheus import RayMetrics
 from cluster.training.actors import ActorGraph
 from cluster.training.batch import BatchNotFilledError
 from cluster.training.control import RunIsLiveError, listening

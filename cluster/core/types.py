@@ -5,7 +5,7 @@ Torch-free, Ray-free: everybody may import this module, and it imports nobody.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +13,10 @@ import numpy as np
 
 Outcome = Literal["correct", "incorrect", "error", "timeout"]
 FinishReason = Literal["stop", "length"]
+Split = Literal["train", "eval"]
+"""The part of a dataset: for training or for evaluation."""
+CategoryOf = Callable[[Any], str | None]
+"""A function from a problem to its category; None if the task has no categories."""
 
 
 @dataclass(frozen=True, slots=True)

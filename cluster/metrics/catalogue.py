@@ -1,7 +1,7 @@
-"""Every number that a run tells, what it means, and which belong into one picture. Pure.
+"""The catalogue of metrics: their meanings, their units, and the charts that show them. Pure.
 
-The report, W&B, Prometheus, the Grafana dashboard and `docs/metrics.md` are made from here. A metric that is logged and
-not in here fails a test.
+The report, W&B, Prometheus, the Grafana dashboard and `docs/metrics.md` are generated from it. A test fails if a run
+logs a metric that is missing here.
 """
 
 from __future__ import annotations
@@ -9,301 +9,360 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["", "share", "tokens", "s", "tokens/s", "versions", "processes", "prompts"]
+Unit = Literal["", "fraction", "tokens", "s", "tokens/s", "versions", "processes", "prompts"]
 Summary = Literal["last", "min", "max", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`summary`: how a whole run is told in one number; None for what is not worth one."""
+    """One number that a run logs."""
 
     key: str
     meaning: str
     unit: Unit = ""
     summary: Summary | None = None
+    """The statistic that summarizes the metric over a whole run; None if no summary is shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Metrics that are read together, over the step. Those that are `counted` are not averaged over steps."""
+    """Metrics that are drawn in one chart, over the step."""
 
     title: str
     keys: tuple[str, ...]
     counted: bool = False
+    """Whether the values are counts or settings, which are drawn without smoothing over steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What answers one question. `prefixes`: of its metrics' keys."""
+    """Metrics and charts that answer one question."""
 
     title: str
     question: str
     prefixes: tuple[str, ...]
+    """The parts of the metrics' keys before the slash."""
     metrics: tuple[Metric, ...]
     charts: tuple[Chart, ...]
 
 
-SECTIONS = (
-    Section(
-        "Evaluation",
-        "Does it get better on problems that it has not seen?",
-        ("eval",),
-        (
-            Metric(
-                "eval/pass_at_1",
-                "share of right answers on held-out prompts, sampled at the training temperature; failed verdicts "
-                "count neither way",
-                "share",
-                "max",
-            ),
-            Metric("eval/stderr", "standard error of pass@1 over the prompts", "share"),
-            Metric("eval/response_tokens_mean", "mean length of the responses", "tokens"),
-            Metric(
-                "eval/truncated_fraction", "share of the responses that were cut off at the limit", "share"
-            ),
-            Metric("eval/error_fraction", "share of the responses whose verifier failed", "share"),
+_EVALUATION = Section(
+    "Evaluation",
+    "Does the policy improve on problems outside the training set?",
+    ("eval",),
+    (
+        Metric(
+            "eval/pass_at_1",
+            "fraction of correct responses to the eval prompts, sampled at the training temperature; mean over "
+            "prompts, without responses whose verifier failed",
+            "fraction",
+            "max",
         ),
-        (
-            Chart("pass@1 on held-out prompts", ("eval/pass_at_1",)),
-            Chart("cut off, failed verdicts", ("eval/truncated_fraction", "eval/error_fraction")),
-        ),
+        Metric("eval/pass_at_1_stderr", "standard error of `eval/pass_at_1` over the prompts", "fraction"),
+        Metric("eval/response_length_mean", "mean response length", "tokens"),
+        Metric("eval/truncated_fraction", "fraction of responses truncated at the length limit", "fraction"),
+        Metric("eval/error_fraction", "fraction of responses whose verifier failed", "fraction"),
     ),
-    Section(
-        "Reward",
-        "How often are the responses that it learns from right, and how many of them teach anything?",
-        ("reward",),
-        (
-            Metric("reward/mean", "mean reward of the batch's judged responses", "", "last"),
-            Metric(
-                "reward/correct_fraction", "share of the batch's responses that are right", "share", "last"
-            ),
-            Metric(
-                "reward/zero_variance_fraction",
-                "share of groups whose rewards are all alike, and so teach nothing",
-                "share",
-                "last",
-            ),
-            Metric(
-                "reward/dropped_fraction",
-                "share of sampled groups that dynamic sampling dropped; their prompts' ids are in `metrics.jsonl`",
-                "share",
-            ),
-            Metric("reward/overlong_penalty_mean", "mean of what the soft over-long penalty added"),
-            Metric(
-                "reward/error_fraction", "share of the batch's responses without a verdict", "share", "max"
-            ),
-            Metric(
-                "reward/timeout_fraction",
-                "share whose verdict took too long; they are in error_fraction too",
-                "share",
-                "max",
-            ),
-        ),
-        (
-            Chart("mean reward of a batch", ("reward/mean",)),
-            Chart("groups that teach nothing", ("reward/zero_variance_fraction", "reward/dropped_fraction")),
-            Chart("responses without a verdict", ("reward/error_fraction", "reward/timeout_fraction")),
-        ),
-    ),
-    Section(
-        "Objective",
-        "What does the update do?",
-        ("objective",),
-        (
-            Metric("objective/alpha", "weight α of the negative advantages in this batch", "", "last"),
-            Metric(
-                "objective/positive_fraction", "p̂⁺: share of responses with a positive advantage", "share"
-            ),
-            Metric(
-                "objective/negative_fraction", "p̂⁻: share of responses with a negative advantage", "share"
-            ),
-            Metric(
-                "objective/advantage_mass_positive",
-                "sum of the positive advantages over all responses: how hard right answers push",
-            ),
-            Metric("objective/advantage_mass_negative", "the same of the negative ones, α included"),
-            Metric("objective/loss", "what is minimised, in mean over the batch's optimizer steps"),
-            Metric("objective/grad_norm", "before it is clipped to learner.max_grad_norm", "", "max"),
-            Metric("objective/learning_rate", "of the last optimizer step"),
-            Metric("objective/entropy", "of the policy, in mean over response tokens", "", "last"),
-            Metric(
-                "objective/clip_fraction_low",
-                "share of tokens where the objective's lower bound acted",
-                "share",
-            ),
-            Metric(
-                "objective/clip_fraction_high",
-                "share of tokens where the objective's upper bound acted",
-                "share",
-            ),
-            Metric("objective/ratio_mean", "π_θ / π_old, mean over tokens"),
-            Metric("objective/ratio_min", "π_θ / π_old, least of all tokens"),
-            Metric("objective/ratio_max", "π_θ / π_old, greatest of all tokens"),
-            Metric("objective/kl_to_old", "divergence from the policy that the batch began with"),
-            Metric(
-                "objective/kl_to_reference", "divergence from the model that the run started with", "", "last"
-            ),
-            Metric(
-                "objective/importance_weight_mean", "the detached weight that corrects for stale sampling"
-            ),
-            Metric("objective/importance_capped_fraction", "share of those weights at their cap", "share"),
-            Metric(
-                "objective/gradient_fraction_positive",
-                "share of the gradient's size that comes from right answers (learner.measure_gradient_fraction)",
-                "share",
-            ),
-        ),
-        (
-            Chart("α, the weight of negative advantages", ("objective/alpha",)),
-            Chart(
-                "responses by the sign of their advantage",
-                ("objective/positive_fraction", "objective/negative_fraction"),
-            ),
-            Chart(
-                "how hard each side pushes",
-                ("objective/advantage_mass_positive", "objective/advantage_mass_negative"),
-            ),
-            Chart("loss", ("objective/loss",)),
-            Chart("gradient norm", ("objective/grad_norm",)),
-            Chart("entropy", ("objective/entropy",)),
-            Chart("clipped tokens", ("objective/clip_fraction_low", "objective/clip_fraction_high")),
-            Chart(
-                "ratio to the old policy",
-                ("objective/ratio_min", "objective/ratio_mean", "objective/ratio_max"),
-            ),
-            Chart("divergence", ("objective/kl_to_old", "objective/kl_to_reference")),
-            Chart("learning rate", ("objective/learning_rate",), counted=True),
-        ),
-    ),
-    Section(
-        "Lengths",
-        "Do responses grow, shrink, or run into the limit?",
-        ("lengths",),
-        (
-            Metric("lengths/mean", "tokens of a response, the end of sequence included", "tokens", "last"),
-            Metric("lengths/std", "their standard deviation over the batch", "tokens"),
-            Metric("lengths/min", "the shortest", "tokens"),
-            Metric("lengths/max", "the longest", "tokens"),
-            Metric("lengths/correct_mean", "of the right responses; absent where there are none", "tokens"),
-            Metric("lengths/incorrect_mean", "of the wrong ones; absent where there are none", "tokens"),
-            Metric(
-                "lengths/truncated_fraction",
-                "share of responses that were cut off at the limit",
-                "share",
-                "max",
-            ),
-        ),
-        (
-            Chart("response length in tokens", ("lengths/min", "lengths/mean", "lengths/max")),
-            Chart("right and wrong responses in tokens", ("lengths/correct_mean", "lengths/incorrect_mean")),
-            Chart("cut off", ("lengths/truncated_fraction",)),
-        ),
-    ),
-    Section(
-        "Staleness and agreement",
-        "Is what is learned from what the policy would say now, and do sampler and learner agree on how likely it is?",
-        ("staleness", "logprob_gap"),
-        (
-            Metric(
-                "staleness/mean",
-                "weight versions that a sample was behind when it was learned from; 0 is on-policy",
-                "versions",
-                "mean",
-            ),
-            Metric("staleness/max", "the most of any sample", "versions", "max"),
-            Metric(
-                "logprob_gap/mean",
-                "sampler's and learner's log-probabilities, mean difference by token",
-                "",
-                "max",
-            ),
-            Metric("logprob_gap/max", "the greatest of the batch", "", "max"),
-            Metric(
-                "logprob_gap/probe_max", "the same on a fixed probe, after the weights were pulled", "", "max"
-            ),
-            Metric(
-                "logprob_gap/missing_fraction",
-                "share of tokens without a log-probability from the sampler; above 1 % the run stops",
-                "share",
-                "max",
-            ),
-        ),
-        (
-            Chart("staleness in weight versions", ("staleness/mean", "staleness/max")),
-            Chart("disagreement over log-probabilities", ("logprob_gap/mean", "logprob_gap/probe_max")),
-        ),
-    ),
-    Section(
-        "Throughput",
-        "How fast is it?",
-        ("throughput",),
-        (
-            Metric(
-                "throughput/rollout_tokens_per_s",
-                "sampled, while the learner waited for them",
-                "tokens/s",
-                "mean",
-            ),
-            Metric("throughput/learner_tokens_per_s", "learned from, while it learned", "tokens/s", "mean"),
-        ),
-        (
-            Chart("tokens sampled per second", ("throughput/rollout_tokens_per_s",)),
-            Chart("tokens learned from per second", ("throughput/learner_tokens_per_s",)),
-        ),
-    ),
-    Section(
-        "Time",
-        "Where does a step's time go?",
-        ("time",),
-        (
-            Metric("time/step_s", "one turn of the loop, without evaluation and checkpoint", "s", "mean"),
-            Metric("time/rollout_s", "waiting for a batch of scored groups", "s", "mean"),
-            Metric("time/learn_s", "in the learner ranks", "s", "mean"),
-            Metric("time/publish_s", "handing the new weights over", "s", "mean"),
-            Metric("time/evaluate_s", "evaluating; absent where there was none", "s"),
-            Metric("time/checkpoint_s", "saving, of the checkpoint before this row", "s"),
-        ),
-        (
-            Chart("seconds per step", ("time/step_s", "time/rollout_s", "time/learn_s", "time/publish_s")),
-            Chart("seconds per evaluation and checkpoint", ("time/evaluate_s", "time/checkpoint_s")),
-        ),
-    ),
-    Section(
-        "Fleet and progress",
-        "Who works, and how far is it?",
-        ("fleet", "progress"),
-        (
-            Metric("fleet/healthy_workers", "rollout workers that are up", "processes", "last"),
-            Metric("fleet/workers", "rollout workers that were asked for", "processes", "last"),
-            Metric("fleet/restarts", "how often one was replaced, before resumptions too", "", "last"),
-            Metric("progress/step", "batches learned from (in `metrics.jsonl` and W&B: `step`)"),
-            Metric("progress/weight_version", "of the published weights: the number of batches learned from"),
-            Metric("progress/epoch", "passes over the training prompts"),
-            Metric("progress/prompts_trained", "learned from, so far", "prompts", "last"),
-            Metric("progress/prompts_dropped", "given up by dynamic sampling, so far", "prompts", "last"),
-        ),
-        (
-            Chart("rollout workers", ("fleet/workers", "fleet/healthy_workers"), counted=True),
-            Chart("restarts", ("fleet/restarts",), counted=True),
-            Chart("prompts", ("progress/prompts_trained", "progress/prompts_dropped"), counted=True),
+    (
+        Chart("pass@1 on eval prompts", ("eval/pass_at_1",)),
+        Chart(
+            "truncated responses and verifier failures", ("eval/truncated_fraction", "eval/error_fraction")
         ),
     ),
 )
 
+_REWARD = Section(
+    "Reward",
+    "How many training responses are correct, and how many groups give a gradient signal?",
+    ("reward",),
+    (
+        Metric("reward/mean", "mean reward of the batch's responses that have a verdict", "", "last"),
+        Metric(
+            "reward/correct_fraction",
+            "fraction of the batch's responses that are correct",
+            "fraction",
+            "last",
+        ),
+        Metric(
+            "reward/zero_variance_fraction",
+            "fraction of groups with zero reward variance, which give no gradient signal",
+            "fraction",
+            "last",
+        ),
+        Metric(
+            "reward/dropped_fraction",
+            "fraction of sampled groups that dynamic sampling dropped; `metrics.jsonl` has the ids of their prompts",
+            "fraction",
+        ),
+        Metric("reward/overlong_penalty_mean", "mean soft over-long penalty that was added to the rewards"),
+        Metric(
+            "reward/error_fraction",
+            "fraction of the batch's responses whose verifier failed",
+            "fraction",
+            "max",
+        ),
+        Metric(
+            "reward/timeout_fraction",
+            "fraction of the batch's responses whose verifier timed out; they count in `reward/error_fraction` too",
+            "fraction",
+            "max",
+        ),
+    ),
+    (
+        Chart("mean reward per batch", ("reward/mean",)),
+        Chart(
+            "groups with zero reward variance", ("reward/zero_variance_fraction", "reward/dropped_fraction")
+        ),
+        Chart("responses without a verdict", ("reward/error_fraction", "reward/timeout_fraction")),
+    ),
+)
+
+_OBJECTIVE = Section(
+    "Objective",
+    "How large are the policy updates, and what drives them?",
+    ("objective",),
+    (
+        Metric("objective/alpha", "weight α of the negative advantages in this batch", "", "last"),
+        Metric(
+            "objective/positive_fraction", "p̂⁺: fraction of responses with a positive advantage", "fraction"
+        ),
+        Metric(
+            "objective/negative_fraction", "p̂⁻: fraction of responses with a negative advantage", "fraction"
+        ),
+        Metric(
+            "objective/advantage_mass_positive",
+            "sum of the positive advantages divided by the number of responses",
+        ),
+        Metric(
+            "objective/advantage_mass_negative",
+            "sum of the absolute negative advantages, weighted by α, divided by the number of responses",
+        ),
+        Metric("objective/loss", "loss, mean over the batch's optimizer steps"),
+        Metric("objective/grad_norm", "gradient norm before clipping to `learner.max_grad_norm`", "", "max"),
+        Metric("objective/learning_rate", "learning rate of the batch's last optimizer step"),
+        Metric("objective/entropy", "entropy of the policy, mean over response tokens", "", "last"),
+        Metric(
+            "objective/clip_fraction_low",
+            "fraction of tokens that the objective clipped at its lower bound",
+            "fraction",
+        ),
+        Metric(
+            "objective/clip_fraction_high",
+            "fraction of tokens that the objective clipped at its upper bound",
+            "fraction",
+        ),
+        Metric("objective/ratio_mean", "importance ratio π_θ / π_old, mean over tokens"),
+        Metric("objective/ratio_min", "minimum of π_θ / π_old over tokens"),
+        Metric("objective/ratio_max", "maximum of π_θ / π_old over tokens"),
+        Metric(
+            "objective/kl_to_old", "KL divergence between the policy and π_old, the policy before this batch"
+        ),
+        Metric(
+            "objective/kl_to_reference",
+            "KL divergence between the policy and the reference model, from which the run started",
+            "",
+            "last",
+        ),
+        Metric(
+            "objective/importance_weight_mean",
+            "mean of the detached importance weights that correct for stale sampling",
+        ),
+        Metric(
+            "objective/importance_capped_fraction",
+            "fraction of the importance weights that were capped",
+            "fraction",
+        ),
+        Metric(
+            "objective/gradient_fraction_positive",
+            "gradient norm of the positive advantages alone, as a fraction of the sum of the norms of both signs; only "
+            "with `learner.measure_gradient_fraction`",
+            "fraction",
+        ),
+    ),
+    (
+        Chart("weight α of negative advantages", ("objective/alpha",)),
+        Chart(
+            "responses by sign of advantage", ("objective/positive_fraction", "objective/negative_fraction")
+        ),
+        Chart(
+            "advantage mass by sign (after α)",
+            ("objective/advantage_mass_positive", "objective/advantage_mass_negative"),
+        ),
+        Chart("loss", ("objective/loss",)),
+        Chart("gradient norm before clipping", ("objective/grad_norm",)),
+        Chart("policy entropy", ("objective/entropy",)),
+        Chart("clipped tokens", ("objective/clip_fraction_low", "objective/clip_fraction_high")),
+        Chart(
+            "importance ratio π_θ / π_old",
+            ("objective/ratio_min", "objective/ratio_mean", "objective/ratio_max"),
+        ),
+        Chart("KL divergence", ("objective/kl_to_old", "objective/kl_to_reference")),
+        Chart("learning rate", ("objective/learning_rate",), counted=True),
+    ),
+)
+
+_RESPONSE_LENGTH = Section(
+    "Response length",
+    "Do responses get longer or shorter, and do they reach the length limit?",
+    ("response_length",),
+    (
+        Metric(
+            "response_length/mean",
+            "mean response length over the batch, end-of-sequence tokens included",
+            "tokens",
+            "last",
+        ),
+        Metric("response_length/std", "standard deviation of the response lengths in the batch", "tokens"),
+        Metric("response_length/min", "length of the shortest response", "tokens"),
+        Metric("response_length/max", "length of the longest response", "tokens"),
+        Metric(
+            "response_length/correct_mean",
+            "mean length of correct responses; absent if the batch has no correct response",
+            "tokens",
+        ),
+        Metric(
+            "response_length/incorrect_mean",
+            "mean length of incorrect responses; absent if the batch has no incorrect response",
+            "tokens",
+        ),
+        Metric(
+            "response_length/truncated_fraction",
+            "fraction of responses truncated at the length limit",
+            "fraction",
+            "max",
+        ),
+    ),
+    (
+        Chart(
+            "response length in tokens",
+            ("response_length/min", "response_length/mean", "response_length/max"),
+        ),
+        Chart(
+            "mean response length by correctness, in tokens",
+            ("response_length/correct_mean", "response_length/incorrect_mean"),
+        ),
+        Chart("truncated responses", ("response_length/truncated_fraction",)),
+    ),
+)
+
+_AGREEMENT = Section(
+    "Staleness and log-probability gap",
+    "How far off-policy are the samples, and do sampler and learner compute the same log-probabilities?",
+    ("staleness", "logprob_gap"),
+    (
+        Metric(
+            "staleness/mean",
+            "number of weight versions between the sampling of a response and its update, mean over the batch; "
+            "0 is on-policy",
+            "versions",
+            "mean",
+        ),
+        Metric("staleness/max", "maximum staleness of any response in the batch", "versions", "max"),
+        Metric(
+            "logprob_gap/mean",
+            "absolute difference between the sampler's and the learner's log-probabilities, mean over tokens",
+            "",
+            "max",
+        ),
+        Metric("logprob_gap/max", "maximum of this difference over the batch's tokens", "", "max"),
+        Metric(
+            "logprob_gap/probe_max",
+            "maximum of this difference over a fixed probe text, after the workers have loaded the new weights",
+            "",
+            "max",
+        ),
+        Metric(
+            "logprob_gap/missing_fraction",
+            "fraction of tokens without a log-probability from the sampler; above 1 % the run stops",
+            "fraction",
+            "max",
+        ),
+    ),
+    (
+        Chart("staleness in weight versions", ("staleness/mean", "staleness/max")),
+        Chart(
+            "log-probability gap between sampler and learner",
+            ("logprob_gap/mean", "logprob_gap/probe_max"),
+        ),
+    ),
+)
+
+_THROUGHPUT = Section(
+    "Throughput",
+    "How many tokens per second are sampled and trained on?",
+    ("throughput",),
+    (
+        Metric(
+            "throughput/rollout_tokens_per_s",
+            "tokens of the batch's responses per second of waiting for them",
+            "tokens/s",
+            "mean",
+        ),
+        Metric(
+            "throughput/learner_tokens_per_s",
+            "tokens of the batch's responses per second of updating the policy",
+            "tokens/s",
+            "mean",
+        ),
+    ),
+    (
+        Chart("sampled tokens per second", ("throughput/rollout_tokens_per_s",)),
+        Chart("trained tokens per second", ("throughput/learner_tokens_per_s",)),
+    ),
+)
+
+_TIME = Section(
+    "Time",
+    "How is the time of a step spent?",
+    ("time",),
+    (
+        Metric("time/step_s", "duration of a training step, without evaluation and checkpoint", "s", "mean"),
+        Metric("time/rollout_s", "time spent waiting for a batch of scored groups", "s", "mean"),
+        Metric("time/learn_s", "time spent updating the policy in the learner ranks", "s", "mean"),
+        Metric("time/publish_s", "time spent publishing the new weights", "s", "mean"),
+        Metric("time/evaluate_s", "duration of the evaluation; absent at steps without one", "s"),
+        Metric("time/checkpoint_s", "duration of saving the checkpoint that precedes this row", "s"),
+    ),
+    (
+        Chart("seconds per step", ("time/step_s", "time/rollout_s", "time/learn_s", "time/publish_s")),
+        Chart("seconds per evaluation and checkpoint", ("time/evaluate_s", "time/checkpoint_s")),
+    ),
+)
+
+_FLEET = Section(
+    "Fleet and progress",
+    "How many rollout workers are healthy, and how far is the run?",
+    ("fleet", "progress"),
+    (
+        Metric("fleet/healthy_workers", "number of healthy rollout workers", "processes", "last"),
+        Metric("fleet/workers", "number of rollout workers that the run asks for", "processes", "last"),
+        Metric(
+            "fleet/restarts",
+            "number of worker restarts so far, those before a resumption included",
+            "",
+            "last",
+        ),
+        Metric("progress/step", "number of batches trained on (`step` in `metrics.jsonl` and W&B)"),
+        Metric(
+            "progress/weight_version",
+            "version of the published weights, which is the number of batches trained on",
+        ),
+        Metric("progress/epoch", "number of passes over the training prompts"),
+        Metric("progress/prompts_trained", "number of prompts trained on so far", "prompts", "last"),
+        Metric(
+            "progress/prompts_dropped",
+            "number of prompts that dynamic sampling has dropped so far",
+            "prompts",
+            "last",
+        ),
+    ),
+    (
+        Chart("rollout workers", ("fleet/workers", "fleet/healthy_workers"), counted=True),
+        Chart("worker restarts", ("fleet/restarts",), counted=True),
+        Chart("prompts", ("progress/prompts_trained", "progress/prompts_dropped"), counted=True),
+    ),
+)
+
+SECTIONS = (_EVALUATION, _REWARD, _OBJECTIVE, _RESPONSE_LENGTH, _AGREEMENT, _THROUGHPUT, _TIME, _FLEET)
 CHARTED = frozenset(key for section in SECTIONS for chart in section.charts for key in chart.keys)
 METRICS = {metric.key: metric for section in SECTIONS for metric in section.metrics}
-
-
-def gauge_name(key: str) -> str:
-    """Of the gauge in Ray: `hpo_reward_mean`."""
-    return f"hpo_{key.replace('/', '_')}"
-
-
-def gauge_description(key: str) -> str:
-    """Ray takes ASCII only, and what the metrics mean is not: so this says where to read it."""
-    return f"{key} of hpo-trainer: docs/metrics.md"
-
-
-def prometheus_name(key: str) -> str:
-    """As Prometheus sees it: Ray puts its own name in front."""
-    return f"ray_{gauge_name(key)}"

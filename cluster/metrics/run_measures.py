@@ -1,4 +1,4 @@
-"""What one finished run comes to: a number per measure, from the rows of its `metrics.jsonl`. Pure."""
+"""Measures that summarize a finished run, each as one number from the rows of its `metrics.jsonl`. Pure."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from itertools import pairwise
 from typing import Any
 
 Row = Mapping[str, Any]
-LAST_SHARE = 0.1
-"""Of the steps: over these the final reward is taken, since a single batch's says little."""
+LATE_FRACTION = 0.1
+"""The fraction of the steps, at the end of the run, whose mean is a final value: a single batch is too noisy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """`scale` and `decimals` are for showing it; the title has the unit."""
+    """One number per run; the title has its unit."""
 
     key: str
     title: str
     meaning: str
     of: Callable[[Sequence[Row]], float]
     scale: float = 100.0
+    """The factor by which values are multiplied for display."""
     decimals: int = 1
 
 
 def curve(rows: Sequence[Row], key: str) -> list[tuple[int, float]]:
-    """(step, value) wherever there is a value."""
+    """Return (step, value) for each row with a finite value."""
     return [(row["step"], row[key]) for row in rows if key in row and math.isfinite(row[key])]
 
 
 def final_value(rows: Sequence[Row], key: str) -> float:
+    """Return the last finite value; NaN without one."""
     points = curve(rows, key)
     return points[-1][1] if points else math.nan
 
 
 def mean_over_course(rows: Sequence[Row], key: str) -> float:
-    """Area under the curve (trapezoids between the points) divided by the steps from the first point to the last."""
+    """Return the area under the curve (trapezoidal rule) divided by the number of steps that it spans."""
     points = curve(rows, key)
     if len(points) < 2:
         return points[0][1] if points else math.nan
@@ -46,24 +48,24 @@ def mean_over_course(rows: Sequence[Row], key: str) -> float:
 
 
 def late_mean(rows: Sequence[Row], key: str) -> float:
-    """Mean over the last tenth of the steps."""
+    """Return the mean over the last tenth of the steps."""
     points = curve(rows, key)
-    last = points[len(points) - max(1, round(LAST_SHARE * len(points))) :]
+    last = points[len(points) - max(1, round(LATE_FRACTION * len(points))) :]
     return statistics.fmean(value for _, value in last) if last else math.nan
 
 
-PASS_AT_1, REWARD, LENGTH = "eval/pass_at_1", "reward/mean", "lengths/mean"
+PASS_AT_1, REWARD, LENGTH = "eval/pass_at_1", "reward/mean", "response_length/mean"
 MEASURES = (
     Measure(
         "pass_at_1_final",
         "pass@1 final, %",
-        "of the last evaluation",
+        "pass@1 of the last evaluation",
         lambda rows: final_value(rows, PASS_AT_1),
     ),
     Measure(
         "pass_at_1_mean",
         "pass@1 area, %",
-        "area under the curve of the evaluations, by the steps that it spans",
+        "area under the pass@1 curve of the evaluations, divided by the number of steps that it spans",
         lambda rows: mean_over_course(rows, PASS_AT_1),
     ),
     Measure(
@@ -77,7 +79,7 @@ MEASURES = (
     Measure(
         "reward_mean",
         "reward area",
-        "area under the curve of the batches' mean rewards, by the steps that it spans",
+        "area under the curve of the batches' mean rewards, divided by the number of steps that it spans",
         lambda rows: mean_over_course(rows, REWARD),
         scale=1.0,
         decimals=3,

@@ -1,7 +1,6 @@
 """What a run tells the outside: `metrics.jsonl`, W&B, the terminal and transcripts. Does not import wandb."""
 
-from cluster.tracking.console import RunConsole
-from cluster.tracking.json_console import JsonConsole
+from cluster.tracking.console import JsonConsole, RunConsole
 from cluster.tracking.jsonl import MetricsFile, read_metrics
 from cluster.tracking.tracker import Tracker
 

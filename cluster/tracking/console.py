@@ -6,11 +6,14 @@ takes a lock, because rich calls `_renderable` while it holds its own; instead t
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.core.text import plain_text
-from cluster.tracking.dashboard import View, live, plain_line, summary_rows
+from cluster.tracking.console_view import View, live, plain_line, summary_rows
 from cluster.tracking.formats import duration
 
 PLAIN_PROGRESS_S = 20.0
@@ -157,6 +160,42 @@ class RunConsole:
     def _print(self, text: Text) -> None:
         # In a log, a line is a line: only a terminal wraps.
         self._console.print(text, soft_wrap=not self._console.is_terminal)
+
+
+class JsonConsole(RunConsole):
+    """Says what `RunConsole` says, as
+
+    {"kind": "stage" | "event" | "warning" | "step" | "summary", "time": 1795600000.0, ...}
+
+    with `text`, or for a step `step` and `metrics`, or for the summary `summary`. What is not finite is null.
+    """
+
+    def __init__(self, name: str, steps: int, *, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        super().__init__(name, steps, console=Console(file=self._stream, force_terminal=False))
+
+    def warning(self, text: str) -> None:
+        self._say("warning", text=text)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._end_stage()
+        self._training = True
+        known = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        self._say("step", step=step, metrics=known)
+
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        self._end_stage()
+        self._say("summary", summary=dict(summary))
+
+    def _line(self, text: str, kind: str = "event") -> None:
+        self._say(kind, text=text)
+
+    def _end_stage(self, *, failed: bool = False) -> None:
+        self._stage = None
+
+    def _say(self, kind: str, **told: Any) -> None:
+        line = json.dumps({"kind": kind, "time": round(time.time(), 3), **told}, default=str)
+        print(line, file=self._stream, flush=True)
 
 
 def _with_time(text: str) -> Text:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.core.files import write_atomically
-from cluster.core.types import ScoredGroup
-from cluster.tracking.transcript_page import transcript_page
+from cluster.core.types import CategoryOf, ScoredGroup
+from cluster.tracking.pages import transcript_page
 from cluster.tracking.transcripts import record
-from reward.task import CategoryOf
 
 SHOWN_RESPONSES = 400
 """On the page: so many that a browser still likes it. The others are in the lines."""

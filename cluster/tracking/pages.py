@@ -7,10 +7,13 @@ from elsewhere, should all that fail.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from cluster.core.text import visible_text
-from cluster.tracking.transcripts import MARKS
+from cluster.core.types import CategoryOf, ScoredGroup
+from cluster.tracking.transcripts import MARKS, choose, record
 
 SHOWN_CHARACTERS = 20_000
 """Of one text: what is longer is cut, and says so."""
@@ -29,6 +32,30 @@ def environment(*packages: str) -> Environment:
     made.filters |= {"visible": _visible, "beginning": _beginning}
     made.globals["marks"] = MARKS
     return made
+
+
+def transcript_page(
+    title: str, groups: Sequence[ScoredGroup], category_of: CategoryOf, responses: int
+) -> str:
+    """The page: per prompt what was asked, how many of its responses are right, and up to three of them, unlike ones
+    first. `responses` at most in all."""
+    chosen = choose(groups, responses)
+    verdicts = [verdict for group in groups for verdict in group.verdicts]
+    counted = (
+        f"{sum(v.outcome == outcome for v in verdicts)} {outcome}"
+        for outcome in MARKS
+        if any(v.outcome == outcome for v in verdicts)
+    )
+    shown = sum(len(pairs) for _, pairs in chosen)
+    return (
+        environment()
+        .get_template("transcript_page.html.j2")
+        .render(
+            title=title,
+            counts=f"{', '.join(counted)}; {shown} of {len(verdicts)} responses to {len(groups)} prompts are shown",
+            groups=[record(group, pairs, category_of(group.prompt.problem)) for group, pairs in chosen],
+        )
+    )
 
 
 def _visible(value: object) -> str:

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from cluster.core.config import RunConfig
+from cluster.core.project import code_version
 from cluster.metrics.catalogue import CHARTED, METRICS
 from cluster.run_state.run_directory import RunDirectory
-from cluster.tracking import wandb_service
+from cluster.tracking import wandb_process
 from cluster.tracking.alerts import Alert, StallWatch
-from cluster.tracking.code_version import code_version
 
 QUEUE_LIMIT = 1000
 HISTOGRAM_BINS = 32
@@ -119,7 +119,7 @@ class WandbSink:
         if self._thread.is_alive():
             self._turn_off(f"it did not finish within {self._finish_timeout_s:g} s")
             for _ in range(10):  # it may just be starting its process, or a second one
-                wandb_service.kill()
+                wandb_process.kill()
                 self._thread.join(0.5)
         self._thread = None
 
@@ -163,12 +163,12 @@ class WandbSink:
 
     def _start(self) -> Any | None:
         """The running wandb run, or None when there is to be none."""
-        from cluster.tracking import wandb_mode
+        from cluster.tracking import wandb_process
 
         wanted = self._config.tracking.wandb
         assert wanted != "disabled"
-        wandb_mode.set_up(wanted, self._run_directory.wandb, self._init_timeout_s, self._finish_timeout_s)
-        mode, why = wandb_mode.choose(wanted)
+        wandb_process.set_up(wanted, self._run_directory.wandb, self._init_timeout_s, self._finish_timeout_s)
+        mode, why = wandb_process.choose(wanted)
         if mode == "off":
             self._turn_off(why)
             return None
@@ -179,7 +179,7 @@ class WandbSink:
                 why = _one_line(error)
                 # The failed run still holds its id in wandb's service process: take a new process.
                 self._tear_down()
-                wandb_mode.set_up(
+                wandb_process.set_up(
                     "offline", self._run_directory.wandb, self._init_timeout_s, self._finish_timeout_s
                 )
         return self._init("offline", why)

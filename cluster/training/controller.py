@@ -29,7 +29,8 @@ import numpy as np
 
 from cluster.core.config import RunConfig
 from cluster.core.types import Prompt, ScoredGroup
-from cluster.metrics.batch import batch_distributions, batch_metrics, evaluation_metrics
+from cluster.metrics.batch import batch_distributions, batch_metrics
+from cluster.metrics.evaluation import evaluation_metrics
 from cluster.run_state.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.run_state.progress import Progress
 from cluster.tracking import Tracker

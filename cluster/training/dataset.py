@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.core.config import RunConfig
-from cluster.core.types import Prompt, Sampling
+from cluster.core.types import Prompt, Sampling, Split
 from cluster.training.prompt_source import TokenizedProblem, ask, sampling_seed
 from reward.registry import build_task
-from reward.task import Split
 from rollout.engine.tokenizer import NoEndTokenError, PromptEncoder
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from reward.dataset.options import DatasetOptions
 from reward.dataset.reading import SHOWN_FIELDS, Located, Row, read_rows, refuse
-from reward.task import ChatMessages, Split
+from reward.task import ChatMessages
 
 
 @dataclass(frozen=True, slots=True)

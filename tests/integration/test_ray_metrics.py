@@ -9,8 +9,7 @@ import urllib.request
 import pytest
 import ray
 
-from cluster.metrics.catalogue import prometheus_name
-from cluster.tracking.ray_metrics import RayMetrics
+from cluster.tracking.prometheus import RayMetrics, prometheus_name
 
 
 @pytest.mark.slow

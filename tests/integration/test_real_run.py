@@ -216,8 +216,8 @@ def assert_eval_finds_what_the_last_evaluation_found(config_file: Path, config: 
     last = rows_of(config)[-1]
     assert (report["prompts"], report["responses_per_prompt"], report["seed"]) == (8, 8, 0)
     assert report["pass_at_1"] == last["eval/pass_at_1"]
-    assert report["pass_at_1_stderr"] == last["eval/stderr"]
-    assert report["response_tokens_mean"] == last["eval/response_tokens_mean"]
+    assert report["pass_at_1_stderr"] == last["eval/pass_at_1_stderr"]
+    assert report["response_length_mean"] == last["eval/response_length_mean"]
     passed = [report["pass_at_k"][k] for k in ("1", "2", "4", "8")]
     assert 0 <= report["pass_at_1"] == passed[0]
     assert passed == sorted(passed)

@@ -17,9 +17,9 @@ from cluster.commands.compare.plan import Comparison, settings_changed
 from cluster.commands.compare.plots import figures
 from cluster.commands.compare.results import Results, as_json, as_markdown, notes, results_of, tables
 from cluster.commands.report.figures import png
+from cluster.core.project import code_version
 from cluster.metrics.run_measures import PASS_AT_1, REWARD, Row, curve
 from cluster.run_state.run_directory import RunDirectory
-from cluster.tracking.code_version import code_version
 from cluster.tracking.formats import duration
 from cluster.tracking.jsonl import read_metrics
 

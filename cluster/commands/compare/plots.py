@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from cluster.commands.compare.results import Results
 from cluster.commands.report.figures import Band, Curve, bands_figure, differences_figure
+from cluster.metrics.intervals import mean_estimate
 from cluster.metrics.run_measures import LENGTH, MEASURES, PASS_AT_1, REWARD, Row, curve
-from cluster.metrics.t_quantile import mean_estimate
 
 SMOOTHED_OVER = 10
 """Batches whose mean one point of a batch curve is: one alone jumps too much to be compared by eye."""

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.commands.compare.plan import Comparison, same_gradient
+from cluster.metrics.intervals import CONFIDENCE, Estimate, mean_estimate, paired_difference
 from cluster.metrics.run_measures import MEASURES, Measure, Row
-from cluster.metrics.t_quantile import CONFIDENCE, Estimate, mean_estimate, paired_difference
 
 ValuesBySeed = Mapping[int, float]
 

@@ -211,20 +211,20 @@ def ports() -> Iterator[Finding]:
 
 def wandb_login() -> Finding:
     """Whether runs will be logged online. Nothing is sent but the key, to W&B's own server, to be verified."""
-    from cluster.tracking import wandb_service
+    from cluster.tracking import wandb_process
 
     if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
         return Finding("ok", "W&B", f"WANDB_MODE={os.environ['WANDB_MODE']}")
     try:
         return _key_and_server()
     finally:
-        wandb_service.end(WANDB_ENDS_TIMEOUT_S)
+        wandb_process.end(WANDB_ENDS_TIMEOUT_S)
 
 
 def _key_and_server() -> Finding:
     import wandb
 
-    from cluster.tracking.wandb_mode import unreachable
+    from cluster.tracking.wandb_process import unreachable
 
     server = wandb.setup().settings.base_url
     trouble = unreachable(server)

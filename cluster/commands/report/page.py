@@ -59,7 +59,7 @@ def page(title: str, runs: Sequence[Run], sections: Sequence[DrawnSection], made
 
 def card(run: Run, index: int) -> Card:
     evaluations = run.curve("eval/pass_at_1")
-    errors = dict(run.curve("eval/stderr"))
+    errors = dict(run.curve("eval/pass_at_1_stderr"))
     cells = []
     if evaluations:
         (_, first), (step, last) = evaluations[0], evaluations[-1]
@@ -69,7 +69,7 @@ def card(run: Run, index: int) -> Card:
         cells.append(("best pass@1", f"{100 * best:.1f} %, step {best_step}"))
     if run.curve("reward/mean"):
         cells.append(("late reward", f"{late_mean(run.rows, 'reward/mean'):.3f}"))
-        cells.append(("late length", f"{late_mean(run.rows, 'lengths/mean'):.1f} tokens"))
+        cells.append(("late length", f"{late_mean(run.rows, 'response_length/mean'):.1f} tokens"))
     if restarts := run.curve("fleet/restarts"):
         cells.append(("restarts", f"{restarts[-1][1]:.0f}"))
     cells += [("time", duration(run.seconds)), ("seed", str(run.config.seed))]

@@ -11,7 +11,7 @@ from cluster.commands.report.figures import png
 from cluster.commands.report.page import page
 from cluster.commands.report.runs import labels, read_run
 from cluster.core.files import write_atomically
-from cluster.tracking.code_version import code_version
+from cluster.core.project import code_version
 
 
 def write_report(paths: Sequence[Path], output: Path | None) -> tuple[Path, Path]:

@@ -12,8 +12,8 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb_workspaces._graphql import execute_graphql
 
 from cluster.commands.workspace.definition import definition
-from cluster.tracking import wandb_service
-from cluster.tracking.wandb_mode import exit_hooks_kept, unreachable
+from cluster.tracking import wandb_process
+from cluster.tracking.wandb_process import exit_hooks_kept, unreachable
 
 REQUEST_TIMEOUT_S = 15
 """Unless WANDB_HTTP_TIMEOUT says otherwise."""
@@ -60,12 +60,12 @@ def save(project: str, group_by: str | None = None) -> str:
     try:
         return saving.result(DEADLINE_S)
     except TimeoutError:
-        wandb_service.kill()
+        wandb_process.kill()
         raise WorkspaceNotSavedError(
             f"{server} has not answered within {DEADLINE_S:g} s: try again"
         ) from None
     finally:
-        wandb_service.end(END_TIMEOUT_S)
+        wandb_process.end(END_TIMEOUT_S)
 
 
 def _save(server: str, project: str, group_by: str | None) -> str:

@@ -11,8 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cluster.core.types import Verdict
-from reward.task import ChatMessages, Example, Split
+from cluster.core.types import Split, Verdict
+from reward.task import ChatMessages, Example
 from reward.tasks.countdown.prompts import chat_prompt, compact_prompt
 from reward.tasks.countdown.published import Published, read_puzzles
 from reward.tasks.countdown.puzzles import (

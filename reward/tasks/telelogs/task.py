@@ -8,8 +8,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.core.types import Verdict
-from reward.task import ChatMessages, Example, Split
+from cluster.core.types import Split, Verdict
+from reward.task import ChatMessages, Example
 from reward.tasks.telelogs.causes import CAUSES
 from reward.tasks.telelogs.generator import GeneratedProblems, Recipe, Style
 from reward.tasks.telelogs.loader import Loaded, load_problems

@@ -1,15 +1,10 @@
-"""What is said of errors, and of text that is not ours."""
+"""The messages that are shown for errors."""
 
 from __future__ import annotations
 
-import unicodedata
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cluster.core.failures import trimmed
-from cluster.core.text import visible_text
 
 REMOTE = """\
 \x1b[36mray::LearnerRank.learn()\x1b[39m (pid=123, ip=10.0.0.1, actor_id=ab, repr=<LearnerRank object>)
@@ -63,18 +58,3 @@ def test_an_error_of_a_real_actor_is_trimmed() -> None:
     head, frame = trimmed(raised.value).splitlines()
     assert head == "KeyError: 'the key' (in fails)"
     assert "test_failures.py:" in frame
-
-
-@given(st.text())
-def test_nothing_invisible_is_left(text: str) -> None:
-    left = {unicodedata.category(character) for character in visible_text(text) if character not in "\n\t"}
-    assert not left & {"Cc", "Cf", "Cs"}
-
-
-@given(st.text(st.characters(categories=("L", "N", "P", "S", "Zs"))))
-def test_what_can_be_seen_stays(text: str) -> None:
-    assert visible_text(text) == text
-
-
-def test_escapes_are_written_out() -> None:
-    assert visible_text("\x1b[31mred\u202e") == "\\u001b[31mred\\u202e"

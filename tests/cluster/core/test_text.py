@@ -1,4 +1,4 @@
-"""What others wrote can be printed: it moves no cursor, sets no title, and hides nothing."""
+"""Text from other sources is safe to print: it moves no cursor, sets no title, and hides nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.core.text import plain_text
+from cluster.core.text import plain_text, visible_text
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,18 @@ def test_nothing_that_a_terminal_obeys_is_left(text: str) -> None:
     plain = plain_text(text)
     assert not [c for c in plain if unicodedata.category(c) == "Cc" and c not in "\n\t"]
     assert plain_text(plain) == plain
+
+
+@given(st.text())
+def test_nothing_invisible_is_left(text: str) -> None:
+    left = {unicodedata.category(character) for character in visible_text(text) if character not in "\n\t"}
+    assert not left & {"Cc", "Cf", "Cs"}
+
+
+@given(st.text(st.characters(categories=("L", "N", "P", "S", "Zs"))))
+def test_what_can_be_seen_stays(text: str) -> None:
+    assert visible_text(text) == text
+
+
+def test_escapes_are_written_out() -> None:
+    assert visible_text("\x1b[31mred\u202e") == "\\u001b[31mred\\u202e"

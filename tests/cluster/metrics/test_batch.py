@@ -1,4 +1,4 @@
-"""The numbers of a batch and of an evaluation, by hand."""
+"""The metrics of a batch, computed by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.core.types import ScoredGroup, VersionSpan
-from cluster.metrics.batch import batch_metrics, evaluation_metrics
+from cluster.metrics.batch import batch_metrics
 from tests.builders import make_group, make_response
 
 
@@ -36,13 +36,13 @@ def test_what_is_said_of_a_batch() -> None:
             "reward/correct_fraction": 3 / 8,  # of all
             "reward/error_fraction": 2 / 8,
             "reward/timeout_fraction": 0.0,
-            "lengths/mean": 5.0,
-            "lengths/correct_mean": (2 + 5 + 5) / 3,
-            "lengths/incorrect_mean": (4 + 6 + 5) / 3,
-            "lengths/std": math.sqrt((9 + 1 + 1 + 9) / 8),
-            "lengths/min": 2.0,
-            "lengths/max": 8.0,
-            "lengths/truncated_fraction": 1 / 8,
+            "response_length/mean": 5.0,
+            "response_length/correct_mean": (2 + 5 + 5) / 3,
+            "response_length/incorrect_mean": (4 + 6 + 5) / 3,
+            "response_length/std": math.sqrt((9 + 1 + 1 + 9) / 8),
+            "response_length/min": 2.0,
+            "response_length/max": 8.0,
+            "response_length/truncated_fraction": 1 / 8,
             "logprob_gap/missing_fraction": 0.0,
             "staleness/mean": (1 + 0 + 5 + 5) / 8,
             "staleness/max": 5.0,
@@ -67,8 +67,8 @@ def test_log_probabilities_that_are_no_numbers_are_missing() -> None:
 @pytest.mark.parametrize(
     ("rewards", "said"),
     [
-        ([1.0, 1.0], {"lengths/correct_mean"}),
-        ([0.0, None], {"lengths/incorrect_mean"}),
+        ([1.0, 1.0], {"response_length/correct_mean"}),
+        ([0.0, None], {"response_length/incorrect_mean"}),
         ([None, None], set()),
     ],
 )
@@ -76,7 +76,7 @@ def test_lengths_by_outcome_are_left_out_where_nothing_had_it(
     rewards: list[float | None], said: set[str]
 ) -> None:
     metrics = batch_metrics([make_group(rewards)], learner_version=0)
-    assert metrics.keys() & {"lengths/correct_mean", "lengths/incorrect_mean"} == said
+    assert metrics.keys() & {"response_length/correct_mean", "response_length/incorrect_mean"} == said
 
 
 def test_staleness_counts_from_the_oldest_weights_of_a_response() -> None:
@@ -90,30 +90,3 @@ def test_staleness_counts_from_the_oldest_weights_of_a_response() -> None:
     ]
     metrics = batch_metrics(groups, learner_version=5)
     assert metrics["staleness/max"] == 2
-
-
-def test_pass_at_1_is_the_mean_over_prompts() -> None:
-    """1, 1/2 and 0: their deviation is 1/2, so the standard error 1/2 / √3."""
-    cut_off = [make_response(), make_response(finish_reason="length")]
-    groups = [make_group([1.0, 1.0]), make_group([1.0, 0.0]), make_group([0.0, None], cut_off)]
-    assert evaluation_metrics(groups) == pytest.approx(
-        {
-            "eval/pass_at_1": 0.5,
-            "eval/stderr": 0.5 / math.sqrt(3),
-            "eval/response_tokens_mean": 3.0,
-            "eval/truncated_fraction": 1 / 6,
-            "eval/error_fraction": 1 / 6,
-        }
-    )
-
-
-def test_a_failed_verifier_says_nothing_about_the_model() -> None:
-    """Neither of one response, nor, where all of them failed, of a prompt."""
-    failed = [make_group([1.0, None, 0.0, None]), make_group([None, None])]
-    assert evaluation_metrics(failed)["eval/pass_at_1"] == 1 / 2
-    assert evaluation_metrics(failed)["eval/error_fraction"] == pytest.approx(4 / 6)
-    assert math.isnan(evaluation_metrics(failed[1:])["eval/pass_at_1"])
-
-
-def test_one_prompt_has_no_standard_error() -> None:
-    assert math.isnan(evaluation_metrics([make_group([1.0, 0.0])])["eval/stderr"])

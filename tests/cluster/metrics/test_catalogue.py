@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 from cluster.metrics.catalogue import METRICS, SECTIONS
-from cluster.tracking.ray_metrics import RayMetrics
 from tests import PROJECT
 
 MADE_OF_PARTS = {  # f-strings in the controller and in the metrics of a batch
     *(f"time/{part}_s" for part in ("step", "rollout", "learn", "publish", "evaluate", "checkpoint")),
-    "lengths/correct_mean",
-    "lengths/incorrect_mean",
+    "response_length/correct_mean",
+    "response_length/incorrect_mean",
     "progress/step",
 }
 
@@ -34,11 +33,6 @@ def literals() -> Iterator[str]:
 
 def test_every_metric_in_the_code_is_in_the_catalogue_and_the_other_way_round() -> None:
     assert set(literals()) | MADE_OF_PARTS == set(METRICS)
-
-
-def test_ray_takes_the_names_and_descriptions_of_all_gauges() -> None:
-    """It makes them without being connected, and refuses what is not ASCII."""
-    RayMetrics("run").log(1, dict.fromkeys(METRICS, 0.5))
 
 
 def test_a_metric_belongs_to_one_section_by_its_prefix() -> None:

@@ -13,10 +13,9 @@ from rich.console import Console
 
 from cluster.commands.evaluation_table import report_tables
 from cluster.core.config import RunConfig
-from cluster.core.types import ScoredGroup
-from cluster.metrics.evaluation import evaluation_report
+from cluster.core.types import CategoryOf, ScoredGroup
+from cluster.metrics.evaluation import evaluation_metrics, evaluation_report
 from cluster.metrics.intervals import CONFIDENCE, METHOD, interval
-from reward.task import CategoryOf
 from tests.builders import make_group, make_prompt, make_response
 
 CONFIG = RunConfig.model_validate({"seed": 7, "model": {"source": "./[bold]model"}})
@@ -71,7 +70,7 @@ def test_the_report_in_numbers() -> None:
         "intervals": {"confidence": CONFIDENCE, "method": METHOD},
         "categories": {},
         "truncated_fraction": pytest.approx(1 / 3),
-        "response_tokens_mean": 4.0,
+        "response_length_mean": 4.0,
         "failed_verdicts": 1,
     }
 
@@ -123,3 +122,30 @@ def test_what_cannot_be_known_is_null_and_a_question_mark() -> None:
     assert not any(isinstance(value, float) and math.isnan(value) for value in report.values())
     assert shown(nothing_scored).count("?") == 2
     assert "no seed" in shown(nothing_scored)
+
+
+def test_pass_at_1_is_the_mean_over_prompts() -> None:
+    """1, 1/2 and 0: their deviation is 1/2, so the standard error 1/2 / √3."""
+    cut_off = [make_response(), make_response(finish_reason="length")]
+    groups = [make_group([1.0, 1.0]), make_group([1.0, 0.0]), make_group([0.0, None], cut_off)]
+    assert evaluation_metrics(groups) == pytest.approx(
+        {
+            "eval/pass_at_1": 0.5,
+            "eval/pass_at_1_stderr": 0.5 / math.sqrt(3),
+            "eval/response_length_mean": 3.0,
+            "eval/truncated_fraction": 1 / 6,
+            "eval/error_fraction": 1 / 6,
+        }
+    )
+
+
+def test_a_failed_verifier_says_nothing_about_the_model() -> None:
+    """Neither of one response, nor, where all of them failed, of a prompt."""
+    failed = [make_group([1.0, None, 0.0, None]), make_group([None, None])]
+    assert evaluation_metrics(failed)["eval/pass_at_1"] == 1 / 2
+    assert evaluation_metrics(failed)["eval/error_fraction"] == pytest.approx(4 / 6)
+    assert math.isnan(evaluation_metrics(failed[1:])["eval/pass_at_1"])
+
+
+def test_one_prompt_has_no_standard_error() -> None:
+    assert math.isnan(evaluation_metrics([make_group([1.0, 0.0])])["eval/pass_at_1_stderr"])

@@ -1,13 +1,16 @@
-"""Confidence intervals hold the truth as often as they say, whatever the prompts are like."""
+"""Confidence intervals contain the true value as often as they claim, over prompts and over seeds."""
 
 from __future__ import annotations
+
+import math
+import random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.metrics.intervals import interval
+from cluster.metrics.intervals import interval, mean_estimate, paired_difference, t_quantile
 
 ESTIMATES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=2, max_size=30)
 
@@ -56,3 +59,69 @@ def test_it_holds_the_truth_in_about_95_of_100_evaluations(
         low, high = interval((right / responses).tolist(), prompts * responses) or (0, 0)
         held += low <= truth <= high
     assert held > 925
+
+
+NUMBERS = st.floats(-1e3, 1e3)
+
+
+# Two-sided 95 %, as in any table of Student's t.
+@pytest.mark.parametrize(
+    ("degrees", "value"),
+    [
+        (1, 12.7062047364),
+        (2, 4.3026527299),
+        (3, 3.1824463053),
+        (4, 2.7764451052),
+        (5, 2.5705818366),
+        (9, 2.2621571629),
+        (30, 2.0422724563),
+        (101, 1.9837310034),
+    ],
+)
+def test_the_quantile_is_that_of_the_tables(degrees: int, value: float) -> None:
+    assert t_quantile(degrees) == pytest.approx(value, rel=1e-9)
+
+
+def test_with_many_degrees_of_freedom_it_is_the_normal_distribution_s() -> None:
+    assert t_quantile(100_000) == pytest.approx(1.959964, rel=1e-4)
+
+
+def test_an_interval_by_hand() -> None:
+    estimate = mean_estimate([1.0, 2.0, 3.0])
+    assert estimate.mean == 2
+    assert estimate.half_width == pytest.approx(4.3026527299 / math.sqrt(3))
+    assert not estimate.excludes_zero
+
+
+def test_one_seed_has_no_interval_and_none_no_mean() -> None:
+    assert mean_estimate([0.5]).half_width is None
+    assert not mean_estimate([0.5]).excludes_zero
+    assert math.isnan(mean_estimate([]).mean)
+
+
+def test_19_of_20_intervals_hold_the_true_mean() -> None:
+    draw = random.Random(0)
+    held = sum(
+        abs(estimate.mean - 5) <= estimate.half_width
+        for _ in range(4000)
+        if (estimate := mean_estimate([draw.gauss(5, 2) for _ in range(3)])).half_width is not None
+    )
+    assert 0.94 < held / 4000 < 0.96
+
+
+@given(st.dictionaries(st.integers(0, 9), st.tuples(NUMBERS, NUMBERS), min_size=2), st.data())
+def test_what_a_seed_brings_to_both_does_not_count(
+    pairs: dict[int, tuple[float, float]], data: st.DataObject
+) -> None:
+    shift = {seed: data.draw(NUMBERS) for seed in pairs}
+    plain = paired_difference({s: a for s, (a, _) in pairs.items()}, {s: b for s, (_, b) in pairs.items()})
+    shifted = paired_difference(
+        {s: a + shift[s] for s, (a, _) in pairs.items()}, {s: b + shift[s] for s, (_, b) in pairs.items()}
+    )
+    assert shifted.mean == pytest.approx(plain.mean, abs=1e-9)
+    assert shifted.half_width == pytest.approx(plain.half_width, abs=1e-8)
+
+
+def test_seeds_that_one_lacks_are_left_out() -> None:
+    difference = paired_difference({0: 3.0, 1: 4.0, 7: 100.0}, {0: 1.0, 1: 2.0, 2: -100.0})
+    assert (difference.mean, difference.half_width, difference.count) == (2.0, 0.0, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import pty
@@ -12,15 +13,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from cluster.tracking import RunConsole
-from cluster.tracking.dashboard import View, live, plain_line, summary_rows
+from cluster.commands.exits import explained_exits
+from cluster.tracking import JsonConsole, RunConsole
+from cluster.tracking.console_view import View, live, plain_line, summary_rows
 from cluster.tracking.formats import duration, short, sparkline, stacked_bar, time_legend, time_parts
 from tests import PROJECT
 
@@ -30,18 +35,18 @@ TYPICAL = {
     "reward/error_fraction": 0.02,
     "reward/zero_variance_fraction": 0.25,
     "eval/pass_at_1": 0.41,
-    "eval/stderr": 0.021,
+    "eval/pass_at_1_stderr": 0.021,
     "objective/alpha": 0.42,
     "objective/positive_fraction": 0.38,
     "objective/negative_fraction": 0.62,
     "objective/loss": -0.0123,
     "objective/grad_norm": 0.81,
     "objective/entropy": 1.234,
-    "lengths/mean": 1128.3,
-    "lengths/std": 343.1,
-    "lengths/min": 12,
-    "lengths/max": 2048,
-    "lengths/truncated_fraction": 0.031,
+    "response_length/mean": 1128.3,
+    "response_length/std": 343.1,
+    "response_length/min": 12,
+    "response_length/max": 2048,
+    "response_length/truncated_fraction": 0.031,
     "staleness/mean": 0.43,
     "staleness/max": 1,
     "logprob_gap/mean": 0.00312,
@@ -62,7 +67,7 @@ TYPICAL = {
     "progress/prompts_trained": 13984,
 }
 OTHER_KEYS = [
-    "eval/response_tokens_mean",
+    "eval/response_length_mean",
     "objective/clip_fraction_low",
     "objective/clip_fraction_high",
     "objective/learning_rate",
@@ -284,3 +289,47 @@ def test_ctrl_c_gives_the_terminal_back() -> None:
     assert b"KeyboardInterrupt" in output
     assert output.count(b"\x1b[?25l") >= 1
     assert output.rfind(b"\x1b[?25h") > output.rfind(b"\x1b[?25l")  # the cursor is visible again
+
+
+# --- The console for programs
+
+
+def told(stream: io.StringIO) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert all(list(line)[:2] == ["kind", "time"] for line in lines)
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+
+def test_everything_is_a_line() -> None:
+    stream = io.StringIO()
+    with JsonConsole("run", 9, stream=stream) as console:
+        console.restore([{"step": 1, "time": 0.0, "reward/mean": 0.5}])
+        console.stage("building the model: 1 %")
+        console.stage("building the model: 2 %")
+        console.stage("training")
+        console.step(2, {"reward/mean": 0.25, "objective/loss": math.nan})
+        console.event("a\nb \x1b[31m")
+        console.warning("lost")
+        console.summary({"pass_at_1": 0.5, "where": Path("runs")})
+    assert told(stream) == [
+        {"kind": "stage", "text": "building the model: 1 %"},
+        {"kind": "stage", "text": "training"},
+        {"kind": "step", "step": 2, "metrics": {"reward/mean": 0.25, "objective/loss": None}},
+        {"kind": "event", "text": "a\nb \x1b[31m"},
+        {"kind": "warning", "text": "lost"},
+        {"kind": "summary", "summary": {"pass_at_1": 0.5, "where": "runs"}},
+    ]
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_failure_is_a_warning_too(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with (
+        pytest.raises(typer.Exit),
+        JsonConsole("run", 9, stream=stream) as console,
+        explained_exits(console, (OSError,), tmp_path),
+    ):
+        console.stage("training")
+        raise OSError("no space left")
+    assert [line["kind"] for line in told(stream)] == ["stage", "warning", "warning"]
+    assert told(stream)[1]["text"] == "stopped: no space left"

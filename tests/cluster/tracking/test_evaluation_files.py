@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cluster.core.types import ScoredGroup
 from cluster.tracking.evaluation_files import write_evaluation
-from cluster.tracking.transcript_page import transcript_page
+from cluster.tracking.pages import transcript_page
 from tests.builders import make_group, make_prompt
 
 HOSTILE = [

@@ -105,7 +105,7 @@ def made_run(
             "time": 100.0 + step,
             "reward/mean": 0.1 * step,
             "eval/pass_at_1": 0.2,
-            "lengths/mean": 9.0,
+            "response_length/mean": 9.0,
         }
         for step in range(rows)
     ]
@@ -166,15 +166,15 @@ def test_all_numbers_are_drawn_or_said_to_be_constant() -> None:
     """Metrics that no chart has are said to be so here."""
     charted = {key for section in SECTIONS for chart in section.charts for key in chart.keys}
     told_otherwise = {
-        "eval/stderr",
-        "eval/response_tokens_mean",
+        "eval/pass_at_1_stderr",
+        "eval/response_length_mean",
         "reward/correct_fraction",
         "reward/overlong_penalty_mean",
     }
     told_otherwise |= {
         "objective/importance_weight_mean",
         "objective/importance_capped_fraction",
-        "lengths/std",
+        "response_length/std",
     }
     told_otherwise |= {
         "objective/gradient_fraction_positive",
@@ -186,14 +186,14 @@ def test_all_numbers_are_drawn_or_said_to_be_constant() -> None:
     (evaluation, reward, length) = drawn_sections([made_run(), made_run("two", rows=5)])
     assert evaluation.constant == {"eval/pass_at_1": 0.2}
     assert [one.chart.keys for one in reward.charts] == [("reward/mean",)]
-    assert length.constant == {"lengths/mean": 9.0}
+    assert length.constant == {"response_length/mean": 9.0}
 
 
 def test_a_number_is_constant_only_if_all_runs_agree_on_it() -> None:
     other = made_run()
-    other.rows[0]["lengths/mean"] = 10.0  # type: ignore[index]
-    assert constant_value("lengths/mean", [made_run(), other]) is None
-    assert constant_value("lengths/mean", [made_run(rows=1)]) is None, "one step is no course"
+    other.rows[0]["response_length/mean"] = 10.0  # type: ignore[index]
+    assert constant_value("response_length/mean", [made_run(), other]) is None
+    assert constant_value("response_length/mean", [made_run(rows=1)]) is None, "one step is no course"
 
 
 def test_settings_that_differ_are_set_side_by_side() -> None:
@@ -263,8 +263,8 @@ def test_a_report_of_two_runs_is_one_file_and_its_plots(on_disk: Make, tmp_path:
     assert "at step 4 of 7" in read.text
     assert EVIL in read.text
     assert {plot.name for plot in plots.iterdir()} == {
-        "eval_pass_1_on_held_out_prompts.png",
-        "reward_mean_reward_of_a_batch.png",
+        "eval_pass_1_on_eval_prompts.png",
+        "reward_mean_reward_per_batch.png",
     }
     assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots.iterdir())
 

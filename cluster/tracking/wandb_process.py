@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 import ssl
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-import wandb
+import psutil
 
 REACH_TIMEOUT_S = 5.0
 Wanted = Literal["auto", "online", "offline"]
@@ -39,6 +40,8 @@ def set_up(wanted: Wanted, directory: Path, init_timeout_s: float, finish_timeou
     }
     if wanted != "auto":  # what the configuration says explicitly beats WANDB_MODE
         settings["mode"] = wanted
+    import wandb
+
     with exit_hooks_kept():
         wandb.setup(wandb.Settings(**settings))
 
@@ -47,6 +50,8 @@ def choose(wanted: Wanted) -> tuple[Mode, str]:
     """The mode to start in, and why, for a person. Call after `set_up`."""
     if wanted == "offline":
         return "offline", "as configured"
+    import wandb
+
     settings = wandb.setup().settings
     if settings.mode == "disabled":
         return "off", "WANDB_MODE=disabled"
@@ -61,6 +66,37 @@ def choose(wanted: Wanted) -> tuple[Mode, str]:
     if trouble := unreachable(settings.base_url):
         return "offline", f"{settings.base_url} cannot be reached ({trouble})"
     return "online", "a W&B API key is configured"
+
+
+def end(timeout_s: float) -> None:
+    """Asks wandb's service process to end, and kills it when it has not ended after `timeout_s` seconds.
+
+    wandb's own exit hook waits without a deadline, for a process that may have lost the request: with a server that
+    cannot be reached, it closes its connection in the middle. Only where nothing is left to upload.
+    """
+    asking = threading.Thread(target=_ask, name="end wandb's service", daemon=True)
+    asking.start()
+    asking.join(timeout_s)
+    if asking.is_alive():
+        kill()
+        asking.join(timeout_s)
+
+
+def _ask() -> None:
+    import wandb
+
+    with suppress(ConnectionError):  # it was killed already: then it has ended
+        wandb.teardown()
+
+
+def kill() -> None:
+    """Kills wandb's processes among our children: whoever waits for them then fails instead of waiting."""
+    for child in psutil.Process().children():
+        try:
+            if child.name().startswith("wandb-core"):
+                child.kill()
+        except psutil.NoSuchProcess:
+            continue
 
 
 def unreachable(url: str) -> str | None:

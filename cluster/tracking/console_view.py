@@ -39,7 +39,10 @@ class View:
         if "reward/mean" in metrics:
             rewards = (*rewards, metrics["reward/mean"])
         if "eval/pass_at_1" in metrics:
-            evaluations = (*evaluations, (step, metrics["eval/pass_at_1"], metrics.get("eval/stderr")))
+            evaluations = (
+                *evaluations,
+                (step, metrics["eval/pass_at_1"], metrics.get("eval/pass_at_1_stderr")),
+            )
         if step > 0 and (parts_s := time_parts(metrics)):
             step_times = (*step_times, sum(parts_s.values()))[-ETA_STEPS:]
         return replace(
@@ -89,7 +92,7 @@ def plain_line(view: View) -> str:
         _cell(m, "reward/mean", "reward {:6.3f}"),
         _cell(m, "eval/pass_at_1", "pass@1 {:5.3f}"),
         _cell(m, "objective/alpha", "α {:4.2f}"),
-        _cell(m, "lengths/mean", "length {:4.0f}") + _cell(m, "lengths/std", " ±{:4.0f}"),
+        _cell(m, "response_length/mean", "length {:4.0f}") + _cell(m, "response_length/std", " ±{:4.0f}"),
         _cell(m, "staleness/mean", "stale {:4.2f}"),
         _cell(m, "time/step_s", "{:6.1f} s"),
         _cell(m, "fleet/healthy_workers", "workers {:.0f}") + _field(m, "fleet/workers", "/{:.0f}"),
@@ -133,9 +136,10 @@ def _sections(view: View) -> Iterable[tuple[str, Text]]:
         ),
         (
             "lengths",
-            _field(m, "lengths/mean", "{:.0f}") + _field(m, "lengths/std", " ± {:.0f}"),
-            _field(m, "lengths/min", "{:.0f}") + _field(m, "lengths/max", " to {:.0f} tokens"),
-            _share(m, "lengths/truncated_fraction", "cut off {}"),
+            _field(m, "response_length/mean", "{:.0f}") + _field(m, "response_length/std", " ± {:.0f}"),
+            _field(m, "response_length/min", "{:.0f}")
+            + _field(m, "response_length/max", " to {:.0f} tokens"),
+            _share(m, "response_length/truncated_fraction", "cut off {}"),
         ),
         (
             "freshness",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 
-from cluster.metrics.catalogue import CHARTED, METRICS, SECTIONS, prometheus_name
-from cluster.tracking.grafana import FILE, dashboard_text
+from cluster.metrics.catalogue import CHARTED, METRICS, SECTIONS
+from cluster.tracking.prometheus import DASHBOARD_FILE, RayMetrics, dashboard_text, prometheus_name
 
-DASHBOARD = json.loads(FILE.read_text(encoding="utf-8"))
+DASHBOARD = json.loads(DASHBOARD_FILE.read_text(encoding="utf-8"))
 EXPORTED = {prometheus_name(key) for key in METRICS}
 
 
 def test_the_file_is_current() -> None:
-    assert FILE.read_text(encoding="utf-8") == dashboard_text(), "run: make docs"
+    assert DASHBOARD_FILE.read_text(encoding="utf-8") == dashboard_text(), "run: make docs"
 
 
 def test_every_metric_that_it_names_exists_and_every_charted_one_is_there() -> None:
@@ -29,14 +29,19 @@ def test_every_metric_that_it_names_exists_and_every_charted_one_is_there() -> N
 def test_panels_lie_side_by_side_within_the_page() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
-        place = panel["gridPos"]
+        position = panel["gridPos"]
         cells = {
             (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            for x in range(position["x"], position["x"] + position["w"])
+            for y in range(position["y"], position["y"] + position["h"])
         }
-        assert place["x"] + place["w"] <= 24
+        assert position["x"] + position["w"] <= 24
         assert not cells & taken
         taken |= cells
     assert sum(panel["type"] == "row" for panel in DASHBOARD["panels"]) == len(SECTIONS)
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+def test_ray_takes_the_names_and_descriptions_of_all_gauges() -> None:
+    """It makes them without being connected, and refuses what is not ASCII."""
+    RayMetrics("run").log(1, dict.fromkeys(METRICS, 0.5))
