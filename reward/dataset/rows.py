@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.core.types import Split
 from reward.dataset.options import DatasetOptions
 from reward.dataset.reading import SHOWN_FIELDS, Located, Row, read_rows, refuse
 from reward.task import ChatMessages
