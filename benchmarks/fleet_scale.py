@@ -113,14 +113,13 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
     import ray
 
     from benchmarks.simulated_engines import EngineHost, Engines, HostedWorkerFactory, VerifierRunner
-    from cluster.core.types import PolicyVersion, Prompt, Sampling
+    from cluster.core.types import PolicyVersion, Prompt, Sampling, TrainingBatch
     from cluster.run_state.checkpoints import CheckpointStore
     from cluster.run_state.run_directory import RunDirectory
     from cluster.tracking import RunConsole, Tracker, read_metrics
     from cluster.training.controller import Controller
     from cluster.training.gc import what_is_there_stays
     from cluster.training.prompt_source import PromptSource, TokenizedProblem
-    from learner.objective.training_batch import TrainingBatch
     from reward.scoring import RewardPool
     from reward.tasks.countdown.puzzles import Puzzle
     from rollout.engine.tokenizer import EncodedPrompt

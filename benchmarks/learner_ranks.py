@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cases import DEMONSTRATION, SMALL_GROUPS, Case, vocabulary_size
 from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn, write_cases
 from cluster.core.config import LearnerConfig, ObjectiveConfig, RunConfig
-from learner.objective.training_batch import TrainingBatch
+from cluster.core.types import TrainingBatch
 
 CASES = {"demonstration": DEMONSTRATION, "smollm2": SMALL_GROUPS}
 ONE, TWO = "1 rank, 2 threads", "2 ranks, 1 thread"
@@ -70,7 +70,7 @@ def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
     from learner.engine.group import LearnerGroup
     from learner.engine.rank import LearnerRank
 
-    batch = TrainingBatch(rows=tuple(case.rows(vocabulary_size(model))))
+    batch = TrainingBatch(samples=tuple(case.samples(vocabulary_size(model))))
     norms: dict[str, list[float]] = {way: [] for way in RANKS_AND_THREADS}
 
     async def start(stack: AsyncExitStack, way: str, directory: Path) -> Callable[[], Any]:

@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cases import DEMONSTRATION, GROUP_512, GROUP_2048, Case, vocabulary_size
 from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn, write_cases
 from cluster.core.config import LearnerConfig, ObjectiveConfig
+from cluster.core.types import TrainingSample
 from learner.model.batching import Packing, computed_tokens, shard
-from learner.objective.training_batch import Row
 
 CASES = {"group-512": GROUP_512, "group-2048": GROUP_2048, "demonstration": DEMONSTRATION}
 WAYS = {
@@ -68,15 +68,15 @@ def main() -> None:
             case = replace(case, repeats=arguments.repeats)
         print(name, flush=True)
         with case.model_directory() as model, tempfile.TemporaryDirectory() as scratch:
-            rows = case.rows(vocabulary_size(model))
+            samples = case.samples(vocabulary_size(model))
             rank, packing = started_rank(case, model, arguments.threads, arguments.zero_stage)
-            steps = make_steps(WAYS[name], case, rows, model, scratch, rank, packing)
+            steps = make_steps(WAYS[name], case, samples, model, scratch, rank, packing)
             if arguments.profile:
                 profile(steps[arguments.profile])
                 continue
             found = measure(steps, case.repeats)
         sizes = {"threads": arguments.threads, "zero_stage": arguments.zero_stage, **asdict(case)}
-        report = {"sizes": sizes, **tokens_of(rows, packing), **found}
+        report = {"sizes": sizes, **tokens_of(samples, packing), **found}
         report["targets"] = checked(found["ratios"], TARGETS[name])
         by_default = arguments.zero_stage == DEFAULT_ZERO_STAGE
         title = name if by_default else f"{name}, ZeRO {arguments.zero_stage}"
@@ -86,7 +86,7 @@ def main() -> None:
 def make_steps(
     ways: Sequence[str],
     case: Case,
-    rows: Sequence[Row],
+    samples: Sequence[TrainingSample],
     model: Path,
     scratch: str,
     rank: Any,
@@ -102,16 +102,16 @@ def make_steps(
 
     def learner(sharing: Any) -> peers.Step:
         def step() -> float:
-            (micro_batches,) = shard(rows, 1, replace(packing, prefix_sharing=sharing))
+            (micro_batches,) = shard(samples, 1, replace(packing, prefix_sharing=sharing))
             (sums,) = rank.learn([micro_batches])
             return sums["grad_norm"]
 
         return step
 
     makers = {
-        "full": lambda: peers.full_forward(other, rows, case.micro_batch_tokens),
-        "trl": lambda: peers.trl(other, rows, case.micro_batch_tokens, scratch),
-        "floor": lambda: peers.floor(other, rows),
+        "full": lambda: peers.full_forward(other, samples, case.micro_batch_tokens),
+        "trl": lambda: peers.trl(other, samples, case.micro_batch_tokens, scratch),
+        "floor": lambda: peers.floor(other, samples),
         "alone": lambda: learner("off"),
         "shared": lambda: learner("auto"),
     }
@@ -149,10 +149,10 @@ def profile(step: Callable[[], float]) -> None:
     print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=60))
 
 
-def tokens_of(rows: Sequence[Row], packing: Packing) -> dict[str, int]:
-    (shared,) = shard(rows, 1, packing)
+def tokens_of(samples: Sequence[TrainingSample], packing: Packing) -> dict[str, int]:
+    (shared,) = shard(samples, 1, packing)
     return {
-        "tokens": sum(row.tokens for row in rows),
+        "tokens": sum(sample.tokens for sample in samples),
         "tokens_with_shared_prompts": sum(computed_tokens(bundle) for batch in shared for bundle in batch),
     }
 

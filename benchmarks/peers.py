@@ -1,4 +1,4 @@
-"""Learners to compare with: one optimizer step over the same rows by transformers and PyTorch alone, and by TRL.
+"""Learners to compare with: one optimizer step over the same samples by transformers and PyTorch alone, and by TRL.
 
 Each is a function without arguments that makes a step and returns the gradient's norm before clipping. The learning
 rate is next to nothing, so that all steps of all ways start from the same weights.
@@ -17,23 +17,25 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 
-from learner.objective.training_batch import Row
+from cluster.core.types import TrainingSample
 
 LEARNING_RATE = 1e-12
 MAX_GRADIENT_NORM = 1.0
 Step = Callable[[], float]
 
 
-def full_forward(model: Any, rows: Sequence[Row], micro_batch_tokens: int) -> Step:
-    """Every prompt with its response through the model, logits at every position. Rows of one length, so that nothing
-    is padded."""
-    parts = _parts(rows, micro_batch_tokens)
+def full_forward(model: Any, samples: Sequence[TrainingSample], micro_batch_tokens: int) -> Step:
+    """Run every prompt and response through the model with logits at every position. All sequences have one length, so
+    nothing is padded."""
+    parts = _parts(samples, micro_batch_tokens)
     optimizer = _optimizer(model)
 
     def step() -> float:
         for part in parts:
             ids_BL = torch.from_numpy(
-                np.stack([np.concatenate([row.prompt_token_ids, row.response_token_ids]) for row in part])
+                np.stack(
+                    [np.concatenate([sample.prompt_token_ids, sample.response_token_ids]) for sample in part]
+                )
             )
             width = len(part[0].response_token_ids)
             logits_BTV = model(input_ids=ids_BL, use_cache=False).logits[:, -width - 1 : -1]
@@ -43,23 +45,23 @@ def full_forward(model: Any, rows: Sequence[Row], micro_batch_tokens: int) -> St
     return step
 
 
-def floor(model: Any, rows: Sequence[Row]) -> Step:
-    """What cannot be saved without sharing: as many tokens as the rows have, less the last of each, from which
-    nothing is predicted; in rows of one length, in one pass, and as many logits as response tokens."""
+def floor(model: Any, samples: Sequence[TrainingSample]) -> Step:
+    """What cannot be saved without sharing: as many tokens as the samples have, less the last of each, from which
+    nothing is predicted; in samples of one length, in one pass, and as many logits as response tokens."""
     optimizer = _optimizer(model)
-    width = round(sum(row.tokens for row in rows) / len(rows))
-    response = round(sum(len(row.response_token_ids) for row in rows) / len(rows))
-    ids_BL = torch.randint(model.config.vocab_size, (len(rows), width))
+    width = round(sum(sample.tokens for sample in samples) / len(samples))
+    response = round(sum(len(sample.response_token_ids) for sample in samples) / len(samples))
+    ids_BL = torch.randint(model.config.vocab_size, (len(samples), width))
 
     def step() -> float:
         logits_BTV = model(input_ids=ids_BL[:, :-1], use_cache=False, logits_to_keep=response).logits
-        _backward(rows, _chosen(logits_BTV, ids_BL[:, -response:]))
+        _backward(samples, _chosen(logits_BTV, ids_BL[:, -response:]))
         return _finish(model, optimizer)
 
     return step
 
 
-def trl(model: Any, rows: Sequence[Row], micro_batch_tokens: int, directory: str) -> Step:
+def trl(model: Any, samples: Sequence[TrainingSample], micro_batch_tokens: int, directory: str) -> Step:
     """TRL's GRPOTrainer, from where its responses have been sampled and weighed: its own training step with its own
     log-probabilities and loss (`dapo`: a mean over all tokens, as HPO with α = 1), on what it would get. Gradients are
     not checkpointed, as they would be by default: that would be slower.
@@ -70,13 +72,13 @@ def trl(model: Any, rows: Sequence[Row], micro_batch_tokens: int, directory: str
     from datasets import Dataset
     from trl import GRPOConfig
 
-    parts = _parts(rows, micro_batch_tokens)
+    parts = _parts(samples, micro_batch_tokens)
     config = GRPOConfig(
         output_dir=directory,
         per_device_train_batch_size=len(parts[0]),
         gradient_accumulation_steps=len(parts),
-        num_generations=len(rows),
-        max_completion_length=max(len(row.response_token_ids) for row in rows),
+        num_generations=len(samples),
+        max_completion_length=max(len(sample.response_token_ids) for sample in samples),
         loss_type="dapo",
         beta=0.0,
         gradient_checkpointing=False,
@@ -100,7 +102,7 @@ def trl(model: Any, rows: Sequence[Row], micro_batch_tokens: int, directory: str
     )
     trainer.current_gradient_accumulation_steps = len(parts)
     optimizer = _optimizer(model)
-    inputs = [_trl_inputs(part, rows) for part in parts]
+    inputs = [_trl_inputs(part, samples) for part in parts]
 
     def step() -> float:
         for part in inputs:
@@ -110,7 +112,7 @@ def trl(model: Any, rows: Sequence[Row], micro_batch_tokens: int, directory: str
     return step
 
 
-def _trl_inputs(part: Sequence[Row], batch: Sequence[Row]) -> dict[str, Tensor]:
+def _trl_inputs(part: Sequence[TrainingSample], batch: Sequence[TrainingSample]) -> dict[str, Tensor]:
     """Prompts padded on the left, responses on the right."""
 
     def padded(arrays: list[np.ndarray], side: str) -> tuple[Tensor, Tensor]:
@@ -119,15 +121,15 @@ def _trl_inputs(part: Sequence[Row], batch: Sequence[Row]) -> dict[str, Tensor]:
         mask = pad_sequence([torch.ones_like(t) for t in tensors], batch_first=True, padding_side=side)
         return ids, mask
 
-    prompt_ids, prompt_mask = padded([row.prompt_token_ids for row in part], "left")
-    completion_ids, completion_mask = padded([row.response_token_ids for row in part], "right")
+    prompt_ids, prompt_mask = padded([sample.prompt_token_ids for sample in part], "left")
+    completion_ids, completion_mask = padded([sample.response_token_ids for sample in part], "right")
     return {
         "prompt_ids": prompt_ids,
         "prompt_mask": prompt_mask,
         "completion_ids": completion_ids,
         "completion_mask": completion_mask,
-        "advantages": torch.tensor([row.advantage for row in part]),
-        "num_items_in_batch": torch.tensor(sum(len(row.response_token_ids) for row in batch)),
+        "advantages": torch.tensor([sample.advantage for sample in part]),
+        "num_items_in_batch": torch.tensor(sum(len(sample.response_token_ids) for sample in batch)),
     }
 
 
@@ -151,9 +153,9 @@ def _tokenizer() -> Any:
     )
 
 
-def _parts(rows: Sequence[Row], micro_batch_tokens: int) -> list[Sequence[Row]]:
-    count = max(1, micro_batch_tokens // max(row.tokens for row in rows))
-    return [rows[start : start + count] for start in range(0, len(rows), count)]
+def _parts(samples: Sequence[TrainingSample], micro_batch_tokens: int) -> list[Sequence[TrainingSample]]:
+    count = max(1, micro_batch_tokens // max(sample.tokens for sample in samples))
+    return [samples[start : start + count] for start in range(0, len(samples), count)]
 
 
 def _optimizer(model: Any) -> torch.optim.Optimizer:
@@ -164,9 +166,9 @@ def _chosen(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
     return logits_BTV.log_softmax(-1).gather(-1, ids_BT[..., None]).squeeze(-1)
 
 
-def _backward(rows: Sequence[Row], logprobs_BT: Tensor) -> None:
+def _backward(samples: Sequence[TrainingSample], logprobs_BT: Tensor) -> None:
     """The gradient of every objective where the policy is the one that was sampled from."""
-    weights_B = torch.tensor([row.scale * row.advantage for row in rows])
+    weights_B = torch.tensor([sample.scale * sample.advantage for sample in samples])
     (-(weights_B * logprobs_BT.sum(dim=1)).sum()).backward()
 
 

@@ -31,6 +31,7 @@ from cluster.core.types import (
     Sampled,
     Sampling,
     ScoringRequest,
+    TrainingBatch,
     Verdict,
     VersionSpan,
 )
@@ -43,7 +44,6 @@ from cluster.training.control import listening
 from cluster.training.controller import Controller
 from cluster.training.prompt_source import PromptSource, TokenizedProblem
 from cluster.training.worker_factory import WorkerFactory
-from learner.objective.training_batch import TrainingBatch
 from learner.state.state_files import FileRecord
 from reward.tasks.countdown.puzzles import Puzzle
 from rollout.engine.tokenizer import EncodedPrompt
@@ -133,7 +133,7 @@ class CountingLearner:
     async def learn(self, mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
         await asyncio.sleep(self.learn_s)
         # There may be no rows: groups whose responses are all alike teach nothing.
-        sampled = [row.sampler_logprobs for batch in mini_batches for row in batch.rows] or [np.empty(0)]
+        sampled = [row.sampler_logprobs for batch in mini_batches for row in batch.samples] or [np.empty(0)]
         gaps = np.abs(np.concatenate(sampled) - logprob(self.versions[-1]))
         return {
             "logprob_gap/mean": float(gaps.mean()) if gaps.size else 0.0,

@@ -146,6 +146,37 @@ class ScoredGroup:
         return sum(verdict.outcome == "correct" for verdict in self.verdicts)
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingSample:
+    """One response, ready to be trained on."""
+
+    prompt_token_ids: np.ndarray  # int64 [S]
+    response_token_ids: np.ndarray  # int64 [T]
+    sampler_logprobs: np.ndarray  # float32 [T]
+    advantage: float
+    """The weighted advantage w_i A_i."""
+    scale: float
+    """The factor that multiplies each of its tokens in the loss: 1 / (N · L̄) for HPO."""
+
+    @property
+    def tokens(self) -> int:
+        """The length of prompt and response together."""
+        return len(self.prompt_token_ids) + len(self.response_token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """The data of one optimizer step: `learner.objective.training_batch.build_training_batch` builds it.
+
+    `samples` leaves out responses whose gradient is exactly 0: the masked ones and, unless a KL or an entropy term acts
+    on every response, those with advantage 0. Responses with advantage 0 have been counted in N, L̄ and α; for masked
+    responses see `build_training_batch`.
+    """
+
+    samples: tuple[TrainingSample, ...]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
 LEFT_FACTOR, RIGHT_FACTOR = ".left", ".right"
 """Of a low-rank update: `NAME.left` [m, r] @ `NAME.right` [r, n] is to be added to the weight NAME [m, n]."""
 

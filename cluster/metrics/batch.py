@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.core.types import ScoredGroup
-from learner.objective.training_batch import TrainingBatch
+from cluster.core.types import ScoredGroup, TrainingBatch
 
 
 def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[str, float]:
@@ -52,5 +51,5 @@ def batch_distributions(
         "response_length": np.array(
             [len(response.token_ids) for group in groups for response in group.responses]
         ),
-        "advantages": np.array([row.advantage for batch in mini_batches for row in batch.rows]),
+        "advantages": np.array([row.advantage for batch in mini_batches for row in batch.samples]),
     }

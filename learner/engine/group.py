@@ -1,4 +1,4 @@
-"""All learner ranks, spoken to as one. A thin shell: it spreads rows, waits with a deadline, and adds up what the
+"""All learner ranks, spoken to as one. A thin shell: it spreads samples, waits with a deadline, and adds up what the
 ranks say."""
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from typing import Any
 
 import ray
 
-from cluster.core.types import PolicyVersion
+from cluster.core.types import PolicyVersion, TrainingBatch
 from cluster.core.weight_channel import ChannelSpec
 from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.devices import refuse_shared_devices
 from learner.engine.statistics import learner_metrics
 from learner.model.batching import shard
-from learner.objective.training_batch import TrainingBatch
 from learner.state.state_files import CheckpointError, FileRecord
 
 
@@ -65,7 +64,7 @@ class LearnerGroup:
 
     async def learn(self, mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
         """Learn from all mini-batches, `epochs_per_batch` times, an optimizer step each; metrics over all of them."""
-        sharded = [shard(batch.rows, len(self._ranks), self._packing) for batch in mini_batches]
+        sharded = [shard(batch.samples, len(self._ranks), self._packing) for batch in mini_batches]
         per_rank = [[shards[rank] for shards in sharded] for rank in range(len(self._ranks))]
         references = [rank.learn.remote(work) for rank, work in zip(self._ranks, per_rank, strict=True)]
         results = await self._gather(references, "learn", self._config.step_timeout_s)

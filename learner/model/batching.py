@@ -1,10 +1,10 @@
-"""Cut a weighed batch into micro-batches, by cost, the same number for every rank. Pure: rows in, rows out.
+"""Cut a weighed batch into micro-batches, by cost, the same number for every rank. Pure: samples in, samples out.
 
-    rows ─▶ bundles (rows that share a prompt, computed as one sequence) ─▶ rounds (one micro-batch per rank)
+    samples ─▶ bundles (samples that share a prompt, computed as one sequence) ─▶ rounds (one micro-batch per rank)
 
 Bundles are sorted by the tokens that they compute, and dealt to the ranks in turn. A round is a run of them, so what
 is computed together is of nearly one width, on all ranks alike. Where the rounds begin is chosen for the least cost,
-and so is how many rows a bundle may have: with 1 a prompt is computed for every response, with more once per bundle;
+and so is how many samples a bundle may have: with 1 a prompt is computed for every response, with more once per bundle;
 but then there is less to share out among the ranks, and with a mask responses look past each other (`ForwardCost`).
 
 Every rank runs as many micro-batches as the others, because backward is a collective under ZeRO 2 and 3. Where one
@@ -21,15 +21,15 @@ from typing import Literal
 
 import numpy as np
 
-from learner.objective.training_batch import Row
+from cluster.core.types import TrainingSample
 
-Bundle = tuple[Row, ...]
-"""Rows with one prompt, which is computed once for all of them."""
+Bundle = tuple[TrainingSample, ...]
+"""Samples with one prompt, which is computed once for all of them."""
 MicroBatch = tuple[Bundle, ...]
 
 EMPTY: MicroBatch = (
     (
-        Row(
+        TrainingSample(
             prompt_token_ids=np.zeros(1, dtype=np.int64),
             response_token_ids=np.zeros(1, dtype=np.int64),
             sampler_logprobs=np.zeros(1, dtype=np.float32),
@@ -67,10 +67,10 @@ class ForwardCost:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How rows may be packed into micro-batches."""
+    """How samples may be packed into micro-batches."""
 
     micro_batch_tokens: int
-    """Tokens that one micro-batch computes at most, padding included. A row longer than that gets one of its own."""
+    """Tokens that one micro-batch computes at most, padding included. A sample longer than that gets one of its own."""
     prefix_sharing: Literal["auto", "on", "off"] = "auto"
     """Whether responses to one prompt are computed together: where it costs less, as far as possible, never."""
     cost: ForwardCost = ForwardCost()
@@ -79,23 +79,23 @@ class Packing:
 def computed_tokens(bundle: Bundle) -> int:
     """Columns that a bundle fills: its prompt, and of each response all but the last token, from which nothing is
     predicted."""
-    return len(bundle[0].prompt_token_ids) + sum(len(row.response_token_ids) - 1 for row in bundle)
+    return len(bundle[0].prompt_token_ids) + sum(len(sample.response_token_ids) - 1 for sample in bundle)
 
 
 def own_pairs(bundle: Bundle) -> float:
     """Query-key pairs of its responses with themselves, all as long as the longest."""
-    return len(bundle) * (max(len(row.response_token_ids) for row in bundle) - 1) ** 2 / 2
+    return len(bundle) * (max(len(sample.response_token_ids) for sample in bundle) - 1) ** 2 / 2
 
 
-def shard(rows: Sequence[Row], ranks: int, packing: Packing) -> list[list[MicroBatch]]:
-    """One list of micro-batches per rank, all of the same length, at least 1. Every row is in exactly one."""
-    if not rows:
+def shard(samples: Sequence[TrainingSample], ranks: int, packing: Packing) -> list[list[MicroBatch]]:
+    """One list of micro-batches per rank, all of the same length, at least 1. Every sample is in exactly one."""
+    if not samples:
         return [[EMPTY]] * ranks
-    groups = _by_prompt(rows)
+    groups = _by_prompt(samples)
     _, bundles, rounds = min(
         (
             _plan([bundle for group in groups for bundle in _split(group, limit, packing)], ranks, packing)
-            for limit in _row_limits(max(map(len, groups)), packing.prefix_sharing)
+            for limit in _sample_limits(max(map(len, groups)), packing.prefix_sharing)
         ),
         key=lambda plan: plan[0],  # of equals the first, which shares most
     )
@@ -105,34 +105,35 @@ def shard(rows: Sequence[Row], ranks: int, packing: Packing) -> list[list[MicroB
     ]
 
 
-def _by_prompt(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows with the same prompt, whichever group they were sampled in; the longest responses first."""
-    groups: dict[bytes, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.prompt_token_ids.tobytes()].append(row)
-    return [sorted(group, key=lambda row: -len(row.response_token_ids)) for group in groups.values()]
+def _by_prompt(samples: Iterable[TrainingSample]) -> list[list[TrainingSample]]:
+    """Samples with the same prompt, whichever group they were sampled in; the longest responses first."""
+    groups: dict[bytes, list[TrainingSample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.prompt_token_ids.tobytes()].append(sample)
+    return [sorted(group, key=lambda sample: -len(sample.response_token_ids)) for group in groups.values()]
 
 
-def _row_limits(largest: int, prefix_sharing: str) -> list[int]:
-    """How many rows bundles might be allowed to have: all, and by halves down to 1."""
+def _sample_limits(largest: int, prefix_sharing: str) -> list[int]:
+    """How many samples bundles might be allowed to have: all, and by halves down to 1."""
     limits = [largest]
     while limits[-1] > 1:
         limits.append((limits[-1] + 1) // 2)
     return {"auto": limits, "on": limits[:-1] or limits, "off": [1]}[prefix_sharing]
 
 
-def _split(group: Sequence[Row], limit: int, packing: Packing) -> list[Bundle]:
-    """Bundles of `limit` rows at most and of nearly one size, within the micro-batch's tokens as far as that goes."""
+def _split(group: Sequence[TrainingSample], limit: int, packing: Packing) -> list[Bundle]:
+    """Split `group` into bundles of nearly equal size with at most `limit` samples, each within the tokens of a
+    micro-batch if possible."""
     for count in range(-(-len(group) // limit), len(group) + 1):
-        # There and back, as children are chosen into teams: the rows are sorted.
+        # There and back, as children are chosen into teams: the samples are sorted.
         order = itertools.cycle([*range(count), *reversed(range(count))])
-        teams: list[list[Row]] = [[] for _ in range(count)]
-        for row, team in zip(group, order, strict=False):
-            teams[team].append(row)
+        teams: list[list[TrainingSample]] = [[] for _ in range(count)]
+        for sample, team in zip(group, order, strict=False):
+            teams[team].append(sample)
         bundles = [tuple(team) for team in teams]
         if max(map(computed_tokens, bundles)) <= packing.micro_batch_tokens:
             return bundles
-    return [(row,) for row in group]
+    return [(sample,) for sample in group]
 
 
 def _plan(bundles: list[Bundle], ranks: int, packing: Packing) -> tuple[float, list[Bundle], list[int]]:

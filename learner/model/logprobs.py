@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.core.types import TrainingSample
 from learner.model.batching import MicroBatch, computed_tokens
 from learner.model.shared_prefix import response_columns, shared_prefix_mask
-from learner.objective.training_batch import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class TokenBatch:
     scales_B: Tensor
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Row], device: torch.device) -> TokenBatch:
+    def from_samples(cls, samples: Sequence[TrainingSample], device: torch.device) -> TokenBatch:
         """Each response in a sequence of its own."""
-        return cls.from_micro_batch(tuple((row,) for row in rows), device)
+        return cls.from_micro_batch(tuple((sample,) for sample in samples), device)
 
     @classmethod
     def from_micro_batch(cls, micro_batch: MicroBatch, device: torch.device) -> TokenBatch:
@@ -52,21 +52,21 @@ class TokenBatch:
             input_ids[s, : len(prompt)] = prompt
             position_ids[s, : len(prompt)] = np.arange(len(prompt))
             column = len(prompt)
-            for row in bundle:
-                end = column + len(row.response_token_ids) - 1
-                input_ids[s, column:end] = row.response_token_ids[:-1]
+            for sample in bundle:
+                end = column + len(sample.response_token_ids) - 1
+                input_ids[s, column:end] = sample.response_token_ids[:-1]
                 position_ids[s, column:end] = len(prompt) + np.arange(end - column)
                 predictors.append(s * width + np.array([len(prompt) - 1, *range(column, end)]))
                 column = end
 
-        rows = [row for bundle in micro_batch for row in bundle]
-        shape = (len(rows), max(len(row.response_token_ids) for row in rows))
+        samples = [sample for bundle in micro_batch for sample in bundle]
+        shape = (len(samples), max(len(sample.response_token_ids) for sample in samples))
         response_ids, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
         sampler_logprobs = np.zeros(shape, dtype=np.float32)
-        for b, row in enumerate(rows):
-            length = len(row.response_token_ids)
-            response_ids[b, :length] = row.response_token_ids
-            sampler_logprobs[b, :length] = row.sampler_logprobs
+        for b, sample in enumerate(samples):
+            length = len(sample.response_token_ids)
+            response_ids[b, :length] = sample.response_token_ids
+            sampler_logprobs[b, :length] = sample.sampler_logprobs
             mask[b, :length] = True
 
         shared = any(len(bundle) > 1 for bundle in micro_batch)
@@ -78,14 +78,16 @@ class TokenBatch:
             response_ids_BT=torch.from_numpy(response_ids).to(device),
             response_mask_BT=torch.from_numpy(mask).to(device),
             sampler_logprobs_BT=torch.from_numpy(sampler_logprobs).to(device),
-            advantages_B=torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=device),
-            scales_B=torch.tensor([row.scale for row in rows], dtype=torch.float32, device=device),
+            advantages_B=torch.tensor(
+                [sample.advantage for sample in samples], dtype=torch.float32, device=device
+            ),
+            scales_B=torch.tensor([sample.scale for sample in samples], dtype=torch.float32, device=device),
         )
 
 
 def _attention_mask(micro_batch: MicroBatch, width: int, device: torch.device) -> Tensor | None:
     prompts = [len(bundle[0].prompt_token_ids) for bundle in micro_batch]
-    responses = [[len(row.response_token_ids) - 1 for row in bundle] for bundle in micro_batch]
+    responses = [[len(sample.response_token_ids) - 1 for sample in bundle] for bundle in micro_batch]
     if not any(map(any, responses)):  # every response is a single token: prompts alone are computed
         return None
     if device.type == "cpu":
@@ -115,7 +117,9 @@ def response_logprobs(
 def sequence_logprobs(policy: torch.nn.Module, token_ids: Sequence[int], device: torch.device) -> np.ndarray:
     """Log-probabilities at temperature 1 of `token_ids[1:]`, float32 [T - 1]; what a probe compares."""
     ids = np.asarray(token_ids, dtype=np.int64)
-    row = Row(ids[:1], ids[1:], np.zeros(len(ids) - 1, dtype=np.float32), advantage=0.0, scale=0.0)
+    sample = TrainingSample(
+        ids[:1], ids[1:], np.zeros(len(ids) - 1, dtype=np.float32), advantage=0.0, scale=0.0
+    )
     with torch.no_grad():
-        logprobs_BT, _ = response_logprobs(policy, TokenBatch.from_rows([row], device), 1.0)
+        logprobs_BT, _ = response_logprobs(policy, TokenBatch.from_samples([sample], device), 1.0)
     return logprobs_BT[0].float().cpu().numpy()

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from cluster.core.types import TrainingSample
 from learner.model.batching import MicroBatch
 from learner.model.logprobs import TokenBatch, response_logprobs
 from learner.model.shared_prefix import ATTENTION
-from learner.objective.training_batch import Row
 
 _LARGEST_DIFFERENCE = {torch.float64: 1e-3, torch.float32: 1e-3}
 """Between log-probabilities that are the same but for rounding, in mean. In 16 bits:"""
@@ -63,7 +63,7 @@ def _differences(model: PreTrainedModel, policy: nn.Module) -> str | None:
     name = type(model).__name__
     bundles = _bundles(model.get_input_embeddings().num_embeddings)
     shared = _logprobs(policy, bundles)
-    alone = _logprobs(policy, tuple((row,) for bundle in bundles for row in bundle))
+    alone = _logprobs(policy, tuple((sample,) for bundle in bundles for sample in bundle))
     limit = _LARGEST_DIFFERENCE.get(model.dtype, _LARGEST_DIFFERENCE_16)
     if not (difference := _mean_difference(shared, alone)) <= limit:
         return f"{name} then gives log-probabilities that differ by {difference:.2g} in mean"
@@ -85,10 +85,12 @@ def _bundles(vocabulary: int) -> MicroBatch:
     """Two of different lengths, so that there is padding too."""
     generator = np.random.default_rng(0)
 
-    def bundle(prompt: int, *responses: int) -> tuple[Row, ...]:
+    def bundle(prompt: int, *responses: int) -> tuple[TrainingSample, ...]:
         prompt_ids = generator.integers(0, vocabulary, prompt)
         return tuple(
-            Row(prompt_ids, generator.integers(0, vocabulary, length), np.zeros(length, np.float32), 0.0, 0.0)
+            TrainingSample(
+                prompt_ids, generator.integers(0, vocabulary, length), np.zeros(length, np.float32), 0.0, 0.0
+            )
             for length in responses
         )
 
@@ -98,7 +100,7 @@ def _bundles(vocabulary: int) -> MicroBatch:
 def _logprobs(policy: nn.Module, micro_batch: MicroBatch) -> list[np.ndarray]:
     batch = TokenBatch.from_micro_batch(micro_batch, torch.device("cpu"))
     logprobs_BT, _ = response_logprobs(policy, batch, 1.0)
-    return [row[mask].numpy() for row, mask in zip(logprobs_BT, batch.response_mask_BT, strict=True)]
+    return [sample[mask].numpy() for sample, mask in zip(logprobs_BT, batch.response_mask_BT, strict=True)]
 
 
 def _quietly(model: PreTrainedModel, ask: Callable[[], Any]) -> Any:

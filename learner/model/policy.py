@@ -24,7 +24,7 @@ class Policy(nn.Module):
 
     Usage:
         policy, packing = prepare_policy(model, config.learner, config.model.max_context_tokens)
-        micro_batches = shard(rows, 1, packing)[0]
+        micro_batches = shard(samples, 1, packing)[0]
         batch = TokenBatch.from_micro_batch(micro_batches[0], device)
         logprobs_BT, entropy_BT = response_logprobs(policy, batch, temperature)
     """

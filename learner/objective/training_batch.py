@@ -9,50 +9,19 @@ does the loss. Pure numpy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from cluster.core.config import ObjectiveConfig
-from cluster.core.types import ScoredGroup
+from cluster.core.types import ScoredGroup, TrainingBatch, TrainingSample
 from learner.objective.advantages import group_advantages, hysteretic, overlong_penalties, sign_fractions
 from learner.objective.table import resolve
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One response, ready to be learned from."""
-
-    prompt_token_ids: np.ndarray  # int64 [S]
-    response_token_ids: np.ndarray  # int64 [T]
-    sampler_logprobs: np.ndarray  # float32 [T]
-    advantage: float
-    """w_i A_i."""
-    scale: float
-    """What each of its tokens is multiplied by: 1 / (N · L̄) for HPO."""
-
-    @property
-    def tokens(self) -> int:
-        return len(self.prompt_token_ids) + len(self.response_token_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingBatch:
-    """What one optimizer step sees.
-
-    `rows` leaves out responses whose gradient is exactly 0: those that are masked and, unless a divergence or an
-    entropy acts on every response, those with advantage 0. These have been counted in N, L̄ and α; of masked ones see
-    `build_training_batch`.
-    """
-
-    rows: tuple[Row, ...]
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def build_training_batch(
     groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_tokens: int
 ) -> TrainingBatch:
-    """Turn the scored groups of one optimizer batch, all with G responses, into weighed rows.
+    """Turn the scored groups of one optimizer batch, all with G responses, into weighed samples.
 
     With `mask_truncated`, responses that were cut off count in their group's mean and deviation, and in N, but not in
     the sums over tokens (all as in TRL); nor on either side for α, since they push neither way (ours).
@@ -84,8 +53,8 @@ def build_training_batch(
     learned_from = ~masked if acts_on_all else advantages != 0
 
     prompts = [np.asarray(group.prompt.token_ids, dtype=np.int64) for group in groups]
-    rows = tuple(
-        Row(
+    samples = tuple(
+        TrainingSample(
             prompt_token_ids=prompts[p],
             response_token_ids=response.token_ids,
             sampler_logprobs=response.logprobs,
@@ -106,4 +75,4 @@ def build_training_batch(
     }
     if config.overlong_tokens:
         metrics["reward/overlong_penalty_mean"] = float(penalties.mean())
-    return TrainingBatch(rows=rows, metrics=metrics)
+    return TrainingBatch(samples=samples, metrics=metrics)

@@ -11,10 +11,10 @@ import numpy as np
 import ray
 
 from cluster.core.config import LearnerConfig, ObjectiveConfig
+from cluster.core.types import TrainingBatch, TrainingSample
 from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.group import LearnerGroup
 from learner.engine.rank import LearnerRank
-from learner.objective.training_batch import Row, TrainingBatch
 from tests.integration.engines import actor, random_tokens
 
 
@@ -35,8 +35,8 @@ async def publishing_learner(
 
 def batch() -> TrainingBatch:
     return TrainingBatch(
-        rows=tuple(
-            Row(
+        samples=tuple(
+            TrainingSample(
                 prompt_token_ids=np.array(random_tokens(seed)[:20]),
                 response_token_ids=np.array(random_tokens(seed)[20:40]),
                 sampler_logprobs=np.full(20, -3.0, dtype=np.float32),

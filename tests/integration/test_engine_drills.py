@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from cluster.configuration.loading import load_config
 from cluster.core.config import RunConfig
-from cluster.core.types import Prompt, Sampling
+from cluster.core.types import Prompt, Sampling, TrainingBatch
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
@@ -32,7 +32,6 @@ from cluster.training.actors import ActorGraph
 from cluster.training.controller import Controller
 from cluster.training.dataset import evaluation_prompts, load_dataset, training_sampling
 from cluster.training.prompt_source import PromptSource
-from learner.objective.training_batch import TrainingBatch
 from rollout.engine.worker import RolloutWorker
 from rollout.fleet import weight_sync as weight_sync
 from rollout.fleet.fleet import RolloutFleet

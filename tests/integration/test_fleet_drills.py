@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.core.types import TrainingBatch
 from cluster.run_state.run_directory import RunDirectory
 from cluster.training.control import RunIsLiveError, listening
-from learner.objective.training_batch import TrainingBatch
 from rollout.fleet.fleet import RolloutFleet
 from rollout.fleet.state import WorkerState
 from tests import PROJECT

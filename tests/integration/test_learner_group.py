@@ -16,10 +16,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from cluster.core.config import LearnerConfig, ObjectiveConfig
-from cluster.core.types import LEFT_FACTOR
+from cluster.core.types import LEFT_FACTOR, TrainingBatch, TrainingSample
 from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.group import LearnerGroup, LearnerStartError
-from learner.objective.training_batch import Row, TrainingBatch
 from rollout.weights.lora_update import updated_weights
 from tests.integration.learners import ReusedRanks, reused_ranks
 
@@ -52,8 +51,8 @@ def make_batch(step: int) -> TrainingBatch:
         for prompt in [generator.integers(3, 20, size=generator.integers(3, 12))] * responses
     ]
     lengths = generator.integers(1, 20, size=len(prompts))
-    rows = tuple(
-        Row(
+    samples = tuple(
+        TrainingSample(
             prompt_token_ids=prompt,
             response_token_ids=generator.integers(3, 20, size=length),
             sampler_logprobs=np.full(length, -3.0, dtype=np.float32),
@@ -62,7 +61,7 @@ def make_batch(step: int) -> TrainingBatch:
         )
         for prompt, length in zip(prompts, lengths, strict=True)
     )
-    return TrainingBatch(rows=rows)
+    return TrainingBatch(samples=samples)
 
 
 def make_mini_batches(seed: int, learner: LearnerConfig) -> list[TrainingBatch]:
@@ -83,12 +82,12 @@ def learn_in_torch(model: Path, max_grad_norm: float = 1.0) -> Learned:
     norms = []
     for step in range(STEPS):
         optimizer.zero_grad()
-        for row in make_batch(step).rows:
-            ids = torch.tensor(np.concatenate([row.prompt_token_ids, row.response_token_ids]))
-            start = len(row.prompt_token_ids)
+        for sample in make_batch(step).samples:
+            ids = torch.tensor(np.concatenate([sample.prompt_token_ids, sample.response_token_ids]))
+            start = len(sample.prompt_token_ids)
             logits = causal_lm(ids[None]).logits[0, start - 1 : -1] / TEMPERATURE
             logprobs = logits.log_softmax(dim=-1).gather(-1, ids[start:, None])
-            (-row.scale * row.advantage * logprobs.sum()).backward()
+            (-sample.scale * sample.advantage * logprobs.sum()).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(causal_lm.parameters(), max_grad_norm)))
         optimizer.step()
     return Learned(norms, {name: weight.detach() for name, weight in causal_lm.named_parameters()})
@@ -140,7 +139,7 @@ async def learn(
     restored, probe = await pull(group)
     await group.export(directory / "exported")
     outcome = Outcome(
-        gradient_norms=[row["objective/grad_norm"] for row in metrics],
+        gradient_norms=[step["objective/grad_norm"] for step in metrics],
         metrics=metrics,
         published=published,
         weights=served(model, published),
@@ -262,14 +261,14 @@ async def test_in_bfloat16_many_small_gradients_add_up(
 ) -> None:
     """200 times the same response, each in a micro-batch of its own, has 200 times its gradient. Summed up in bfloat16,
     each of the last hundred would be rounded to a multiple of a 128th of the sum, on and on in the same direction."""
-    row = make_batch(0).rows[0]
+    sample = make_batch(0).samples[0]
     learner = LearnerConfig(
         zero_stage=zero_stage, micro_batch_tokens=1, prefix_sharing="off", learning_rate=1e-12
     )
     options = LearnerOptions(str(tiny_model), "bfloat16", 1.0, 0, learner, ObjectiveConfig(), (), 2)
     group = await one_rank.become(options)
-    once = await group.learn([TrainingBatch((row,))])
-    often = await group.learn([TrainingBatch((row,) * 200)])
+    once = await group.learn([TrainingBatch((sample,))])
+    often = await group.learn([TrainingBatch((sample,) * 200)])
     expected = 200 * once["objective/grad_norm"]
     assert often["objective/grad_norm"] == pytest.approx(expected, rel=1e-3)
 

@@ -88,9 +88,9 @@ class DrawnBatch:
 
     def loss(self, config: ObjectiveConfig) -> PolicyLoss:
         """What the learner computes, in one micro-batch."""
-        rows = build_training_batch(self.groups, config, MAX_TOKENS).rows
-        numbers = [int(row.response_token_ids[0]) for row in rows]
-        if not rows:
+        samples = build_training_batch(self.groups, config, MAX_TOKENS).samples
+        numbers = [int(sample.response_token_ids[0]) for sample in samples]
+        if not samples:
             return PolicyLoss(torch.zeros((), dtype=torch.float64, requires_grad=True), {})
 
         def padded(of: dict[int, Tensor]) -> Tensor:
@@ -105,8 +105,8 @@ class DrawnBatch:
                 padded(self.reference) if config.kl_coefficient else None,
             ),
             padded(self.entropy),
-            torch.tensor([row.advantage for row in rows], dtype=torch.float64),
-            torch.tensor([row.scale for row in rows], dtype=torch.float64),
+            torch.tensor([sample.advantage for sample in samples], dtype=torch.float64),
+            torch.tensor([sample.scale for sample in samples], dtype=torch.float64),
             padded({i: torch.ones(len(self.new[i]), dtype=torch.bool) for i in numbers}),
         )
 

@@ -23,12 +23,11 @@ from hypothesis import strategies as st
 from cluster.commands.report.page import card
 from cluster.commands.report.runs import read_run
 from cluster.core.config import RunConfig
-from cluster.core.types import PolicyVersion
+from cluster.core.types import PolicyVersion, TrainingBatch
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
 from cluster.training.controller import Controller
-from learner.objective.training_batch import TrainingBatch
 from learner.state.state_files import CheckpointError, FileRecord, seal
 from tests.synthetic import SyntheticFleet, expected_prompts, synthetic_source
 
@@ -61,7 +60,8 @@ class HashingLearner:
         self.fuse.tick()
         for batch in mini_batches:
             content = [
-                (row.prompt_token_ids, row.response_token_ids.tolist(), row.advantage) for row in batch.rows
+                (row.prompt_token_ids, row.response_token_ids.tolist(), row.advantage)
+                for row in batch.samples
             ]
             self.weights = hashlib.sha256(f"{self.weights} {content}".encode()).hexdigest()
         return {"logprob_gap/mean": 0.0, "learner_tokens": 1.0}

@@ -1,5 +1,5 @@
 """What the loss must not depend on, for every objective and option: ranks, micro-batches, whether a group shares its
-prompt, order, rows left out.
+prompt, order, samples left out.
 
 Everything here runs a model, and compares loss and gradient with those of the whole batch in one micro-batch.
 """
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from cluster.core.config import LearnerConfig, ObjectiveConfig
-from cluster.core.types import FinishReason, ScoredGroup
+from cluster.core.types import FinishReason, ScoredGroup, TrainingSample
 from learner.engine.statistics import merge
 from learner.model.batching import EMPTY, MicroBatch, Packing, shard
 from learner.model.logprobs import TokenBatch, response_logprobs
 from learner.model.policy import prepare_policy
 from learner.objective.loss import PolicyLogprobs, policy_loss
 from learner.objective.table import OBJECTIVES
-from learner.objective.training_batch import Row, build_training_batch
+from learner.objective.training_batch import build_training_batch
 from tests.builders import make_group, make_prompt, make_response, tiny_llama
 
 MAX_TOKENS = 12
@@ -83,9 +83,9 @@ def groups(model: Any) -> list[ScoredGroup]:
         responses = []
         for _ in range(4):
             ids = rng.integers(0, 32, rng.integers(1, MAX_TOKENS))
-            row = Row(np.array(prompt.token_ids), ids, np.zeros(len(ids), np.float32), 1.0, 1.0)
+            sample = TrainingSample(np.array(prompt.token_ids), ids, np.zeros(len(ids), np.float32), 1.0, 1.0)
             with torch.no_grad():
-                exact = response_logprobs(model, TokenBatch.from_rows([row], CPU), 1.0)[0][0]
+                exact = response_logprobs(model, TokenBatch.from_samples([sample], CPU), 1.0)[0][0]
             logprobs = exact.numpy() + rng.normal(0, 0.3, len(ids))
             logprobs[rng.random(len(ids)) < 0.05] = np.nan
             finish_reason = cast(FinishReason, "length" if rng.random() < 0.2 else "stop")
@@ -102,8 +102,8 @@ def groups(model: Any) -> list[ScoredGroup]:
     return found
 
 
-def each_alone(rows: Sequence[Row]) -> MicroBatch:
-    return tuple((row,) for row in rows)
+def each_alone(samples: Sequence[TrainingSample]) -> MicroBatch:
+    return tuple((sample,) for sample in samples)
 
 
 class Learner:
@@ -114,8 +114,8 @@ class Learner:
         self._reference = reference
         self.config = ObjectiveConfig.model_validate(settings)
 
-    def rows(self, groups: Sequence[ScoredGroup]) -> tuple[Row, ...]:
-        return build_training_batch(groups, self.config, MAX_TOKENS).rows
+    def samples(self, groups: Sequence[ScoredGroup]) -> tuple[TrainingSample, ...]:
+        return build_training_batch(groups, self.config, MAX_TOKENS).samples
 
     def learn(self, ranks: Sequence[Sequence[MicroBatch]]) -> tuple[float, Tensor, dict[str, float]]:
         """Loss, gradient and statistics. The sampler's log-probabilities stand for those of π_old, the reference's for
@@ -163,7 +163,7 @@ def learner(model: Any, reference: Any, request: pytest.FixtureRequest) -> Learn
 @pytest.fixture(scope="module")
 def whole(learner: Learner, groups: list[ScoredGroup]) -> tuple[float, Tensor, dict[str, float]]:
     """The whole batch in one micro-batch."""
-    return learner.learn([[each_alone(learner.rows(groups))]])
+    return learner.learn([[each_alone(learner.samples(groups))]])
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def whole(learner: Learner, groups: list[ScoredGroup]) -> tuple[float, Tensor, d
 def test_the_loss_does_not_depend_on_ranks_or_micro_batches_or_sharing(
     learner: Learner, groups: list[ScoredGroup], whole: Any, ranks: int, packing: Packing
 ) -> None:
-    assert_same(learner.learn(shard(learner.rows(groups), ranks, packing)), whole)
+    assert_same(learner.learn(shard(learner.samples(groups), ranks, packing)), whole)
 
 
 @pytest.mark.parametrize(
@@ -182,16 +182,18 @@ def test_nor_where_each_response_is_alone_or_most_ranks_have_none_or_all_is_one(
     model: Any, reference: Any, groups: list[ScoredGroup], ranks: int, packing: Packing
 ) -> None:
     learner = Learner(model, reference, **CONFIGS["all at once"])
-    rows = learner.rows(groups)
-    assert_same(learner.learn(shard(rows, ranks, packing)), learner.learn([[each_alone(rows)]]))
+    samples = learner.samples(groups)
+    assert_same(learner.learn(shard(samples, ranks, packing)), learner.learn([[each_alone(samples)]]))
 
 
 @pytest.mark.parametrize("name", ["a_hpo", "gspo", "all at once"])
 def test_nor_in_single_precision(model: Any, reference: Any, groups: list[ScoredGroup], name: str) -> None:
     learner = Learner(*(copy.deepcopy(policy).float() for policy in (model, reference)), **CONFIGS[name])
-    rows = learner.rows(groups)
+    samples = learner.samples(groups)
     assert_same(
-        learner.learn(shard(rows, 2, Packing(60, "on"))), learner.learn([[each_alone(rows)]]), tolerance=1e-5
+        learner.learn(shard(samples, 2, Packing(60, "on"))),
+        learner.learn([[each_alone(samples)]]),
+        tolerance=1e-5,
     )
 
 
@@ -204,7 +206,7 @@ def test_the_loss_does_not_depend_on_the_order_of_groups_or_responses(
         pairs = list(zip(group.responses, group.verdicts, strict=True))
         responses, verdicts = zip(*order.sample(pairs, len(pairs)), strict=True)
         shuffled.append(replace(group, group=replace(group.group, responses=responses), verdicts=verdicts))
-    assert_same(learner.learn([[each_alone(learner.rows(shuffled))]]), whole)
+    assert_same(learner.learn([[each_alone(learner.samples(shuffled))]]), whole)
 
 
 def test_an_empty_micro_batch_adds_nothing(learner: Learner, groups: list[ScoredGroup], whole: Any) -> None:
@@ -212,15 +214,17 @@ def test_an_empty_micro_batch_adds_nothing(learner: Learner, groups: list[Scored
     assert loss == 0
     assert (gradient == 0).all()
     assert statistics["tokens"] == 0
-    assert_same(learner.learn([[EMPTY, each_alone(learner.rows(groups)), EMPTY]]), whole)
+    assert_same(learner.learn([[EMPTY, each_alone(learner.samples(groups)), EMPTY]]), whole)
 
 
-def left_out(learner: Learner, groups: list[ScoredGroup]) -> list[Row]:
-    """The responses that `build_training_batch` leaves out, as rows without an advantage."""
-    rows = learner.rows(groups)
-    there = {id(row.response_token_ids) for row in rows}
+def left_out(learner: Learner, groups: list[ScoredGroup]) -> list[TrainingSample]:
+    """The responses that `build_training_batch` leaves out, as samples without an advantage."""
+    samples = learner.samples(groups)
+    there = {id(sample.response_token_ids) for sample in samples}
     return [
-        Row(np.array(group.prompt.token_ids), response.token_ids, response.logprobs, 0.0, rows[0].scale)
+        TrainingSample(
+            np.array(group.prompt.token_ids), response.token_ids, response.logprobs, 0.0, samples[0].scale
+        )
         for group in groups
         for response in group.responses
         if id(response.token_ids) not in there
@@ -228,24 +232,24 @@ def left_out(learner: Learner, groups: list[ScoredGroup]) -> list[Row]:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_rows_without_an_advantage_may_be_left_out(
+def test_samples_without_an_advantage_may_be_left_out(
     model: Any, reference: Any, groups: list[ScoredGroup], name: str
 ) -> None:
     """With them in it the batch computes more and learns the same."""
     learner = Learner(model, reference, name=name)
-    rows = learner.rows(groups)
+    samples = learner.samples(groups)
     others = left_out(learner, groups)
     assert others
-    assert len(others) + len(rows) == sum(len(group.responses) for group in groups)
-    loss, gradient, _ = learner.learn([[each_alone([*rows, *others])]])
-    expected = learner.learn([[each_alone(rows)]])
+    assert len(others) + len(samples) == sum(len(group.responses) for group in groups)
+    loss, gradient, _ = learner.learn([[each_alone([*samples, *others])]])
+    expected = learner.learn([[each_alone(samples)]])
     assert_same((loss, gradient, expected[2]), expected)
 
 
 @pytest.mark.parametrize(
     ("name", "measure"), [("a_hpo", "tokens"), ("dapo", "tokens"), ("grpo", "responses")]
 )
-def test_rows_without_an_advantage_count_in_the_denominator(
+def test_samples_without_an_advantage_count_in_the_denominator(
     model: Any, reference: Any, groups: list[ScoredGroup], name: str, measure: str
 ) -> None:
     """A batch without its all-right group has fewer tokens, and each of them weighs more in proportion."""
@@ -254,8 +258,8 @@ def test_rows_without_an_advantage_count_in_the_denominator(
     assert len({verdict.reward for verdict in all_right.verdicts}) == 1
     sizes = [sum(len(response.token_ids) for response in group.responses) for group in groups]
     share = sum(sizes[:-1]) / sum(sizes) if measure == "tokens" else 4 / 5
-    loss, gradient, statistics = learner.learn([[each_alone(learner.rows(varied))]])
-    expected = learner.learn([[each_alone(learner.rows(groups))]])
+    loss, gradient, statistics = learner.learn([[each_alone(learner.samples(varied))]])
+    expected = learner.learn([[each_alone(learner.samples(groups))]])
     assert_same(
         (loss * share, gradient * share, statistics | {"loss": loss * share}), expected, tolerance=1e-6
     )

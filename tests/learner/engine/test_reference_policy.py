@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from cluster.core.config import LearnerConfig, ObjectiveConfig
+from cluster.core.types import TrainingSample
 from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.reference_policy import FrozenModel, build_reference
 from learner.model.logprobs import TokenBatch, response_logprobs
 from learner.model.policy import prepare_policy
-from learner.objective.training_batch import Row
 from tests.builders import tiny_llama
 
 
@@ -48,8 +48,10 @@ def test_it_says_what_the_model_said_when_the_run_started(saved: Path) -> None:
     reference = build_reference(engine, options(saved, kl_coefficient=0.1))
     assert reference is not None
     logprobs = np.zeros(3, dtype=np.float32)
-    rows = [Row(np.arange(4), np.array(ids), logprobs, 1.0, 1.0) for ids in ([5, 6, 7], [8, 9, 1])]
-    batch = TokenBatch.from_micro_batch((tuple(rows),), engine.device)
+    samples = [
+        TrainingSample(np.arange(4), np.array(ids), logprobs, 1.0, 1.0) for ids in ([5, 6, 7], [8, 9, 1])
+    ]
+    batch = TokenBatch.from_micro_batch((tuple(samples),), engine.device)
     with torch.no_grad():
         expected, _ = response_logprobs(engine.module, batch, 0.7)
         for parameter in engine.module.parameters():

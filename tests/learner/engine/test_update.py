@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.core.config import LearnerConfig, ObjectiveConfig
+from cluster.core.types import TrainingSample
 from learner.engine import update
 from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.update import PolicyUpdate
@@ -17,7 +18,6 @@ from learner.model.batching import MicroBatch, Packing, shard
 from learner.model.logprobs import TokenBatch, response_logprobs
 from learner.model.policy import Policy
 from learner.objective.loss import PolicyLogprobs, policy_loss
-from learner.objective.training_batch import Row
 from tests.builders import tiny_llama
 
 CPU = torch.device("cpu")
@@ -65,8 +65,8 @@ class PlainEngine(nn.Module):
 
 def mini_batch(seed: int) -> list[MicroBatch]:
     rng = np.random.default_rng(seed)
-    rows = [
-        Row(
+    samples = [
+        TrainingSample(
             rng.integers(0, 32, 4),
             rng.integers(0, 32, length),
             np.full(length, -3.0, np.float32),
@@ -75,7 +75,7 @@ def mini_batch(seed: int) -> list[MicroBatch]:
         )
         for length, advantage in zip(rng.integers(1, 6, 6), rng.normal(size=6), strict=True)
     ]
-    (micro_batches,) = shard(rows, 1, Packing(20, "off"))
+    (micro_batches,) = shard(samples, 1, Packing(20, "off"))
     assert len(micro_batches) > 1
     return micro_batches
 
@@ -157,8 +157,10 @@ def test_what_each_side_pulls_is_measured_and_leaves_no_trace() -> None:
 
     untouched = PlainEngine()
     for side, sign in (("positive", 1), ("negative", -1)):
-        rows = [row for micro_batch in work[0] for (row,) in micro_batch if sign * row.advantage > 0]
-        one_sided: list[MicroBatch] = [((row,),) for row in rows]
+        samples = [
+            sample for micro_batch in work[0] for (sample,) in micro_batch if sign * sample.advantage > 0
+        ]
+        one_sided: list[MicroBatch] = [((sample,),) for sample in samples]
         surrogate = objective.model_copy(update={"entropy_coefficient": 0.0})
         loss = torch.stack(losses(untouched, one_sided, surrogate, frozen(untouched, one_sided))).sum()
         gradients = torch.autograd.grad(loss, list(untouched.module.parameters()))

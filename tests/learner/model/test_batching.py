@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.core.types import TrainingSample
 from learner.model.batching import (
     EMPTY,
     Bundle,
@@ -23,25 +24,24 @@ from learner.model.batching import (
     own_pairs,
     shard,
 )
-from learner.objective.training_batch import Row
 
 
-def make_row(number: int, prompt: int, prompt_tokens: int, response_tokens: int) -> Row:
-    """`number` tells it apart; rows with the same `prompt` and `prompt_tokens` share theirs."""
+def make_sample(number: int, prompt: int, prompt_tokens: int, response_tokens: int) -> TrainingSample:
+    """`number` tells it apart; samples with the same `prompt` and `prompt_tokens` share theirs."""
     zeros = np.zeros(response_tokens, dtype=np.float32)
-    return Row(np.full(prompt_tokens, prompt), np.full(response_tokens, number), zeros, 1.0, 0.1)
+    return TrainingSample(np.full(prompt_tokens, prompt), np.full(response_tokens, number), zeros, 1.0, 0.1)
 
 
-def make_rows(groups: Sequence[tuple[int, Sequence[int]]]) -> list[Row]:
+def make_samples(groups: Sequence[tuple[int, Sequence[int]]]) -> list[TrainingSample]:
     """Groups as (tokens of the prompt, tokens of the responses)."""
     flat = [(prompt, tokens, length) for prompt, (tokens, lengths) in enumerate(groups) for length in lengths]
-    return [make_row(number, *sizes) for number, sizes in enumerate(flat)]
+    return [make_sample(number, *sizes) for number, sizes in enumerate(flat)]
 
 
 GROUPS = st.lists(
     st.tuples(st.integers(1, 30), st.lists(st.integers(1, 60), min_size=1, max_size=9)), max_size=12
 )
-ROWS = GROUPS.map(make_rows)
+SAMPLES = GROUPS.map(make_samples)
 RANKS = st.integers(1, 5)
 PACKING = st.builds(
     Packing,
@@ -53,11 +53,11 @@ PACKING = st.builds(
 
 def numbers(micro_batches: Sequence[MicroBatch]) -> list[int]:
     return [
-        int(row.response_token_ids[0])
+        int(sample.response_token_ids[0])
         for batch in micro_batches
         for bundle in batch
-        for row in bundle
-        if row.scale
+        for sample in bundle
+        if sample.scale
     ]
 
 
@@ -90,50 +90,56 @@ def cost_of(batch: MicroBatch, cost: ForwardCost) -> float:
 # --- What holds for every cut
 
 
-@given(ROWS, RANKS, PACKING)
-def test_every_row_is_in_one_shard_once(rows: list[Row], ranks: int, packing: Packing) -> None:
-    shards = shard(rows, ranks, packing)
-    assert len(shards) == ranks
-    assert sorted(number for batches in shards for number in numbers(batches)) == list(range(len(rows)))
-
-
-@given(ROWS, RANKS, PACKING)
-def test_rows_of_a_bundle_have_one_prompt(rows: list[Row], ranks: int, packing: Packing) -> None:
-    for bundle in all_bundles(shard(rows, ranks, packing)):
-        assert len({row.prompt_token_ids.tobytes() for row in bundle}) == 1
-
-
-@given(ROWS, RANKS, PACKING)
-def test_a_micro_batch_stays_within_its_tokens_unless_it_is_one_row(
-    rows: list[Row], ranks: int, packing: Packing
+@given(SAMPLES, RANKS, PACKING)
+def test_every_sample_is_in_one_shard_once(
+    samples: list[TrainingSample], ranks: int, packing: Packing
 ) -> None:
-    for batch in itertools.chain(*shard(rows, ranks, packing)):
+    shards = shard(samples, ranks, packing)
+    assert len(shards) == ranks
+    assert sorted(number for batches in shards for number in numbers(batches)) == list(range(len(samples)))
+
+
+@given(SAMPLES, RANKS, PACKING)
+def test_samples_of_a_bundle_have_one_prompt(
+    samples: list[TrainingSample], ranks: int, packing: Packing
+) -> None:
+    for bundle in all_bundles(shard(samples, ranks, packing)):
+        assert len({sample.prompt_token_ids.tobytes() for sample in bundle}) == 1
+
+
+@given(SAMPLES, RANKS, PACKING)
+def test_a_micro_batch_stays_within_its_tokens_unless_it_is_one_sample(
+    samples: list[TrainingSample], ranks: int, packing: Packing
+) -> None:
+    for batch in itertools.chain(*shard(samples, ranks, packing)):
         assert padded_tokens(batch) <= packing.micro_batch_tokens or sum(map(len, batch)) == 1
 
 
-@given(ROWS, RANKS, PACKING)
+@given(SAMPLES, RANKS, PACKING)
 def test_all_ranks_have_equally_many_micro_batches_and_at_least_one(
-    rows: list[Row], ranks: int, packing: Packing
+    samples: list[TrainingSample], ranks: int, packing: Packing
 ) -> None:
-    shards = shard(rows, ranks, packing)
+    shards = shard(samples, ranks, packing)
     assert len({len(batches) for batches in shards}) == 1
     assert len(shards[0]) >= 1
 
 
-@given(ROWS, RANKS, PACKING)
+@given(SAMPLES, RANKS, PACKING)
 def test_empty_micro_batches_are_only_for_want_of_others(
-    rows: list[Row], ranks: int, packing: Packing
+    samples: list[TrainingSample], ranks: int, packing: Packing
 ) -> None:
     """Only in the last turn, and not on all ranks."""
-    shards = shard(rows, ranks, packing)
+    shards = shard(samples, ranks, packing)
     assert all(batch is not EMPTY for batches in shards for batch in batches[:-1])
-    assert not rows or any(batches[-1] is not EMPTY for batches in shards)
+    assert not samples or any(batches[-1] is not EMPTY for batches in shards)
 
 
-@given(ROWS, RANKS, PACKING)
-def test_ranks_compute_the_same_to_within_one_bundle(rows: list[Row], ranks: int, packing: Packing) -> None:
+@given(SAMPLES, RANKS, PACKING)
+def test_ranks_compute_the_same_to_within_one_bundle(
+    samples: list[TrainingSample], ranks: int, packing: Packing
+) -> None:
     """In all, and so that nobody waits in any turn, in the padded tokens of each turn."""
-    shards = shard(rows, ranks, packing)
+    shards = shard(samples, ranks, packing)
     widest = max(map(computed_tokens, all_bundles(shards)), default=0)
     sums = [sum(map(tokens, batches)) for batches in shards]
     assert max(sums) - min(sums) <= widest
@@ -143,26 +149,28 @@ def test_ranks_compute_the_same_to_within_one_bundle(rows: list[Row], ranks: int
 
 
 @given(RANKS, PACKING)
-def test_without_rows_every_rank_runs_one_empty_micro_batch(ranks: int, packing: Packing) -> None:
+def test_without_samples_every_rank_runs_one_empty_micro_batch(ranks: int, packing: Packing) -> None:
     assert shard([], ranks, packing) == [[EMPTY]] * ranks
 
 
 def test_the_empty_micro_batch_bears_no_loss() -> None:
     """What it computes is tested with the model, in test_objectives.py."""
-    ((row,),) = EMPTY
-    assert row.scale == row.advantage == 0
-    assert row.tokens == 2, "a token to predict, and one to predict it from"
+    ((sample,),) = EMPTY
+    assert sample.scale == sample.advantage == 0
+    assert sample.tokens == 2, "a token to predict, and one to predict it from"
 
 
 # --- What is computed
 
 
-def mixed_rows(seed: int, groups: int, responses: int) -> list[Row]:
+def mixed_samples(seed: int, groups: int, responses: int) -> list[TrainingSample]:
     """Lengths as language models give them: most short, some very long, some cut off at a limit."""
     generator = np.random.default_rng(seed)
     lengths = np.clip(generator.lognormal(np.log(150), 0.8, (groups, responses)), 8, 1024).astype(int)
     prompts = generator.integers(60, 240, groups)
-    return make_rows([(int(prompt), row.tolist()) for prompt, row in zip(prompts, lengths, strict=True)])
+    return make_samples(
+        [(int(prompt), sample.tolist()) for prompt, sample in zip(prompts, lengths, strict=True)]
+    )
 
 
 @settings(deadline=None, max_examples=15)
@@ -175,7 +183,7 @@ def mixed_rows(seed: int, groups: int, responses: int) -> list[Row]:
 def test_padding_is_at_most_a_tenth_on_a_mixed_batch(
     seed: int, ranks: int, sharing: Any, budget: int
 ) -> None:
-    shards = shard(mixed_rows(seed, 32, 16), ranks, Packing(budget, sharing, ForwardCost(per_pair=1e-4)))
+    shards = shard(mixed_samples(seed, 32, 16), ranks, Packing(budget, sharing, ForwardCost(per_pair=1e-4)))
     computed = sum(padded_tokens(batch) for batches in shards for batch in batches)
     useful = sum(tokens(batch) for batches in shards for batch in batches)
     assert computed <= 1.1 * useful
@@ -185,7 +193,7 @@ def test_padding_is_at_most_a_tenth_on_a_mixed_batch(
 @given(st.integers(0, 10**6), st.sampled_from([2, 4]), st.sampled_from(["auto", "on", "off"]))
 def test_ranks_are_balanced_on_a_mixed_batch(seed: int, ranks: int, sharing: Any) -> None:
     """The slowest rank of every turn, summed over the turns, is what a step takes."""
-    shards = shard(mixed_rows(seed, 32, 16), ranks, Packing(16384, sharing, ForwardCost(per_pair=1e-4)))
+    shards = shard(mixed_samples(seed, 32, 16), ranks, Packing(16384, sharing, ForwardCost(per_pair=1e-4)))
     slowest = sum(max(padded_tokens(batch) for batch in turn) for turn in zip(*shards, strict=True))
     everything = sum(padded_tokens(batch) for batches in shards for batch in batches)
     assert slowest <= 1.1 * everything / ranks
@@ -209,12 +217,12 @@ def partitions(items: Sequence[Any]) -> Iterator[list[Sequence[Any]]]:
     st.floats(0, 0.05),
     st.floats(0, 100),
 )
-def test_no_other_cut_of_the_sorted_rows_costs_less(
+def test_no_other_cut_of_the_sorted_samples_costs_less(
     groups: list[tuple[int, list[int]]], budget: int, per_pair: float, per_micro_batch: float
 ) -> None:
     """One response per prompt, so there is nothing to share."""
     cost = ForwardCost(per_pair, per_micro_batch)
-    (batches,) = shard(make_rows(groups), 1, Packing(budget, "auto", cost))
+    (batches,) = shard(make_samples(groups), 1, Packing(budget, "auto", cost))
     bundles = [bundle for batch in batches for bundle in batch]
     allowed = [
         sum(cost_of(tuple(run), cost) for run in runs)
@@ -227,57 +235,61 @@ def test_no_other_cut_of_the_sorted_rows_costs_less(
 # --- When a prompt is shared
 
 
-def shared_rows(rows: Sequence[Row], ranks: int, packing: Packing) -> Counter[int]:
-    """How many bundles there are of how many rows."""
-    return Counter(map(len, all_bundles(shard(rows, ranks, packing))))
+def shared_samples(samples: Sequence[TrainingSample], ranks: int, packing: Packing) -> Counter[int]:
+    """How many bundles there are of how many samples."""
+    return Counter(map(len, all_bundles(shard(samples, ranks, packing))))
 
 
-LONG_PROMPTS = make_rows([(500, [20] * 8)] * 4)
+LONG_PROMPTS = make_samples([(500, [20] * 8)] * 4)
 
 
 def test_a_long_prompt_is_computed_once() -> None:
-    assert shared_rows(LONG_PROMPTS, 1, Packing(16384)) == {8: 4}
+    assert shared_samples(LONG_PROMPTS, 1, Packing(16384)) == {8: 4}
 
 
 def test_and_as_often_as_there_are_responses_if_sharing_is_off() -> None:
-    assert shared_rows(LONG_PROMPTS, 1, Packing(16384, "off")) == {1: 32}
+    assert shared_samples(LONG_PROMPTS, 1, Packing(16384, "off")) == {1: 32}
 
 
 def test_a_group_is_cut_where_its_micro_batch_ends() -> None:
     """500 + 4 × 19 tokens fit, five responses do not."""
-    assert shared_rows(LONG_PROMPTS, 1, Packing(576)) == {4: 8}
+    assert shared_samples(LONG_PROMPTS, 1, Packing(576)) == {4: 8}
 
 
 def test_a_group_is_cut_for_ranks_that_would_have_nothing_to_do() -> None:
-    assert shared_rows(LONG_PROMPTS[:8], 2, Packing(16384)) == {4: 2}
+    assert shared_samples(LONG_PROMPTS[:8], 2, Packing(16384)) == {4: 2}
 
 
 def test_long_responses_are_not_made_to_look_past_each_other() -> None:
     """16 responses of 2,000 tokens in one sequence: with a mask 32,000 keys for each token, and 2,100 its own."""
-    rows = make_rows([(100, [2000] * 16)])
+    samples = make_samples([(100, [2000] * 16)])
 
     def shared(sharing: Any, masked: bool) -> Counter[int]:
-        return shared_rows(rows, 1, Packing(10**6, sharing, ForwardCost(per_pair=3e-4, masked=masked)))
+        return shared_samples(samples, 1, Packing(10**6, sharing, ForwardCost(per_pair=3e-4, masked=masked)))
 
     assert shared("auto", masked=True) == {1: 16}
     assert shared("on", masked=True) == {2: 8}
     assert shared("auto", masked=False) == {16: 1}
 
 
-def test_rows_with_one_prompt_are_together_wherever_they_come_from() -> None:
+def test_samples_with_one_prompt_are_together_wherever_they_come_from() -> None:
     """Groups whose right answers alone are left out, or a prompt that was admitted twice."""
-    rows = [make_row(0, 7, 100, 5), make_row(1, 8, 100, 5), make_row(2, 7, 100, 6)]
-    assert sorted(sorted(numbers([(bundle,)])) for bundle in all_bundles(shard(rows, 1, Packing(1000)))) == [
+    samples = [make_sample(0, 7, 100, 5), make_sample(1, 8, 100, 5), make_sample(2, 7, 100, 6)]
+    assert sorted(
+        sorted(numbers([(bundle,)])) for bundle in all_bundles(shard(samples, 1, Packing(1000)))
+    ) == [
         [0, 2],
         [1],
     ]
 
 
 @settings(max_examples=50)
-@given(ROWS, PACKING)
-def test_choosing_costs_no_more_than_either_way_alone(rows: list[Row], packing: Packing) -> None:
+@given(SAMPLES, PACKING)
+def test_choosing_costs_no_more_than_either_way_alone(
+    samples: list[TrainingSample], packing: Packing
+) -> None:
     def cost(sharing: Any) -> float:
-        (batches,) = shard(rows, 1, Packing(packing.micro_batch_tokens, sharing, packing.cost))
+        (batches,) = shard(samples, 1, Packing(packing.micro_batch_tokens, sharing, packing.cost))
         return sum(cost_of(batch, packing.cost) for batch in batches)
 
     assert cost("auto") <= min(cost("on"), cost("off")) * (1 + 1e-9)

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from cluster.core.config import LearnerConfig
+from cluster.core.types import TrainingSample
 from learner.model.batching import shard
 from learner.model.logprobs import TokenBatch, response_logprobs
 from learner.model.policy import Policy, forward_cost, prepare_policy
 from learner.model.prefix_support import prefix_obstacle
 from learner.model.shared_prefix import ATTENTION
-from learner.objective.training_batch import Row
 from tests.builders import tiny_model
 
 AUTO, ON, OFF = (LearnerConfig(prefix_sharing=sharing) for sharing in ("auto", "on", "off"))
@@ -93,11 +93,11 @@ def test_logits_that_are_capped_or_scaled_are_left_to_the_model(
 
 def assert_scores_as_the_model_does(policy: Policy) -> None:
     prompt, responses = [1, 2, 3], [[4, 5, 6, 7], [8]]
-    rows = [
-        Row(np.array(prompt), np.array(response), np.zeros(len(response), np.float32), 0.0, 0.0)
+    samples = [
+        TrainingSample(np.array(prompt), np.array(response), np.zeros(len(response), np.float32), 0.0, 0.0)
         for response in responses
     ]
-    batch = TokenBatch.from_rows(rows, torch.device("cpu"))
+    batch = TokenBatch.from_samples(samples, torch.device("cpu"))
     with torch.no_grad():
         logprobs, entropy = response_logprobs(policy, batch, 0.5)
         for i, response in enumerate(responses):
@@ -119,11 +119,11 @@ def test_nothing_is_dropped_in_training(kind: str, dropout: dict[str, float], sh
     model = tiny_model(kind, **dropout).train()
     policy, packing = prepare_policy(model, LearnerConfig(prefix_sharing=sharing), max_context_tokens=100)
     assert policy.model.training
-    rows = [
-        Row(np.array([1, 2]), np.array(response), np.zeros(len(response), np.float32), 0.0, 0.0)
+    samples = [
+        TrainingSample(np.array([1, 2]), np.array(response), np.zeros(len(response), np.float32), 0.0, 0.0)
         for response in ([3, 4, 5], [6, 7])
     ]
-    (micro_batches,) = shard(rows, 1, packing)
+    (micro_batches,) = shard(samples, 1, packing)
     batch = TokenBatch.from_micro_batch(micro_batches[0], torch.device("cpu"))
     first, second = (response_logprobs(policy, batch, 1.0)[0] for _ in range(2))
     assert torch.equal(first, second)

@@ -17,12 +17,12 @@ from torch import Tensor
 
 import learner.model.logprobs
 from cluster.core.config import LearnerConfig
+from cluster.core.types import TrainingSample
 from learner.model.batching import Bundle, MicroBatch, Packing, shard
 from learner.model.logprobs import TokenBatch, response_logprobs
 from learner.model.policy import Policy, prepare_policy
 from learner.model.shared_prefix import ATTENTION, response_columns, shared_prefix_mask
 from learner.model.split_attention import split_attention
-from learner.objective.training_batch import Row
 from tests.builders import tiny_model
 
 CPU = torch.device("cpu")
@@ -70,7 +70,9 @@ def sharing_policy(name: str) -> Policy:
 def make_bundle(prompt: Sequence[int], responses: Sequence[Sequence[int]]) -> Bundle:
     """Each response has an advantage and a scale of its own."""
     return tuple(
-        Row(np.array(prompt), np.array(ids), np.full(len(ids), -3.0, np.float32), (-1.5) ** i, 1 / (3 + i))
+        TrainingSample(
+            np.array(prompt), np.array(ids), np.full(len(ids), -3.0, np.float32), (-1.5) ** i, 1 / (3 + i)
+        )
         for i, ids in enumerate(responses)
     )
 
@@ -83,7 +85,7 @@ BUNDLES = st.lists(
 
 def split(micro_batch: MicroBatch) -> list[MicroBatch]:
     """Each response in a micro-batch of its own."""
-    return [((row,),) for bundle in micro_batch for row in bundle]
+    return [((sample,),) for bundle in micro_batch for sample in bundle]
 
 
 def scores(policy: Policy, micro_batch: MicroBatch) -> list[Tensor]:
@@ -96,11 +98,11 @@ def scores(policy: Policy, micro_batch: MicroBatch) -> list[Tensor]:
 def loss_and_gradient(policy: Policy, micro_batches: Sequence[MicroBatch]) -> tuple[float, Tensor]:
     """Of a loss in which every log-probability and every entropy has a weight of its own."""
     scored = [each for micro_batch in micro_batches for each in scores(policy, micro_batch)]
-    rows = [row for micro_batch in micro_batches for bundle in micro_batch for row in bundle]
+    samples = [sample for micro_batch in micro_batches for bundle in micro_batch for sample in bundle]
     loss = torch.stack(
         [
-            row.scale * (row.advantage * logprobs.exp() + entropies.sin()).sum()
-            for row, (logprobs, entropies) in zip(rows, scored, strict=True)
+            sample.scale * (sample.advantage * logprobs.exp() + entropies.sin()).sum()
+            for sample, (logprobs, entropies) in zip(samples, scored, strict=True)
         ]
     ).sum()
     gradients = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
@@ -131,7 +133,7 @@ def test_loss_and_gradient_are_those_of_each_response_alone(policy: Policy, micr
     assert (gradient - expected_gradient).norm() <= tolerance * expected_gradient.norm()
 
 
-def mixed_rows() -> list[Row]:
+def mixed_samples() -> list[TrainingSample]:
     generator = np.random.default_rng(0)
     bundles = [
         make_bundle(
@@ -150,10 +152,10 @@ def test_in_float32_sharing_changes_loss_and_gradient_by_rounding_only(
 ) -> None:
     """However the batch is cut, and on however many ranks."""
     policy = sharing_policy(name).float()
-    rows = mixed_rows()
+    samples = mixed_samples()
 
     def learned(sharing: Any) -> tuple[float, Tensor]:
-        shards = shard(rows, ranks, Packing(micro_batch_tokens, sharing))
+        shards = shard(samples, ranks, Packing(micro_batch_tokens, sharing))
         micro_batches = [batch for batches in shards for batch in batches]
         assert (max(len(bundle) for batch in micro_batches for bundle in batch) > 1) == (sharing != "off")
         return loss_and_gradient(policy, micro_batches)
@@ -174,11 +176,11 @@ def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
     loss = scores(policy, micro_batch)
     assert all(each.requires_grad for each in loss)
     # Reentrant checkpoints work with backward() alone.
-    rows = [row for bundle in micro_batch for row in bundle]
+    samples = [sample for bundle in micro_batch for sample in bundle]
     total = torch.stack(
         [
-            row.scale * (row.advantage * logprobs.exp() + entropies.sin()).sum()
-            for row, (logprobs, entropies) in zip(rows, loss, strict=True)
+            sample.scale * (sample.advantage * logprobs.exp() + entropies.sin()).sum()
+            for sample, (logprobs, entropies) in zip(samples, loss, strict=True)
         ]
     ).sum()
     total.backward()

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.core.config import ObjectiveConfig, ObjectiveName
-from cluster.core.types import ScoredGroup
+from cluster.core.types import ScoredGroup, TrainingBatch, TrainingSample
 from learner.objective.advantages import group_advantages
 from learner.objective.table import OBJECTIVES, resolve
-from learner.objective.training_batch import Row, TrainingBatch
 from learner.objective.training_batch import build_training_batch as build_under_limit
 from tests.builders import make_group, make_prompt, make_response
 
@@ -42,8 +41,8 @@ def scored(rewards: Sequence[Sequence[float | None]], lengths: Sequence[Sequence
     ]
 
 
-def by_number(rows: Sequence[Row]) -> dict[int, Row]:
-    return {int(row.response_token_ids[0]): row for row in rows}
+def by_number(samples: Sequence[TrainingSample]) -> dict[int, TrainingSample]:
+    return {int(sample.response_token_ids[0]): sample for sample in samples}
 
 
 def test_the_batch_of_these_tests_has_the_sizes_they_name() -> None:
@@ -54,48 +53,50 @@ def test_the_batch_of_these_tests_has_the_sizes_they_name() -> None:
 @pytest.mark.parametrize("name", ["dapo", "cispo", "hpo", "a_hpo"])
 def test_token_means_divide_by_all_tokens_of_the_batch(name: ObjectiveName) -> None:
     """1 / (N · L̄) = 1 / Σ|τ|. Responses without an advantage, right, failed or otherwise, are counted."""
-    rows = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).rows
-    assert [row.scale for row in rows] == pytest.approx([1 / TOKENS] * len(rows))
+    samples = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).samples
+    assert [sample.scale for sample in samples] == pytest.approx([1 / TOKENS] * len(samples))
 
 
 @pytest.mark.parametrize("name", ["grpo", "gspo", "sapo"])
 def test_means_of_means_divide_each_response_by_its_own_tokens(name: ObjectiveName) -> None:
-    rows = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).rows
-    assert [row.scale for row in rows] == pytest.approx(
-        [1 / (N * len(row.response_token_ids)) for row in rows]
+    samples = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).samples
+    assert [sample.scale for sample in samples] == pytest.approx(
+        [1 / (N * len(sample.response_token_ids)) for sample in samples]
     )
 
 
 def test_dr_grpo_divides_by_a_length_that_was_not_sampled() -> None:
-    rows = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name="dr_grpo")).rows
-    assert [row.scale for row in rows] == pytest.approx([1 / (N * MAX_RESPONSE_TOKENS)] * len(rows))
+    samples = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name="dr_grpo")).samples
+    assert [sample.scale for sample in samples] == pytest.approx(
+        [1 / (N * MAX_RESPONSE_TOKENS)] * len(samples)
+    )
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_rows_are_the_responses_with_an_advantage(name: ObjectiveName) -> None:
+def test_samples_are_the_responses_with_an_advantage(name: ObjectiveName) -> None:
     """Not those of the group that is all right, nor the one whose verifier failed."""
-    rows = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).rows
-    assert [int(row.response_token_ids[0]) for row in rows] == [*range(8), 12, 13, 14]
+    samples = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).samples
+    assert [int(sample.response_token_ids[0]) for sample in samples] == [*range(8), 12, 13, 14]
 
 
 @given(st.floats(0.01, 1))
-def test_a_row_carries_the_hysteretic_advantage_of_its_response(alpha: float) -> None:
-    rows = by_number(
-        build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name="hpo", alpha=alpha)).rows
+def test_a_sample_carries_the_hysteretic_advantage_of_its_response(alpha: float) -> None:
+    samples = by_number(
+        build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name="hpo", alpha=alpha)).samples
     )
     (plain,) = group_advantages(np.array([[1.0, 0, 0, 0]]), np.ones((1, 4), dtype=bool))
-    assert [rows[i].advantage for i in range(4)] == pytest.approx([plain[0], *(alpha * plain[1:])])
+    assert [samples[i].advantage for i in range(4)] == pytest.approx([plain[0], *(alpha * plain[1:])])
 
 
 def test_alpha_of_zero_keeps_right_responses_alone() -> None:
-    rows = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name="hpo", alpha=0)).rows
-    assert [int(row.response_token_ids[0]) for row in rows] == [0, 4, 5, 12]
+    samples = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name="hpo", alpha=0)).samples
+    assert [int(sample.response_token_ids[0]) for sample in samples] == [0, 4, 5, 12]
 
 
 def test_adaptive_alpha_is_counted_over_the_batch() -> None:
     """4 responses have a positive and 7 a negative advantage."""
     batch = build_training_batch(scored(REWARDS, LENGTHS), A_HPO)
-    pushed = sum(row.advantage for row in batch.rows if row.advantage > 0) / N
+    pushed = sum(sample.advantage for sample in batch.samples if sample.advantage > 0) / N
     assert batch.metrics == pytest.approx(
         {
             "objective/alpha": 4 / 7,
@@ -116,8 +117,10 @@ def test_adaptive_hpo_is_hpo_with_that_alpha() -> None:
         build_training_batch(groups, A_HPO),
         build_training_batch(groups, ObjectiveConfig(name="hpo", alpha=4 / 7)),
     )
-    assert [row.advantage for row in adaptive.rows] == pytest.approx([row.advantage for row in fixed.rows])
-    assert [row.scale for row in adaptive.rows] == [row.scale for row in fixed.rows]
+    assert [sample.advantage for sample in adaptive.samples] == pytest.approx(
+        [sample.advantage for sample in fixed.samples]
+    )
+    assert [sample.scale for sample in adaptive.samples] == [sample.scale for sample in fixed.samples]
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo"])
@@ -127,25 +130,25 @@ def test_alpha_is_not_the_others_affair(name: ObjectiveName) -> None:
         build_training_batch(groups, ObjectiveConfig(name=name, alpha=a, alpha_min=a)) for a in (0.2, 0.9)
     )
     assert one.metrics["objective/alpha"] == 1
-    assert [row.advantage for row in one.rows] == [row.advantage for row in other.rows]
+    assert [sample.advantage for sample in one.samples] == [sample.advantage for sample in other.samples]
 
 
 @pytest.mark.parametrize("scaling", ["group", "batch", "none"])
 def test_the_configured_scaling_is_used(scaling: str) -> None:
     objective = ObjectiveConfig.model_validate({"name": "grpo", "advantage_scaling": scaling})
-    rows = by_number(build_training_batch(scored(REWARDS[:3], LENGTHS[:3]), objective).rows)
+    samples = by_number(build_training_batch(scored(REWARDS[:3], LENGTHS[:3]), objective).samples)
     rewards = np.array(REWARDS[:3], dtype=float)
     expected = group_advantages(rewards, np.ones((3, 4), dtype=bool), resolve(objective).advantage_scaling)
-    assert {i: row.advantage for i, row in rows.items()} == pytest.approx(
+    assert {i: sample.advantage for i, sample in samples.items()} == pytest.approx(
         {i: value for i, value in enumerate(expected.flatten().tolist()) if value}
     )
 
 
 def test_dr_grpo_does_not_divide_by_a_deviation() -> None:
-    rows = by_number(
-        build_training_batch(scored(REWARDS[:1], LENGTHS[:1]), ObjectiveConfig(name="dr_grpo")).rows
+    samples = by_number(
+        build_training_batch(scored(REWARDS[:1], LENGTHS[:1]), ObjectiveConfig(name="dr_grpo")).samples
     )
-    assert [rows[i].advantage for i in range(4)] == pytest.approx([0.75, -0.25, -0.25, -0.25])
+    assert [samples[i].advantage for i in range(4)] == pytest.approx([0.75, -0.25, -0.25, -0.25])
 
 
 def test_the_table_has_the_names_of_the_configuration() -> None:
@@ -160,9 +163,9 @@ def test_a_setting_that_is_given_takes_the_place_of_the_default(name: ObjectiveN
     assert resolve(given) == replace(default, clip_low=0.125, clip_high=0.375, advantage_scaling="batch")
 
 
-def test_a_batch_without_any_advantage_has_no_rows() -> None:
+def test_a_batch_without_any_advantage_has_no_samples() -> None:
     batch = build_training_batch(scored([[1, 1], [0, 0], [None, None], [None, 1]], [[1, 2]] * 4), A_HPO)
-    assert batch.rows == ()
+    assert batch.samples == ()
     assert batch.metrics["objective/alpha"] == 1
     assert (
         batch.metrics["objective/advantage_mass_positive"]
@@ -172,15 +175,15 @@ def test_a_batch_without_any_advantage_has_no_rows() -> None:
     assert batch.metrics["reward/zero_variance_fraction"] == 1
 
 
-def test_a_row_carries_the_very_tokens_that_were_sampled() -> None:
+def test_a_sample_carries_the_very_tokens_that_were_sampled() -> None:
     """Ids and log-probabilities travel; nothing is tokenized again."""
     response = make_response([9, 3, 1], logprobs=[-0.5, -1.5, -2.5])
     group = make_group([1, 0], [response, make_response()], make_prompt(token_ids=(4, 2)))
-    row = build_training_batch([group], GRPO).rows[0]
-    assert row.prompt_token_ids.tolist() == [4, 2]
-    assert row.response_token_ids.tolist() == [9, 3, 1]
-    assert row.sampler_logprobs.tolist() == [-0.5, -1.5, -2.5]
-    assert row.tokens == 5
+    sample = build_training_batch([group], GRPO).samples[0]
+    assert sample.prompt_token_ids.tolist() == [4, 2]
+    assert sample.response_token_ids.tolist() == [9, 3, 1]
+    assert sample.sampler_logprobs.tolist() == [-0.5, -1.5, -2.5]
+    assert sample.tokens == 5
 
 
 # --- Responses that were cut off.
@@ -200,15 +203,15 @@ def with_cut_off(groups: Sequence[ScoredGroup], numbers: Collection[int]) -> lis
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_masked_response_stays_in_its_groups_statistics_and_gets_no_row(name: ObjectiveName) -> None:
+def test_a_masked_response_stays_in_its_groups_statistics_and_gets_no_sample(name: ObjectiveName) -> None:
     """The others keep the advantages that they have with it."""
     groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 6})
-    plain = by_number(build_training_batch(groups, ObjectiveConfig(name=name, alpha_min=1.0)).rows)
+    plain = by_number(build_training_batch(groups, ObjectiveConfig(name=name, alpha_min=1.0)).samples)
     masked = by_number(
-        build_training_batch(groups, ObjectiveConfig(name=name, alpha_min=1.0, mask_truncated=True)).rows
+        build_training_batch(groups, ObjectiveConfig(name=name, alpha_min=1.0, mask_truncated=True)).samples
     )
     assert plain.keys() - masked.keys() == {3, 6}
-    assert {i: row.advantage for i, row in masked.items()} == {i: plain[i].advantage for i in masked}
+    assert {i: sample.advantage for i, sample in masked.items()} == {i: plain[i].advantage for i in masked}
 
 
 @pytest.mark.parametrize(
@@ -225,8 +228,8 @@ def test_a_masked_response_leaves_the_sums_of_tokens_and_stays_one_of_n(
 ) -> None:
     """Responses 3 and 6 have 5 and 2 tokens; response 0 has 2."""
     groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 6})
-    rows = by_number(build_training_batch(groups, ObjectiveConfig(name=name, mask_truncated=True)).rows)
-    assert rows[0].scale == pytest.approx(1 / denominator)
+    samples = by_number(build_training_batch(groups, ObjectiveConfig(name=name, mask_truncated=True)).samples)
+    assert samples[0].scale == pytest.approx(1 / denominator)
 
 
 def test_a_masked_response_counts_on_neither_side() -> None:
@@ -239,12 +242,12 @@ def test_a_masked_response_counts_on_neither_side() -> None:
     assert metrics["reward/zero_variance_fraction"] == 1 / 4, "a group does not become alike by masking"
 
 
-def test_a_batch_that_is_all_masked_has_no_rows() -> None:
+def test_a_batch_that_is_all_masked_has_no_samples() -> None:
     groups = with_cut_off(scored(REWARDS, LENGTHS), range(N))
     batch = build_training_batch(
         groups, ObjectiveConfig(mask_truncated=True, kl_coefficient=0.1, entropy_coefficient=0.1)
     )
-    assert batch.rows == ()
+    assert batch.samples == ()
     assert batch.metrics["objective/alpha"] == 1
 
 
@@ -253,10 +256,10 @@ def test_what_acts_on_every_response_keeps_those_without_an_advantage(option: di
     """But not those that are masked."""
     groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 9})
     objective = ObjectiveConfig.model_validate({"mask_truncated": True, **option})
-    rows = by_number(build_training_batch(groups, objective).rows)
-    assert rows.keys() == set(range(N)) - {3, 9}
-    assert rows[8].advantage == 0
-    assert rows[8].scale == rows[0].scale
+    samples = by_number(build_training_batch(groups, objective).samples)
+    assert samples.keys() == set(range(N)) - {3, 9}
+    assert samples[8].advantage == 0
+    assert samples[8].scale == samples[0].scale
 
 
 # --- The soft over-long penalty.
@@ -267,7 +270,9 @@ def test_an_over_long_response_is_penalised_in_its_advantage_alone() -> None:
     groups = scored([[1, 1, 1, 1]], [[2, 6, 7, 10]])
     batch = build_training_batch(groups, ObjectiveConfig(name="dr_grpo", overlong_tokens=4))
     mean = 1 - (1 / 4 + 1) / 4
-    assert [row.advantage for row in batch.rows] == pytest.approx([1 - mean, 1 - mean, 0.75 - mean, -mean])
+    assert [sample.advantage for sample in batch.samples] == pytest.approx(
+        [1 - mean, 1 - mean, 0.75 - mean, -mean]
+    )
     assert batch.metrics["reward/overlong_penalty_mean"] == -(1 / 4 + 1) / 4
     assert batch.metrics["reward/zero_variance_fraction"] == 0
     assert groups[0].correct == 4, "the verifier's outcome is what it was"
@@ -275,7 +280,7 @@ def test_an_over_long_response_is_penalised_in_its_advantage_alone() -> None:
 
 def test_without_a_penalty_there_is_none() -> None:
     batch = build_training_batch(scored([[1, 1]], [[2, 10]]), ObjectiveConfig())
-    assert batch.rows == ()
+    assert batch.samples == ()
     assert "reward/overlong_penalty_mean" not in batch.metrics
 
 
@@ -290,8 +295,8 @@ def test_a_batch_of_equal_rewards_teaches_nothing(name: str, rewards: list[list[
     """Whether the rewards can be written exactly or not, and where a response is alone in its group."""
     for scaling in ("group", "batch", "none"):
         objective = ObjectiveConfig.model_validate({"name": name, "advantage_scaling": scaling})
-        batch = build_training_batch(scored(rewards, [[2] * len(row) for row in rewards]), objective)
-        assert batch.rows == ()
+        batch = build_training_batch(scored(rewards, [[2] * len(sample) for sample in rewards]), objective)
+        assert batch.samples == ()
         assert (
             batch.metrics["objective/advantage_mass_positive"]
             == batch.metrics["objective/advantage_mass_negative"]
@@ -311,5 +316,5 @@ def test_adaptive_alpha_on_one_sided_batches(masked: set[int], alpha: float, num
     groups = with_cut_off(scored([[1, 0, 0, 0]], [[2, 3, 4, 5]]), masked)
     batch = build_training_batch(groups, ObjectiveConfig(name="a_hpo", mask_truncated=True))
     assert batch.metrics["objective/alpha"] == alpha
-    assert [int(row.response_token_ids[0]) for row in batch.rows] == numbers
-    assert all(np.isfinite([row.advantage, row.scale]).all() for row in batch.rows)
+    assert [int(sample.response_token_ids[0]) for sample in batch.samples] == numbers
+    assert all(np.isfinite([sample.advantage, sample.scale]).all() for sample in batch.samples)
