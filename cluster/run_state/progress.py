@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
+from cluster.core.renamed import current_reasons
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -37,6 +39,8 @@ class Progress:
         """
         try:
             values = json.loads(text)
-            return Progress(**values | {"in_flight": tuple(values["in_flight"])})
-        except (KeyError, TypeError) as error:
+            values["in_flight"] = tuple(values["in_flight"])
+            values["dropped_prompts"] = current_reasons(values.get("dropped_prompts", {}))
+            return Progress(**values)
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"it does not say how far a run was ({error!r})") from error

@@ -18,6 +18,7 @@ import yaml
 
 from cluster.core.config import RunConfig
 from cluster.core.files import write_atomically
+from cluster.core.renamed import current_settings
 
 README = """\
 # {name}
@@ -168,7 +169,10 @@ class RunDirectory:
             ValueError: the file is no longer a valid configuration (pydantic's ValidationError is one).
         """
         try:
-            return RunConfig.model_validate(yaml.safe_load(self.config_file.read_text(encoding="utf-8")))
+            values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            return RunConfig.model_validate(
+                current_settings(values) if isinstance(values, Mapping) else values
+            )
         except yaml.YAMLError as error:
             raise ValueError(f"{self.config_file} is not YAML: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What of a step's numbers should wake somebody up. Each is told when it begins, and not again while it lasts. Pure."""
+"""Alerts on a step's metrics. Each alert is sent when its condition begins, and not again while it lasts. Pure."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ MUST_BE_FINITE = (
     "eval/pass_at_1",
 )
 NEAR_LIMIT = 0.5
-"""An alert comes at this share of the limit at which the run stops."""
+"""The fraction of a limit (at which the run stops) above which an alert is sent."""
 CHURN_STEPS = 10
-"""Over so many steps lost workers are counted: as many as there are workers is too many."""
+"""The number of steps over which lost workers are counted. Losing as many as there are workers sends an alert."""
 STALL_FACTOR = 10.0
+"""The number of typical step durations without a step after which the run counts as stalled."""
 LEAST_STALL_S = 300.0
 STALL_STEPS = 20
+"""The number of recent steps whose median duration is typical."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """`title` says of which kind it is, `text` what happened and where to look."""
+    """A message to the user: `title` names the kind of alert, `text` says what happened and where to look."""
 
     title: str
     text: str
 
 
 class Alerts:
-    """Looks at each step once.
+    """Checks each step once.
 
     alerts = Alerts(config)
     for alert in alerts.after(step, metrics):
@@ -54,7 +56,7 @@ class Alerts:
         self._restarts: deque[float] = deque(maxlen=CHURN_STEPS + 1)
 
     def after(self, step: int, metrics: Mapping[str, float]) -> Iterator[Alert]:
-        """The alerts that begin with this step."""
+        """Yield the alerts that begin with this step."""
         for title, check in self._checks.items():
             text = check(metrics)
             if text is None:
@@ -83,10 +85,10 @@ class Alerts:
         )
 
     def _verifier_errors(self, metrics: Mapping[str, float]) -> str | None:
-        share, limit = metrics.get("reward/error_fraction", 0.0), self._config.reward.max_error_fraction
-        if share <= NEAR_LIMIT * limit or not share:
+        fraction, limit = metrics.get("reward/error_fraction", 0.0), self._config.reward.max_error_fraction
+        if fraction <= NEAR_LIMIT * limit or not fraction:
             return None
-        return f"{share:.1%} of the responses have no verdict (above {limit:.0%} the run stops); see logs/reward-*.log"
+        return f"{fraction:.1%} of the responses have no verdict (limit: {limit:.0%}); see logs/reward-*.log"
 
     def _churn(self, metrics: Mapping[str, float]) -> str | None:
         if "fleet/restarts" not in metrics:
@@ -100,29 +102,30 @@ class Alerts:
 
 
 class StallWatch:
-    """How long it may take until the next step is heard of: ten times what steps took so far, five minutes at least."""
+    """Detects that no step comes any more: none within ten typical step durations, and at least five minutes."""
 
     def __init__(self) -> None:
         self._durations_s: deque[float] = deque(maxlen=STALL_STEPS)
         self._last_s: float | None = None
-        self._told = False
+        self._alerted = False
 
     def heard(self, now_s: float, last: bool = False) -> None:
-        """A step was logged; if it is the `last` one, no more are waited for."""
+        """Record that a step was logged. After the `last` step no further one is expected."""
         if self._last_s is not None:
             self._durations_s.append(now_s - self._last_s)
-        self._last_s, self._told = now_s, last
+        self._last_s, self._alerted = now_s, last
 
     def alert(self, now_s: float) -> Alert | None:
-        """The alert that nothing is heard any more: once for each time of silence."""
-        if self._told or self._last_s is None or now_s - self._last_s < self.allowed_s:
+        """Return an alert if no step was logged for too long, once for each such period."""
+        if self._alerted or self._last_s is None or now_s - self._last_s < self.allowed_s:
             return None
-        self._told = True
+        self._alerted = True
         return Alert(
             "Stall", f"no step for {(now_s - self._last_s) / 60:.0f} min; see logs/ in the run directory"
         )
 
     @property
     def allowed_s(self) -> float:
-        usual_s = statistics.median(self._durations_s) if self._durations_s else 0.0
-        return max(LEAST_STALL_S, STALL_FACTOR * usual_s)
+        """The time without a step after which the run counts as stalled."""
+        typical_s = statistics.median(self._durations_s) if self._durations_s else 0.0
+        return max(LEAST_STALL_S, STALL_FACTOR * typical_s)

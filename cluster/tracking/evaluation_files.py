@@ -1,8 +1,8 @@
-"""What an evaluation leaves on disk: its numbers, every response with its verdict, and a page to read.
+"""The files of an evaluation: its report, all responses with their verdicts, and a page to read.
 
 STEM.json    the report, as `launch.py eval --json` prints it
-STEM.jsonl   one prompt a line, with all its responses and their verdicts
-STEM.html    right and wrong responses side by side
+STEM.jsonl   one prompt per line, with all its responses and their verdicts
+STEM.html    correct and incorrect responses side by side
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from cluster.tracking.pages import transcript_page
 from cluster.tracking.transcripts import record
 
 SHOWN_RESPONSES = 400
-"""On the page: so many that a browser still likes it. The others are in the lines."""
+"""The number of responses on the page, which a browser can still show. The `.jsonl` file has all of them."""
 
 
 def write_evaluation(
     stem: Path, report: Mapping[str, Any], groups: Sequence[ScoredGroup], category_of: CategoryOf
 ) -> None:
-    """Write all three, each whole or not at all.
+    """Write the three files, each atomically.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: if a file cannot be written.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(stem.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
@@ -37,7 +37,7 @@ def write_evaluation(
 
 
 def _lines(groups: Sequence[ScoredGroup], category_of: CategoryOf) -> Iterator[str]:
-    """JSON with escapes only, so that whatever a model wrote is one line."""
+    """Yield one line per group. JSON escapes every line break that a model wrote."""
     for group in groups:
         pairs = list(zip(group.responses, group.verdicts, strict=True))
         yield json.dumps(record(group, pairs, category_of(group.prompt.problem)))

@@ -1,6 +1,6 @@
-"""`metrics.jsonl`: append-only, one JSON object per step, the truth about a run.
+"""`metrics.jsonl`: the complete record of a run's metrics, append-only, with one JSON object per step.
 
-A step is there at most once and steps rise. What a resumed run does again is moved aside first.
+Steps are unique and increase. Before a resumed run repeats steps, their rows are moved to another file.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster.core.files import write_atomically
+from cluster.core.renamed import current_row
 
 
 class MetricsFile:
-    """Appends steps to the file; each line is on its way to the disk when `log` returns.
+    """Appends steps to the file. When `log` returns, the line has been handed to the operating system.
 
         with MetricsFile(run.metrics_file, run.superseded_metrics_file) as metrics:
             metrics.truncate_after(checkpoint_step)  # on resume only
             metrics.log(51, {"reward/mean": 0.25})
 
     Raises:
-        OSError: the file cannot be opened or written (a full disk, say).
-        ValueError: the file has a broken line that is not the last one.
+        OSError: if the file cannot be opened or written (on a full disk, for example).
+        ValueError: if a line other than the last one is broken.
     """
 
     def __init__(self, path: Path, superseded: Path) -> None:
@@ -43,14 +44,16 @@ class MetricsFile:
         prompts: Sequence[str] = (),
         dropped: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """Appends one line. NaN and infinity become null, because JSON has no word for them.
+        """Append one line. NaN and infinity become null, because JSON cannot express them.
 
-        `prompts` are the ids of the prompts that this step learned from, `dropped` those that it gave up, by reason:
-        over a run's steps, the ledger of its prompts.
+        Args:
+            prompts: The ids of the prompts that this step trained on.
+            dropped: The ids of the prompts that this step dropped, by reason. Together, the rows of a run list the fate
+                of each of its prompts.
 
         Raises:
-            ValueError: this step, or a later one, is in the file already.
-            OSError: the line cannot be written.
+            ValueError: if the file already has this step or a later one.
+            OSError: if the line cannot be written.
         """
         if step <= self._last_step:
             raise ValueError(
@@ -68,9 +71,9 @@ class MetricsFile:
         self._last_step = step
 
     def truncate_after(self, step: int) -> int:
-        """Moves the lines of later steps to the superseded file (-1: all), and returns how many.
+        """Move the lines of later steps to the superseded file (-1 moves all of them). Return the number of lines.
 
-        After a crash in between, a moved line may be in both files, but none is lost.
+        After a crash in between, moved lines may be in both files, but none is lost.
         """
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
         later = [line for line in lines if json.loads(line)["step"] > step]
@@ -87,6 +90,7 @@ class MetricsFile:
         return len(later)
 
     def close(self) -> None:
+        """Close the file."""
         self._stream.close()
 
     def __enter__(self) -> Self:
@@ -102,10 +106,12 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The file's rows in order; null reads as NaN. A half-written last line is left out.
+    """Yield the file's rows in order, with NaN for null. A half-written last line is left out.
+
+    Metrics that an earlier version wrote have their present keys.
 
     Raises:
-        ValueError: another line is broken.
+        ValueError: if another line is broken.
     """
     if not path.exists():
         return
@@ -117,17 +123,17 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-            yield {key: math.nan if value is None else value for key, value in row.items()}
+            yield {key: math.nan if value is None else value for key, value in current_row(row).items()}
 
 
 def _finite(value: float) -> float | None:
-    """Also turns NumPy's and torch's scalars, which `json` does not know, into Python's."""
+    """Return a finite number, or None. Scalars of NumPy and torch, which `json` refuses, become Python's."""
     number = value if isinstance(value, int) else float(value)
     return number if math.isfinite(number) else None
 
 
 def _cut_half_written_line(path: Path) -> None:
-    """After a crash the last line may lack its end; that step is done again anyway."""
+    """Remove a last line without an end, which a crash may leave. The resumed run repeats that step anyway."""
     if not path.exists():
         return
     content = path.read_bytes()

@@ -1,8 +1,8 @@
-"""How HTML is made here: pages that need nothing but a browser, from templates in which everything is escaped.
+"""HTML pages that need nothing but a browser, made from templates that escape every value.
 
-What a model wrote is not to be trusted. Jinja escapes every value, so no markup is left; the filter `visible` writes
-out what cannot be seen, or turns a line around; and each page's Content-Security-Policy forbids scripts and everything
-from elsewhere, should all that fail.
+The text of a model is untrusted. Jinja escapes every value, so that no markup is left. The filter `visible` writes out
+invisible characters and those that change the direction of text. Should both fail, each page's Content-Security-Policy
+forbids scripts and external resources.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from cluster.core.types import CategoryOf, ScoredGroup
 from cluster.tracking.transcripts import MARKS, choose, record
 
 SHOWN_CHARACTERS = 20_000
-"""Of one text: what is longer is cut, and says so."""
+"""The number of characters of one text that are shown; longer texts are cut, with a note."""
 BEGINNING = 100
+"""The number of characters of a text in a one-line summary."""
 
 
 def environment(*packages: str) -> Environment:
-    """Templates of `packages`, and those here."""
+    """Return a Jinja environment with the templates of `packages` and of this package."""
     made = Environment(
         loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "cluster.tracking")]),
         autoescape=True,
@@ -37,8 +38,8 @@ def environment(*packages: str) -> Environment:
 def transcript_page(
     title: str, groups: Sequence[ScoredGroup], category_of: CategoryOf, responses: int
 ) -> str:
-    """The page: per prompt what was asked, how many of its responses are right, and up to three of them, unlike ones
-    first. `responses` at most in all."""
+    """Return the page: for each prompt its text, the number of correct responses, and up to three responses with
+    different outcomes first. It shows at most `responses` responses."""
     chosen = choose(groups, responses)
     verdicts = [verdict for group in groups for verdict in group.verdicts]
     counted = (
@@ -63,6 +64,6 @@ def _visible(value: object) -> str:
 
 
 def _beginning(text: str) -> str:
-    """On one line."""
+    """Return the beginning of `text` on one line."""
     line = " ".join(text.split())
     return line if len(line) <= BEGINNING else f"{line[:BEGINNING]}…"

@@ -1,37 +1,49 @@
-"""Sampled responses as Markdown that a person enjoys reading: one file per step.
+"""Sampled responses and their verdicts, for people and for programs: a Markdown and a JSON Lines file per step.
 
-Right and wrong answers to the same prompt stand next to each other: comparing them is what teaches a reader.
+Correct and incorrect responses to the same prompt are shown next to each other, so that a reader can compare them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.core.renamed import current_transcript
 from cluster.core.types import Response, ScoredGroup, Verdict
 
 Pair = tuple[Response, Verdict]
 
-MARKS = {"correct": "✓ right", "incorrect": "✗ wrong", "error": "⚠ error", "timeout": "⏱ timeout"}
+MARKS = {"correct": "✓ correct", "incorrect": "✗ incorrect", "error": "⚠ error", "timeout": "⏱ timeout"}
 SHOWN_CHARACTERS = 6000
+"""The number of characters of a text that are shown; longer texts are cut."""
 
 
 def write_transcripts(file: Path, step: int, groups: Sequence[ScoredGroup], responses: int) -> None:
-    """Writes `responses` responses of the first groups, two or more per prompt, to `file`, and beside it as JSON lines.
+    """Write up to `responses` responses, about three per prompt, as Markdown to `file` and as JSON Lines beside it.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: if a file cannot be written.
     """
     file.write_text(render(step, groups, responses), encoding="utf-8")
     lines = [json.dumps(record(group, pairs)) for group, pairs in choose(groups, responses)]
     file.with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
+def read_transcript(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the groups of a `.jsonl` file of `write_transcripts`. Names that an earlier version wrote are translated.
+
+    Raises:
+        ValueError: if the file is broken.
+    """
+    for line in file.read_text(encoding="utf-8").splitlines():
+        yield current_transcript(json.loads(line))
+
+
 def record(group: ScoredGroup, pairs: Sequence[Pair], category: str | None = None) -> dict[str, Any]:
-    """A prompt and some of its responses for programs, fit for JSON."""
+    """Return a prompt and some of its responses, ready for JSON."""
     return {
         "prompt_id": group.prompt.id,
         "category": category,
@@ -56,13 +68,12 @@ def record(group: ScoredGroup, pairs: Sequence[Pair], category: str | None = Non
 
 
 def render(step: int, groups: Sequence[ScoredGroup], responses: int) -> str:
-    """The Markdown text: per prompt what was asked, how the whole group did, and some of its responses."""
+    """Return the Markdown text: for each prompt its text, the results of the whole group, and some responses."""
     chosen = choose(groups, responses)
     shown = sum(len(pairs) for _, pairs in chosen)
     parts = [f"# Step {step}\n", f"{shown} of {sum(len(group.responses) for group in groups)} responses.\n"]
     for group, pairs in chosen:
-        right = sum(verdict.outcome == "correct" for verdict in group.verdicts)
-        parts.append(f"## `{group.prompt.id}`: {right} of {len(group.verdicts)} right\n")
+        parts.append(f"## `{group.prompt.id}`: {group.correct} of {len(group.verdicts)} correct\n")
         parts.append(_fenced(group.prompt.text))
         for response, verdict in pairs:
             parts.append(_heading(response, verdict))
@@ -71,23 +82,23 @@ def render(step: int, groups: Sequence[ScoredGroup], responses: int) -> str:
 
 
 def choose(groups: Sequence[ScoredGroup], responses: int) -> list[tuple[ScoredGroup, list[Pair]]]:
-    """Up to `responses` responses, about three per prompt, mixed groups first.
+    """Choose up to `responses` responses, about three per prompt. Groups with several outcomes come first.
 
-    From each group a right one when there is one, then others, unlike ones first.
+    From each group a correct response comes first, if there is one, then one response of each other outcome.
     """
-    by_mixture = sorted(groups, key=lambda group: len({v.outcome for v in group.verdicts}), reverse=True)
+    by_outcomes = sorted(groups, key=lambda group: len({v.outcome for v in group.verdicts}), reverse=True)
     chosen: list[tuple[ScoredGroup, list[Pair]]] = []
-    left = responses
-    for group in by_mixture:
-        pairs = _unlike_first(group)[: min(3, left)]
+    remaining = responses
+    for group in by_outcomes:
+        pairs = _distinct_outcomes_first(group)[: min(3, remaining)]
         if pairs:
             chosen.append((group, pairs))
-        left -= len(pairs)
+        remaining -= len(pairs)
     return chosen
 
 
-def _unlike_first(group: ScoredGroup) -> list[Pair]:
-    """One of each outcome (right, wrong, error, timeout), then the others, further right ones last."""
+def _distinct_outcomes_first(group: ScoredGroup) -> list[Pair]:
+    """Return one response of each outcome (in the order of `MARKS`), then the rest, with further correct ones last."""
     pairs = list(zip(group.responses, group.verdicts, strict=True))
     of_outcome = {outcome: [pair for pair in pairs if pair[1].outcome == outcome] for outcome in MARKS}
     first = [pair for same in of_outcome.values() for pair in same[:1]]
@@ -96,7 +107,9 @@ def _unlike_first(group: ScoredGroup) -> list[Pair]:
 
 
 def _heading(response: Response, verdict: Verdict) -> str:
-    tokens = f"{len(response.token_ids)} tokens" + (", cut off" if response.finish_reason == "length" else "")
+    tokens = f"{len(response.token_ids)} tokens" + (
+        ", truncated" if response.finish_reason == "length" else ""
+    )
     weights = f"weights v{response.min_version}"
     if response.max_version != response.min_version:
         weights += f" to v{response.max_version}"
@@ -109,7 +122,7 @@ def _heading(response: Response, verdict: Verdict) -> str:
 
 
 def _inline(text: str, code: bool = True) -> str:
-    """One line of text that cannot break the page."""
+    """Return `text` as one line that cannot break the Markdown around it."""
     line = " ".join(text.split())
     if len(line) > 300:
         line = line[:300] + " …"
@@ -120,7 +133,7 @@ def _inline(text: str, code: bool = True) -> str:
 
 
 def _fenced(text: str) -> str:
-    """The text as it is, in a fence longer than any that a model wrote into it."""
+    """Return `text` in a code fence that is longer than any fence in the text."""
     if len(text) > SHOWN_CHARACTERS:
         text = f"{text[:SHOWN_CHARACTERS]}\n[… {len(text) - SHOWN_CHARACTERS} more characters]"
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))

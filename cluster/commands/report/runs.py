@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from cluster.core.config import RunConfig
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking.jsonl import read_metrics
+from cluster.tracking.transcripts import read_transcript
 
 SHOWN_TRANSCRIPTS = 8
 """Steps of which responses are shown: the first, the last, and evenly between them."""
@@ -97,5 +97,4 @@ def _transcripts(directory: RunDirectory) -> Iterator[Transcript]:
         {round(last * at / (SHOWN_TRANSCRIPTS - 1)) for at in range(SHOWN_TRANSCRIPTS)} if files else ()
     )
     for index in chosen:
-        lines = files[index].read_text(encoding="utf-8").splitlines()
-        yield Transcript(int(files[index].stem.removeprefix("step_")), [json.loads(line) for line in lines])
+        yield Transcript(int(files[index].stem.removeprefix("step_")), list(read_transcript(files[index])))

@@ -98,8 +98,8 @@ def test_a_very_long_response_is_cut_and_says_so() -> None:
 def test_right_and_wrong_ones_and_the_category_are_shown() -> None:
     page = transcript_page("t", [written_by("what it said")], lambda problem: "C1 tilt", 10)
     for said in (
-        "✓ right",
-        "✗ wrong",
+        "✓ correct",
+        "✗ incorrect",
         "1 of 2 correct",
         "C1 tilt",
         "1 correct, 1 incorrect; 2 of 2 responses to 1 prompts",

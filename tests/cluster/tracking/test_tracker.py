@@ -71,7 +71,7 @@ def test_a_finished_run(
         tracker.finish({"pass_at_1": 0.5})
     assert run.read_summary() == {"pass_at_1": 0.5}
     assert [(row["step"], row["eval/pass_at_1"]) for row in read_metrics(run.metrics_file)] == [(0, 0.125)]
-    assert "✓ right" in run.transcript_file(0).read_text(encoding="utf-8")
+    assert "✓ correct" in run.transcript_file(0).read_text(encoding="utf-8")
     logged, table, summary, exit_code = wandb_run.calls
     assert logged == {"step": 0, "eval/pass_at_1": 0.125}
     assert [(row[0], row[3], row[4]) for row in table] == [(0, "correct", 1.0), (0, "incorrect", 0.0)]

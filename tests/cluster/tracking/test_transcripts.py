@@ -69,8 +69,8 @@ def test_a_reader_finds_everything(tmp_path: Path) -> None:
     write_transcripts(file, 50, [group(["incorrect", "correct"], reason="uses 5 twice")], 4)
     text = file.read_text(encoding="utf-8")
     for said in (
-        "# Step 50", "2 of 2 responses", "`train/0/0`: 1 of 2 right", "Make 20 from 4 and 5.", "✓ right · reward 1",
-        "✗ wrong · reward 0", "3 tokens, cut off", "weights v6 to v7", "uses 5 twice", "`4*5`",
+        "# Step 50", "2 of 2 responses", "`train/0/0`: 1 of 2 correct", "Make 20 from 4 and 5.", "✓ correct · reward 1",
+        "✗ incorrect · reward 0", "3 tokens, truncated", "weights v6 to v7", "uses 5 twice", "`4*5`",
     ):  # fmt: skip
         assert said in text
 
