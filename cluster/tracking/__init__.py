@@ -1,4 +1,4 @@
-"""What a run tells the outside: `metrics.jsonl`, W&B, the terminal and transcripts. Does not import wandb."""
+"""The records of a run: `metrics.jsonl`, W&B, the terminal and transcripts. Importing it does not import wandb."""
 
 from cluster.tracking.console import JsonConsole, RunConsole
 from cluster.tracking.jsonl import MetricsFile, read_metrics

@@ -1,7 +1,8 @@
-"""The terminal: a live view where there is one, plain lines in logs and pipes.
+"""The terminal: a live view on a terminal, plain lines in logs and pipes, or JSON lines for programs.
 
-Threads: `event` and `warning` may be called from any; `stage`, `step` and `summary` are the controller's. Nothing here
-takes a lock, because rich calls `_renderable` while it holds its own; instead the view is replaced whole.
+Threads: `event` and `warning` may be called from any thread; `stage`, `step` and `summary` only from the controller's.
+Nothing here takes a lock, because rich calls `_renderable` while it holds its own lock. Instead the view is replaced as
+a whole.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from cluster.tracking.console_view import View, live, plain_line, summary_rows
 from cluster.tracking.formats import duration
 
 PLAIN_PROGRESS_S = 20.0
-"""Where there is no live view, a stage that goes on says how far it is this often at most."""
+"""Without a live view, the progress of a long stage is printed at most this often."""
 
 
 class RunConsole:
-    """Tells a person at the terminal how the run is doing.
+    """Shows the state of the run at the terminal.
 
         with RunConsole("my-run", steps=100) as console:
             console.stage("starting Ray")
@@ -39,8 +40,8 @@ class RunConsole:
             console.event("rollout-1 was replaced")
             console.summary({"pass_at_1": 0.41})
 
-    `quiet` shows the closing summary, and warnings on stderr; nothing else. Leaving the `with` gives the terminal back
-    in any case.
+    With `quiet` it shows only the closing summary, and warnings on stderr. Leaving the `with` block always restores the
+    terminal.
     """
 
     def __init__(self, name: str, steps: int, *, quiet: bool = False, console: Console | None = None) -> None:
@@ -72,19 +73,19 @@ class RunConsole:
         self.close()
 
     def close(self) -> None:
-        """Stops the live view and leaves its last state on the screen."""
+        """Stop the live view and leave its last state on the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def restore(self, rows: Iterable[Mapping[str, float]]) -> None:
-        """Takes over the history of a resumed run: rows of `metrics.jsonl`, in order."""
+        """Load the history of a resumed run: the rows of `metrics.jsonl`, in order."""
         for row in rows:
             metrics = {key: value for key, value in row.items() if key not in ("step", "time")}
             self._view = self._view.after(int(row["step"]), metrics)
 
     def stage(self, text: str) -> None:
-        """What is being done now and may take a while. Texts that differ in numbers only are one stage."""
+        """Show what is being done now and may take a while. Texts that differ only in numbers are the same stage."""
         if self._stage is not None and _without_numbers(self._stage[0]) == _without_numbers(text):
             self._stage = (text, self._stage[1])
             if time.monotonic() - self._stage_shown < PLAIN_PROGRESS_S:
@@ -97,17 +98,18 @@ class RunConsole:
             self._line(text, "stage")
 
     def event(self, text: str) -> None:
-        """Something worth a line of its own, with the time of day."""
+        """Print a line with the time of day."""
         self._line(text)
 
     def warning(self, text: str) -> None:
-        """An event that says that something failed: nobody is too busy to hear of it."""
+        """Print a line about a failure; with `quiet` it goes to stderr."""
         if self._quiet:
             self._stderr.print(_with_time(text), soft_wrap=True)
         else:
             self.event(text)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics of a step."""
         self._end_stage()
         self._training = True
         self._view = self._view.after(step, metrics)
@@ -115,7 +117,7 @@ class RunConsole:
             self._line(plain_line(self._view))
 
     def summary(self, summary: Mapping[str, Any]) -> None:
-        """The closing words: a panel on a terminal, one line per entry elsewhere."""
+        """Show the summary of the run: a panel on a terminal, otherwise one line per entry."""
         self._end_stage()
         self.close()
         rows = [(plain_text(key), plain_text(value)) for key, value in summary_rows(summary)]
@@ -163,11 +165,12 @@ class RunConsole:
 
 
 class JsonConsole(RunConsole):
-    """Says what `RunConsole` says, as
+    """Writes everything that `RunConsole` shows to stdout, as one JSON object per line, `kind` first:
 
     {"kind": "stage" | "event" | "warning" | "step" | "summary", "time": 1795600000.0, ...}
 
-    with `text`, or for a step `step` and `metrics`, or for the summary `summary`. What is not finite is null.
+    A step has `step` and `metrics`, a summary has `summary`, the others have `text`. Values that are not finite are
+    null.
     """
 
     def __init__(self, name: str, steps: int, *, stream: TextIO | None = None) -> None:
@@ -175,26 +178,26 @@ class JsonConsole(RunConsole):
         super().__init__(name, steps, console=Console(file=self._stream, force_terminal=False))
 
     def warning(self, text: str) -> None:
-        self._say("warning", text=text)
+        self._write("warning", text=text)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self._end_stage()
         self._training = True
         known = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        self._say("step", step=step, metrics=known)
+        self._write("step", step=step, metrics=known)
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         self._end_stage()
-        self._say("summary", summary=dict(summary))
+        self._write("summary", summary=dict(summary))
 
     def _line(self, text: str, kind: str = "event") -> None:
-        self._say(kind, text=text)
+        self._write(kind, text=text)
 
     def _end_stage(self, *, failed: bool = False) -> None:
         self._stage = None
 
-    def _say(self, kind: str, **told: Any) -> None:
-        line = json.dumps({"kind": kind, "time": round(time.time(), 3), **told}, default=str)
+    def _write(self, kind: str, **content: Any) -> None:
+        line = json.dumps({"kind": kind, "time": round(time.time(), 3), **content}, default=str)
         print(line, file=self._stream, flush=True)
 
 

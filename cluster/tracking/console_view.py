@@ -1,4 +1,4 @@
-"""What the console shows of a run: the live view, a plain line per step, the summary's rows. Pure."""
+"""The content of the console: the live view, the plain line of a step, and the rows of the summary. Pure."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ ETA_STEPS = 50
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that is known about the run; replaced as a whole, so another thread may render it at any time."""
+    """The state of the run that the console shows. It is immutable, so another thread may render it at any time."""
 
     name: str
     steps: int
     step: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of the latest step alone."""
+    """The metrics of the latest step."""
     rewards: tuple[float, ...] = ()
     evaluations: tuple[tuple[int, float, float | None], ...] = ()
     """(step, pass@1, standard error), in order."""
     step_times: tuple[float, ...] = ()
-    """Seconds of the last `ETA_STEPS` steps, each with its evaluation and checkpoint."""
+    """The seconds of the last `ETA_STEPS` steps, each with its evaluation and checkpoint."""
 
     def after(self, step: int, metrics: Mapping[str, float]) -> View:
-        """The view when `step` has been logged too."""
+        """Return the view after `step` was logged."""
         rewards, evaluations, step_times = self.rewards, self.evaluations, self.step_times
         if "reward/mean" in metrics:
             rewards = (*rewards, metrics["reward/mean"])
@@ -56,14 +56,14 @@ class View:
 
     @property
     def remaining_s(self) -> float | None:
-        """Estimate from the recent steps; None before the first one."""
+        """The remaining seconds, estimated from the recent steps; None before the first step."""
         if not self.step_times:
             return None
         return max(0, self.steps - self.step) * sum(self.step_times) / len(self.step_times)
 
 
 def live(view: View) -> RenderableType:
-    """The view of a terminal, made for 80 columns."""
+    """Return the live view, laid out for 80 columns."""
     head = Table.grid(padding=(0, 1), expand=True)
     head.add_column(no_wrap=True, overflow="ellipsis", max_width=24)
     head.add_column(no_wrap=True)
@@ -85,7 +85,7 @@ def live(view: View) -> RenderableType:
 
 
 def plain_line(view: View) -> str:
-    """One step in one aligned line, for logs."""
+    """Return the latest step as one aligned line, for logs."""
     m = view.metrics
     fields = (
         f"step {view.step:>{len(str(view.steps))}}/{view.steps}",
@@ -101,7 +101,7 @@ def plain_line(view: View) -> str:
 
 
 def summary_rows(summary: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Name and value per entry; nested ones as `section/name`."""
+    """Return a name and a value per entry; the names of nested entries are `section/name`."""
     rows: list[tuple[str, str]] = []
     for key, value in summary.items():
         if isinstance(value, Mapping):
@@ -119,31 +119,31 @@ def _sections(view: View) -> Iterable[tuple[str, Text]]:
         text = Text(_field(m, "reward/mean", "{:.3f}"), "bold green")
         text.append(f"  {sparkline(view.rewards, SPARK_WIDTH)}", "green")
         details = _joined(
-            _share(m, "reward/correct_fraction", "right {}"),
-            _share(m, "reward/zero_variance_fraction", "all alike {}"),
-            _share(m, "reward/error_fraction", "errors {}"),
+            _percent(m, "reward/correct_fraction", "correct {}"),
+            _percent(m, "reward/zero_variance_fraction", "σ=0 {}"),
+            _percent(m, "reward/error_fraction", "errors {}"),
         )
         yield "reward", text.append(f"  {details}", "default")
     lines = (
         (
             "objective",
             _field(m, "objective/alpha", "α {:.2f}"),
-            _share(m, "objective/positive_fraction", "A>0 {}"),
-            _share(m, "objective/negative_fraction", "A<0 {}"),
+            _percent(m, "objective/positive_fraction", "A>0 {}"),
+            _percent(m, "objective/negative_fraction", "A<0 {}"),
             _field(m, "objective/entropy", "entropy {:.2f}"),
             _field(m, "objective/grad_norm", "|g| {:.2g}"),
             _field(m, "objective/loss", "loss {:.3g}"),
         ),
         (
-            "lengths",
+            "length",
             _field(m, "response_length/mean", "{:.0f}") + _field(m, "response_length/std", " ± {:.0f}"),
             _field(m, "response_length/min", "{:.0f}")
             + _field(m, "response_length/max", " to {:.0f} tokens"),
-            _share(m, "response_length/truncated_fraction", "cut off {}"),
+            _percent(m, "response_length/truncated_fraction", "truncated {}"),
         ),
         (
-            "freshness",
-            _field(m, "staleness/mean", "staleness {:.2f}") + _field(m, "staleness/max", ", max {:.0f}"),
+            "staleness",
+            _field(m, "staleness/mean", "{:.2f}") + _field(m, "staleness/max", ", max {:.0f}"),
             _field(m, "logprob_gap/mean", "log-prob gap {:.2g}")
             + _field(m, "logprob_gap/max", ", max {:.2g}"),
         ),
@@ -165,7 +165,7 @@ def _sections(view: View) -> Iterable[tuple[str, Text]]:
 
 
 def _pass_at_1(view: View) -> Text:
-    """From where it began to where it is."""
+    """Return the first and the latest pass@1, with a sparkline."""
     (_, first, _), (step, last, stderr) = view.evaluations[0], view.evaluations[-1]
     text = Text(f"{first:.3f} → " if len(view.evaluations) > 1 else "")
     text.append(f"{last:.3f}", "bold green")
@@ -177,13 +177,13 @@ def _pass_at_1(view: View) -> Text:
 def _fleet(m: Mapping[str, float]) -> Text:
     healthy, workers = m.get("fleet/healthy_workers", 0.0), m["fleet/workers"]
     text = Text(f"{healthy:.0f}/{workers:.0f} healthy", "green" if healthy >= workers else "bold red")
-    rest = _joined(
+    details = _joined(
         _field(m, "fleet/restarts", "restarts {:.0f}"),
         _field(m, "progress/weight_version", "weights v{:.0f}"),
         _field(m, "progress/epoch", "epoch {:.2f}"),
         _count(m, "progress/prompts_trained", "{} prompts"),
     )
-    return text.append(f" · {rest}" if rest else "", "default")
+    return text.append(f" · {details}" if details else "", "default")
 
 
 def _field(metrics: Mapping[str, float], key: str, form: str) -> str:
@@ -191,11 +191,11 @@ def _field(metrics: Mapping[str, float], key: str, form: str) -> str:
 
 
 def _cell(metrics: Mapping[str, float], key: str, form: str) -> str:
-    """As `_field`, but an absent value leaves its room, so that columns stay aligned."""
+    """Return as `_field` does, but spaces for an absent value, so that columns stay aligned."""
     return _field(metrics, key, form) or " " * len(form.format(0.0))
 
 
-def _share(metrics: Mapping[str, float], key: str, form: str) -> str:
+def _percent(metrics: Mapping[str, float], key: str, form: str) -> str:
     return form.format(percent(metrics[key])) if key in metrics else ""
 
 
@@ -204,5 +204,5 @@ def _count(metrics: Mapping[str, float], key: str, form: str) -> str:
 
 
 def _joined(*parts: str) -> str:
-    """The parts that say something, with dots between them."""
+    """Return the non-empty parts with dots between them."""
     return " · ".join(part for part in parts if part)

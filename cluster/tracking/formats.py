@@ -1,4 +1,4 @@
-"""Numbers as a person reads them in one line: counts, durations, sparklines, stacked bars. Pure functions."""
+"""Numbers formatted for one line of text: counts, durations, percentages, sparklines and stacked bars. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from rich.text import Text
 
 SPARKS = "▁▂▃▄▅▆▇█"
-# Part: (short name, glyph, style). Glyphs tell them apart for terminals, and eyes, without colours.
+# Part: (short name, glyph, style). The glyphs distinguish the parts without colors.
 TIME_PARTS = {
     "rollout": ("rollout", "█", "cyan"),
     "learn": ("learn", "▓", "magenta"),
@@ -20,7 +20,7 @@ TIME_PARTS = {
 
 
 def short(value: float) -> str:
-    """`950`, `12.3k`, `4.56M`."""
+    """Return a count in short form: `950`, `12.3k`, `4.56M`."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit * 0.9995:
             return f"{value / limit:.3g}{unit}"
@@ -28,7 +28,7 @@ def short(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`4.2 s`, `45 s`, `12 min`, `3 h 05 min`."""
+    """Return a duration: `4.2 s`, `45 s`, `12 min`, `3 h 05 min`."""
     if not math.isfinite(seconds):
         return "?"
     if seconds < 9.95:
@@ -39,11 +39,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def percent(share: float) -> str:
-    """`62 %`; a share that is small, but there, is `<1 %`."""
-    if not math.isfinite(share):
+def percent(fraction: float) -> str:
+    """Return a fraction as a percentage: `62 %`, or `<1 %` for a small fraction above zero."""
+    if not math.isfinite(fraction):
         return "? %"
-    return "<1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+    return "<1 %" if 0 < fraction < 0.005 else f"{100 * fraction:.0f} %"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -82,7 +82,7 @@ def time_parts(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def stacked_bar(parts: Mapping[str, float], width: int) -> Text:
-    """One line of exactly `width` characters: each part as long as its share, by cumulative rounding."""
+    """Return a line of exactly `width` characters, in which each part has its fraction, by cumulative rounding."""
     bar = Text()
     total, end, drawn = sum(parts.values()), 0.0, 0
     for name, seconds in parts.items():
@@ -95,7 +95,7 @@ def stacked_bar(parts: Mapping[str, float], width: int) -> Text:
 
 
 def time_legend(parts: Mapping[str, float]) -> Text:
-    """`█rollout 62% ▓learn 30%`: parts of at least 1 %, largest first."""
+    """Return a legend such as `█rollout 62% ▓learn 30%`, with the parts of at least 1 %, largest first."""
     legend = Text()
     total = sum(parts.values())
     for name, seconds in sorted(parts.items(), key=lambda item: -item[1]):

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl` (the truth), W&B, the console and transcripts, as one object."""
+"""One object that sends a run's metrics to `metrics.jsonl`, W&B, the console and transcripts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from cluster.tracking.wandb_sink import WandbSink
 
 
 class MetricsSink(Protocol):
-    """Something else that wants to know a run's numbers."""
+    """Another receiver of a run's metrics."""
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Receive the metrics of a step."""
 
 
 class Tracker:
-    """The controller tells it each step once; it tells everybody else.
+    """Receives each step once from the controller, and passes it on.
 
         with RunConsole(config.name, config.steps) as console:
             console.stage("starting Ray")
@@ -37,16 +38,17 @@ class Tracker:
                 tracker.transcripts(step, groups)
                 tracker.finish(summary)  # only when training ran to its end
 
-    W&B may fail without the caller noticing; the files of the run directory may not.
+    A failure of W&B never reaches the caller; a failure to write the run directory does.
 
-    `resume_step` is the step of the checkpoint that the run goes on from: later steps in `metrics.jsonl` are
-    moved aside, since they are done again. -1 moves all of them (a restart without a checkpoint), None none
-    (a new run). `wandb_run_id` is the checkpoint's: the page to go on in, should the run directory
-    not know it any more.
+    Args:
+        resume_step: The step of the checkpoint from which the run resumes. Later steps in `metrics.jsonl` are moved to
+            another file, since they are repeated: with -1 all of them (a restart without a checkpoint), with None none
+            of them (a new run).
+        wandb_run_id: The W&B run that the checkpoint names, used if the run directory has lost its id.
 
     Raises:
-        OSError: the run directory cannot be written.
-        ValueError: its `metrics.jsonl` is broken.
+        OSError: if the run directory cannot be written.
+        ValueError: if its `metrics.jsonl` is broken.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Tracker:
         ]
         shown_step = max((step for step, _ in earlier), default=-1)
         self.restarts_before = max((restarts for _, restarts in earlier), default=0.0)
-        """How often a worker was replaced before the run was resumed, in steps that are done again too."""
+        """The number of worker restarts before the run was resumed, those in repeated steps included."""
         self._metrics = MetricsFile(run_directory.metrics_file, run_directory.superseded_metrics_file)
         if resume_step is not None:
             self._metrics.truncate_after(resume_step)
@@ -85,7 +87,7 @@ class Tracker:
 
     @property
     def wandb_run_id(self) -> str | None:
-        """Of the W&B page that the run goes on in when it is resumed; None if W&B is disabled."""
+        """The id of the W&B run, in which a resumed run continues; None if W&B is disabled."""
         return self._wandb.run_id
 
     def log(
@@ -96,14 +98,16 @@ class Tracker:
         dropped: Mapping[str, Sequence[str]] | None = None,
         distributions: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Logs all there is to say about `step`; step k is after k updates. Keys may be absent.
+        """Log the metrics of `step`, which is the state after that many updates. Keys may be absent.
 
-        `prompts` are the ids of the prompts it learned from, `dropped` those it gave up, by reason; they go to
-        `metrics.jsonl` alone. `distributions` are values of which W&B shows histograms.
+        Args:
+            prompts: The ids of the prompts that the step trained on, for `metrics.jsonl` only.
+            dropped: The ids of the prompts that the step dropped, by reason, for `metrics.jsonl` only.
+            distributions: Values that W&B shows as histograms, by name.
 
         Raises:
-            ValueError: this step, or a later one, was logged before.
-            OSError: `metrics.jsonl` cannot be written (a full disk, say).
+            ValueError: if this step or a later one was logged before.
+            OSError: if `metrics.jsonl` cannot be written (on a full disk, for example).
         """
         self._metrics.log(step, metrics, prompts, dropped)
         self._console.step(step, metrics)
@@ -115,14 +119,14 @@ class Tracker:
             self._wandb.alert(alert)
 
     def attach(self, sink: MetricsSink) -> None:
-        """`sink` is told of every step that is logged from now on."""
+        """Send every further step to `sink` too."""
         self._sinks.append(sink)
 
     def transcripts(self, step: int, groups: Sequence[ScoredGroup]) -> None:
-        """Writes some of the responses out for a person to read.
+        """Write some of the step's responses to the transcripts.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: if a file cannot be written.
         """
         if not groups or not self._shown_responses:
             return
@@ -135,42 +139,42 @@ class Tracker:
         self._wandb.table(step, rows)
 
     def evaluation(self, step: int, groups: Sequence[ScoredGroup]) -> None:
-        """Writes out what an evaluation found: its numbers by category, all responses, and a page to read.
+        """Write the files of an evaluation: its report, all responses, and a page to read.
 
         Raises:
-            OSError: a file cannot be written.
+            OSError: if a file cannot be written.
         """
         report = evaluation_report(self._config, "eval", groups, self._category_of)
         write_evaluation(self._run.evaluation_stem(step), {"step": step, **report}, groups, self._category_of)
 
     def checkpoint(self, step: int, path: Path) -> None:
-        """A checkpoint is complete."""
+        """Upload a complete checkpoint to W&B, if configured."""
         self._wandb.checkpoint(step, path)
 
     def event(self, text: str) -> None:
-        """One line for the person at the terminal (or for the log)."""
+        """Print a line on the console."""
         self._console.event(text)
 
     def warning(self, text: str) -> None:
-        """The same for something that failed: it is shown in quiet mode too."""
+        """Print a line about a failure, which is shown in quiet mode too."""
         self._console.warning(text)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Training ran to its end: hands everything over, shows the summary and writes it, last, as the seal.
+        """Finish a completed run: upload the rest, then write and show the summary, which marks the run as finished.
 
         Raises:
-            OSError: the summary cannot be written.
+            OSError: if the summary cannot be written.
         """
         self._finished = True
         self._wandb.summary(summary)
         if self._wandb.off_reason is None:
-            self._console.stage("handing over to W&B")
+            self._console.stage("uploading to W&B")
         self.close()
         self._run.write_summary(summary)
         self._console.summary(summary)
 
     def close(self) -> None:
-        """Ends tracking. Without `finish` the run counts as unfinished, and W&B shows it as failed."""
+        """End tracking. Without `finish` the run counts as unfinished, and W&B shows it as failed."""
         try:
             self._metrics.close()  # on a full disk it raises what `log` raised
         finally:

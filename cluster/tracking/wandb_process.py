@@ -1,6 +1,6 @@
-"""Online or offline? Asked of wandb itself, without a prompt and without waiting for an absent network.
+"""The service process of wandb: starting it online or offline, without a prompt and with deadlines, and ending it.
 
-Imported by the W&B sink's own thread only, because it imports wandb.
+Functions import wandb where they need it, because the import takes seconds.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Mode = Literal["online", "offline", "off"]
 
 
 def set_up(wanted: Wanted, directory: Path, init_timeout_s: float, finish_timeout_s: float) -> None:
-    """Starts wandb's service process, silent and with deadlines. WANDB_* of the environment still count.
+    """Start wandb's service process, silent and with deadlines. WANDB_* environment variables keep their effect.
 
-    What waits for its upload is kept in `directory`, so that an offline run can be moved and synced elsewhere.
+    Data that waits for its upload is kept in `directory`, so that an offline run can be moved and synced elsewhere.
     """
     os.environ.setdefault("WANDB_DATA_DIR", str(directory))
     # wandb's telemetry about itself waits up to 30 s at exit for a server that does not answer.
@@ -38,7 +38,7 @@ def set_up(wanted: Wanted, directory: Path, init_timeout_s: float, finish_timeou
         "init_timeout": init_timeout_s,
         "finish_timeout": finish_timeout_s,
     }
-    if wanted != "auto":  # what the configuration says explicitly beats WANDB_MODE
+    if wanted != "auto":  # an explicit setting overrides WANDB_MODE
         settings["mode"] = wanted
     import wandb
 
@@ -47,7 +47,7 @@ def set_up(wanted: Wanted, directory: Path, init_timeout_s: float, finish_timeou
 
 
 def choose(wanted: Wanted) -> tuple[Mode, str]:
-    """The mode to start in, and why, for a person. Call after `set_up`."""
+    """Return the mode to start in, and the reason for the user. Call it after `set_up`."""
     if wanted == "offline":
         return "offline", "as configured"
     import wandb
@@ -69,28 +69,28 @@ def choose(wanted: Wanted) -> tuple[Mode, str]:
 
 
 def end(timeout_s: float) -> None:
-    """Asks wandb's service process to end, and kills it when it has not ended after `timeout_s` seconds.
+    """Ask wandb's service process to end, and kill it if it still runs after `timeout_s` seconds.
 
-    wandb's own exit hook waits without a deadline, for a process that may have lost the request: with a server that
-    cannot be reached, it closes its connection in the middle. Only where nothing is left to upload.
+    wandb's own exit hook waits without a deadline for a process that may have lost the request: if the server cannot be
+    reached, the process closes its connection early. Call it only when nothing is left to upload.
     """
-    asking = threading.Thread(target=_ask, name="end wandb's service", daemon=True)
-    asking.start()
-    asking.join(timeout_s)
-    if asking.is_alive():
+    thread = threading.Thread(target=_tear_down, name="end wandb's service", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
         kill()
-        asking.join(timeout_s)
+        thread.join(timeout_s)
 
 
-def _ask() -> None:
+def _tear_down() -> None:
     import wandb
 
-    with suppress(ConnectionError):  # it was killed already: then it has ended
+    with suppress(ConnectionError):  # the process was killed already
         wandb.teardown()
 
 
 def kill() -> None:
-    """Kills wandb's processes among our children: whoever waits for them then fails instead of waiting."""
+    """Kill wandb's processes among our children, so that threads that wait for them fail instead of waiting."""
     for child in psutil.Process().children():
         try:
             if child.name().startswith("wandb-core"):
@@ -100,9 +100,9 @@ def kill() -> None:
 
 
 def unreachable(url: str) -> str | None:
-    """Why the server cannot be reached, or None. Any answer counts, also an error: it proves a server.
+    """Return why the server cannot be reached; None if it answers. An error response counts as an answer.
 
-    wandb itself would retry a refused connection until its whole init timeout is spent.
+    wandb itself would retry a refused connection until its init timeout expires.
     """
     try:
         with urllib.request.urlopen(url, timeout=REACH_TIMEOUT_S):
@@ -110,7 +110,7 @@ def unreachable(url: str) -> str | None:
     except urllib.error.HTTPError:
         return None
     except urllib.error.URLError as error:
-        # wandb may have its own certificates: let it try.
+        # wandb may have certificates of its own, so it shall try.
         return None if isinstance(error.reason, ssl.SSLError) else str(error.reason)
     except OSError as error:  # a time-out while reading is not wrapped in URLError
         return str(error)
@@ -118,7 +118,7 @@ def unreachable(url: str) -> str | None:
 
 @contextmanager
 def exit_hooks_kept() -> Iterator[None]:
-    """Takes back both hooks from wandb, which would print each traceback a second time."""
+    """Restore both hooks after wandb has replaced them: its hooks would print each traceback a second time."""
     kept = sys.excepthook, sys.exit
     try:
         yield

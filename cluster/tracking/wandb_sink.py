@@ -1,9 +1,9 @@
-"""Weights & Biases, held at arm's length: whatever happens to it, the trainer neither waits nor fails.
+"""Weights & Biases, isolated from the trainer: the trainer neither waits for it nor fails with it.
 
     trainer ──▶ queue (bounded) ──▶ one daemon thread ──▶ wandb ──▶ its service process ──▶ network
 
-The thread owns every wandb call, beginning with the import (seconds) and the login. The first wandb error
-turns the sink off, with one line that says why; `metrics.jsonl` still has everything.
+The thread makes every call of wandb, from the import (which takes seconds) and the login on. The first error of wandb
+turns the sink off, with one line that gives the reason; `metrics.jsonl` still has everything.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ HISTOGRAM_BINS = 32
 LOOK_FOR_STALLS_S = 5.0
 TABLE_COLUMNS = ("step", "prompt", "response", "verdict", "reward", "reason")
 
-Job = Callable[[Any], None]  # is given the wandb run
+Job = Callable[[Any], None]
+"""A function of the wandb run."""
 
 
 class WandbSink:
-    """Passes metrics, sample tables and the summary on to W&B, in order, without ever raising.
+    """Sends metrics, sample tables and the summary to W&B, in order, and never raises.
 
-    W&B appends, and cannot take back what it was told: of steps that a resumed run does again, those up to
-    `shown_step`, it keeps the first account.
+    W&B only appends. Steps that a resumed run repeats (those up to `shown_step`) are not sent again, so W&B keeps their
+    first version.
 
-    `notify` is called, mostly from the sink's thread, with the place to look at the run and with warnings.
+    `notify` is called, mostly from the sink's thread, with the address of the run's page and with warnings.
     """
 
     def __init__(
@@ -64,9 +65,9 @@ class WandbSink:
         self._stalls = StallWatch()
         self._exit_code = 1
         self.off_reason: str | None = None
-        """Why nothing is logged (any more); None while the sink works."""
+        """The reason why nothing is logged; None while the sink works."""
         self.run_id: str | None = None
-        """Kept in the run directory, so that a resumed run goes on in the same W&B page; else `resumed_id`, or new."""
+        """The id of the W&B run: that of the run directory (for a resumed run), else `resumed_id`, else a new one."""
         self._thread: threading.Thread | None = None
         if config.tracking.wandb == "disabled":
             self.off_reason = "as configured"
@@ -78,7 +79,7 @@ class WandbSink:
     def log(
         self, step: int, metrics: Mapping[str, float], distributions: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """`distributions` are shown as histograms: values by name."""
+        """Log a step. W&B shows `distributions` (values by name) as histograms."""
         row, values, now_s = {"step": step, **metrics}, dict(distributions or {}), time.monotonic()
 
         def job(run: Any) -> None:
@@ -89,27 +90,28 @@ class WandbSink:
         self._submit(job)
 
     def alert(self, alert: Alert) -> None:
-        """Mails, or whatever the person has asked W&B for."""
+        """Send an alert, which W&B forwards as the user has configured there (by mail, for example)."""
         self._submit(lambda run: run.alert(alert.title, alert.text, level="WARN"))
 
     def table(self, step: int, rows: Sequence[Sequence[Any]]) -> None:
-        """Shows sampled responses; each row has the values of `TABLE_COLUMNS`."""
+        """Log sampled responses; each row has the values of `TABLE_COLUMNS`."""
         if step > self._shown_step:
             self._submit(lambda run: _log_table(run, step, rows))
 
     def checkpoint(self, step: int, path: Path) -> None:
-        """Keeps a copy of a complete checkpoint, where that is configured."""
+        """Upload a complete checkpoint, if configured."""
         if self._config.tracking.wandb_checkpoints:
             self._submit(lambda run: self._log_checkpoint(run, step, path))
 
     def summary(self, summary: Mapping[str, Any]) -> None:
+        """Log the summary of the run."""
         self._submit(lambda run: run.summary.update(dict(summary)))
 
     def close(self, *, finished: bool) -> None:
-        """Hands over what is queued and ends the W&B run, as failed unless `finished`.
+        """Send what is queued and end the W&B run, as failed unless `finished`.
 
-        Takes at most about `finish_timeout_s`; then wandb's process is killed. What was not uploaded by then
-        is in the run directory, for `wandb sync`.
+        After about `finish_timeout_s` wandb's process is killed. Data that was not uploaded by then is in the run
+        directory, for `wandb sync`.
         """
         if self._thread is None:
             return
@@ -118,7 +120,7 @@ class WandbSink:
         self._thread.join(self._finish_timeout_s)
         if self._thread.is_alive():
             self._turn_off(f"it did not finish within {self._finish_timeout_s:g} s")
-            for _ in range(10):  # it may just be starting its process, or a second one
+            for _ in range(10):  # the thread may be starting wandb's process, or a second one
                 wandb_process.kill()
                 self._thread.join(0.5)
         self._thread = None
@@ -131,12 +133,14 @@ class WandbSink:
             return
         self._dropped += 1
         if self._dropped == 1:
-            self._notify(f"W&B does not keep up ({QUEUE_LIMIT} entries wait): leaving out what comes now")
+            self._notify(
+                f"W&B does not keep up ({QUEUE_LIMIT} entries are queued): further entries are dropped"
+            )
 
     def _turn_off(self, reason: str) -> None:
         if self.off_reason is None:
             self.off_reason = reason
-            self._notify(f"W&B is off: {reason}. metrics.jsonl goes on.")
+            self._notify(f"W&B is off: {reason}. metrics.jsonl has all metrics.")
 
     def _work(self) -> None:
         try:
@@ -146,13 +150,13 @@ class WandbSink:
             while (job := self._next_job(run)) is not None:
                 job(run)
             run.finish(exit_code=self._exit_code)
-        except Exception as error:  # wandb's own, OSError, ValueError, ...: the run must not die of any
+        except Exception as error:  # wandb's own errors, OSError, ValueError, ...: none may end the run
             self._turn_off(_one_line(error))
         finally:
             self._tear_down()
 
     def _next_job(self, run: Any) -> Job | None:
-        """Meanwhile it looks whether steps still come."""
+        """Return the next job; None ends the thread. While waiting, check that steps still come."""
         while True:
             try:
                 return self._jobs.get(timeout=LOOK_FOR_STALLS_S)
@@ -162,7 +166,7 @@ class WandbSink:
                     run.alert(alert.title, alert.text, level="WARN")
 
     def _start(self) -> Any | None:
-        """The running wandb run, or None when there is to be none."""
+        """Start wandb and return its run; None if W&B is switched off."""
         from cluster.tracking import wandb_process
 
         wanted = self._config.tracking.wandb
@@ -177,7 +181,7 @@ class WandbSink:
                 return self._init("online", "")
             except Exception as error:
                 why = _one_line(error)
-                # The failed run still holds its id in wandb's service process: take a new process.
+                # wandb's service process keeps the id of the failed run: start a new process.
                 self._tear_down()
                 wandb_process.set_up(
                     "offline", self._run_directory.wandb, self._init_timeout_s, self._finish_timeout_s
@@ -188,7 +192,7 @@ class WandbSink:
         import wandb
 
         if self.off_reason is not None:
-            raise TimeoutError(self.off_reason)  # `close` gave up on us meanwhile
+            raise TimeoutError(self.off_reason)  # `close` has stopped waiting for this thread
         tracking = self._config.tracking
         self._keep_id()
         run = wandb.init(
@@ -201,7 +205,7 @@ class WandbSink:
             id=self.run_id,
             resume="allow",
             config={**self._config.model_dump(mode="json"), "code_version": code_version()},
-            allow_val_change=True,  # a resumed run may be told something else
+            allow_val_change=True,  # a resumed run may have changed settings
         )
         _define_metrics(run)
         if mode == "online":
@@ -215,10 +219,10 @@ class WandbSink:
 
         artifact = wandb.Artifact(f"{run.id}-checkpoint", type="checkpoint", metadata={"step": step})
         try:
-            artifact.add_dir(str(path))  # copies it
+            artifact.add_dir(str(path))  # copies the files
         except (OSError, ValueError) as error:
-            # By now there may be so many newer ones that it has been deleted.
-            self._notify(f"W&B has no checkpoint of step {step}: {_one_line(error)}")
+            # It may have been deleted already, after newer checkpoints.
+            self._notify(f"the checkpoint of step {step} was not uploaded to W&B: {_one_line(error)}")
         else:
             run.log_artifact(artifact, aliases=[f"step-{step}"])
 
@@ -234,17 +238,17 @@ class WandbSink:
         file.write_text(f"{self.run_id}\n", encoding="utf-8")
 
     def _tear_down(self) -> None:
-        """Ends wandb's service process here, so that wandb's own exit hook finds nothing to wait for."""
+        """End wandb's service process, so that wandb's own exit hook does not wait for it."""
         try:
             import wandb
 
             wandb.teardown()
-        except (Exception, SystemExit) as error:  # SystemExit: how wandb says that its process was killed
+        except (Exception, SystemExit) as error:  # wandb raises SystemExit if its process was killed
             self._turn_off(_one_line(error))
 
 
 def _define_metrics(run: Any) -> None:
-    """The step is the axis; what is worth it is summed up; what no chart shows is not in the way."""
+    """Define the step as x-axis, the summaries of the catalogue, and metrics without a chart as hidden."""
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
     for key, metric in METRICS.items():

@@ -101,11 +101,11 @@ def test_a_typical_step_is_shown_whole_at_80_columns() -> None:
     for step in range(438):
         view = view.after(step, {"eval/pass_at_1": 0.1} if step == 0 else TYPICAL)
     text = "\n".join(rendered(view))
-    assert "…" not in text  # nothing was cut off
+    assert "…" not in text  # nothing was cut
     for said in (
         "step 437/1000", "44 %", "2 h 27 min left", "0.100 → 0.410 ± 0.021",
-        "0.381", "right 36 %", "α 0.42", "A<0 62 %",
-        "1128 ± 343", "staleness 0.43, max 1", "rollout 12.3k", "learner 4.57k", "16 s", "█rollout 46%",
+        "0.381", "correct 36 %", "σ=0 25 %", "α 0.42", "A<0 62 %",
+        "1128 ± 343", "staleness  0.43, max 1", "rollout 12.3k", "learner 4.57k", "16 s", "█rollout 46%",
         "15/16 healthy",
     ):  # fmt: skip
         assert said in text

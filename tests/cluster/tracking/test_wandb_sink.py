@@ -51,7 +51,7 @@ for part in range(runs):  # the second is a resumed run, which knows the page fr
     known_id = sink.run_id
     for step in range(2):
         sink.log(2 * part + step, {"reward/mean": 0.125 + part, "eval/pass_at_1": float("nan")},
-                 {"lengths": np.array([3, 4, 4, 9]), "advantages": np.array([])})
+                 {"response_length": np.array([3, 4, 4, 9]), "advantages": np.array([])})
     sink.alert(Alert("Worker churn", "step 1: two were lost"))
     weights = Path(directory, f"checkpoint_{part}", "weights")
     weights.parent.mkdir()
@@ -215,7 +215,7 @@ def test_checkpoints_are_kept_as_versions_of_one_artifact(offline: tuple[str, li
         assert set(artifact.aliases) == {"latest", f"step-{part}"}
         (entry,) = artifact.manifest.contents
         assert (entry.path, Path(entry.local_path).read_text()) == ("weights", f"those of {part}")
-    assert offline[0].count("W&B has no checkpoint of step 9") == 2
+    assert offline[0].count("the checkpoint of step 9 was not uploaded to W&B") == 2
 
 
 def test_nothing_is_left_in_the_home_directory(offline: tuple[str, list[list[Any]]]) -> None:
@@ -236,7 +236,7 @@ def test_only_our_lines_are_printed(offline: tuple[str, list[list[Any]]]) -> Non
     lines = offline[0].splitlines()
     assert [line.split(":")[0] for line in lines] == [
         "W&B is offline",
-        "W&B has no checkpoint of step 9",
+        "the checkpoint of step 9 was not uploaded to W&B",
         "off",
     ] * 2
 
@@ -288,7 +288,7 @@ def test_a_hanging_server_cannot_hold_the_run(tmp_path: Path, hanging_server: st
     assert "off: None" in output
     output = finish(killed, 40)
     assert output.splitlines() == [
-        "W&B is off: it did not finish within 5 s. metrics.jsonl goes on.",
+        "W&B is off: it did not finish within 5 s. metrics.jsonl has all metrics.",
         "off: it did not finish within 5 s",
     ]
 
@@ -349,7 +349,7 @@ def test_the_first_error_turns_it_off_with_one_warning(
     assert run.calls == calls
     reason = None if failing == "none" else "ConnectionResetError: peer is gone for good"
     assert sink.off_reason == reason
-    assert told == ([] if reason is None else [f"W&B is off: {reason}. metrics.jsonl goes on."])
+    assert told == ([] if reason is None else [f"W&B is off: {reason}. metrics.jsonl has all metrics."])
 
 
 def test_the_trainer_does_not_wait_for_a_slow_start(
