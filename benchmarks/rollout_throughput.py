@@ -1,14 +1,16 @@
-"""Sampling through the whole path against vLLM alone: the same prompts, seeds and engine options, on one thread each.
+"""Compare sampling through the whole rollout path with vLLM alone.
 
-    offline      `LLM.generate`, all prompts at once
-    whole path   a rollout worker that is fed prompts, reward actors that judge each response, the work buffer
+Both use the same prompts, seeds and engine options, on one thread each:
 
-A turn of either samples the same responses. What takes longer is what is ours: Ray's calls, verdicts, accounting.
+    offline      `LLM.generate` with all prompts at once
+    whole path   a rollout worker that leases prompts from the work buffer, and reward actors that score each response
+
+Both sample the same responses. The difference in time is the cost of our own work: Ray calls, verdicts, accounting.
 
     python benchmarks/rollout_throughput.py                  # 6 minutes on two cores
     python benchmarks/rollout_throughput.py --cases tiny
 
-Target: offline / whole path ≥ 0.95. Both engines are up at the same time; who is not asked waits.
+Target: offline / whole path ≥ 0.95. Both engines run at the same time; the one that is not measured is idle.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import SMOLLM2, STARTER, TINY, Case
 from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn, write_cases
+from cluster.core.actor import Actor
 from cluster.core.config import RunConfig
 from cluster.core.types import Prompt
 from rollout.engine.vllm_args import EngineOptions, vllm_arguments
@@ -37,7 +40,7 @@ OFFLINE, WHOLE_PATH = "offline", "whole path"
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is sampled in a turn, with which model."""
+    """The model, and the amount of work of one measurement."""
 
     model: Any
     style: str
@@ -57,7 +60,7 @@ SMOKE = Sizes(TINY, "compact", 4, 2, 8, 64, 8, 1)
 
 
 class OfflineEngine:
-    """vLLM as it is driven without us."""
+    """vLLM's offline engine, used directly."""
 
     def __init__(self, options: EngineOptions) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -66,10 +69,10 @@ class OfflineEngine:
         self._llm = LLM(**vllm_arguments(options))
 
     def generate(self, prompts: Sequence[Prompt]) -> int:
-        """The number of tokens that were sampled."""
+        """Sample all responses. Returns the number of sampled tokens."""
         from vllm import SamplingParams
 
-        asked = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
+        inputs = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
         parameters = [
             SamplingParams(
                 n=prompt.sampling.responses,
@@ -82,7 +85,7 @@ class OfflineEngine:
             )
             for prompt in prompts
         ]
-        outputs = self._llm.generate(asked, parameters, use_tqdm=False)
+        outputs = self._llm.generate(inputs, parameters, use_tqdm=False)
         return sum(len(one.token_ids) for output in outputs for one in output.outputs)
 
 
@@ -132,22 +135,23 @@ def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
         rewards = await stack.enter_async_context(graph.rewards())
         fleet = await stack.enter_async_context(graph.fleet(rewards, print))
         fleet.serve_as_loaded()
-        offline = (
+        handle = (
             ray.remote(OfflineEngine)
             .options(num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)})
             .remote(engine_options(config, model))
         )
+        engine: Actor[OfflineEngine] = Actor(handle)
 
         async def whole_path() -> None:
             before = fleet.sampled_tokens
             await fleet.sample(prompts)
             tokens[WHOLE_PATH] = fleet.sampled_tokens - before
 
-        async def alone() -> None:
-            tokens[OFFLINE] = await offline.generate.remote(prompts)
+        async def offline() -> None:
+            tokens[OFFLINE] = await engine.call(OfflineEngine.generate, prompts)
 
-        ways = {OFFLINE: alone, WHOLE_PATH: whole_path}
-        for way in ways.values():  # what is done once
+        ways = {OFFLINE: offline, WHOLE_PATH: whole_path}
+        for way in ways.values():  # the first call of each does work that is done only once
             await way()
         return ways
 
@@ -175,9 +179,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--repeats", type=int, help="of each way; default: by case")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it works")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/rollout_throughput.json")
+    parser.add_argument("--repeats", type=int, help="measurements of each way (default: depends on the case)")
+    parser.add_argument(
+        "--smoke", action="store_true", help="run tiny sizes to check that the benchmark works"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="report file (default: benchmarks/results/rollout_throughput.json)"
+    )
     arguments = parser.parse_args()
 
     import ray

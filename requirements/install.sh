@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Make an environment and install a platform's lock file and the project itself into it.
+# Create an environment and install the lock file of a platform and the project itself into it.
 #
-#   requirements/install.sh VENV [cpu|gpu]     without a platform: the environment and uv alone
+#   requirements/install.sh VENV [cpu|gpu]     without a platform: create the environment and install uv only
 #
-# pip is used where a machine's own settings matter (torch's CPU build may be a local file); uv does the rest, in
-# half a minute instead of three. PYTHON names the interpreter; else the first fitting one is taken.
+# pip is used where the settings of the machine matter (the CPU build of torch may be a local file). uv installs the
+# other packages, in half a minute instead of three. PYTHON names the interpreter; the default is the first one that fits.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,7 +15,7 @@ python=$venv/bin/python
 
 say() { echo "==> $*"; }
 fail() {
-    printf 'set-up: %s\n' "$@" >&2
+    printf 'setup: %s\n' "$@" >&2
     exit 1
 }
 
@@ -33,26 +33,28 @@ find_python() {
 
 check_machine() {
     [ "$(uname -sm)" = "Linux x86_64" ] ||
-        fail "the lock files are for Linux on x86_64, and this is $(uname -sm)."
+        fail "the lock files are for Linux on x86_64, but this machine runs $(uname -sm)."
     command -v "${CXX:-g++}" >/dev/null ||
-        fail "no C++ compiler (${CXX:-g++}): DeepSpeed compiles an operator at its first start. On Debian: apt install g++"
+        fail "there is no C++ compiler (${CXX:-g++}), and DeepSpeed compiles an operator when it first starts." \
+            "install one (on Debian: apt install g++), or name one with CXX."
     "$1" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
-        fail "$1 has no headers, which DeepSpeed compiles against. On Debian: apt install python3-dev"
+        fail "the headers of $1 are missing, and DeepSpeed compiles against them." \
+            "install them (on Debian: apt install python3-dev)."
 }
 
 make_environment() {
     local base
     base=$(find_python) ||
         fail "${PYTHON:-python3} is not Python 3.11 or 3.12 with its venv module." \
-            "install one (on Debian: apt install python3 python3-venv), or name one: make setup PYTHON=/where/it/is"
+            "install one (on Debian: apt install python3 python3-venv), or name one: make setup PYTHON=/path/to/python3"
     check_machine "$base"
-    say "making $venv with $("$base" --version)"
+    say "creating $venv with $("$base" --version)"
     "$base" -m venv "$venv"
     "$python" -m pip install -qq --no-deps "$uv_pin"
 }
 
-# The CPU build of torch is not on PyPI. It is asked for where pip was told to look; PyTorch's own index comes second,
-# and for torch alone, because pip retries an index that it cannot reach for minutes per package.
+# The CPU build of torch is not on PyPI. pip's configured sources are tried first. PyTorch's index comes second and is
+# used for torch only, because pip retries an unreachable index for minutes per package.
 install_cpu_torch() {
     local pin log=$venv/torch.log
     pin=$(grep -oE '^torch==[^ ]+' requirements/cpu.txt)
@@ -60,8 +62,8 @@ install_cpu_torch() {
     "$python" -m pip install --no-deps --no-compile "$pin" >"$log" 2>&1 ||
         "$venv/bin/uv" pip install --python "$python" --no-deps --torch-backend cpu "$pin" >>"$log" 2>&1 || {
         cat "$log" >&2
-        fail "$pin was found neither where pip looks nor on PyTorch's CPU index (above: what both said)." \
-            "with its wheel in a folder, PIP_FIND_LINKS=<folder> make setup takes it from there."
+        fail "$pin was not found in pip's sources or on PyTorch's CPU index (see the messages above)." \
+            "if you have its wheel in a directory, run: PIP_FIND_LINKS=<directory> make setup"
     }
 }
 
@@ -69,15 +71,15 @@ install_locked() {
     local lock=requirements/$platform.txt
     say "installing $(grep -c == "$lock") packages of $lock"
     "$venv/bin/uv" pip install -q --python "$python" --no-deps -r "$lock" || {
-        say "uv could not; trying pip, which takes a few minutes"
+        say "uv failed; trying pip, which takes a few minutes"
         "$python" -m pip install -qq --no-deps --no-compile -r "$lock"
     }
     "$python" -m pip install -qq --no-deps --no-build-isolation -e .
 }
 
-# Also does what the first start of an engine would otherwise wait for: the bytecode of what every process of a run
-# loads and, on CPU, DeepSpeed's operator compiled and vLLM's look into the model class, both kept in ~/.cache. Two
-# processes, for two cores.
+# This also does work that would otherwise delay the first start of an engine: it compiles the bytecode of the modules
+# that every process of a run loads. On CPU it also compiles DeepSpeed's operator and lets vLLM inspect the model class;
+# both results are cached in ~/.cache. It uses two processes, for two cores.
 check_imports() {
     local log=$venv/import.log half
     local vllm='from vllm import AsyncEngineArgs'
@@ -88,14 +90,14 @@ check_imports() {
         others+='; from deepspeed.comm.torch import build_shm_op; build_shm_op()'
         export DS_ACCELERATOR=cpu
     fi
-    say "checking that the engines import, and preparing their first start"
+    say "checking that the engines can be imported, and preparing their first start"
     timeout 300 "$python" -c "$vllm" >"$log" 2>&1 &
     half=$!
     if ! PATH="$(cd "$venv/bin" && pwd):$PATH" timeout 300 "$python" -c "$others" >>"$log" 2>&1 || ! wait "$half"; then
         wait
         cat "$log" >&2
-        fail "what was installed does not import within 300 s (above)." \
-            "if an earlier set-up or run was killed while DeepSpeed compiled: rm -r ~/.cache/torch_extensions"
+        fail "the installed packages could not be imported within 300 s (see the messages above)." \
+            "if an earlier setup or run was killed while DeepSpeed compiled, run: rm -r ~/.cache/torch_extensions"
     fi
 }
 
@@ -104,7 +106,7 @@ check_imports() {
 for other in "$venv"/.ready-*; do
     case $other in
     *"/.ready-*" | *"/.ready-$platform"*) ;;
-    *) fail "$venv holds the packages of another platform: name a second one with VENV=..., or make clean." ;;
+    *) fail "$venv has the packages of another platform: choose another directory with VENV=..., or run: make clean" ;;
     esac
 done
 [ "$platform" != cpu ] || install_cpu_torch

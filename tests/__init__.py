@@ -1,4 +1,4 @@
-"""Tests are named after the laws that they check. Those with a law for many inputs draw them with hypothesis."""
+"""Each test is named after the property that it checks. Properties of many inputs are tested with hypothesis."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ from hypothesis import settings
 
 PROJECT = Path(__file__).parents[1]
 
-# No deadlines: how long an example takes says how busy the machine is, not whether the law holds.
+# No deadlines: the duration of an example depends on the load of the machine, not on the property.
 settings.register_profile("laws", deadline=None, max_examples=50)
 settings.load_profile("laws")

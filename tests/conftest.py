@@ -1,4 +1,4 @@
-"""For all tests."""
+"""Set up the environment of all tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import signal
 
 
 def pytest_configure() -> None:
-    """Ctrl-C can be tested wherever pytest was started: background jobs of a shell, and all that they start, would
-    ignore it."""
+    """Restore the default handler of SIGINT, so that tests of Ctrl-C work wherever pytest runs. The background jobs of
+    a shell, and the processes that they start, ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""The benchmarks still run. What they measure is not looked at: see benchmarks/results."""
+"""Every benchmark runs at tiny sizes. Its measurements are not checked here; see benchmarks/results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.report import RESULTS
 from tests import PROJECT
 
 WITH_ENGINES = ("rollout_throughput.py", "weight_publication.py", "reproducibility.py", "overlap.py")
-"""They take a minute each to start."""
+"""The benchmarks that start engines, which takes a minute for each of them."""
 
 
 def run(script: str, *options: str) -> str:
@@ -37,8 +37,8 @@ def run(script: str, *options: str) -> str:
         *(pytest.param(script, marks=pytest.mark.slow) for script in WITH_ENGINES),
     ],
 )
-def test_small_sizes_give_a_report(command: str, tmp_path: Path) -> None:
-    """Where ways are compared, the script itself has seen that they compute the same gradient."""
+def test_every_benchmark_writes_a_report_at_tiny_sizes(command: str, tmp_path: Path) -> None:
+    """Benchmarks that compare learners check on their own that all of them compute the same gradient."""
     run(*command.split(), "--smoke", "--output", str(tmp_path / "report.json"))
     cases = json.loads((tmp_path / "report.json").read_text())
     assert cases
@@ -48,7 +48,7 @@ def test_small_sizes_give_a_report(command: str, tmp_path: Path) -> None:
         assert all(ratio > 0 for ratio in case.get("ratios", {}).values())
 
 
-def test_results_that_are_kept_name_what_they_were_measured_with() -> None:
+def test_stored_results_name_the_command_and_a_clean_commit() -> None:
     files = list(RESULTS.glob("*.json"))
     assert files
     for file in files:
@@ -58,10 +58,8 @@ def test_results_that_are_kept_name_what_they_were_measured_with() -> None:
             assert not case["commit"].endswith("-dirty"), file
 
 
-def test_a_result_does_not_make_the_next_one_look_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a repository of its own: the first case's results are changed when the second is written."""
+def test_new_results_do_not_mark_the_commit_as_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The results of the first case have changed when those of the second are written."""
     results, code = tmp_path / "benchmarks" / "results", tmp_path / "code.py"
     results.mkdir(parents=True)
     kept = results / "kept.json"
@@ -78,6 +76,6 @@ def test_a_result_does_not_make_the_next_one_look_changed(
 
 
 @pytest.mark.parametrize("name", table.DOCUMENTS)
-def test_documents_show_the_results_that_are_kept(name: str) -> None:
+def test_documents_show_the_stored_results(name: str) -> None:
     _, shown, _ = table.split((table.DOCS / name).read_text(encoding="utf-8"))
-    assert shown == table.tables(RESULTS, table.DOCUMENTS[name]), "python benchmarks/table.py --write"
+    assert shown == table.tables(RESULTS, table.DOCUMENTS[name]), "run: python benchmarks/table.py --write"

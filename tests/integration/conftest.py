@@ -1,4 +1,5 @@
-"""What tests with real processes share: Ray, a tiny model that solves some puzzles, and how to train it in seconds."""
+"""Shared fixtures of the integration tests: Ray, a tiny model that solves some puzzles, and a configuration that trains
+it in seconds."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ TASK_OPTIONS = {"numbers": 2, "number_max": 6, "target_max": 40, "eval_fraction"
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """Ray on this machine, as a run starts it, for all tests of a module."""
+    """Start Ray on this machine, as a run does, for all tests of a module."""
     connect(ClusterConfig())
     yield
     ray.shutdown()
@@ -30,7 +31,7 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Right in a part of its answers, so that groups differ in reward and there is something to learn from."""
+    """Train a tiny model whose answers are correct in part, so that rewards differ within groups."""
     directory = tmp_path_factory.mktemp("models") / "tiny"
     puzzles = CountdownTask(CountdownOptions(**TASK_OPTIONS)).problems("train")
     train_starter(
@@ -50,7 +51,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def write_config(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a configuration for the tiny model; arguments like `rollout={"workers": 1}` change parts of it."""
+    """Return a function that writes a configuration for the tiny model.
+
+    Its arguments, such as `rollout={"workers": 1}`, change settings.
+    """
 
     def write(**changes: Any) -> Path:
         values: dict[str, Any] = {

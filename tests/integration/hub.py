@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine with one private model, which it shows to whoever has the token."""
+"""A Hugging Face hub on this machine with one private model, which is served to clients with the token only."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-REPOSITORY = "organisation/private"
+REPOSITORY = "organization/private"
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 CONFIG = b'{"model_type": "llama"}'
 
 
 @contextmanager
 def hub(token: str) -> Iterator[str]:
-    """Its address while the block runs."""
+    """Serve the hub while the block runs. Yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -30,12 +30,12 @@ def hub(token: str) -> Iterator[str]:
             match self.path.partition("?")[0].removeprefix("/api/models/").split("/"):
                 case _ if self.headers["Authorization"] != f"Bearer {token}":
                     status = 401
-                case ["organisation", "private"] | ["organisation", "private", "revision", _]:
-                    status, content = 200, described({"id": REPOSITORY, "sha": COMMIT, "siblings": []})
-                case ["organisation", "private", "tree", _]:
+                case ["organization", "private"] | ["organization", "private", "revision", _]:
+                    status, content = 200, encoded({"id": REPOSITORY, "sha": COMMIT, "siblings": []})
+                case ["organization", "private", "tree", _]:
                     file = {"type": "file", "oid": COMMIT, "size": len(CONFIG), "path": "config.json"}
-                    status, content = 200, described([file])
-                case ["", "organisation", "private", "resolve", _, "config.json"]:
+                    status, content = 200, encoded([file])
+                case ["", "organization", "private", "resolve", _, "config.json"]:
                     status, content = 200, CONFIG
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
@@ -56,5 +56,5 @@ def hub(token: str) -> Iterator[str]:
         server.server_close()
 
 
-def described(what: Any) -> bytes:
-    return json.dumps(what).encode()
+def encoded(value: Any) -> bytes:
+    return json.dumps(value).encode()

@@ -1,5 +1,5 @@
-"""Machines of their own on this one: network namespaces, each with an address, on one bridge. Needs the right to make
-them (root, usually)."""
+"""Simulated machines on this one: network namespaces on one bridge, each with its own address. Creating them usually
+requires root."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Self
 
 
 class NoNamespacesError(RuntimeError):
-    """This machine does not allow them; the message says what it says."""
+    """The machine does not allow network namespaces. The message contains the error of `ip`."""
 
 
 class Network:
-    """Usage:
+    """A bridge with simulated machines.
+
+    Example:
     with Network() as network:
         address = network.add("head")
         subprocess.run([*network.inside("head"), "hostname", "-I"])
@@ -26,7 +28,7 @@ class Network:
         self._bridge = f"hpo{self._number}"
         self._names: dict[str, str] = {}
         self.here = self._address(254)
-        """Of this machine itself, on the same bridge."""
+        """The address of this machine on the bridge."""
 
     def __enter__(self) -> Self:
         try:
@@ -44,7 +46,7 @@ class Network:
         self.close()
 
     def add(self, name: str) -> str:
-        """A machine; returns its address."""
+        """Add a machine and return its address."""
         number = len(self._names) + 1
         space = f"{self._bridge}-{number}"
         outside, inside = f"{self._bridge}o{number}", f"{self._bridge}i{number}"
@@ -58,7 +60,7 @@ class Network:
         return self._address(number)
 
     def inside(self, name: str) -> Sequence[str]:
-        """What to put before a command, so that it runs on that machine."""
+        """Return the words to put before a command to run it on the machine `name`."""
         return "ip", "netns", "exec", self._names[name]
 
     def close(self) -> None:
@@ -74,6 +76,6 @@ def _ip(*words: str) -> None:
     try:
         done = subprocess.run(["ip", *words], capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise NoNamespacesError("there is no `ip` here: apt-get install iproute2") from error
+        raise NoNamespacesError("the command `ip` is missing: apt-get install iproute2") from error
     if done.returncode:
         raise NoNamespacesError(f"ip {' '.join(words)}: {done.stderr.strip()}")
