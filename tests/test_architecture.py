@@ -146,7 +146,7 @@ def test_what_everybody_imports_is_light(module: str) -> None:
     [
         "rollout.fleet.buffer",
         "rollout.fleet.state",
-        "learner.objective.table",
+        "learner.objective.objectives",
         "learner.engine.statistics",
         "cluster.training.batch",
         "learner.objective.training_batch",

@@ -1,42 +1,35 @@
-"""Settings of the loss that contradict each other, or that the chosen objective would not heed. Torch-free."""
+"""Check the objective: it exists, and its settings have an effect and do not contradict each other. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Callable, Iterator
 
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
-from learner.objective.table import OBJECTIVES, adaptive, fixed
+from learner.objective.objectives import OBJECTIVES, Objective
 
 _LEAVE_OUT = "leave it out"
 
 
 def check_objective(config: RunConfig) -> Iterator[Problem]:
-    """No setting is given that would have no effect. One that has its default is as good as left out."""
+    """Report an unknown objective and settings without an effect. A setting that has its default value is treated like
+    one that is left out."""
     given = config.objective
-    objective = OBJECTIVES[given.name]
-    defaults = type(given)()
-    for clip in ("clip_low", "clip_high"):
-        if not objective.has_clip and getattr(given, clip) is not None:
-            yield Problem(f"objective.{clip}", f"{given.name} has no clip", _LEAVE_OUT)
-    if given.alpha != defaults.alpha and objective.alpha_rule is not fixed:
-        yield Problem(
-            "objective.alpha", f"{given.name} takes no fixed alpha", f"{_LEAVE_OUT}, or set name to hpo"
-        )
-    if given.alpha_min != defaults.alpha_min and objective.alpha_rule is not adaptive:
-        yield Problem(
-            "objective.alpha_min", f"{given.name} adapts no alpha", f"{_LEAVE_OUT}, or set name to a_hpo"
-        )
+    if given.name not in OBJECTIVES:
+        yield _unknown_objective(given.name)
+    else:
+        yield from _check_unused_settings(config, OBJECTIVES[given.name])
     if given.kl_estimator is not None and not given.kl_coefficient:
         yield Problem(
             "objective.kl_estimator",
-            "without objective.kl_coefficient nothing is estimated",
+            "it has no effect without objective.kl_coefficient",
             f"{_LEAVE_OUT}, or set both",
         )
     if given.importance_level is not None and given.importance_cap is None:
         yield Problem(
             "objective.importance_level",
-            "without objective.importance_cap there are no importance weights",
+            "it has no effect without objective.importance_cap",
             f"{_LEAVE_OUT}, or set both",
         )
     if given.overlong_tokens > config.rollout.max_response_tokens:
@@ -46,3 +39,38 @@ def check_objective(config: RunConfig) -> Iterator[Problem]:
             "the penalty would begin before the response does",
             f"lower it to {config.rollout.max_response_tokens} or less",
         )
+
+
+def _unknown_objective(name: str) -> Problem:
+    known = f"known objectives: {', '.join(OBJECTIVES)}"
+    near = difflib.get_close_matches(name, OBJECTIVES, n=1, cutoff=0.5)
+    return Problem(
+        "objective.name",
+        f"there is no objective {name!r}",
+        f"did you mean {near[0]}? ({known})" if near else f"choose one of the {known}",
+    )
+
+
+def _check_unused_settings(config: RunConfig, objective: Objective) -> Iterator[Problem]:
+    """Report settings that the chosen objective does not use."""
+    given = config.objective
+    defaults = type(given)()
+    for clip in ("clip_low", "clip_high"):
+        if not objective.has_clip and getattr(given, clip) is not None:
+            yield Problem(f"objective.{clip}", f"{given.name} has no clip", _LEAVE_OUT)
+    if given.alpha != defaults.alpha and not objective.uses_alpha:
+        yield Problem(
+            "objective.alpha",
+            f"{given.name} does not use a fixed alpha",
+            f"{_LEAVE_OUT}, or set name to {_names(lambda known: known.uses_alpha)}",
+        )
+    if given.alpha_min != defaults.alpha_min and not objective.uses_alpha_min:
+        yield Problem(
+            "objective.alpha_min",
+            f"{given.name} does not adapt alpha",
+            f"{_LEAVE_OUT}, or set name to {_names(lambda known: known.uses_alpha_min)}",
+        )
+
+
+def _names(uses: Callable[[Objective], bool]) -> str:
+    return " or ".join(name for name, objective in OBJECTIVES.items() if uses(objective))

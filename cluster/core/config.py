@@ -16,7 +16,6 @@ Seconds = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Room = Literal["rollout", "learner", "reward"]
 OnNewWeights = Literal["continue", "finish", "restart"]
-ObjectiveName = Literal["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo", "hpo", "a_hpo"]
 
 
 def _switch(value: Any) -> Any:
@@ -128,7 +127,7 @@ class ObjectiveConfig(Section):
     """The loss. Formulas, defaults and sources: `docs/objectives.md`. A setting that is null has its objective's
     default."""
 
-    name: ObjectiveName = "a_hpo"
+    name: str = "a_hpo"
     """`dapo` is its loss; what else belongs to it is rollout.dynamic_sampling_limit and overlong_tokens."""
     alpha: Fraction = 1.0
     """`hpo` only: weight of negative advantages. 1 is token-mean aggregation, 0 learns from right answers alone."""

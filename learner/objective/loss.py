@@ -1,13 +1,15 @@
-"""The loss of one micro-batch: the objective's surrogate, and what can be added to any of them. Pure torch functions.
+"""The loss of one micro-batch: the objective's surrogate and the optional terms. Pure torch functions.
 
     L(θ) = − Σ_i scale_i Σ_t [ v_it surrogate_it − β KL_it + c H_it ]
 
-    v    detached weight min(π_old / μ, cap), for a sampler μ that is not the policy π_old that the batch begins with
+    v    the detached weight min(π_old / μ, cap), for a sampler μ that differs from the policy π_old that the batch
+         begins with
     KL   an estimate of the divergence of π_θ from the reference, times β = objective.kl_coefficient
     H    the entropy of π_θ, times c = objective.entropy_coefficient
 
-A scalar to be summed over micro-batches and ranks: `scale_i` is the batch's denominator (see `training_batch.py`). A
-token's divergence and entropy weigh what its surrogate does. What is off is not computed.
+The loss is a scalar to be summed over micro-batches and ranks: `scale_i` holds the whole batch's denominator (see
+`training_batch.py`). A token's divergence and entropy have the same scale as its surrogate. Terms that are switched off
+are not computed.
 """
 
 from __future__ import annotations
@@ -19,25 +21,24 @@ import torch
 from torch import Tensor
 
 from cluster.core.config import ObjectiveConfig
-from learner.objective.surrogates import SURROGATES, Tokens
-from learner.objective.table import resolve
+from learner.objective.objectives import Tokens, resolve
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyLogprobs:
-    """Log-probabilities of the same response tokens under all the policies there are, [B, T]."""
+    """The log-probabilities of the same response tokens under each policy, [B, T]."""
 
     new_BT: Tensor
-    """Of π_θ, with gradient."""
+    """The trained policy π_θ, with gradient."""
     old_BT: Tensor
-    """Of π_old, the learner's policy when it began with the batch."""
+    """π_old, the learner's policy at the beginning of the batch."""
     sampler_BT: Tensor
-    """Of μ, what the tokens were sampled from, as the sampler says. NaN or infinite where it does not."""
+    """μ, the sampler's distribution, as reported by the sampler; NaN or infinite where it reported nothing."""
     reference_BT: Tensor | None = None
-    """Of the frozen reference; None without a KL term."""
+    """The frozen reference; None without a KL term."""
 
     def masked(self, mask_BT: Tensor) -> PolicyLogprobs:
-        """Zeros in the padding, which may hold anything: 0 × inf is not 0."""
+        """Return a copy with zeros in the padding, which may hold anything: 0 × inf is not 0."""
         reference_BT = self.reference_BT
         return PolicyLogprobs(
             new_BT=torch.where(mask_BT, self.new_BT, 0.0),
@@ -49,10 +50,12 @@ class PolicyLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class PolicyLoss:
+    """The loss of one micro-batch and the statistics of its tokens."""
+
     loss: Tensor
     """A scalar, with gradient."""
     statistics: dict[str, float]
-    """Sums over the tokens that count, and extremes (`min_…`, `max_…`), for `learner.engine.statistics.merge`."""
+    """Sums and extremes (`min_…`, `max_…`) over the counted tokens, for `learner.engine.statistics.merge`."""
 
 
 def policy_loss(
@@ -63,16 +66,16 @@ def policy_loss(
     scales_B: Tensor,
     mask_BT: Tensor,
 ) -> PolicyLoss:
-    """The loss and what there is to say of it.
+    """Compute the loss and its statistics.
 
-    A token whose sampler did not say how likely it was is left out of everything.
+    A token without a log-probability from the sampler is left out of both.
 
     Args:
-        config: which objective, and its options.
-        logprobs: of the response tokens, under all policies.
-        entropy_BT: of π_θ at each response token; with gradient if it has a weight.
+        config: the objective and its options.
+        logprobs: the log-probabilities of the response tokens under all policies.
+        entropy_BT: the entropy of π_θ at each response token; with gradient if it has a coefficient.
         advantages_B: w_i A_i.
-        scales_B: weight of each token of response i. Where it is 0 the tokens are not counted either.
+        scales_B: the factor of each token of response i. The tokens of a response with scale 0 are not counted.
         mask_BT: True on response tokens.
     """
     objective = resolve(config)
@@ -80,7 +83,7 @@ def policy_loss(
     logprobs = logprobs.masked(mask_BT)
     entropy_BT = torch.where(mask_BT, entropy_BT, 0.0)
     tokens = Tokens(logprobs.new_BT, logprobs.new_BT - logprobs.old_BT, advantages_B[:, None], mask_BT)
-    surrogate = SURROGATES[objective.surrogate](tokens, objective.clip_low, objective.clip_high)
+    surrogate = objective.surrogate(tokens, objective.clip_low, objective.clip_high)
 
     values_BT = surrogate.values_BT
     by_token = {
@@ -98,7 +101,7 @@ def policy_loss(
         by_token["importance_weight"] = weights_BT
         by_token["capped"] = weights_BT == config.importance_cap
     if config.kl_coefficient:
-        assert logprobs.reference_BT is not None, "a divergence is from something"
+        assert logprobs.reference_BT is not None, "a KL term needs the reference's log-probabilities"
         kl_BT = kl_estimate(logprobs.new_BT, logprobs.reference_BT, config.kl_estimator or "k3")
         values_BT = values_BT - config.kl_coefficient * kl_BT
         by_token["kl_to_reference"] = kl_BT
@@ -106,24 +109,26 @@ def policy_loss(
         values_BT = values_BT + config.entropy_coefficient * entropy_BT
     loss = -(scales_B[:, None] * values_BT * mask_BT).sum()
 
-    counted_BT = mask_BT & (scales_B[:, None] != 0)  # not the empty micro-batch's token
+    counted_BT = mask_BT & (scales_B[:, None] != 0)  # the empty micro-batch's token has scale 0
     return PolicyLoss(loss, {"loss": loss.item()} | _statistics(by_token, counted_BT))
 
 
 @torch.no_grad()
 def _statistics(by_token: dict[str, Tensor], counted_BT: Tensor) -> dict[str, float]:
-    """Sums over the tokens that count, and extremes; those of no token at all are infinite."""
+    """Return sums and extremes over the counted tokens; without any token the extremes are infinite."""
     found = {name: (values_BT * counted_BT).sum() for name, values_BT in by_token.items()} | {
         "max_logprob_gap": torch.where(counted_BT, by_token["logprob_gap"], -torch.inf).max(),
         "min_ratio": torch.where(counted_BT, by_token["ratio"], torch.inf).min(),
         "max_ratio": torch.where(counted_BT, by_token["ratio"], -torch.inf).max(),
     }
-    values = torch.stack([value.double() for value in found.values()]).tolist()  # one wait for the device
+    values = torch.stack(
+        [value.double() for value in found.values()]
+    ).tolist()  # one synchronization with the device
     return dict(zip(found, values, strict=True))
 
 
 def importance_weights(logprobs: PolicyLogprobs, cap: float, level: Literal["token", "sequence"]) -> Tensor:
-    """min(π_old / μ, cap), detached: of each token [B, T], or of each whole response [B, 1]."""
+    """Return min(π_old / μ, cap), detached: one weight per token [B, T], or one per response [B, 1]."""
     log_ratio_BT = logprobs.old_BT - logprobs.sampler_BT
     if level == "sequence":
         log_ratio_BT = log_ratio_BT.sum(dim=1, keepdim=True)
@@ -131,9 +136,10 @@ def importance_weights(logprobs: PolicyLogprobs, cap: float, level: Literal["tok
 
 
 def kl_estimate(logprobs_BT: Tensor, reference_BT: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
-    """Per token, what in mean over samples of the first policy is (k2: nearly) its divergence from the second.
+    """Return an estimate per token of the divergence of the first policy from the second.
 
-    With d = log π_ref − log π: k1 = −d, k2 = d² / 2, k3 = e^d − d − 1 (Schulman, "Approximating KL Divergence", 2020).
+    Its mean over samples of the first policy is the divergence (k2: approximately). With d = log π_ref − log π:
+    k1 = −d, k2 = d² / 2, k3 = e^d − d − 1 (Schulman, "Approximating KL Divergence", 2020).
     """
     d_BT = reference_BT - logprobs_BT
     if estimator == "k1":

@@ -1,9 +1,8 @@
-"""The batch is weighed once, globally, before it is split: advantages, α and denominators become two numbers per
-response.
+"""Build the training batch: advantages, α and denominators become two numbers per response.
 
-After this, learner ranks only sum `scale_i × Σ_t surrogate(ratio_it, advantage_i)`, with what the options add to each
-token. Nothing in a rank depends on how many ranks there are or how the batch was cut into micro-batches, so neither
-does the loss. Pure numpy.
+This is done once for the whole optimizer batch, before it is split over the learner ranks. After this, a rank only
+sums `scale_i × Σ_t surrogate(ratio_it, advantage_i)` and the optional terms of each token. Nothing in a rank depends on
+the number of ranks or on how the batch is cut into micro-batches, so neither does the loss. Pure numpy.
 """
 
 from __future__ import annotations
@@ -15,21 +14,22 @@ import numpy as np
 from cluster.core.config import ObjectiveConfig
 from cluster.core.types import ScoredGroup, TrainingBatch, TrainingSample
 from learner.objective.advantages import group_advantages, hysteretic, overlong_penalties, sign_fractions
-from learner.objective.table import resolve
+from learner.objective.objectives import resolve
 
 
 def build_training_batch(
     groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_tokens: int
 ) -> TrainingBatch:
-    """Turn the scored groups of one optimizer batch, all with G responses, into weighed samples.
+    """Turn the scored groups of one optimizer batch, all with G responses, into training samples and metrics.
 
-    With `mask_truncated`, responses that were cut off count in their group's mean and deviation, and in N, but not in
-    the sums over tokens (all as in TRL); nor on either side for α, since they push neither way (ours).
+    With `mask_truncated`, truncated responses count in their group's mean and standard deviation, and in N, but not in
+    the sums over tokens (all as in TRL). They count as neither positive nor negative for α, since they have no gradient
+    (ours).
 
     Args:
-        groups: as they were sampled.
-        config: which objective, and its options.
-        max_response_tokens: the limit under which they were sampled.
+        groups: the groups as they were sampled.
+        config: the objective and its options.
+        max_response_tokens: the length limit under which the responses were sampled.
     """
     objective = resolve(config)
     rewards = np.array([[verdict.reward for verdict in group.verdicts] for group in groups])
@@ -44,13 +44,13 @@ def build_training_batch(
 
     penalties = overlong_penalties(lengths, max_response_tokens, config.overlong_tokens)
     in_group = group_advantages(rewards + penalties, valid, objective.advantage_scaling)
-    plain = np.where(masked, 0.0, in_group)
-    shares = sign_fractions(plain)
-    alpha = objective.alpha_rule(shares, config)
-    advantages = hysteretic(plain, alpha)
+    unweighted = np.where(masked, 0.0, in_group)
+    fractions = sign_fractions(unweighted)
+    alpha = objective.alpha_rule(fractions, config)
+    advantages = hysteretic(unweighted, alpha)
     scales = objective.scale_rule(np.where(masked, 0, lengths), max_response_tokens)
     acts_on_all = bool(config.kl_coefficient) or config.entropy_coefficient > 0
-    learned_from = ~masked if acts_on_all else advantages != 0
+    trained_on = ~masked if acts_on_all else advantages != 0
 
     prompts = [np.asarray(group.prompt.token_ids, dtype=np.int64) for group in groups]
     samples = tuple(
@@ -63,12 +63,12 @@ def build_training_batch(
         )
         for p, group in enumerate(groups)
         for g, response in enumerate(group.responses)
-        if learned_from[p, g]
+        if trained_on[p, g]
     )
     metrics = {
         "objective/alpha": alpha,
-        "objective/positive_fraction": shares.positive,
-        "objective/negative_fraction": shares.negative,
+        "objective/positive_fraction": fractions.positive,
+        "objective/negative_fraction": fractions.negative,
         "objective/advantage_mass_positive": float(advantages[advantages > 0].sum() / advantages.size),
         "objective/advantage_mass_negative": float(-advantages[advantages < 0].sum() / advantages.size),
         "reward/zero_variance_fraction": float((in_group == 0).all(axis=1).mean()),

@@ -32,7 +32,7 @@ class Drawn:
     entropy: Tensor
     advantage: float
     """(R − mean) / (std + 1e-4) of its group."""
-    centred: float
+    centered: float
     """R − mean of its group."""
 
     def __len__(self) -> int:
@@ -119,8 +119,8 @@ class DrawnBatch:
         found = []
         for group in self.groups:
             rewards = torch.tensor([verdict.reward for verdict in group.verdicts], dtype=torch.float64)
-            centred = rewards - rewards.mean()
-            for response, value in zip(group.responses, centred.tolist(), strict=True):
+            centered = rewards - rewards.mean()
+            for response, value in zip(group.responses, centered.tolist(), strict=True):
                 i = int(response.token_ids[0])
                 advantage = value / (rewards.std().item() + 1e-4)
                 policies = (self.new[i], self.old[i], self.sampler[i], self.reference[i], self.entropy[i])

@@ -18,6 +18,7 @@ from cluster.configuration.preflight import preflight
 from cluster.core.config import RunConfig, Section
 from cluster.core.problem import Problem
 from cluster.run_state.run_directory import differences
+from learner.objective.objectives import resolve
 
 Name = Annotated[str, Field(max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Seed = Annotated[int, Field(ge=0, strict=True)]
@@ -210,7 +211,7 @@ def same_gradient(comparison: Comparison) -> list[str]:
         run.variant
         for run in comparison.runs
         if run.seed == comparison.seeds[0]
-        and run.config.objective.name in ("grpo", "gspo", "sapo")
+        and resolve(run.config.objective).is_grpo_on_policy
         and run.config.rollout.max_staleness == 0
         and run.config.optimizer_steps_per_batch == 1
     ]

@@ -132,7 +132,7 @@ def test_a_misspelt_section_is_recognised() -> None:
         ("rollout.temperature", 0, "greater than 0"),
         ("learner.max_logprob_gap", float("nan"), "greater than 0"),
         ("objective.alpha", 1.5, "less than or equal to 1"),
-        ("objective.name", "ppo", "'grpo', 'dr_grpo', 'dapo', 'gspo', 'sapo', 'cispo', 'hpo' or 'a_hpo'"),
+        ("learner.lr_schedule", "step", "'constant', 'linear' or 'cosine'"),
         ("objective.importance_cap", "much", "number"),
         ("name", "../other", "pattern"),
         ("tracking.wandb_tags", ["a", ["b"]], "string"),
@@ -147,10 +147,16 @@ def test_an_impossible_value_is_named_with_what_would_do(setting: str, value: An
 
 
 @pytest.mark.parametrize(
-    ("misspelt", "meant"), [("gpso", "gspo"), ("drgrpo", "dr_grpo"), ("ahpo", "a_hpo"), ("Sapo", "sapo")]
+    ("setting", "misspelt", "meant"),
+    [
+        ("learner.lr_schedule", "cosin", "cosine"),
+        ("learner.lr_schedule", "Linear", "linear"),
+        ("rollout.on_new_weights", "finsih", "finish"),
+        ("objective.advantage_scaling", "bacth", "batch"),
+    ],
 )
-def test_a_misspelt_choice_is_recognised(misspelt: str, meant: str) -> None:
-    assert only_problem("objective.name", misspelt).fix.startswith(f"did you mean {meant}? ")
+def test_a_misspelt_choice_is_recognised(setting: str, misspelt: str, meant: str) -> None:
+    assert only_problem(setting, misspelt).fix.startswith(f"did you mean {meant}? ")
 
 
 @pytest.mark.parametrize(

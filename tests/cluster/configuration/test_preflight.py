@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -21,9 +21,10 @@ from cluster.configuration.preflight import (
     preflight,
     task_notes,
 )
-from cluster.core.config import ObjectiveName, RunConfig, TaskConfig
+from cluster.core.config import RunConfig, TaskConfig
 from cluster.core.problem import Problem
 from cluster.models.starter import RECIPE, prompt_tokens
+from learner.objective.objectives import OBJECTIVES
 from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 from reward.tasks.countdown.task import CountdownOptions, CountdownTask
 from reward.tasks.telelogs import prompts as telelogs_prompts
@@ -151,6 +152,22 @@ def test_a_batch_divides_into_its_mini_batches(
 
 
 @pytest.mark.parametrize(
+    ("misspelt", "meant"), [("gpso", "gspo"), ("drgrpo", "dr_grpo"), ("ahpo", "a_hpo"), ("Sapo", "sapo")]
+)
+def test_a_misspelt_objective_is_recognized(tmp_path: Path, misspelt: str, meant: str) -> None:
+    problem = only_problem(run_config(tmp_path, objective={"name": misspelt}))
+    assert problem.where == "objective.name"
+    assert problem.fix.startswith(f"did you mean {meant}? ")
+
+
+def test_an_unknown_objective_is_answered_with_all_known_names(tmp_path: Path) -> None:
+    problem = only_problem(run_config(tmp_path, objective={"name": "unheard-of"}))
+    assert problem.where == "objective.name"
+    assert "'unheard-of'" in problem.what
+    assert problem.fix.endswith("known objectives: grpo, dr_grpo, dapo, gspo, sapo, cispo, hpo, a_hpo")
+
+
+@pytest.mark.parametrize(
     ("objective", "setting"),
     [
         ({"name": "sapo", "clip_low": 0.2}, "clip_low"),
@@ -181,7 +198,7 @@ def test_a_setting_that_would_not_be_heeded_is_refused(
         {"kl_coefficient": 0.1, "kl_estimator": "k1"},
         {"importance_cap": 2, "importance_level": "sequence"},
         {"overlong_tokens": 64},
-        *({"name": name} for name in get_args(ObjectiveName)),
+        *({"name": name} for name in OBJECTIVES),
     ],
 )
 def test_settings_that_are_heeded_are_not_refused(tmp_path: Path, objective: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from learner.model.batching import EMPTY, MicroBatch, Packing, shard
 from learner.model.logprobs import TokenBatch, response_logprobs
 from learner.model.policy import prepare_policy
 from learner.objective.loss import PolicyLogprobs, policy_loss
-from learner.objective.table import OBJECTIVES
+from learner.objective.objectives import OBJECTIVES
 from learner.objective.training_batch import build_training_batch
 from tests.builders import make_group, make_prompt, make_response, tiny_llama
 

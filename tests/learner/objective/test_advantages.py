@@ -55,7 +55,7 @@ def test_advantages_sum_to_zero_in_each_group(batch: tuple[np.ndarray, np.ndarra
 
 
 @given(batches())
-def test_a_group_is_centred_and_divided_by_its_bessel_corrected_deviation(
+def test_a_group_is_centered_and_divided_by_its_bessel_corrected_deviation(
     batch: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rewards, valid = batch
@@ -131,18 +131,18 @@ def test_scaling_none_only_centres(batch: tuple[np.ndarray, np.ndarray]) -> None
 
 @given(batches())
 def test_scaling_batch_divides_all_groups_by_one_deviation(batch: tuple[np.ndarray, np.ndarray]) -> None:
-    """That of the centred rewards that vary, Bessel-corrected: groups without any variance do not shrink it."""
+    """That of the centered rewards that vary, Bessel-corrected: groups without any variance do not shrink it."""
     rewards, valid = batch
-    centred = group_advantages(rewards, valid, "none")
+    centered = group_advantages(rewards, valid, "none")
     used = [
         float(value)
-        for row, kept in zip(centred, valid, strict=True)
+        for row, kept in zip(centered, valid, strict=True)
         if (row != 0).any()
         for value in row[kept]
     ]
     deviation = math.sqrt(sum(value**2 for value in used) / (len(used) - 1)) if used else 0.0
     assert group_advantages(rewards, valid, "batch") == pytest.approx(
-        centred / (deviation + STD_EPSILON), abs=1e-9
+        centered / (deviation + STD_EPSILON), abs=1e-9
     )
 
 
@@ -219,5 +219,5 @@ def test_the_over_long_penalty_is_its_formula(max_tokens: int, penalised: int, l
     assert overlong_penalties(np.array([[length]]), max_tokens, penalised).item() == pytest.approx(expected)
 
 
-def test_without_penalised_tokens_there_is_no_penalty() -> None:
+def test_without_penalized_tokens_there_is_no_penalty() -> None:
     assert (overlong_penalties(np.array([[1, 10, 99]]), 10, 0) == 0).all()

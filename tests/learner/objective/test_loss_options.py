@@ -13,9 +13,9 @@ from torch import Tensor
 
 from cluster.core.config import ObjectiveConfig
 from learner.objective.loss import PolicyLogprobs, importance_weights, kl_estimate, policy_loss
-from learner.objective.table import OBJECTIVES
+from learner.objective.objectives import OBJECTIVES
 from tests.learner.drawn_batch import Drawn, DrawnBatch, assert_same_loss
-from tests.learner.objective.test_surrogates import clipped, count_tokens, ratios, total
+from tests.learner.objective.test_objectives import clipped, count_tokens, ratios, total
 
 SEEDS = st.integers(0, 10**6)
 

@@ -119,7 +119,7 @@ def config_of(name: str, **settings: Any) -> ObjectiveConfig:
 
 OBJECTIVES = {
     "grpo": (config_of("grpo"), {"loss_type": "grpo"}, "advantage"),
-    "dr_grpo": (config_of("dr_grpo"), {"loss_type": "dr_grpo"}, "centred"),
+    "dr_grpo": (config_of("dr_grpo"), {"loss_type": "dr_grpo"}, "centered"),
     "dapo": (config_of("dapo"), {"loss_type": "dapo", "epsilon_high": 0.28}, "advantage"),
     # Its mean over the tokens of the batch at hand, which here is the whole batch.
     "dapo as bnpo": (config_of("dapo"), {"loss_type": "bnpo", "epsilon_high": 0.28}, "advantage"),

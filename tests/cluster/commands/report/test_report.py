@@ -281,8 +281,8 @@ def test_the_command_writes_it_and_refuses_what_is_no_run(on_disk: Make, tmp_pat
 
 def test_a_broken_run_is_named(on_disk: Make) -> None:
     run = on_disk()
-    (run / "config.yaml").write_text("objective: {name: none}")
-    with pytest.raises(NotARunError, match=r"demo: .*objective.name"):
+    (run / "config.yaml").write_text("objective: {alpha: none}")
+    with pytest.raises(NotARunError, match=r"demo: .*objective.alpha"):
         read_run(run, "demo")
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cluster.core.config import ObjectiveConfig
+from cluster.configuration.objective_checks import check_objective
+from cluster.core.config import ObjectiveConfig, RunConfig
 from learner.objective.loss import PolicyLogprobs, policy_loss
-from learner.objective.table import OBJECTIVES
+from learner.objective.objectives import OBJECTIVES, Objective, Surrogate, Tokens
 from tests.learner.drawn_batch import MAX_TOKENS, Drawn, DrawnBatch, assert_same_loss
 
 SEEDS = st.integers(0, 10**6)
@@ -48,7 +50,7 @@ def grpo(batch: list[Drawn]) -> Tensor:
 
 
 def dr_grpo(batch: list[Drawn]) -> Tensor:
-    return -total([clipped(ratios(r), r.centred) for r in batch]) / (len(batch) * MAX_TOKENS)
+    return -total([clipped(ratios(r), r.centered) for r in batch]) / (len(batch) * MAX_TOKENS)
 
 
 def dapo(batch: list[Drawn], high: float = 0.28) -> Tensor:
@@ -267,3 +269,27 @@ def test_a_clipped_sequence_counts_with_all_its_tokens(
         mask,
     ).statistics
     assert (statistics["clipped_low"], statistics["clipped_high"]) == clipped
+
+
+# --- Adding an objective.
+
+
+def test_an_entry_of_the_table_is_all_that_an_objective_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is valid in a configuration, and batch and loss are its formula: REINFORCE with a constant scale."""
+
+    def log_probability(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
+        unclipped_BT = torch.zeros_like(tokens.mask_BT)
+        values_BT = tokens.advantages_B1 * tokens.logprobs_BT
+        return Surrogate(values_BT, torch.ones_like(tokens.logprobs_BT), unclipped_BT, unclipped_BT)
+
+    def one_half(lengths: np.ndarray, max_response_tokens: int) -> np.ndarray:
+        return np.full(lengths.shape, 0.5)
+
+    assert [problem.where for problem in check_objective(RunConfig(objective=config_of("mine")))] == [
+        "objective.name"
+    ]
+    monkeypatch.setitem(OBJECTIVES, "mine", Objective(log_probability, one_half, advantage_scaling="none"))
+    assert list(check_objective(RunConfig(objective=config_of("mine")))) == []
+    assert_same_loss(
+        DrawnBatch.draw(0), config_of("mine"), lambda batch: -0.5 * total([r.centered * r.new for r in batch])
+    )
