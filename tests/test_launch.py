@@ -310,7 +310,7 @@ def test_an_interrupted_fresh_run_does_not_advise_to_throw_it_away(sound: Path, 
         (["model.dtype=bfloat16"], None, "its weights are float32, and model.dtype is bfloat16: set it back"),
         (["learner.zero_stage=3"], None, "learner.zero_stage 2 and cannot be read with 3"),
         ([], ("COMPLETE", '{"format": 3, "files": {}}'), "format 3 by another version of this program"),
-        ([], ("progress.json", "{"), "no checkpoint is left to go on from"),
+        ([], ("progress.json", "{"), "no undamaged checkpoint is left"),
     ],
 )
 def test_a_checkpoint_that_the_run_cannot_go_on_from_is_one_line_and_is_left_alone(

@@ -1,4 +1,4 @@
-"""Every wait for another process has a deadline, and says what it waits for."""
+"""Deadlines for every wait for another process, with messages that name what was waited for."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 async def within(timeout_s: float, awaitable: Any, what: str) -> Any:
-    """What `awaitable` gives.
+    """Return the result of `awaitable`.
 
     Raises:
-        TimeoutError: nothing in time; names `what` was waited for.
+        TimeoutError: if there is no result in time. The message names `what` was waited for.
     """
     started = time.monotonic()
     try:

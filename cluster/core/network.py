@@ -1,4 +1,4 @@
-"""The network interface over which processes on different nodes find each other."""
+"""The network interface through which processes on different nodes communicate."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import psutil
 
 
 def use_interface_of(address: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Environment by which gloo and NCCL talk over the network interface that has `address`.
+    """Return the environment variables that make gloo and NCCL use the network interface with `address`.
 
-    Left alone, gloo takes what the host's name means, which on many systems is a loopback address that other nodes
-    cannot reach. What `environment` says already stays.
+    By default gloo uses the address of the host name, which on many systems is a loopback address that other nodes
+    cannot reach. Variables that `environment` sets already are left out.
     """
     interface = interface_of(address)
     names = () if interface is None else ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -20,7 +20,7 @@ def use_interface_of(address: str, environment: Mapping[str, str] = os.environ) 
 
 
 def interface_of(address: str) -> str | None:
-    """The name of the network interface of this machine that has `address`."""
+    """Return the name of this machine's network interface with `address`; None if there is none."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(known.address == address for known in addresses):
             return name

@@ -11,7 +11,10 @@ GIT_TIMEOUT_S = 5.0
 
 
 def code_version(root: Path = ROOT) -> str:
-    """`hpo-trainer 0.1.0 (1a2b3c4d5e6f, changed)`; without git, or outside a working copy, the version alone."""
+    """Return the version, commit and state of the code: `hpo-trainer 0.1.0 (1a2b3c4d5e6f, changed)`.
+
+    Without git, or outside a working copy, it is the version alone.
+    """
     try:
         release = f"hpo-trainer {version('hpo-trainer')}"
     except PackageNotFoundError:
@@ -24,7 +27,7 @@ def code_version(root: Path = ROOT) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git answers; None if it is not there, or does not answer."""
+    """Return git's output; None if git is missing, fails or does not answer."""
     try:
         process = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=GIT_TIMEOUT_S

@@ -1,6 +1,6 @@
-"""The few types that cross the walls between `cluster`, `rollout`, `learner` and `reward`.
+"""The data types that `cluster`, `rollout`, `learner` and `reward` exchange.
 
-Torch-free, Ray-free: everybody may import this module, and it imports nobody.
+Torch-free and Ray-free: every package may import this module, and it imports none of them.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ CategoryOf = Callable[[Any], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the responses to one prompt are drawn. Truncation (top-p, top-k) is never used: the
-    sampler's log-probabilities must be those of the distribution that was sampled from."""
+    """The parameters for sampling the responses to one prompt. Top-p and top-k are never used, because the sampler's
+    log-probabilities must be those of the distribution from which the tokens were drawn."""
 
     responses: int
     temperature: float
     max_response_tokens: int
     seed: int | None
-    """Seed of response 0; response i uses `seed + i`. None draws without a seed of its own."""
+    """The seed of response 0; response i uses `seed + i`. None samples without a fixed seed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One admission of one data-set row: rendered and tokenized once, here, and never again."""
+    """One dataset row in one epoch, rendered and tokenized once."""
 
     id: str
-    """Unique within the run: `train/<epoch>/<row>` or `eval/<row>`."""
+    """The id, unique within the run: `train/<epoch>/<row>` or `eval/<row>`."""
     text: str
     token_ids: tuple[int, ...]
     problem: Any
-    """What the task's verifier needs to judge a response (picklable, torch-free)."""
+    """The data with which the task's verifier scores a response (picklable, torch-free)."""
     sampling: Sampling
 
 
 class VersionSpan(NamedTuple):
-    """Tokens start … end - 1 of a response were sampled under weight version `version`."""
+    """The tokens start … end − 1 of a response, which were sampled with weight version `version`."""
 
     version: int
     start: int
@@ -56,8 +56,8 @@ class VersionSpan(NamedTuple):
 class Response:
     """One sampled response.
 
-    `token_ids` ends with the end-of-sequence token when `finish_reason` is "stop"; `logprobs[t]` is the
-    sampler's log-probability of `token_ids[t]` at the sampling temperature, under the weights that it was sampled with.
+    `token_ids` ends with the end-of-sequence token if `finish_reason` is "stop". `logprobs[t]` is the sampler's
+    log-probability of `token_ids[t]` at the sampling temperature, under the weights with which the token was sampled.
     """
 
     token_ids: np.ndarray  # int64 [T]
@@ -65,7 +65,7 @@ class Response:
     text: str
     finish_reason: FinishReason
     version_spans: tuple[VersionSpan, ...]
-    """All tokens, in order. More than one where new weights came while it was sampled."""
+    """Spans that cover all tokens, in order. There are several if new weights arrived during sampling."""
 
     @property
     def min_version(self) -> int:
@@ -78,7 +78,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A response as a rollout worker hands it over: number `index` of the G to a prompt."""
+    """A response that a rollout worker returns: number `index` of the G responses to a prompt."""
 
     prompt_id: str
     index: int
@@ -87,7 +87,7 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the verifier says of one response. `reward` is what is learned from; `outcome` is what pass@k counts."""
+    """The verifier's result for one response. `reward` enters the objective; `outcome` enters pass@k."""
 
     outcome: Outcome
     reward: float
@@ -110,7 +110,7 @@ class ScoringRequest:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The G responses to one prompt, and the process that sampled them."""
+    """The G responses to one prompt, and the worker that sampled them."""
 
     prompt: Prompt
     responses: tuple[Response, ...]
@@ -138,11 +138,12 @@ class ScoredGroup:
 
     @property
     def valid(self) -> int:
-        """The number of responses whose outcome is known: the verifier failed on the others."""
+        """The number of responses with a known outcome; on the remaining ones the verifier failed."""
         return sum(verdict.outcome in ("correct", "incorrect") for verdict in self.verdicts)
 
     @property
     def correct(self) -> int:
+        """The number of correct responses."""
         return sum(verdict.outcome == "correct" for verdict in self.verdicts)
 
 
@@ -178,26 +179,26 @@ class TrainingBatch:
 
 
 LEFT_FACTOR, RIGHT_FACTOR = ".left", ".right"
-"""Of a low-rank update: `NAME.left` [m, r] @ `NAME.right` [r, n] is to be added to the weight NAME [m, n]."""
+"""The suffixes of a low-rank update: `NAME.left` [m, r] @ `NAME.right` [r, n] is added to the weight NAME [m, n]."""
 
 
 class WeightLayout(NamedTuple):
-    """One published tensor."""
+    """The name, type and shape of a published tensor."""
 
     name: str
     dtype: str
-    """As torch names it: `bfloat16`."""
+    """The name of the type in torch, such as `bfloat16`."""
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyVersion:
-    """One published weight version and how to check that a worker really serves it.
+    """A published weight version, and a probe that checks that a worker really serves it.
 
-    What is published are either all weights, or, of adapters, the low-rank updates of those that the worker loaded at
-    its start (float32, see `LEFT_FACTOR`). `weights` is the Ray object reference of a safetensors file of them in
-    parts, which put together are the file (a list of uint8 [bytes]); None as long as they are with the learner alone.
-    `layout` says what is broadcast, in this order.
+    It has either all weights or, for adapters, the low-rank updates of the weights that the worker loaded at its start
+    (float32, see `LEFT_FACTOR`). `weights` is the Ray object reference of a safetensors file in parts (a list of uint8
+    [bytes] whose concatenation is the file); None while only the learner has the weights.
+    `layout` lists the tensors that are broadcast, in this order.
     `probe_logprobs[k][t]` is the learner's log-probability (temperature 1) of token t + 1 of `probe_tokens[k]`.
     """
 

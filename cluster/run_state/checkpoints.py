@@ -1,10 +1,10 @@
-"""Checkpoints that can be trusted after a crash at any moment.
+"""Checkpoints that survive a crash at any moment.
 
 checkpoints/step-000050/
-    learner/        the learner ranks' files: DeepSpeed's, one set per rank, and the state of each rank's random numbers
-    progress.json   what the controller needs to go on
-    COMPLETE        the manifest, written last: size and SHA-256 of every file above. Without it the directory does not
-                    count.
+    learner/        the learner ranks' files: DeepSpeed's, one set per rank, and the random state of each rank
+    progress.json   the controller's state
+    COMPLETE        the manifest, written last: size and SHA-256 of every file above. A directory without it is an
+                    incomplete checkpoint, which is skipped and removed at the next save.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from learner.state.state_files import CheckpointError, CheckpointWriteError, Fil
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One to go on from."""
+    """A checkpoint from which a run can resume."""
 
     path: Path
     progress: Progress
@@ -49,32 +49,33 @@ class CheckpointStore:
 
     @property
     def scratch(self) -> Path:
-        """Where a checkpoint's state may be cut up anew. What a crash left there is removed with the next commit."""
+        """A directory for repartitioning a checkpoint's state. Leftovers of a crash are removed at the next commit."""
         return self._directory / "resized"
 
     @contextmanager
     def attempt(self, step: int) -> Iterator[Path]:
-        """An empty directory for this step's checkpoint, to be committed in the block. If that fails, it is removed,
-        and those before are left as they are.
+        """Yield an empty directory for this step's checkpoint, which the block fills and commits. If the block fails,
+        the directory is removed, and earlier checkpoints stay as they are.
 
         Raises:
-            CheckpointError: it could not be written. Says where, how much room there is, and what to do.
+            CheckpointError: if the checkpoint cannot be written. The message says where, how much space is free, and
+                how to continue.
         """
         try:
             yield self.begin(step)
-        except TimeoutError:  # an OSError, but not of a disk
+        except TimeoutError:  # an OSError, but not from the disk
             raise
         except (OSError, CheckpointWriteError) as error:
-            if self._is_complete(self._path(step)):  # all was well but for deleting older ones
+            if self._is_complete(self._path(step)):  # only the deletion of older checkpoints failed
                 raise
             self._discard(self._path(step))
             raise CheckpointError(self._failure(step, error)) from error
 
     def begin(self, step: int) -> Path:
-        """An empty directory for this step's checkpoint. What a crash left there is removed.
+        """Make an empty directory for this step's checkpoint. Leftovers of a crash are removed.
 
         Raises:
-            OSError: it cannot be made.
+            OSError: if it cannot be made.
         """
         path = self._path(step)
         shutil.rmtree(path, ignore_errors=True)
@@ -82,13 +83,13 @@ class CheckpointStore:
         return path
 
     def commit(self, path: Path, progress: Progress, sealed: Mapping[Path, FileRecord] | None = None) -> None:
-        """Declare the checkpoint in `path` complete, then delete those beyond the newest `keep`, and what crashes left.
+        """Mark the checkpoint in `path` as complete; then delete all but the newest `keep`, and leftovers of crashes.
 
-        Everything is on the disk before the manifest is, and the manifest before anything older is deleted. Files that
-        whoever wrote them has `sealed` are not read again.
+        All files are on the disk before the manifest is, and the manifest is before anything older is deleted. The
+        hashes of `sealed` files are known already, so these files are not read again.
 
         Raises:
-            OSError: a part of it cannot be written.
+            OSError: if a part of it cannot be written.
         """
         write_atomically(path / "progress.json", progress.to_json(), durable=True)
         known = {str(file.relative_to(path)): record for file, record in (sealed or {}).items()}
@@ -103,13 +104,13 @@ class CheckpointStore:
         self._delete_all_but(list(self.complete().values())[-self._keep :])
 
     def newest_intact(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint whose files are what was written, or None if there is none at all.
+        """Return the newest undamaged checkpoint; None if there is no complete checkpoint at all.
 
-        A damaged one is passed over with a line to `warn`, and does not count from then on. A directory without a
-        manifest is what a crash or a full disk cut off, and is passed over in silence.
+        A damaged checkpoint is skipped with a line to `warn`, and does not count from then on. An incomplete checkpoint
+        (without a manifest, after a crash or on a full disk) is skipped silently.
 
         Raises:
-            CheckpointError: there are some, and all are damaged; or another version of this program wrote one.
+            CheckpointError: if all complete checkpoints are damaged, or if another version of this program wrote one.
         """
         faults = []
         for path in reversed(self._steps().values()):
@@ -120,18 +121,18 @@ class CheckpointStore:
                 return found
             self._damaged.add(path)
             faults.append(f"{path} is damaged: {fault}")
-            warn(f"{faults[-1]}; trying the one before")
+            warn(f"{faults[-1]}; trying the previous one")
         if faults:
             raise CheckpointError(
-                f"no checkpoint is left to go on from ({faults[0]}); put a copy back, or start anew with --fresh"
+                f"no undamaged checkpoint is left ({faults[0]}); restore a copy, or start again with --fresh"
             )
         return None
 
     def complete(self) -> dict[int, Path]:
-        """The complete checkpoints by step, oldest first. Their sizes are looked at, not their contents.
+        """Return the complete checkpoints by step, oldest first. Sizes of files are checked, their contents are not.
 
         Raises:
-            CheckpointError: another version of this program wrote one.
+            CheckpointError: if another version of this program wrote one.
         """
         return {step: path for step, path in self._steps().items() if self._is_complete(path)}
 
@@ -139,7 +140,7 @@ class CheckpointStore:
         return self._directory / f"step-{step:06d}"
 
     def _discard(self, path: Path) -> None:
-        """Remove a checkpoint that could not be finished. A rank that still writes into it finds it gone."""
+        """Remove an unfinished checkpoint. The rename comes first, so that ranks that still write into it fail."""
         aside = path.with_name(f"{path.name}.discarded")
         shutil.rmtree(aside, ignore_errors=True)
         if path.exists():
@@ -150,12 +151,12 @@ class CheckpointStore:
         why = why_not_written(error, self._directory) if isinstance(error, OSError) else error
         disk = shutil.disk_usage(self._directory)
         before = self.complete()
-        needed = f", and the one before took {_mebibytes(_size(before[max(before)]))}" if before else ""
+        needed = f", and the previous one took {_mebibytes(_size(before[max(before)]))}" if before else ""
         then = f"from step {max(before)}" if before else "from the beginning"
         return (
             f"the checkpoint of step {step} could not be written ({why}): in {self._directory} "
-            f"{_mebibytes(disk.free)} of {_mebibytes(disk.total)} are free{needed}. Make room there; then the run goes "
-            f"on {then}"
+            f"{_mebibytes(disk.free)} of {_mebibytes(disk.total)} are free{needed}. Free some space there and start "
+            f"the run again: it resumes {then}"
         )
 
     def _steps(self) -> dict[int, Path]:
@@ -177,18 +178,18 @@ class CheckpointStore:
     def _delete_all_but(self, kept: list[Path]) -> None:
         for path in [*self._directory.glob("step-*"), self.scratch]:
             if path not in kept and path.exists():
-                # First what makes it a checkpoint: cut off here, it is an unfinished one, and not a damaged one.
+                # The manifest goes first: after a crash here the checkpoint is incomplete, and not damaged.
                 (path / manifest.FILE_NAME).unlink(missing_ok=True)
                 shutil.rmtree(path)
 
 
 def learner_state(checkpoint: Path) -> Path:
-    """Where the learner ranks keep their part of a checkpoint."""
+    """Return the directory of the learner ranks' part of a checkpoint."""
     return checkpoint / "learner"
 
 
 def _examine(path: Path) -> tuple[str | None, Checkpoint | None]:
-    """What is wrong with a checkpoint, or the checkpoint. All of it is read, unless sizes tell already."""
+    """Return the fault of a checkpoint, or the checkpoint. All files are read, unless a size is wrong already."""
     try:
         written = Manifest.read(path)
         fault = written.size_fault(path) or written.content_fault(path)
@@ -209,7 +210,7 @@ def _mebibytes(size: int) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file's content, or a directory's entries, are on the disk."""
+    """Flush a file's content, or a directory's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,5 +1,5 @@
-"""The manifest of a checkpoint: which files it has, their sizes and hashes. Written last, it makes them a checkpoint.
-Torch-free."""
+"""The manifest of a checkpoint: its files with their sizes and hashes. It is written last and marks the checkpoint as
+complete. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from learner.state.state_files import CheckpointError, FileRecord, record
 
 FILE_NAME = "COMPLETE"
 FORMAT = 2
-"""1 had sizes alone."""
+"""The version of the manifest's format. Format 1 had only sizes."""
 _READERS = 8
-"""Files hashed at a time: hashing is done outside Python's lock, and storage is faster with several readers."""
+"""The number of files hashed in parallel: hashing releases Python's lock, and storage serves several readers faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Files by their path below the checkpoint's directory. The manifest itself is not among them."""
+    """The files of a checkpoint by their path in its directory, without the manifest itself."""
 
     files: Mapping[str, FileRecord]
 
@@ -30,12 +30,12 @@ class Manifest:
 
     @staticmethod
     def read(checkpoint: Path) -> Manifest:
-        """The manifest of the checkpoint in a directory.
+        """Read the manifest of the checkpoint in a directory.
 
         Raises:
-            OSError: there is none.
-            ValueError: it is damaged.
-            CheckpointError: another version of this program wrote it.
+            OSError: if there is no manifest.
+            ValueError: if it is damaged.
+            CheckpointError: if another version of this program wrote it in another format.
         """
         try:
             content = json.loads((checkpoint / FILE_NAME).read_text(encoding="utf-8"))
@@ -46,12 +46,12 @@ class Manifest:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{FILE_NAME} cannot be read ({type(error).__name__}: {error})") from error
         raise CheckpointError(
-            f"{checkpoint} was written in format {written} by another version of this program, which knows {FORMAT}: "
-            "go on with that version, or train under another name"
+            f"{checkpoint} was written in format {written} by another version of this program, and this one reads "
+            f"format {FORMAT}: resume with that version, or train under another name"
         )
 
     def size_fault(self, checkpoint: Path) -> str | None:
-        """The first file that is missing or has another size, and how; None if there is none. Reads no file."""
+        """Return the fault of the first file that is missing or has another size, or None. No file is read."""
         for name, expected in self.files.items():
             try:
                 size = (checkpoint / name).stat().st_size
@@ -62,7 +62,7 @@ class Manifest:
         return None
 
     def content_fault(self, checkpoint: Path) -> str | None:
-        """The first file that is not what was written, and how; None if there is none. Reads all of it."""
+        """Return the fault of the first file whose content has changed, or None. All files are read."""
         with ThreadPoolExecutor(_READERS) as pool:
             faults = pool.map(lambda name: self._fault(checkpoint, name), self.files)
             return next((fault for fault in faults if fault), None)
@@ -78,7 +78,7 @@ class Manifest:
 
 
 def files_in(checkpoint: Path) -> Iterator[str]:
-    """What a manifest has to name."""
+    """Yield the paths of the files that a manifest has to list."""
     for file in sorted(checkpoint.rglob("*")):
         if file.is_file() and file != checkpoint / FILE_NAME:
             yield str(file.relative_to(checkpoint))

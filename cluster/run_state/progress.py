@@ -1,4 +1,4 @@
-"""The controller's part of a checkpoint: which prompts are trained, which are in flight, and which come next. Pure."""
+"""The controller's part of a checkpoint: the prompts that are trained, in flight, and next. Pure."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ class Progress:
 
     step: int
     position: int
-    """Prompts that the source had handed out."""
+    """The number of prompts that the source has handed out."""
     in_flight: tuple[str, ...]
-    """Prompts handed out but not trained on, oldest first: they are handed out again first."""
+    """The ids of prompts that were handed out but not trained on, oldest first. A resumed run hands them out first."""
     trained_prompts: int
     first_pass_at_1: float
     elapsed_s: float
     data: str
-    """Fingerprint of the prompts that `position` counts, and of their order and seeds."""
+    """The fingerprint of the prompts that `position` counts, with their order and seeds."""
     wandb_run_id: str | None
-    """Of the page that the run is shown on; None without W&B."""
+    """The id of the W&B run; None without W&B."""
     dropped_prompts: dict[str, int] = field(default_factory=dict)
-    """By reason."""
+    """The number of prompts that dynamic sampling dropped, by reason."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
 
     @staticmethod
     def from_json(text: str) -> Progress:
-        """What `to_json` wrote.
+        """Read what `to_json` wrote. Reasons that an earlier version wrote have their present names.
 
         Raises:
-            ValueError: it is no progress.
+            ValueError: if the text is not the progress of a run.
         """
         try:
             values = json.loads(text)
@@ -43,4 +43,4 @@ class Progress:
             values["dropped_prompts"] = current_reasons(values.get("dropped_prompts", {}))
             return Progress(**values)
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"it does not say how far a run was ({error!r})") from error
+            raise ValueError(f"it does not describe the progress of a run ({error!r})") from error

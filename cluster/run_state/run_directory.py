@@ -1,6 +1,6 @@
-"""The run directory: the one place which knows what a run leaves on disk, and where.
+"""The run directory: the paths of everything that a run leaves on disk.
 
-Torch-free and Ray-free. Everything else asks this module for a path and never joins one itself.
+Other modules ask this module for a path and never join one themselves. Torch-free and Ray-free.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from cluster.core.renamed import current_settings
 README = """\
 # {name}
 
-One training run. What lies here:
+One training run, with these entries:
 
-| entry | what it is |
+| entry | content |
 |---|---|
-| `config.yaml` | the resolved configuration: `launch.py train config.yaml` goes on with an unfinished run |
-| `metrics.jsonl` | one JSON object per step, the truth about the run; step k is after k updates |
-| `code_version` | of the code that it was last started with |
-| `metrics.superseded.jsonl` | steps that were done again after a resume (only if there were any) |
+| `config.yaml` | the resolved configuration: `launch.py train config.yaml` resumes an unfinished run |
+| `metrics.jsonl` | the complete record: one JSON object per step; step k is the state after k updates |
+| `code_version` | the version of the code with which the run was last started |
+| `metrics.superseded.jsonl` | the rows of steps that were repeated after a resumption (if there were any) |
 | `transcripts/` | sampled responses with their verdicts, one file per step: `.md` to read, `.jsonl` for programs |
-| `evaluations/` | of each evaluation: its numbers (`.json`), all responses (`.jsonl`), and a page to read (`.html`) |
-| `ray_address` | of the Ray cluster it ran in last; `launch.py scale` reads it |
-| `logs/` | one log file per actor; look here when an actor died |
-| `checkpoints/` | what a crashed run resumes from; old ones are deleted; `launch.py export` makes a model of one |
-| `final_model/` | the trained model as a Hugging Face directory (at the end of the run) |
+| `evaluations/` | for each evaluation: its report (`.json`), all responses (`.jsonl`), and a page to read (`.html`) |
+| `ray_address` | the address of the Ray cluster in which the run was last started; `launch.py scale` reads it |
+| `logs/` | one log file per actor; look here if an actor has died |
+| `checkpoints/` | the checkpoints for resuming; old ones are deleted; `launch.py export` exports the model of one |
+| `final_model/` | the trained model as a Hugging Face directory, written at the end of the run |
 | `wandb/` | W&B's own files; `wandb sync wandb/offline-run-*` uploads a run that was offline |
-| `summary.json` | the results; it is written last, so a run that has it is finished |
+| `summary.json` | the results; it is written last and marks the run as finished |
 
 Read the metrics with `pandas.read_json("metrics.jsonl", lines=True)`.
 """
 
 
 ABSENT = "(absent)"
-"""In place of the value of an option that one configuration has and another has not."""
+"""The value that is shown for an option that a configuration lacks."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes strings like "1e5", which OmegaConf reads as numbers and PyYAML does not."""
+    """A YAML dumper that quotes strings like "1e5", which OmegaConf reads as numbers and PyYAML does not."""
 
 
 _Dumper.add_implicit_resolver(
@@ -59,13 +59,13 @@ _Dumper.add_implicit_resolver(
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """Names, reads and writes what belongs to the run as a whole.
+    """Names, reads and writes the files of the run as a whole.
 
         run = RunDirectory(config.run_directory)
         run.create()
         run.write_config(config)
 
-    Entries need not exist: a property only says where one belongs.
+    A property only names a path; the entry need not exist.
     """
 
     path: Path
@@ -116,12 +116,12 @@ class RunDirectory:
 
     @property
     def final_model(self) -> Path:
-        """Made by whoever saves the model: while it is absent, there is no final model."""
+        """The directory of the trained model. It exists only after the model was saved."""
         return self.path / "final_model"
 
     @property
     def evaluation(self) -> RunDirectory:
-        """Beside it, for `launch.py eval`, which is no run: it leaves `logs/` and `evaluation.*`."""
+        """The directory beside it for `launch.py eval`, which writes `logs/` and `evaluation.*`."""
         return RunDirectory(self.path.with_name(f"{self.path.name}.eval"))
 
     @property
@@ -133,40 +133,41 @@ class RunDirectory:
         return self.wandb / "run_id"
 
     def log_file(self, actor: str) -> Path:
-        """Of one actor, e.g. `logs/rollout-0.log`."""
+        """Return the log file of an actor, such as `logs/rollout-0.log`."""
         return self.logs / f"{actor}.log"
 
     def transcript_file(self, step: int) -> Path:
-        """The Markdown; beside it is the same as JSON lines."""
+        """Return the Markdown transcript of a step. The same responses as JSON Lines are beside it."""
         return self.transcripts / f"step_{step:06d}.md"
 
     def evaluation_stem(self, step: int | None = None) -> Path:
-        """What the files of an evaluation are called, but for their endings: of one that the run did at `step`, or of
+        """Return the path of an evaluation's files without their suffixes: of the run's evaluation at `step`, or of
         `launch.py eval`."""
         return self.path / "evaluation" if step is None else self.evaluations / f"step_{step:06d}"
 
     def create(self) -> None:
-        """Makes the directory and its parts; what is there already stays.
+        """Make the directory and its subdirectories. Existing entries stay.
 
         Raises:
-            OSError: it cannot be made.
+            OSError: if it cannot be made.
         """
         for directory in (self.path, self.logs, self.transcripts, self.checkpoints, self.wandb):
             directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.readme_file, README.format(name=self.path.name), durable=True)
 
     def write_config(self, config: RunConfig) -> None:
-        """Writes the resolved configuration as YAML, paths as strings."""
-        # Without `allow_unicode`: with it, PyYAML writes U+0085 in a way that it reads back as a space.
+        """Write the resolved configuration as YAML, with paths as strings."""
+        # Not with `allow_unicode`: PyYAML would write U+0085 in a form that it reads back as a space.
         text = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
         write_atomically(self.config_file, text, durable=True)
 
     def read_config(self) -> RunConfig:
-        """The configuration that the run was last started with.
+        """Read the configuration with which the run was last started. Settings that an earlier version wrote are
+        translated to their present names.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: the file is no longer a valid configuration (pydantic's ValidationError is one).
+            FileNotFoundError: if the directory has no configuration.
+            ValueError: if the configuration is not valid (pydantic's ValidationError is a ValueError).
         """
         try:
             values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
@@ -177,10 +178,11 @@ class RunDirectory:
             raise ValueError(f"{self.config_file} is not YAML: {error}") from error
 
     def write_code_version(self, code_version: str) -> None:
+        """Write the version of the code with which the run is started."""
         write_atomically(self.code_version_file, f"{code_version}\n", durable=True)
 
     def read_code_version(self) -> str:
-        """Empty for a run of a time when it was not written down."""
+        """Read the version of the code with which the run was last started; empty if the run has not recorded it."""
         return (
             self.code_version_file.read_text(encoding="utf-8").strip()
             if self.code_version_file.exists()
@@ -188,33 +190,33 @@ class RunDirectory:
         )
 
     def differences(self, config: RunConfig) -> list[str]:
-        """What `config` changes against the saved one: `learner.learning_rate: 0.0002 -> 0.0003`.
+        """Return the changes from the saved configuration to `config`: `learner.learning_rate: 0.0002 -> 0.0003`.
 
         Raises:
-            FileNotFoundError, ValueError: as `read_config`.
+            FileNotFoundError, ValueError: as in `read_config`.
         """
         return differences(self.read_config(), config)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes the results and so marks the run as finished. A crash leaves all of it or nothing.
+        """Write the results atomically, which marks the run as finished.
 
-        NaN and infinity become null, NumPy's scalars numbers, and what else JSON does not know a string.
+        NaN and infinity become null, NumPy's scalars become numbers, and other values that JSON lacks become strings.
         """
         write_atomically(
             self.summary_file, json.dumps(_jsonable(summary), indent=2, allow_nan=False) + "\n", durable=True
         )
 
     def read_summary(self) -> dict[str, Any]:
-        """The results of a finished run.
+        """Read the results of a finished run.
 
         Raises:
-            FileNotFoundError: the run is not finished.
+            FileNotFoundError: if the run is not finished.
         """
         summary: dict[str, Any] = json.loads(self.summary_file.read_text(encoding="utf-8"))
         return summary
 
     def remove_summary(self) -> None:
-        """A finished run that goes on (with more steps) is not finished any more."""
+        """Mark the run as unfinished, because a finished run continues with more steps."""
         self.summary_file.unlink(missing_ok=True)
 
     @property
@@ -223,7 +225,7 @@ class RunDirectory:
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """One line `section.field: old -> new` per difference, in the order of the schema; new options last."""
+    """Return a line `section.field: old -> new` per difference, in the order of the schema, with new options last."""
     before, after = flat_settings(old), flat_settings(new)
     return [
         f"{key}: {before.get(key, ABSENT)} -> {after.get(key, ABSENT)}"
@@ -233,7 +235,7 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
 
 
 def flat_settings(config: RunConfig) -> dict[str, str]:
-    """`section.field` and its value in words, in the order of the schema."""
+    """Return the value of each `section.field` as text, in the order of the schema."""
     flat = _flat(config.model_dump(mode="json"))
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()}
 
