@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import DEMONSTRATION, SMALL_GROUPS, Case, vocabulary_size
 from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn, write_cases
+from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig, RunConfig
 from cluster.core.types import TrainingBatch
 
@@ -66,7 +67,6 @@ def main() -> None:
 def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
     """Times of steps, after one of each that is not counted."""
     from cluster.runtime.placement import Reservation, bundle, cpu_environment
-    from learner.engine.deepspeed_engine import LearnerOptions
     from learner.engine.group import LearnerGroup
     from learner.engine.rank import LearnerRank
 

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import DEMONSTRATION, GROUP_512, GROUP_2048, Case, vocabulary_size
 from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn, write_cases
+from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig
 from cluster.core.types import TrainingSample
 from learner.model.batching import Packing, computed_tokens, shard
@@ -163,7 +164,6 @@ def started_rank(case: Case, model: Path, threads: int, zero_stage: Any) -> tupl
     import torch
 
     from benchmarks.peers import LEARNING_RATE, MAX_GRADIENT_NORM
-    from learner.engine.deepspeed_engine import LearnerOptions
     from learner.engine.rank import LearnerRank
 
     learner = LearnerConfig(

@@ -26,6 +26,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.core.actor_options import EngineOptions
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import SMOLLM2, STARTER, TINY, Case
@@ -33,7 +35,7 @@ from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn,
 from cluster.core.actor import Actor
 from cluster.core.config import RunConfig
 from cluster.core.types import Prompt
-from rollout.engine.vllm_args import EngineOptions, vllm_arguments
+from rollout.engine.vllm_args import vllm_arguments
 
 OFFLINE, WHOLE_PATH = "offline", "whole path"
 

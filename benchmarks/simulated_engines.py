@@ -18,9 +18,17 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.core.types import IndexedVerdicts, PolicyVersion, Prompt, Response, Sampled, Verdict, VersionSpan
+from cluster.core.types import (
+    LOADED_VERSION,
+    IndexedVerdicts,
+    PolicyVersion,
+    Prompt,
+    Response,
+    Sampled,
+    Verdict,
+    VersionSpan,
+)
 from cluster.run_state.run_directory import RunDirectory
-from rollout.fleet.state import LOADED_VERSION
 
 GOLDEN = 0.6180339887498949
 

@@ -35,9 +35,9 @@ import numpy as np
 
 from benchmarks.cases import SMOLLM2, STARTER, TINY, Case
 from benchmarks.report import Target, checked, medians, write_cases
+from cluster.core.actor_options import EngineOptions, LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig, RunConfig
 from cluster.core.types import PolicyVersion, Prompt, Sampling
-from rollout.engine.vllm_args import EngineOptions
 from rollout.engine.worker import RolloutWorker
 
 CASES = {"tiny": STARTER, "smollm2": SMOLLM2}
@@ -95,7 +95,6 @@ def copy_seconds(size: int) -> dict[str, float]:
 
 async def measure(model: Path, repeats: int) -> dict[str, Any]:
     from cluster.runtime.placement import Reservation, bundle, cpu_environment
-    from learner.engine.deepspeed_engine import LearnerOptions
     from learner.engine.rank import LearnerRank
 
     seconds: dict[str, list[float]] = defaultdict(list)

@@ -22,6 +22,7 @@ import numpy as np
 import ray
 
 from benchmarks.simulated_engines import SimulatedEngine
+from cluster.core.actor_options import EngineOptions
 from cluster.core.config import ClusterConfig, RunConfig
 from cluster.core.types import (
     IndexedVerdicts,
@@ -47,7 +48,6 @@ from cluster.training.worker_factory import WorkerFactory
 from learner.state.state_files import FileRecord
 from reward.tasks.countdown.puzzles import Puzzle
 from rollout.engine.tokenizer import EncodedPrompt
-from rollout.engine.vllm_args import EngineOptions
 from rollout.fleet.fleet import RolloutFleet
 
 TOKENS = 8

@@ -44,6 +44,10 @@ class Prompt:
     sampling: Sampling
 
 
+LOADED_VERSION = 0
+"""The version of the weights that a process has when it has loaded the model and received no others."""
+
+
 class VersionSpan(NamedTuple):
     """The tokens start … end − 1 of a response, which were sampled with weight version `version`."""
 

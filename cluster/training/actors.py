@@ -13,15 +13,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.core.actor_options import EngineOptions, LearnerOptions
 from cluster.core.config import RunConfig
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.placement import Reservation, bundle, cpu_environment
 from cluster.training.worker_factory import WorkerFactory
-from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.group import LearnerGroup
 from learner.engine.rank import LearnerRank
 from reward.scoring import RewardActor, RewardPool
-from rollout.engine.vllm_args import EngineOptions
 from rollout.engine.worker import RolloutWorker
 from rollout.fleet.fleet import RolloutFleet
 from rollout.fleet.weight_sync import BroadcastTransport

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import ray
 
+from cluster.core.actor_options import EngineOptions
 from cluster.core.config import RunConfig
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.placement import Reservation, bundle, cpu_environment
-from rollout.engine.vllm_args import EngineOptions
 from rollout.engine.worker import RolloutWorker
 
 CALLS_AT_A_TIME = 1000

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.core.config import LearnerConfig, ObjectiveConfig
+from cluster.core.actor_options import LearnerOptions
+from cluster.core.config import LearnerConfig
 from learner.engine.deepspeed_config import deepspeed_config
 from learner.engine.lr_schedule import lr_factor
 from learner.model.batching import Packing
@@ -17,25 +17,6 @@ from learner.model.batching import Packing
 if TYPE_CHECKING:  # an actor's options must be readable without them
     from deepspeed import DeepSpeedEngine
     from torch import Tensor, nn
-
-
-@dataclass(frozen=True, slots=True)
-class LearnerOptions:
-    """What a rank needs to build its engine."""
-
-    model: str
-    dtype: str
-    temperature: float
-    seed: int
-    learner: LearnerConfig
-    objective: ObjectiveConfig
-    probe_tokens: tuple[tuple[int, ...], ...]
-    steps: int
-    """Optimizer steps of the whole run, over which the learning rate is scheduled."""
-    max_context_tokens: int | None = None
-    """Longest prompt and response together; None if that is not known."""
-    shares_gpu: bool = False
-    """Whether others need the GPU's memory when something was published."""
 
 
 def build_engine(options: LearnerOptions) -> tuple[DeepSpeedEngine, Packing]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import ray
 
+from cluster.core.actor_options import LearnerOptions
 from cluster.core.types import PolicyVersion, TrainingBatch
 from cluster.core.weight_channel import ChannelSpec
-from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.devices import refuse_shared_devices
 from learner.engine.statistics import learner_metrics
 from learner.model.batching import shard

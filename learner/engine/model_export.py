@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from learner.engine.deepspeed_engine import LearnerOptions, whole_weights
+from cluster.core.actor_options import LearnerOptions
+from learner.engine.deepspeed_engine import whole_weights
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import ray
 
+from cluster.core.actor_options import LearnerOptions
 from cluster.core.network import use_interface_of
 from cluster.core.types import PolicyVersion, WeightLayout
 from cluster.core.weight_channel import FAILURES, ChannelSpec, WeightChannel
 from learner.engine.build_lock import operator_folder, remove_stale_lock
-from learner.engine.deepspeed_engine import LearnerOptions, build_engine, published_tensors
+from learner.engine.deepspeed_engine import build_engine, published_tensors
 from learner.engine.devices import RankDevice, own_device
 from learner.engine.rendezvous import join_ranks, join_store, open_store
 from learner.model.batching import MicroBatch, Packing

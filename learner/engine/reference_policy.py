@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from learner.engine.deepspeed_engine import LearnerOptions
+from cluster.core.actor_options import LearnerOptions
 from learner.model.adapters import adapters_disabled
 from learner.model.logprobs import TokenBatch, response_logprobs
 from learner.model.policy import Policy

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import ObjectiveConfig
-from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.gradient_fraction import take_gradient_norm
 from learner.engine.reference_policy import build_reference
 from learner.engine.statistics import merge

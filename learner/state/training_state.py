@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.core.actor_options import LearnerOptions
 from learner.state.random_state import load_random_state, save_random_state
 from learner.state.resizing import load_resized
 from learner.state.state_description import FILE_NAME, StateDescription, obstacle, other_model, resizing
@@ -20,7 +21,6 @@ from learner.state.state_files import CheckpointError, CheckpointWriteError, Fil
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-    from learner.engine.deepspeed_engine import LearnerOptions
 
 _TAG = "state"
 

@@ -2,29 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from cluster.core.config import OnNewWeights
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """What a rollout worker needs to build its engine."""
-
-    run_id: str
-    model: str
-    dtype: str
-    max_context_tokens: int
-    max_sequences: int
-    tensor_parallel_size: int
-    kv_cache_gib: float
-    gpu_memory_utilization: float
-    on_gpu: bool
-    on_new_weights: OnNewWeights = "continue"
-    response_timeout_s: float | None = None
-    sleeps: bool = False
-    """Whether it will be asked to sleep."""
+from cluster.core.actor_options import EngineOptions
 
 
 def vllm_arguments(options: EngineOptions) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from cluster.core.actor_options import EngineOptions
 from cluster.core.config import OnNewWeights
 from cluster.core.network import use_interface_of
-from cluster.core.types import PolicyVersion, Prompt, Response, Sampled, Sampling, VersionSpan
+from cluster.core.types import LOADED_VERSION, PolicyVersion, Prompt, Response, Sampled, Sampling, VersionSpan
 from cluster.core.weight_channel import ChannelSpec
 from rollout.engine.response_clock import ResponseClock
-from rollout.engine.vllm_args import EngineOptions, vllm_arguments
-from rollout.fleet.state import LOADED_VERSION
+from rollout.engine.vllm_args import vllm_arguments
 from rollout.weights.node_files import NodeWeightFiles
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-LOADED_VERSION = 0
-"""Of the weights that a process has when it has loaded the model and pulled nothing."""
+from cluster.core.types import LOADED_VERSION
 
 
 class WorkerState(StrEnum):

@@ -15,6 +15,7 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from cluster.core.actor_options import EngineOptions
 from cluster.core.config import OnNewWeights
 from cluster.core.types import Group, PolicyVersion, Prompt, Response, Sampled
 from cluster.core.weight_channel import ChannelSpec
@@ -24,7 +25,6 @@ from learner.model.policy import Policy
 from learner.model.supervised import character_tokenizer
 from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 from rollout.engine.response_clock import ResponseClock
-from rollout.engine.vllm_args import EngineOptions
 from rollout.engine.worker import RolloutWorker
 
 MAX_TOKENS = 512

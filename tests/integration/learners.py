@@ -8,8 +8,8 @@ from typing import Any
 
 import ray
 
+from cluster.core.actor_options import LearnerOptions
 from cluster.runtime.placement import cpu_environment
-from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.group import LearnerGroup
 from learner.engine.rank import LearnerRank
 

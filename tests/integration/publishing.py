@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import ray
 
+from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig
 from cluster.core.types import TrainingBatch, TrainingSample
-from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.group import LearnerGroup
 from learner.engine.rank import LearnerRank
 from tests.integration.engines import actor, random_tokens

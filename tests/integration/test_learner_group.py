@@ -15,9 +15,9 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig
 from cluster.core.types import LEFT_FACTOR, TrainingBatch, TrainingSample
-from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.group import LearnerGroup, LearnerStartError
 from rollout.weights.lora_update import updated_weights
 from tests.integration.learners import ReusedRanks, reused_ranks

@@ -20,6 +20,7 @@ import pytest
 import ray
 from safetensors.numpy import load
 
+from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import RunConfig
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.run_state.run_directory import RunDirectory
@@ -27,7 +28,6 @@ from cluster.runtime.placement import cpu_environment
 from cluster.tracking import RunConsole, Tracker
 from cluster.tracking.jsonl import read_metrics
 from cluster.training.controller import Controller
-from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.group import LearnerGroup
 from learner.engine.rank import LearnerRank
 from learner.state.state_files import FileRecord

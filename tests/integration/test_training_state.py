@@ -13,9 +13,9 @@ import pytest
 import ray
 from safetensors.torch import load
 
+from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig
 from cluster.runtime.placement import cpu_environment
-from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.group import LearnerGroup
 from learner.engine.rank import LearnerRank
 from learner.state.state_files import CheckpointError, CheckpointWriteError, record

@@ -12,11 +12,11 @@ import torch
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
+from cluster.core.actor_options import EngineOptions
 from cluster.core.config import ClusterConfig
 from cluster.core.types import PolicyVersion
 from cluster.runtime.connect import connect
 from learner.weights.packing import file_parts
-from rollout.engine.vllm_args import EngineOptions
 from rollout.engine.worker import RolloutWorker
 
 STORE_BYTES = 80 * 2**20

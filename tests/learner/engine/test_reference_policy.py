@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig
 from cluster.core.types import TrainingSample
-from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.reference_policy import FrozenModel, build_reference
 from learner.model.logprobs import TokenBatch, response_logprobs
 from learner.model.policy import prepare_policy

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig
 from cluster.core.types import TrainingSample
 from learner.engine import update
-from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.update import PolicyUpdate
 from learner.model.batching import MicroBatch, Packing, shard
 from learner.model.logprobs import TokenBatch, response_logprobs

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig
-from learner.engine.deepspeed_engine import LearnerOptions
 from learner.engine.lr_schedule import lr_factor
 from learner.state.state_files import CheckpointError, CheckpointWriteError, record
 from learner.state.training_state import load_training_state, save_training_state

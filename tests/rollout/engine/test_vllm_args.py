@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rollout.engine.vllm_args import EngineOptions, vllm_arguments
+from cluster.core.actor_options import EngineOptions
+from rollout.engine.vllm_args import vllm_arguments
 
 
 def options(*, on_gpu: bool, tensor_parallel_size: int = 1, sleeps: bool = False) -> EngineOptions:

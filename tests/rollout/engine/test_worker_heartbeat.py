@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from cluster.core.actor_options import EngineOptions
 from rollout.engine import worker as worker_module
-from rollout.engine.vllm_args import EngineOptions
 from rollout.engine.worker import RolloutWorker
 from rollout.weights.node_files import NodeWeightFiles
 

@@ -12,7 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rollout.fleet.state import LOADED_VERSION, FleetState, WorkerState
+from cluster.core.types import LOADED_VERSION
+from rollout.fleet.state import FleetState, WorkerState
 
 UP = (WorkerState.STALE, WorkerState.HEALTHY, WorkerState.SUSPECT)
 ON_THE_WAY_OUT = (WorkerState.DRAINING, WorkerState.RETIRED)
