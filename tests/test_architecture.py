@@ -157,7 +157,7 @@ def test_what_everybody_imports_is_light(module: str) -> None:
         "cluster.run_state.progress",
         "cluster.metrics.pass_at_k",
         "cluster.metrics.evaluation",
-        "cluster.commands.export_plan",
+        "cluster.commands.export.plan",
         "cluster.training.guards",
         "reward.scorers",
         "reward.sandbox.child",

@@ -15,13 +15,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from cluster.commands.check import arithmetic
 from cluster.core.config import RunConfig
 from cluster.core.types import Split
 from cluster.metrics.evaluation import evaluation_report
 from cluster.run_state.checkpoints import CheckpointStore, learner_state
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole
-from launch import app, arithmetic
+from launch import app
 from learner.state.state_description import StateDescription
 from reward.registry import task_names
 from tests import PROJECT
@@ -161,7 +162,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Training:
             if error:
                 raise error
 
-        monkeypatch.setattr("cluster.commands.train.train", train)
+        monkeypatch.setattr("cluster.commands.train.run.run_training", train)
         return started
 
     return stand_in
@@ -196,7 +197,7 @@ def test_an_interrupted_run_says_how_to_go_on(sound: Path, training: Training) -
     training(KeyboardInterrupt())
     result = cli.invoke(app, ["train", str(sound)])
     assert result.exit_code == 130
-    assert "the same command goes on from the last checkpoint" in result.output
+    assert "the same command resumes from the last checkpoint" in result.output
     assert "Traceback" not in result.output
 
 
@@ -258,7 +259,7 @@ def test_runs_moved_aside_within_a_second_are_all_kept(
             return datetime(2030, 1, 2, 3, 4, 5)
 
     training(None)
-    monkeypatch.setattr("cluster.commands.train.datetime", StoppedClock)
+    monkeypatch.setattr("cluster.commands.train.run.datetime", StoppedClock)
     for attempt in range(4):
         earlier = finished(sound)
         earlier.write_summary({"attempt": attempt})
@@ -282,7 +283,7 @@ def test_resume_starts_nothing_anew(sound: Path, training: Training) -> None:
     result = cli.invoke(app, ["train", str(sound), "--resume"])
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
-    assert f"{sound.parent / 'runs' / 'sound'}: there is no run to resume" in line
+    assert f"{sound.parent / 'runs' / 'sound'}: no run to resume" in line
     assert started == []
     assert not (sound.parent / "runs").exists()
 
@@ -301,7 +302,7 @@ def test_an_interrupted_fresh_run_does_not_advise_to_throw_it_away(sound: Path, 
     training(KeyboardInterrupt())
     result = cli.invoke(app, ["train", str(sound), "--fresh"])
     assert result.exit_code == 130
-    assert "--resume in place of --fresh goes on from the last checkpoint" in result.output
+    assert "--resume in place of --fresh resumes from the last checkpoint" in result.output
 
 
 @pytest.mark.parametrize(
@@ -365,7 +366,7 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> Evaluation:
                 raise error
             return evaluation_report(config, split, [make_group([1.0, 0.0])], lambda problem: None)
 
-        monkeypatch.setattr("cluster.commands.evaluate.evaluate", evaluate)
+        monkeypatch.setattr("cluster.commands.evaluate.run.run_evaluation", evaluate)
         return started
 
     return stand_in
@@ -438,7 +439,7 @@ def test_a_split_that_is_none_is_refused(sound: Path) -> None:
     assert cli.invoke(app, ["eval", str(sound), "--split", "test"]).exit_code == 2
 
 
-# --- export (what it refuses: tests/cluster/commands/test_export_plan.py)
+# --- export (what it refuses: tests/cluster/commands/export/test_plan.py)
 
 
 def test_export_refuses_with_one_line(tmp_path: Path) -> None:
@@ -446,7 +447,7 @@ def test_export_refuses_with_one_line(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
-    assert f"{tmp_path / 'nowhere'}: there is no run here" in line
+    assert f"{tmp_path / 'nowhere'}: this is not a run directory" in line
 
 
 # --- the rest

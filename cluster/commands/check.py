@@ -1,21 +1,87 @@
-"""`launch.py check --cluster`: what a run needs against what its cluster has."""
+"""`launch.py check`: find every mistake of a configuration without starting anything."""
 
 from __future__ import annotations
 
-import ray
+import os
+from typing import Annotated
 
+import typer
+
+from cluster.commands.exits import refuse
+from cluster.commands.options import INSPECT_PANEL, Address, ConfigFile, Overrides, checked_config
+from cluster.configuration.preflight import task_notes
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
-from cluster.runtime.capacity import needs_of, shortfalls
-from cluster.runtime.connect import cluster_nodes, connect
+from cluster.runtime.auth import send_token_to
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(rich_help_panel=INSPECT_PANEL)(check)
+
+
+def check(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    cluster: Annotated[
+        bool,
+        typer.Option("--cluster", help="Also connect to the Ray cluster and compare its resources."),
+    ] = False,
+) -> None:
+    """Validate a configuration without starting anything.
+
+    Every mistake is one line.
+
+    Examples:
+      python launch.py check configs/demo.yaml
+      python launch.py check configs/demo.yaml --cluster --address HOST:6379
+    """
+    config = checked_config(config_file, overrides, address)
+    if cluster:
+        typer.echo(f"{config_file}: the cluster has the resources for it. {_checked_cluster(config)}")
+    typer.echo(f"{config_file}: ok. {arithmetic(config)}")
+    for note in task_notes(config):
+        typer.echo(f"note: {note}")
+
+
+def arithmetic(config: RunConfig) -> str:
+    """Return the batch sizes of a run in one sentence."""
+    rollout, learner = config.rollout, config.learner
+    return (
+        f"{config.steps} steps of {rollout.prompts_per_step} prompts × {rollout.responses_per_prompt} responses = "
+        f"{config.responses_per_step} responses, in {config.optimizer_steps_per_batch} optimizer step(s) over "
+        f"{learner.ranks} learner rank(s), micro-batches of up to {learner.micro_batch_tokens} tokens; "
+        f"{rollout.workers} workers"
+    )
+
+
+def _checked_cluster(config: RunConfig) -> str:
+    """Return a description of the cluster, or print every shortfall on stderr and exit with code 2."""
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        refuse("--cluster needs the --address of the cluster, such as HOST:6379 or auto")
+    send_token_to(address)
+    try:
+        problems, description = check_cluster(config)
+    except ConnectionError as error:
+        refuse(error)
+    if problems:
+        refuse(*problems)
+    return description
 
 
 def check_cluster(config: RunConfig) -> tuple[list[Problem], str]:
-    """What the configured cluster lacks for `config`, and what it has, in words.
+    """Return the resources that the configured cluster lacks for `config`, and a description of the cluster.
 
     Raises:
-        ConnectionError: it cannot be joined.
+        ConnectionError: if the cluster cannot be reached, or does not accept this process.
     """
+    import ray
+
+    from cluster.runtime.capacity import needs_of, shortfalls
+    from cluster.runtime.connect import cluster_nodes, connect
+
     connect(config.cluster)
     try:
         nodes = cluster_nodes()
@@ -23,7 +89,7 @@ def check_cluster(config: RunConfig) -> tuple[list[Problem], str]:
     finally:
         ray.shutdown()
     totals = {kind: sum(node.resources.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
-    has = ", ".join(
+    resources = ", ".join(
         f"{total:g} {kind} ({free.get(kind, 0):g} free)" for kind, total in totals.items() if total
     )
-    return list(shortfalls(needs_of(config), nodes)), f"{len(nodes)} node(s), {has}"
+    return list(shortfalls(needs_of(config), nodes)), f"{len(nodes)} node(s), {resources}"

@@ -1,4 +1,4 @@
-"""How a command ends when it does not end well: the exit codes, and the words for a person. Ray-free, torch-free."""
+"""Exit codes and the final messages of a command that does not end well. Ray-free, torch-free."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def answer_sigterm() -> None:
 
 
 def refuse(*reasons: object) -> NoReturn:
-    """End, since what was asked for cannot be done: each reason is a line on stderr, printed as it is."""
+    """Print each reason as one unformatted line on stderr, and exit with code 2: the request cannot be carried out."""
     stderr = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
     for reason in reasons:
         stderr.print(plain_text(str(reason)), markup=False)
@@ -48,14 +48,20 @@ def refuse(*reasons: object) -> NoReturn:
 def explained_exits(
     console: RunConsole, errors: tuple[type[Exception], ...], logs: Path, advice: str = ""
 ) -> Iterator[None]:
-    """Ctrl-C, and the failures in `errors`, end the block with their exit code and a word, without a traceback. Other
-    errors are ours, and keep theirs. `advice` is how to go on."""
+    """Translate Ctrl-C, SIGTERM and the expected `errors` of the block into a message and an exit code.
+
+    No traceback is shown for them. Any other exception is a bug and keeps its traceback.
+
+    Args:
+        logs: The directory that the message of an error points to.
+        advice: The way to continue after the exit.
+    """
     hint = f"; {advice}" if advice else ""
     try:
         yield
     except KeyboardInterrupt as interruption:
         terminated = isinstance(interruption, Terminated)
-        console.event(f"{'told to go (SIGTERM)' if terminated else 'interrupted'}{hint}")
+        console.event(f"{'received SIGTERM' if terminated else 'interrupted'}{hint}")
         raise typer.Exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED) from None
     except errors as error:
         console.warning(f"stopped: {trimmed(error)}")

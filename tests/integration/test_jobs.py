@@ -26,13 +26,10 @@ from ray._private.authentication.authentication_token_setup import (
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
-from cluster.commands.jobs.following import follow
 from cluster.commands.jobs.package import package
-from cluster.commands.jobs.resubmission import Budgets, Ending
-from cluster.commands.jobs.sending_keys import send_keys
 from cluster.commands.jobs.server import JobServer, JobServerError, has_ended
-from cluster.commands.jobs.submission import DriverPlace, Submission, refuse_live_run, submit
-from cluster.commands.jobs.supervising import supervise
+from cluster.commands.jobs.submission import DriverPlacement, Submission, refuse_live_run, send_keys, submit
+from cluster.commands.jobs.supervision import Budgets, Ending, follow, supervise
 from cluster.core.config import ClusterConfig, RunConfig
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import read_metrics
@@ -146,7 +143,7 @@ def simulated(tmp_path: Path, name: str, **changes: Any) -> Simulated:
         (),
         {},
         {},
-        DriverPlace(labels=ROLES["driver"]),
+        DriverPlacement(labels=ROLES["driver"]),
         command=("python", "-m", "tests.simulated", json.dumps(specification)),
     )
 
@@ -182,7 +179,9 @@ def test_a_submitted_run_is_placed_scaled_loses_a_node_and_finishes(site: Site, 
     submission = simulated(tmp_path, "placed", steps=500)
     job = submit(site.server, submission)
     site.until_step(1, job, submission.config)
-    with pytest.raises(JobServerError, match=f"job {job} is the run placed already.*launch.py stop placed"):
+    with pytest.raises(
+        JobServerError, match=f"job {job} already trains the run placed.*launch.py stop placed"
+    ):
         refuse_live_run(site.server, "placed")
 
     (first,) = until(lambda: set(site.workers().values()), "the workers to be seen")
@@ -210,13 +209,13 @@ def test_a_run_whose_driver_is_killed_is_submitted_again_and_goes_on(site: Site,
     assert ending is Ending.DONE
     assert len(said) == 1
     assert "failed" in said[0]
-    assert "-try2 goes on" in said[0]
+    assert "-try2 resumes" in said[0]
     assert_complete(submission.config)  # no step twice, none left out
 
 
 def test_what_a_person_sees_and_stops(site: Site, tmp_path: Path) -> None:
     # Its driver is on the head: of nodes that share a machine only that one's log is found.
-    submission = replace(simulated(tmp_path, "watched", steps=100_000), place=DriverPlace())
+    submission = replace(simulated(tmp_path, "watched", steps=100_000), placement=DriverPlacement())
     job = submit(site.server, submission)
     site.until_step(1, job, submission.config)
     where = ("--address", site.server.address)

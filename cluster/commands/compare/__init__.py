@@ -1,1 +1,1 @@
-"""`launch.py compare`: the same task and seeds under several settings, and what the differences are worth."""
+"""`launch.py compare`: train with several settings and seeds, and estimate the differences between the settings."""

@@ -1,6 +1,6 @@
-"""From a comparison's YAML file to the runs that it consists of, or to a list of everything that is wrong with it.
+"""Turn the YAML file of a comparison into its runs, or into a list of all its mistakes.
 
-Torch-free and Ray-free, like `cluster.configuration.loading`, whose ways it follows.
+Torch-free and Ray-free, like `cluster.configuration.loading`.
 """
 
 from __future__ import annotations
@@ -23,73 +23,76 @@ from learner.objective.objectives import resolve
 Name = Annotated[str, Field(max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Seed = Annotated[int, Field(ge=0, strict=True)]
 
-OURS = ("seed", "name", "directory")
-"""Settings that the comparison gives to each run itself."""
-WHAT_IS_MEASURED = ("task.", "evaluation.", "reward.truncated_is_incorrect")
-"""Runs that differ in these are not asked the same questions, or not judged alike."""
-NO_MATTER = ("directory", "name", "cluster.", "tracking.", "checkpoint.")
-"""Settings that may change between the parts of a comparison: no result depends on them."""
+MANAGED = ("seed", "name", "directory")
+"""The settings that the comparison sets for each run."""
+MEASUREMENT = ("task.", "evaluation.", "reward.truncated_is_incorrect")
+"""The settings that all runs must share: otherwise they answer different problems, or are scored differently."""
+IRRELEVANT = ("directory", "name", "cluster.", "tracking.", "checkpoint.")
+"""The settings that may change when a comparison is resumed: no result depends on them."""
 
 
 class ComparisonConfig(Section):
     """One comparison. `configs/compare_objectives.yaml` is an example."""
 
     name: Name = "comparison"
-    """Names its folder, its runs and their group in W&B."""
+    """The name of the comparison's folder, its runs and their group in W&B."""
     directory: Path = Path("runs")
-    """Its folder is made in here; the runs' directories are in that."""
+    """The directory in which the comparison's folder is created. The runs' directories are in that folder."""
     base: Path = Path("demo.yaml")
-    """The configuration that all runs start from. Relative to the comparison's own file."""
+    """The configuration of all runs, relative to the comparison's own file."""
     overrides: tuple[str, ...] = ()
-    """Settings for all runs, as on the command line: `steps=100`."""
+    """Settings for all runs, as on the command line, such as `steps=100`."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
-    """Each variant is trained once with each. A seed decides which prompts come when, and what is sampled."""
+    """The seeds. Each variant is trained once with each; a seed determines the order of prompts and the sampling."""
     variants: Mapping[Name, tuple[str, ...]] = Field(default_factory=dict)
-    """What is compared: a name, and the settings that make the difference."""
+    """The variants to compare: a name, and the settings in which the variant differs."""
     baseline: str | None = None
-    """The variant from which the others' differences are taken; null is the first one."""
+    """The variant from which the differences of the other variants are computed. With null it is the first one."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One run of a comparison, and how to start it by hand."""
+    """One run of a comparison."""
 
     variant: str
     seed: int
     config: RunConfig
     arguments: tuple[str, ...]
-    """Of `launch.py train`."""
+    """The arguments of `launch.py train` that start this run by hand."""
 
     @property
     def name(self) -> str:
+        """The name of the run."""
         return self.config.name
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What is to be compared. `runs` are seed by seed, so that early results already say something."""
+    """A planned comparison."""
 
     name: str
     directory: Path
-    """Absolute. Tables, plots and logs are in it, and the run directories."""
+    """The absolute path of the folder for tables, plots, logs and run directories."""
     variants: tuple[str, ...]
     baseline: str
     seeds: tuple[int, ...]
     runs: tuple[PlannedRun, ...]
+    """The runs, seed by seed, so that early results already compare all variants."""
 
     @property
     def others(self) -> tuple[str, ...]:
-        """All variants but the baseline."""
+        """All variants except the baseline."""
         return tuple(variant for variant in self.variants if variant != self.baseline)
 
     def of_variant(self, variant: str) -> list[PlannedRun]:
+        """Return the runs of a variant."""
         return [run for run in self.runs if run.variant == variant]
 
 
 def load_comparison(
     path: Path, overrides: Sequence[str] = (), address: str | None = None
 ) -> tuple[Comparison, list[Problem]]:
-    """Read the file. `overrides` are for all runs, on top of the file's. It may be used if there are no problems."""
+    """Read the file and apply `overrides` to all runs. The comparison is valid only if there are no problems."""
     values, problems = read_yaml(path)
     config, schema_problems = validate(ComparisonConfig, values)
     problems += schema_problems
@@ -119,8 +122,8 @@ def load_comparison(
 
 
 def settings_changed(saved: RunConfig, planned: RunConfig) -> list[str]:
-    """What an earlier run of this name was told otherwise, of that which results depend on."""
-    return [line for line in differences(saved, planned) if not line.startswith(NO_MATTER)]
+    """Return the settings that differ between an earlier run and the planned one, if results depend on them."""
+    return [line for line in differences(saved, planned) if not line.startswith(IRRELEVANT)]
 
 
 def _plan(
@@ -138,63 +141,65 @@ def _plan(
     ]
     loaded = load_config(base, arguments)
     problems = list(loaded.problems)
-    if (
-        loaded.readable and seed == comparison.seeds[0]
-    ):  # the others differ from it in nothing that can be wrong
+    if loaded.readable and seed == comparison.seeds[0]:  # the runs with other seeds have the same problems
         problems += preflight(loaded.config)
     return PlannedRun(variant, seed, loaded.config, (str(base), *arguments)), problems
 
 
 def _check(config: ComparisonConfig, overrides: Sequence[str]) -> Iterator[Problem]:
-    """What is wrong with the comparison as such."""
+    """Yield the mistakes of the comparison itself."""
     if len(config.variants) < 2:
         yield Problem(
             "variants",
-            f"{len(config.variants)} will not do",
+            f"expected two or more, got {len(config.variants)}",
             "name two or more, each with its list of settings",
         )
     if config.baseline is not None and config.baseline not in config.variants:
         yield Problem(
-            "baseline", f"there is no variant {config.baseline}", f"take one of {', '.join(config.variants)}"
+            "baseline", f"no such variant: {config.baseline}", f"choose one of {', '.join(config.variants)}"
         )
     if len(set(config.seeds)) < len(config.seeds):
         yield Problem(
-            "seeds", "one is there twice", "give each once: a run with the same seed says nothing new"
+            "seeds",
+            "a seed is repeated",
+            "list each seed once, because a repeated run gives no new information",
         )
     for where, settings in [("overrides", config.overrides), ("the command line", overrides)]:
         for key in _keys(settings):
-            if key in OURS:
+            if key in MANAGED:
                 yield Problem(
                     f"{where}: {key}",
-                    "each run has its own",
-                    "use seeds, name and directory of the file",
+                    "the comparison sets it for each run",
+                    "use seeds, name and directory of the file instead",
                 )
     varied = {key for settings in config.variants.values() for key in _keys(settings)}
     for key in sorted(varied & set(_keys(overrides))):
         yield Problem(
             key,
-            "the variants differ in it",
-            "leave it out of the command line",
+            "the variants set it differently",
+            "remove it from the command line",
         )
     for variant, settings in config.variants.items():
         for key in _keys(settings):
-            if key in OURS:
-                yield Problem(f"variant {variant}: {key}", "each run has its own", "leave it out")
-            elif key.startswith(WHAT_IS_MEASURED):
+            if key in MANAGED:
+                yield Problem(f"variant {variant}: {key}", "the comparison sets it for each run", "remove it")
+            elif key.startswith(MEASUREMENT):
                 yield Problem(
                     f"variant {variant}: {key}",
-                    "its results would be those of other questions, or of other judges",
-                    "set it in overrides, for all runs alike",
+                    "the variants would be measured on different problems or with different scoring",
+                    "set it in overrides, which applies to all runs",
                 )
 
 
 def _check_runs(comparison: Comparison) -> Iterator[Problem]:
-    """What is wrong between the runs. Seeds differ only in their seed: the first tells all."""
+    """Yield variants with equal settings. Runs of other seeds differ only in the seed, so the first one is enough."""
     first = [run for run in comparison.runs if run.seed == comparison.seeds[0]]
     for one, other in itertools.combinations(first, 2):
         if not settings_changed(one.config, other.config):
             yield Problem(
-                f"variant {other.variant}", f"it has the settings of {one.variant}", "take one of them out"
+                f"variant {other.variant}",
+                f"its settings equal those of {one.variant}",
+                "remove one of the two",
             )
 
 
@@ -203,11 +208,12 @@ def _keys(settings: Sequence[str]) -> list[str]:
 
 
 def same_gradient(comparison: Comparison) -> list[str]:
-    """Variants whose gradients are the same at every step, by theory: their differences measure nothing but noise.
+    """Return the variants whose gradients are equal at every step by theory, so that they differ only by noise.
 
-    At ratio 1 (on-policy, one optimizer step per batch) GRPO, GSPO and SAPO have the same one (docs/objectives.md).
+    At ratio 1 (on-policy, one optimizer step per batch) GRPO, GSPO and SAPO have the same gradient
+    (docs/objectives.md).
     """
-    alike = [
+    equal = [
         run.variant
         for run in comparison.runs
         if run.seed == comparison.seeds[0]
@@ -215,4 +221,4 @@ def same_gradient(comparison: Comparison) -> list[str]:
         and run.config.rollout.max_staleness == 0
         and run.config.optimizer_steps_per_batch == 1
     ]
-    return alike if len(alike) > 1 else []
+    return equal if len(equal) > 1 else []

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: means with their intervals in the course of training, and differences at its end."""
+"""Plots of a comparison: means with intervals over the training steps, and the differences at the end."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cluster.metrics.intervals import mean_estimate
 from cluster.metrics.run_measures import LENGTH, MEASURES, PASS_AT_1, REWARD, Row, curve
 
 SMOOTHED_OVER = 10
-"""Batches whose mean one point of a batch curve is: one alone jumps too much to be compared by eye."""
+"""The number of batches that one point of a batch curve averages. Single batches are too noisy to compare by eye."""
 
 
 def figures(results: Results, rows: Mapping[str, Sequence[Row]]) -> Iterator[tuple[str, Figure]]:
-    """(file name without its ending, figure)."""
+    """Yield pairs of a file name without its suffix and a figure."""
     wanted = (
-        ("pass_at_1", PASS_AT_1, "held-out pass@1", 1),
+        ("pass_at_1", PASS_AT_1, "eval pass@1", 1),
         ("reward", REWARD, f"mean reward of a batch (means of {SMOOTHED_OVER} batches)", SMOOTHED_OVER),
         ("length", LENGTH, f"mean response length (means of {SMOOTHED_OVER} batches)", SMOOTHED_OVER),
     )
@@ -34,14 +34,14 @@ def figures(results: Results, rows: Mapping[str, Sequence[Row]]) -> Iterator[tup
             if any(of_runs):
                 bands[variant] = (band(of_runs), of_runs)
         if bands:
-            title = "mean over seeds, with its 95 % interval (t); thin: the seeds"
+            title = "mean over seeds with 95 % interval (t); thin lines: single seeds"
             yield name, bands_figure(title, "step", label, bands)
     if results.comparison.others:
         yield "differences", _differences(results)
 
 
 def blocks(points: Curve, width: int) -> list[tuple[float, float]]:
-    """Means of `width` successive points; what is left over at the end is left out, unless it is all there is."""
+    """Return the means of `width` successive points. An incomplete last block is dropped unless it is the only one."""
     whole = [points[start : start + width] for start in range(0, len(points) - width + 1, width)] or [points]
     return [
         (statistics.fmean(x for x, _ in block), statistics.fmean(y for _, y in block))
@@ -51,7 +51,7 @@ def blocks(points: Curve, width: int) -> list[tuple[float, float]]:
 
 
 def band(curves: Sequence[Curve]) -> Band:
-    """Mean and interval at each step that all curves have."""
+    """Return the mean and the interval at each step that all curves have."""
     by_step = [dict(curve) for curve in curves]
     steps = sorted(set.intersection(*(set(points) for points in by_step)))
     estimates = [(step, mean_estimate([points[step] for points in by_step])) for step in steps]
@@ -80,5 +80,5 @@ def _differences(results: Results) -> Figure:
                 )
             )
     return differences_figure(
-        f"difference from {baseline}, paired by seed, with its 95 % interval (t)", "percentage points", rows
+        f"difference from {baseline}, paired by seed, with 95 % interval (t)", "percentage points", rows
     )

@@ -1,4 +1,4 @@
-"""What a comparison found: estimates per variant and measure, and differences from the baseline. Pure.
+"""The results of a comparison: estimates per variant and measure, and differences from the baseline. Pure.
 
 results_of(comparison, rows) ─▶ Results ─▶ as_json │ as_markdown │ tables (for the terminal)
 """
@@ -24,23 +24,30 @@ ValuesBySeed = Mapping[int, float]
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """`values[measure key][variant][seed]`: of finished runs, where the measure could be taken."""
+    """The measured values of the finished runs."""
 
     comparison: Comparison
     values: Mapping[str, Mapping[str, ValuesBySeed]]
+    """The values by measure key, variant and seed, without those that are not finite."""
     missing: tuple[str, ...]
-    """Names of runs that are not finished."""
+    """The names of the runs that are not finished."""
 
     def estimate(self, measure: Measure, variant: str) -> Estimate:
+        """Return the mean of a variant over its seeds, with an interval."""
         return mean_estimate(list(self.values[measure.key][variant].values()))
 
     def difference(self, measure: Measure, variant: str) -> Estimate:
+        """Return the mean difference from the baseline, paired by seed, with an interval."""
         values = self.values[measure.key]
         return paired_difference(values[variant], values[self.comparison.baseline])
 
 
 def results_of(comparison: Comparison, rows: Mapping[str, Sequence[Row]]) -> Results:
-    """`rows` are those of each finished run, by its name."""
+    """Measure all finished runs.
+
+    Args:
+        rows: The rows of metrics of each finished run, by the name of the run.
+    """
     values = {
         measure.key: {
             variant: {
@@ -56,7 +63,7 @@ def results_of(comparison: Comparison, rows: Mapping[str, Sequence[Row]]) -> Res
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """All numbers, unrounded, for programs."""
+    """Return all numbers, unrounded, for programs."""
     comparison = results.comparison
     return {
         "name": comparison.name,
@@ -84,7 +91,7 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def as_markdown(results: Results, code_version: str, plots: Sequence[str] = ()) -> str:
-    """A page that says what was run, what came out, and how to read it."""
+    """Return a page with the runs, their results, and how to read them."""
     comparison = results.comparison
     steps = comparison.runs[0].config.steps
     lines = [
@@ -106,34 +113,34 @@ def as_markdown(results: Results, code_version: str, plots: Sequence[str] = ()) 
                 ["variant", *(measure.title for measure in MEASURES)], _difference_rows(results)
             ),
             "",
-            "`*`: the interval leaves out 0. Each interval is one of "
-            f"{len(comparison.others) * len(MEASURES)}, and none is corrected for that.",
+            "`*`: the interval excludes 0. The page has "
+            f"{len(comparison.others) * len(MEASURES)} such intervals, without a correction for multiple comparisons.",
             "",
         ]
     lines += [f"![{plot}]({plot})\n" for plot in plots]
-    lines += ["## What the columns are", ""]
+    lines += ["## Columns", ""]
     lines += [f"- **{measure.title}**: {measure.meaning}." for measure in MEASURES]
     lines += ["", *notes(results), ""]
-    lines += ["## Each run by hand", "", "```bash"]
+    lines += ["## Commands of the single runs", "", "```bash"]
     lines += [f"python launch.py train {shlex.join(run.arguments)}" for run in comparison.runs]
     return "\n".join([*lines, "```", ""])
 
 
 def notes(results: Results) -> list[str]:
-    """What a reader has to know besides the numbers; one line each."""
+    """Return the remarks that a reader needs besides the numbers, one line each."""
     found = (
-        [f"Not finished, and not in the numbers: {', '.join(results.missing)}."] if results.missing else []
+        [f"Not finished and therefore not included: {', '.join(results.missing)}."] if results.missing else []
     )
-    if alike := same_gradient(results.comparison):
+    if equal := same_gradient(results.comparison):
         found.append(
-            f"{', '.join(alike)} have the same gradient here (on-policy, one optimizer step per batch): what differs "
-            "between them is chance, if anything."
+            f"{', '.join(equal)} have the same gradient here (on-policy, one optimizer step per batch): any difference "
+            "between them is due to chance."
         )
     return found
 
 
 def tables(results: Results) -> list[Table]:
-    """For the terminal: the means, and the differences."""
+    """Return the tables of means and of differences for the terminal."""
     comparison = results.comparison
     found = [_rich_table("mean ± 95 % interval (t, over seeds)", _estimate_rows(results))]
     if comparison.others:
@@ -144,7 +151,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def shown(estimate: Estimate, measure: Measure, *, signed: bool = False) -> str:
-    """`39.0 ± 2.1`; with one seed there is no interval, and that is said."""
+    """Return text such as `39.0 ± 2.1`, or `39.0 (1 seed)` if a single seed gives no interval."""
     if not estimate.count:
         return "–"
     mean = f"{estimate.mean * measure.scale:{'+' if signed else ''}.{measure.decimals}f}"

@@ -1,7 +1,7 @@
-"""`launch.py doctor`: is everything there that a run needs?
+"""`launch.py doctor`: check that everything a run needs is present.
 
-facts.py        what a machine has, found out in a process on it
-assessment.py    from facts to findings (ok, warn, fail, and the command that mends it); pure
-examination.py  asks this machine, or each node of a cluster, and looks at a configuration
-report.py       the table
+command.py      the command line and its table
+examination.py  examines this machine, or each node of a cluster, and a configuration
+facts.py        measures one machine, in a process on it
+assessment.py   turns facts into findings (ok, warn, fail) with fixes; pure
 """

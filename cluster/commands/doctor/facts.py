@@ -1,4 +1,4 @@
-"""What a machine has. Runs in any process on it: this command's, or a task's on a node of a cluster."""
+"""Measure a machine. The code runs in any process on it: that of this command, or a Ray task on a node."""
 
 from __future__ import annotations
 
@@ -31,41 +31,41 @@ print(json.dumps({"torch_gpus": torch.cuda.device_count(), "torch_cuda": torch.v
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """What torch and vLLM say when they are imported."""
+    """The devices that torch and vLLM find when they are imported."""
 
     torch_gpus: int = 0
     torch_cuda: str | None = None
-    """The CUDA that torch was built for; None is a build for CPU."""
+    """The CUDA version that torch was built for, or None for a CPU build."""
     vllm_platform: str = ""
     error: str = ""
-    """Why they say nothing."""
+    """The reason if one of them cannot be imported."""
 
 
 @dataclass(frozen=True, slots=True)
 class MachineFacts:
-    """Sizes are what is free, in GiB."""
+    """The facts about one machine. Sizes are free amounts in GiB."""
 
     host: str
     python: str
     versions: dict[str, str | None]
-    """Of the packages that were asked for; None if one is not installed."""
+    """The versions of the requested packages, with None for a missing one."""
     gpu_devices: int
     engines: Engines
     memory_gib: float
     shared_memory_gib: float
     disk_gib: dict[str, float]
-    """By folder."""
+    """The free disk space by folder."""
     compiler: str | None
     ninja: str | None
     operator_is_built: bool
     operator_is_locked: bool
     open_files: int
     seen: dict[str, bool] = field(default_factory=dict)
-    """Whether files are there that somebody asked about."""
+    """The requested files, and True for each that exists on this machine."""
 
 
 def machine_facts(packages: Sequence[str], folders: Sequence[str], files: Sequence[str] = ()) -> MachineFacts:
-    """Of the machine that this runs on. Imports torch and vLLM in a process of their own, which takes some seconds."""
+    """Measure this machine. A separate process imports torch and vLLM, which takes some seconds."""
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     operator = operator_folder()
     return MachineFacts(
@@ -103,10 +103,12 @@ def _engines() -> Engines:
             env=os.environ | {"VLLM_LOGGING_LEVEL": "ERROR"},
         )
         if done.returncode:
-            return Engines(error=(done.stderr.strip().splitlines() or ["it says nothing"])[-1][:200])
+            return Engines(
+                error=(done.stderr.strip().splitlines() or ["the process printed no error"])[-1][:200]
+            )
         return Engines(**json.loads(done.stdout.strip().splitlines()[-1]))
     except subprocess.TimeoutExpired:
-        return Engines(error=f"no answer within {ENGINES_TIMEOUT_S:g} s")
+        return Engines(error=f"the import did not end within {ENGINES_TIMEOUT_S:g} s")
 
 
 def _existing(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The job server of a Ray cluster: finding it, and saying in one line why it cannot be used."""
+"""Client of the job server of a Ray cluster. Every failure is one line with the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cluster.runtime.connect import probe
 
 RAY_VERSION = version("ray")
 _VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-"""They would beat an address that was given on the command line."""
+"""Ray's variables, which would take precedence over an address from the command line."""
 
 
 class JobServerError(RuntimeError):
-    """The cluster's job server cannot be used, or will not do what it was asked for; says why in one line."""
+    """The job server cannot be used, or refuses a request. The message is one line with the reason."""
 
 
 class NoSuchJobError(JobServerError):
@@ -29,78 +29,83 @@ class NoSuchJobError(JobServerError):
 
 
 class ServerAwayError(JobServerError):
-    """Nobody answers at the moment."""
+    """The job server does not answer at the moment."""
 
 
 class NotReadyError(ServerAwayError):
-    """The cluster is starting, and does not take jobs yet."""
+    """The cluster is starting and does not accept jobs yet."""
 
 
 class JobServer:
-    """The job server at an address: `http://HOST:8265`, `HOST:6379` as Ray's nodes join it, or `auto` for the cluster
-    of this machine.
+    """The job server of a cluster.
 
-    Every call raises JobServerError: NoSuchJobError, ServerAwayError, or why else it cannot be done.
+    Every method raises JobServerError or one of its subclasses, such as NoSuchJobError and ServerAwayError.
     """
 
     def __init__(self, address: str) -> None:
+        """Connect to the server at `http://HOST:8265`, at `HOST:6379` (the address for Ray's nodes), or at `auto`
+        (the cluster of this machine)."""
         self.address = address
         self.client = _client(address)
 
     def details(self, job: str) -> JobDetails:
-        """What Ray knows of a job."""
+        """Return Ray's description of a job."""
         with explained(self.address):
             return self.client.get_job_info(job)
 
     def jobs(self) -> list[JobDetails]:
-        """Those that were submitted, the newest last."""
+        """Return all submitted jobs, the newest last."""
         with explained(self.address):
             known = self.client.list_jobs()
         submitted = [job for job in known if job.submission_id is not None]
         return sorted(submitted, key=lambda job: job.start_time or 0)
 
     def find(self, reference: str) -> JobDetails:
-        """The job of that id, or the newest of the run of that name."""
+        """Return the job with that id, or the newest job of the run with that name."""
         matching = [job for job in self.jobs() if reference in (job.submission_id, run_of(job))]
         if not matching:
             raise NoSuchJobError(
-                f"the cluster at {self.address} knows no job or run called {reference}; see launch.py list"
+                f"the cluster at {self.address} has no job or run named {reference}; launch.py list shows all"
             )
         return matching[-1]
 
     def log(self, job: str) -> str:
-        """All of a job's log."""
+        """Return the complete log of a job."""
         with explained(self.address):
-            return self.client.get_job_logs(job)
+            log: str = self.client.get_job_logs(job)
+        return log
 
     def stop(self, job: str) -> bool:
-        """Tell a job to come to an end. False if it has ended."""
+        """Ask a job to stop. Return False if it has already ended."""
         with explained(self.address):
-            return self.client.stop_job(job)
+            running: bool = self.client.stop_job(job)
+        return running
 
 
 def run_of(job: JobDetails) -> str | None:
-    """The name of the run that a job is, if it is one of ours."""
+    """Return the name of the run that a job trains, or None for a job of another program."""
     return (job.metadata or {}).get("run")
 
 
 def has_ended(job: JobDetails) -> bool:
-    return job.status.is_terminal()
+    """Return True if the job has finished, failed or been stopped."""
+    ended: bool = job.status.is_terminal()
+    return ended
 
 
 def _client(address: str) -> JobSubmissionClient:
     logging.getLogger("ray").setLevel(logging.ERROR)
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # they say in more words what we say
+        logging.getLogger(name).setLevel(logging.ERROR)  # their warnings repeat our messages
     with _without(_VARIABLES), explained(address):
         if "://" not in address:
             probe(address)
         client = JobSubmissionClient(address)
-    there = client._server_ray_version
-    if there != RAY_VERSION:
+    theirs = client._server_ray_version
+    if theirs != RAY_VERSION:
         raise JobServerError(
-            f"the cluster at {address} runs Ray {there}, and this project needs {RAY_VERSION}: install what "
-            "requirements/ names on its nodes and start them anew, or name another cluster"
+            f"the cluster at {address} runs Ray {theirs}, and this project needs {RAY_VERSION}: install the versions "
+            "of requirements/ on its nodes and restart them, or name another cluster"
         )
     return client
 
@@ -116,27 +121,30 @@ def _without(variables: tuple[str, ...]) -> Iterator[None]:
 
 @contextmanager
 def explained(address: str) -> Iterator[None]:
-    """Failures of the block in one line, with what to do."""
+    """Translate the failures of the block into JobServerError, with one line of reason and remedy."""
     try:
         yield
     except ray.exceptions.AuthenticationError as error:
-        token = "has no token" if "no authentication token" in str(error) else "has another token"
+        token = "has no token" if "no authentication token" in str(error) else "has a different token"
         raise JobServerError(
-            f"the cluster at {address} asks for a token, and this command {token}; RAY_AUTH_MODE=token "
-            f"launch.py … sends it the one of {token_sources()}"
+            f"the cluster at {address} requires a token, and this command {token}; run RAY_AUTH_MODE=token "
+            f"launch.py …, which sends the token from {token_sources()}"
         ) from error
-    except (OSError, ray.exceptions.RpcError) as error:  # those of `requests` are OSErrors
+    except (OSError, ray.exceptions.RpcError) as error:  # the errors of `requests` are OSErrors
         raise ServerAwayError(_unreachable(address)) from error
     except RuntimeError as error:
         if "does not exist" in str(error):
-            raise NoSuchJobError(f"the cluster at {address} knows no such job; see launch.py list") from error
+            raise NoSuchJobError(
+                f"the cluster at {address} has no such job; launch.py list shows all"
+            ) from error
         if "No available agent" in str(error):
             raise NotReadyError(
-                f"the cluster at {address} takes no jobs yet. If it was not started just now, its head's agent found "
-                "its port taken, by another Ray on that machine: ray start --head --dashboard-agent-listen-port=0"
+                f"the cluster at {address} does not accept jobs yet. If it was not started just now, the port of its "
+                "head's agent is in use by another Ray on that machine: ray start --head "
+                "--dashboard-agent-listen-port=0"
             ) from error
         raise JobServerError(
-            f"the cluster at {address} refused: {' '.join(str(error).split())[:500]}"
+            f"the cluster at {address} refused the request: {' '.join(str(error).split())[:500]}"
         ) from error
 
 
@@ -144,10 +152,11 @@ def _unreachable(address: str) -> str:
     if "://" in address:
         port = urlsplit(address).port or 8265
         return (
-            f"there is no Ray job server at {address}; is the head node up? It listens to its own machine alone: make "
-            f"a tunnel (ssh -L {port}:localhost:{port} HEAD), or start it with a token and --dashboard-host=0.0.0.0"
+            f"no Ray job server answers at {address}; check that the head node is up. By default it listens only on "
+            f"its own machine: open a tunnel (ssh -L {port}:localhost:{port} HEAD), or start it with a token and "
+            "--dashboard-host=0.0.0.0"
         )
     return (
-        f"there is no Ray job server to be found through {address}; is the cluster up? From outside, name its "
-        "job server: --address http://HOST:8265"
+        f"no Ray job server was found through {address}; check that the cluster is up. From outside the cluster, give "
+        "the address of its job server: --address http://HOST:8265"
     )

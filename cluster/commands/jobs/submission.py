@@ -1,7 +1,9 @@
-"""What a job server is told about a run: the command, its environment and what Ray shows to whoever may list jobs."""
+"""Submit a run as a job: its command, its environment, and its keys, which are sent sealed after it."""
 
 from __future__ import annotations
 
+import netrc
+import os
 import re
 import shlex
 import tempfile
@@ -9,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cluster.commands.jobs.package import Package
 from cluster.commands.jobs.server import (
@@ -21,22 +24,24 @@ from cluster.commands.jobs.server import (
 )
 from cluster.core.config import RunConfig
 from cluster.models.source import locate
-from cluster.runtime.job import KEYS_VARIABLE
+from cluster.runtime.job import KEYS_VARIABLE, SENT_BY_DEFAULT, announced, package_name, seal
 
 STOP_GRACE_S = 60
-"""How long a job that is stopped may take to clear its actors away."""
+"""The time that a stopped job has to end its actors."""
 STARTING_S = 120.0
-"""A cluster that was just started takes jobs only after a while."""
+"""The time that a new cluster may need before it accepts jobs."""
+DRIVER_TIMEOUT_S = 600.0
+"""The time that the driver of a job may need to start. The cluster may have to add a node for it."""
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 class SubmissionRefusedError(ValueError):
-    """What was asked for cannot be submitted; says why in one line."""
+    """The run cannot be submitted. The message is one line with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class DriverPlace:
-    """Where the driver of the job is to run. If nothing is asked for, Ray takes the head node."""
+class DriverPlacement:
+    """The node on which the driver of the job runs. Without any request, Ray takes the head node."""
 
     cpus: float = 0.0
     resources: Mapping[str, float] = field(default_factory=dict)
@@ -45,21 +50,21 @@ class DriverPlace:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A run, ready to be submitted; more than once, if it must be."""
+    """A run that is ready to be submitted, several times if necessary."""
 
     config: RunConfig
     package: Package
     overrides: tuple[str, ...]
     environment: Mapping[str, str]
     keys: Mapping[str, str] = field(repr=False)
-    """By the name of their environment variable. They are sent sealed."""
-    place: DriverPlace = DriverPlace()
+    """The keys by the name of their environment variable. They are sent sealed."""
+    placement: DriverPlacement = DriverPlacement()
     fresh: bool = False
-    """Whether an earlier run of this name is moved aside first."""
+    """True if an earlier run of this name is moved aside first."""
 
     @property
     def entrypoint(self) -> str:
-        """The job's command. `exec` lets Ray's stop signal reach Python itself, and not a shell."""
+        """The command of the job. With `exec` Ray's stop signal reaches Python itself instead of a shell."""
         options = ["--fresh"] if self.fresh else []
         return "exec " + shlex.join(
             ["python", "launch.py", "train", self.package.config, *self.overrides, *options]
@@ -67,9 +72,9 @@ class Submission:
 
     @property
     def environment_variables(self) -> dict[str, str]:
-        """Ray stores them, and shows them to everyone who may list jobs: no key is among them."""
+        """The environment of the job. Ray shows it to every user who may list jobs, so it contains no key."""
         return {
-            # Ctrl-C is what a run understands: it clears its actors away, and says how to go on.
+            # A run handles SIGINT (Ctrl-C): it ends its actors and says how to resume.
             "RAY_JOB_STOP_SIGNAL": "SIGINT",
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S),
             **({KEYS_VARIABLE: " ".join(sorted(self.keys))} if self.keys else {}),
@@ -78,10 +83,11 @@ class Submission:
 
     @property
     def metadata(self) -> dict[str, str]:
+        """The name and the directory of the run, which the job server keeps with the job."""
         return {"run": self.config.name, "run_directory": str(self.config.run_directory)}
 
     def again(self) -> Submission:
-        """The same run, to go on with what the job before has left."""
+        """Return the same run for another job, which resumes it."""
         return replace(self, fresh=False)
 
 
@@ -89,10 +95,11 @@ def submit(server: JobServer, submission: Submission, number: int = 1) -> str:
     """Send the package, start the job, and return its id.
 
     Args:
-        number: of this try.
+        number: The number of this job among those of the run.
 
     Raises:
-        JobServerError, PackageRefusedError: what their names say.
+        JobServerError: if the server is unreachable or refuses the job.
+        PackageRefusedError: if the package is too large.
     """
     attempt = "" if number == 1 else f"-try{number}"
     job = f"{submission.config.name}-{time.strftime('%Y%m%d-%H%M%S')}{attempt}"
@@ -110,72 +117,141 @@ def submit(server: JobServer, submission: Submission, number: int = 1) -> str:
 
 
 def _submit(server: JobServer, submission: Submission, job: str, archive: Path) -> str:
-    place = submission.place
+    placement = submission.placement
     with explained(server.address):
-        return server.client.submit_job(
+        submitted: str = server.client.submit_job(
             entrypoint=submission.entrypoint,
             submission_id=job,
             runtime_env={"working_dir": str(archive), "env_vars": submission.environment_variables},
             metadata=submission.metadata,
-            entrypoint_num_cpus=place.cpus or None,
-            entrypoint_resources=dict(place.resources) or None,
-            entrypoint_label_selector=dict(place.labels) or None,
+            entrypoint_num_cpus=placement.cpus or None,
+            entrypoint_resources=dict(placement.resources) or None,
+            entrypoint_label_selector=dict(placement.labels) or None,
         )
+    return submitted
 
 
 def refuse_live_run(server: JobServer, name: str) -> None:
-    """Raises:
-    JobServerError: a job of the cluster trains a run of this name already.
+    """Refuse a run whose name is in use.
+
+    Raises:
+        JobServerError: if a job of the cluster already trains a run of this name.
     """
     for job in server.jobs():
         if run_of(job) == name and not has_ended(job):
             raise JobServerError(
-                f"job {job.submission_id} is the run {name} already: look at it with launch.py logs {name} --follow, "
-                f"end it with launch.py stop {name}, or submit another with name=NAME"
+                f"job {job.submission_id} already trains the run {name}: follow it with launch.py logs {name} "
+                f"--follow, end it with launch.py stop {name}, or submit another run with name=NAME"
             )
 
 
+# --- Keys
+
+
+def found_keys(config: RunConfig, more: Sequence[str]) -> dict[str, str]:
+    """Return the keys of W&B and Hugging Face that exist here and that the run can use, and those named in `more`.
+
+    Raises:
+        SubmissionRefusedError: if a variable in `more` is not set.
+    """
+    keys = {name: os.environ[name] for name in SENT_BY_DEFAULT if os.environ.get(name)}
+    if config.tracking.wandb in ("disabled", "offline"):
+        keys.pop("WANDB_API_KEY", None)
+    elif "WANDB_API_KEY" not in keys and (known := _wandb_login()):
+        keys["WANDB_API_KEY"] = known
+    for name in more:
+        if not os.environ.get(name):
+            raise SubmissionRefusedError(
+                f"--key {name}: the variable is not set in the environment of this command; export it first"
+            )
+        keys[name] = os.environ[name]
+    return keys
+
+
+def _wandb_login() -> str | None:
+    """Return the key that `wandb login` has saved, or None."""
+    import wandb
+
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname
+    try:
+        known = netrc.netrc().authenticators(host or "")
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return known[2] if known else None
+
+
+def send_keys(
+    server: JobServer, job: str, keys: Mapping[str, str], timeout_s: float = DRIVER_TIMEOUT_S
+) -> None:
+    """Seal `keys` for the job and send them as soon as its driver requests them. Return at once if the job has ended.
+
+    Raises:
+        JobServerError: if the driver does not start within the timeout, or the server refuses the box.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (public := announced(job, server.log(job))) is None:
+        if has_ended(server.details(job)):
+            return
+        if time.monotonic() > deadline:
+            raise JobServerError(
+                f"job {job} did not request its keys within {timeout_s:g} s, perhaps because no node has the "
+                f"resources for its driver: see launch.py status {job}; the job continues without keys"
+            )
+        time.sleep(0.5)
+    with explained(server.address):
+        answer = server.client._do_request(
+            "PUT", f"/api/packages/gcs/{package_name(job)}", data=seal(job, keys, public)
+        )
+        if answer.status_code != 200:
+            server.client._raise_error(answer)
+
+
+# --- From the options of the command line
+
+
 def cluster_overrides(config: RunConfig, overrides: Sequence[str]) -> tuple[str, ...]:
-    """The overrides that the job is given. Its working directory is the package, which Ray throws away: relative places
-    of the run directory and of a model's files become the absolute ones that they are here."""
+    """Return the overrides for the job, with the paths of the run directory and a model's files made absolute.
+
+    The working directory of the job is the package, which Ray deletes, so relative paths would be lost.
+    """
     absolute = {"directory": str(config.directory.expanduser().absolute())}
     source = config.model.source
     if source != "starter" and not source.startswith("package:"):
         located = locate(config.model)
         if located.kind in ("directory", "gguf"):
             absolute["model.source"] = located.location
-    others = [override for override in overrides if override.partition("=")[0] not in absolute]
-    return (*others, *(f"{name}={place}" for name, place in absolute.items()))
+    kept = [override for override in overrides if override.partition("=")[0] not in absolute]
+    return (*kept, *(f"{name}={path}" for name, path in absolute.items()))
 
 
 def environment(pairs: Sequence[str]) -> dict[str, str]:
-    """From `NAME=VALUE` each.
+    """Parse variables of the form `NAME=VALUE`.
 
     Raises:
-        SubmissionRefusedError: one is not of that form, or looks like a secret.
+        SubmissionRefusedError: if a variable is malformed, or its name looks like that of a secret.
     """
     return _pairs("--env", pairs, refuse_secrets=True)
 
 
 def labels(pairs: Sequence[str]) -> dict[str, str]:
-    """From `LABEL=VALUE` each.
+    """Parse labels of the form `LABEL=VALUE`.
 
     Raises:
-        SubmissionRefusedError: one is not of that form.
+        SubmissionRefusedError: if a label is malformed.
     """
     return _pairs("--driver-label", pairs)
 
 
 def resources(pairs: Sequence[str]) -> dict[str, float]:
-    """From `NAME=AMOUNT` each.
+    """Parse resources of the form `NAME=AMOUNT`.
 
     Raises:
-        SubmissionRefusedError: one is not of that form.
+        SubmissionRefusedError: if a resource is malformed.
     """
     try:
         return {name: float(amount) for name, amount in _pairs("--driver-resource", pairs).items()}
     except ValueError as error:
-        raise SubmissionRefusedError(f"--driver-resource takes NAME=AMOUNT ({error})") from error
+        raise SubmissionRefusedError(f"--driver-resource expects NAME=AMOUNT ({error})") from error
 
 
 def _pairs(option: str, pairs: Sequence[str], refuse_secrets: bool = False) -> dict[str, str]:
@@ -183,11 +259,11 @@ def _pairs(option: str, pairs: Sequence[str], refuse_secrets: bool = False) -> d
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise SubmissionRefusedError(f"{option} takes NAME=VALUE, not {pair!r}")
+            raise SubmissionRefusedError(f"{option} expects NAME=VALUE, got {pair!r}")
         if refuse_secrets and _SECRET_NAME.search(name):
             raise SubmissionRefusedError(
-                f"{option} {name}: Ray shows a job's environment to everyone who may list jobs; set {name} in this "
-                f"command's own environment and give --key {name}, and it is sent sealed"
+                f"{option} {name}: Ray shows a job's environment to every user who may list jobs; set {name} in this "
+                f"command's own environment and give --key {name}, which sends it sealed"
             )
         found[name] = value
     return found

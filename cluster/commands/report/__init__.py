@@ -1,1 +1,1 @@
-"""Pictures and pages of runs, for people: PNG plots, and one HTML file that needs nothing else."""
+"""`launch.py report`: plots of runs as PNG files, and one HTML page without external dependencies."""

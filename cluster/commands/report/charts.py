@@ -1,5 +1,4 @@
-"""The charts of a report: which lines are in each, and how they are told apart. One colour per run, or, where there is
-only one run, per metric."""
+"""Draw the charts of a report. Each run has its own color; in a report about one run each metric has its own."""
 
 from __future__ import annotations
 
@@ -14,11 +13,13 @@ from cluster.commands.report.runs import Run
 from cluster.metrics.catalogue import SECTIONS, Chart, Section
 
 LEGEND_RUNS = 3
-"""Up to so many runs are named in each chart too; more are told by the colours in the page's table."""
+"""The number of runs up to which each chart has a legend. More runs are identified by the colors of the cards."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnChart:
+    """A chart with its figure."""
+
     chart: Chart
     figure: Figure
     file_stem: str
@@ -26,15 +27,16 @@ class DrawnChart:
 
 @dataclass(frozen=True, slots=True)
 class DrawnSection:
-    """`constant`: numbers that were the same at all steps of all runs, and so need no picture."""
+    """A section with its drawn charts."""
 
     section: Section
     charts: Sequence[DrawnChart]
     constant: Mapping[str, float]
+    """The metrics with the same value at all steps of all runs, which need no plot."""
 
 
 def drawn_sections(runs: Sequence[Run]) -> Iterator[DrawnSection]:
-    """All sections that a run has numbers for."""
+    """Yield all sections for which a run has values."""
     for section in SECTIONS:
         charted = [key for chart in section.charts for key in chart.keys]
         constant = {key: value for key in charted if (value := constant_value(key, runs)) is not None}
@@ -44,7 +46,7 @@ def drawn_sections(runs: Sequence[Run]) -> Iterator[DrawnSection]:
 
 
 def constant_value(key: str, runs: Sequence[Run]) -> float | None:
-    """The one value that a number had at all steps of all runs; None if it had several, or too few to say."""
+    """Return the value of a metric that is constant over all steps of all runs, or None for any other metric."""
     points = [value for run in runs for _, value in run.curve(key)]
     return points[0] if len(points) > len(runs) and len(set(points)) == 1 else None
 
@@ -52,13 +54,13 @@ def constant_value(key: str, runs: Sequence[Run]) -> float | None:
 def draw(
     section: Section, chart: Chart, runs: Sequence[Run], constant: Collection[str] = ()
 ) -> DrawnChart | None:
-    """None: no run has any of these numbers, or all of them are constant."""
+    """Draw a chart, or return None if no run has values for it or all of them are constant."""
     keys = [key for key in chart.keys if key not in constant and any(run.curve(key) for run in runs)]
     if not keys:
         return None
     one = len(runs) == 1
     lines = [
-        Line(run.curve(key), colour=of_key if one else of_run, dashes=of_key)
+        Line(run.curve(key), color=of_key if one else of_run, dashes=of_key)
         for of_run, run in enumerate(runs)
         for of_key, key in enumerate(keys)
     ]

@@ -1,6 +1,6 @@
-"""Figures with matplotlib, drawn without a display: curves of runs, bands over seeds, differences with intervals.
+"""Draw figures with matplotlib, without a display: curves of runs, bands over seeds, differences with intervals.
 
-A figure is returned as it is; `png` and `svg` make bytes of it. matplotlib's global state (pyplot) is never touched.
+`png` and `svg` render a figure. matplotlib's global state (pyplot) is never used.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 Curve = Sequence[tuple[float, float]]
-"""(x, y), x rising."""
+"""Points (x, y) with ascending x."""
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart, but for yellow: too light for a line.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#999933")
+# Okabe and Ito's palette, distinguishable with any color vision, without yellow, which is too light for a line.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#999933")
 DASHES = ("-", "--", "-.", ":")
-"""When the colours are used up, the second round is dashed, and so on."""
-SMOOTHED_SHARE = 20
-"""A running mean is over this part of a line's points."""
+"""The line styles. When all colors are used, the second round of lines is dashed, and so on."""
+SMOOTHED_FRACTION = 20
+"""The running mean covers one part in this many of a line's points."""
 DOTTED_POINTS = 20
-"""Lines of so few points show where these are."""
+"""The number of points up to which a line shows markers."""
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -44,51 +44,51 @@ STYLE = {
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A line with an interval around it: (x, mean, half width or None)."""
+    """A line of points (x, mean, half width or None) with an interval around it."""
 
     points: Sequence[tuple[float, float, float | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`colour` and `dashes` count from 0, and are the same for the same number in every figure."""
+    """A line of a chart. The numbers `color` and `dashes`, from 0, mean the same in every figure."""
 
     points: Curve
-    colour: int = 0
+    color: int = 0
     dashes: int = 0
 
 
 def lines_figure(
     lines: Sequence[Line], legend: Sequence[tuple[str, int, int]] = (), *, smooth: bool = True
 ) -> Figure:
-    """A small chart over the step. Long noisy lines are drawn thinly, with their running mean on top.
+    """Draw a small chart over the step. Long noisy lines are drawn thin, with their running mean on top.
 
     Args:
-        lines: those without points are left out.
-        legend: (label, colour, dashes); -1 is grey.
+        lines: The lines, each with at least one point.
+        legend: The entries (label, color, dashes). Color -1 is gray.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(4.6, 2.3), layout="constrained")
         axes = figure.add_subplot(xlabel="step")
         for line in lines:
             points = thinned(line.points)
-            colour, dashes = COLOURS[line.colour % len(COLOURS)], DASHES[line.dashes % len(DASHES)]
-            shown = running_mean(points, len(points) // SMOOTHED_SHARE) if smooth else points
+            color, dashes = COLORS[line.color % len(COLORS)], DASHES[line.dashes % len(DASHES)]
+            shown = running_mean(points, len(points) // SMOOTHED_FRACTION) if smooth else points
             if shown is not points:
-                axes.plot(*_split(points), color=colour, linewidth=0.7, alpha=0.3)
+                axes.plot(*_split(points), color=color, linewidth=0.7, alpha=0.3)
             marker = "o" if len(points) <= DOTTED_POINTS else None
             axes.plot(
-                *_split(shown), color=colour, linestyle=dashes, linewidth=1.5, marker=marker, markersize=3
+                *_split(shown), color=color, linestyle=dashes, linewidth=1.5, marker=marker, markersize=3
             )
         if legend:
             handles = [
                 Line2D(
                     [],
                     [],
-                    color="#666666" if colour < 0 else COLOURS[colour % len(COLOURS)],
+                    color="#666666" if color < 0 else COLORS[color % len(COLORS)],
                     linestyle=DASHES[dashes],
                 )
-                for _, colour, dashes in legend
+                for _, color, dashes in legend
             ]
             figure.legend(
                 handles, [label for label, *_ in legend], loc="outside upper left", ncols=len(legend)
@@ -97,13 +97,13 @@ def lines_figure(
 
 
 def thinned(points: Curve, limit: int = 300) -> Curve:
-    """At most about `limit` points: means of equally many successive ones."""
+    """Return at most about `limit` points: the means of equally many successive points."""
     width = -(-len(points) // limit)
     return points if width <= 1 else [_mean(points[at : at + width]) for at in range(0, len(points), width)]
 
 
 def running_mean(points: Curve, width: int) -> Curve:
-    """Each point the mean of the `width` around it, fewer at the ends. Below two there is nothing to do."""
+    """Return the centered running mean over `width` points, fewer at the ends. A width below 2 changes nothing."""
     if width < 2:
         return points
     half = width // 2
@@ -117,7 +117,7 @@ def _mean(points: Curve) -> tuple[float, float]:
 def bands_figure(
     title: str, x_label: str, y_label: str, bands: Mapping[str, tuple[Band, Sequence[Curve]]]
 ) -> Figure:
-    """Per name a mean with its interval, and thinly the curves that it is the mean of."""
+    """Draw for each name a mean with its interval, and as thin lines the curves that it averages."""
     with rc_context(STYLE):
         figure = Figure(figsize=(7.0, 4.0), layout="constrained")
         axes = figure.add_subplot(title=title, xlabel=x_label, ylabel=y_label)
@@ -144,31 +144,36 @@ def bands_figure(
 def differences_figure(
     title: str, x_label: str, rows: Sequence[tuple[str, float, float | None, Sequence[float]]]
 ) -> Figure:
-    """Per row a name, a mean with its interval, and the single values; 0 is where the baseline is."""
+    """Draw for each row a mean with its interval and the single values. The baseline is at 0.
+
+    Args:
+        rows: The rows (name, mean, half width or None, values).
+    """
     with rc_context(STYLE):
         figure = Figure(figsize=(7.0, 0.9 + 0.45 * len(rows)), layout="constrained")
         axes = figure.add_subplot(title=title, xlabel=x_label)
         axes.axvline(0, color="#444444", linewidth=1)
-        for place, (_, mean, half_width, values) in enumerate(rows):
-            colour = COLOURS[place % len(COLOURS)]
-            axes.plot(values, [place + 0.18] * len(values), "o", markersize=3, color=colour, alpha=0.5)
-            axes.errorbar([mean], [place], xerr=half_width, fmt="o", color=colour, capsize=4, linewidth=2)
+        for position, (_, mean, half_width, values) in enumerate(rows):
+            color = COLORS[position % len(COLORS)]
+            axes.plot(values, [position + 0.18] * len(values), "o", markersize=3, color=color, alpha=0.5)
+            axes.errorbar([mean], [position], xerr=half_width, fmt="o", color=color, capsize=4, linewidth=2)
         axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         return figure
 
 
 def look(index: int, points: int) -> dict[str, Any]:
-    """Colour, dashes and, for a lone point, a dot: the same for the same index in every figure."""
+    """Return the color, the dashes and, for a single point, a marker. The same index looks the same in every figure."""
     return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
+        "color": COLORS[index % len(COLORS)],
+        "linestyle": DASHES[index // len(COLORS) % len(DASHES)],
         "linewidth": 1.6,
         "marker": "o" if points == 1 else None,
     }
 
 
 def png(figure: Figure, dots_per_inch: int = 144) -> bytes:
+    """Render a figure as PNG."""
     stream = io.BytesIO()
     with rc_context(STYLE):
         figure.savefig(stream, format="png", dpi=dots_per_inch, metadata={"Software": None})
@@ -176,6 +181,7 @@ def png(figure: Figure, dots_per_inch: int = 144) -> bytes:
 
 
 def svg(figure: Figure) -> bytes:
+    """Render a figure as SVG."""
     stream = io.BytesIO()
     with rc_context(STYLE):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})

@@ -1,7 +1,6 @@
-"""The report as one HTML page that needs nothing but a browser: no script, nothing from elsewhere.
+"""Write the report: one HTML page without scripts and external resources, and its plots as PNG files.
 
-What a model wrote is text in it, as in all pages (`cluster/tracking/pages.py`). Plots are images: nothing
-runs in them.
+Text from a model is escaped, as in all pages (`cluster/tracking/pages.py`). Plots are images, which contain no scripts.
 """
 
 from __future__ import annotations
@@ -9,33 +8,67 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 
 import yaml
 
-from cluster.commands.report.charts import DrawnChart, DrawnSection
-from cluster.commands.report.figures import COLOURS, svg
-from cluster.commands.report.runs import Run
+from cluster.commands.report.charts import DrawnChart, DrawnSection, drawn_sections
+from cluster.commands.report.figures import COLORS, png, svg
+from cluster.commands.report.runs import Run, labels, read_run
+from cluster.core.files import write_atomically
+from cluster.core.project import code_version
 from cluster.metrics.run_measures import late_mean
 from cluster.run_state.run_directory import ABSENT, flat_settings
 from cluster.tracking.formats import duration
 from cluster.tracking.pages import environment
 
 
+def write_report(paths: Sequence[Path], output: Path | None) -> tuple[Path, Path]:
+    """Write the report about the runs in `paths`. Return the page and the directory of the PNG plots beside it.
+
+    Args:
+        output: The file of the page. The default is `report.html` in the run's directory, or, for several runs, in
+            the parent directory of the first.
+
+    Raises:
+        NotARunError: if one of `paths` does not contain a run.
+        OSError: if a file cannot be written.
+    """
+    unique = list(dict.fromkeys(path.absolute() for path in paths))
+    runs = [read_run(path, label) for path, label in zip(unique, labels(unique), strict=True)]
+    file = output or (unique[0] if len(unique) == 1 else unique[0].parent) / "report.html"
+    sections = list(drawn_sections(runs))
+    title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
+    made = f"{datetime.now():%Y-%m-%d %H:%M}, {code_version()}"
+    plots = file.with_name(f"{file.stem}_plots")
+    plots.mkdir(parents=True, exist_ok=True)
+    for section in sections:
+        for drawn in section.charts:
+            (plots / f"{drawn.file_stem}.png").write_bytes(png(drawn.figure))
+    write_atomically(file, page(title, runs, sections, made).encode("utf-8", errors="backslashreplace"))
+    return file, plots
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A run in the table at the top."""
+    """The card of a run at the top of the page."""
 
     name: str
-    colour: str
+    color: str
     state: str
     finished: bool
     objective: str
     cells: Sequence[tuple[str, str]]
-    """(what, value)."""
+    """The rows (name, value)."""
 
 
 def page(title: str, runs: Sequence[Run], sections: Sequence[DrawnSection], made: str) -> str:
-    """The HTML text. `made` says when, and by what."""
+    """Return the HTML text of the page.
+
+    Args:
+        made: The date and the version of the code.
+    """
     return (
         environment("cluster.commands.report")
         .get_template("report.html.j2")
@@ -58,6 +91,7 @@ def page(title: str, runs: Sequence[Run], sections: Sequence[DrawnSection], made
 
 
 def card(run: Run, index: int) -> Card:
+    """Return the card of the run with this index."""
     evaluations = run.curve("eval/pass_at_1")
     errors = dict(run.curve("eval/pass_at_1_stderr"))
     cells = []
@@ -76,7 +110,7 @@ def card(run: Run, index: int) -> Card:
     finished = bool(run.summary)
     return Card(
         name=run.label,
-        colour=COLOURS[index % len(COLOURS)],
+        color=COLORS[index % len(COLORS)],
         state="finished" if finished else f"at step {run.step} of {run.config.steps}",
         finished=finished,
         objective=run.config.objective.name,
@@ -85,7 +119,7 @@ def card(run: Run, index: int) -> Card:
 
 
 def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Settings that are not the same in all runs: name, and each run's value."""
+    """Return the settings that differ between the runs, each with the values of all runs."""
     all_settings = [flat_settings(run.config) for run in runs]
     keys = dict.fromkeys(key for settings in all_settings for key in settings)
     rows = [(key, [settings.get(key, ABSENT) for settings in all_settings]) for key in keys]
@@ -97,6 +131,6 @@ def _as_image(drawn: DrawnChart) -> str:
 
 
 def _explained(drawn: DrawnSection) -> Mapping[str, str]:
-    """The meanings of what is drawn, or said to be constant."""
+    """Return the meanings of the metrics that are drawn or listed as constant."""
     shown = {key for one in drawn.charts for key in one.chart.keys} | drawn.constant.keys()
     return {metric.key: metric.meaning for metric in drawn.section.metrics if metric.key in shown}

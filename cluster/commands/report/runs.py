@@ -1,4 +1,4 @@
-"""What a report needs to know of a run, read from its directory. Also of one that still goes on, or that failed."""
+"""Read the parts of a run directory that a report shows. The run may be in progress or have failed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from cluster.tracking.jsonl import read_metrics
 from cluster.tracking.transcripts import read_transcript
 
 SHOWN_TRANSCRIPTS = 8
-"""Steps of which responses are shown: the first, the last, and evenly between them."""
+"""The number of steps whose responses are shown: the first, the last, and evenly spaced ones between them."""
 
 
 class NotARunError(ValueError):
-    """A directory does not hold a run, or not one that can be read."""
+    """The directory does not contain a readable run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """Some of a step's groups, each as `transcripts/*.jsonl` has it."""
+    """Some groups of a step, in the format of `transcripts/*.jsonl`."""
 
     step: int
     groups: Sequence[Mapping[str, Any]]
@@ -31,39 +31,44 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """`rows` are those of `metrics.jsonl`; `summary` is empty while the run is not finished."""
+    """A run as a report shows it."""
 
     label: str
     config: RunConfig
     rows: Sequence[Mapping[str, Any]]
+    """The rows of `metrics.jsonl`."""
     summary: Mapping[str, Any]
+    """The summary, empty while the run is not finished."""
     transcripts: Sequence[Transcript]
     code: str = ""
 
     def curve(self, key: str) -> list[tuple[float, float]]:
-        """(step, value) wherever there is a finite value."""
+        """Return points (step, value) for all finite values of a metric."""
         return [(row["step"], row[key]) for row in self.rows if math.isfinite(row.get(key, math.nan))]
 
     @property
     def step(self) -> int:
-        return self.rows[-1]["step"] if self.rows else 0
+        """The last step that the run has logged."""
+        step: int = self.rows[-1]["step"] if self.rows else 0
+        return step
 
     @property
     def seconds(self) -> float:
-        """From the first row to the last, pauses between resumptions included."""
-        return self.rows[-1]["time"] - self.rows[0]["time"] if self.rows else 0.0
+        """The time in seconds from the first row to the last, including the pauses before resumptions."""
+        seconds: float = self.rows[-1]["time"] - self.rows[0]["time"] if self.rows else 0.0
+        return seconds
 
 
 def read_run(path: Path, label: str) -> Run:
-    """The run in the directory `path`.
+    """Read the run in the directory `path`.
 
     Raises:
-        NotARunError: there is none.
+        NotARunError: if it does not contain a readable run.
     """
     directory = RunDirectory(path.absolute())
     if not directory.config_file.exists():
         raise NotARunError(
-            f"{path} is not the directory of a run: there is no {directory.config_file.name} in it"
+            f"{path}: this is not a run directory (it has no {directory.config_file.name}); name one, such as runs/demo"
         )
     try:
         return Run(
@@ -79,7 +84,7 @@ def read_run(path: Path, label: str) -> Run:
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """A name for each directory: its own, with as many of those above it as tell it from the others."""
+    """Return a label for each directory: the shortest suffix of its path that distinguishes all directories."""
     absolute = [path.absolute() for path in paths]
     for depth in range(1, max(len(path.parts) for path in absolute) + 1):
         names = ["/".join(path.parts[-depth:]) for path in absolute]

@@ -11,7 +11,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from cluster.commands.evaluation_table import report_tables
+from cluster.commands.evaluate.tables import report_tables
 from cluster.core.config import RunConfig
 from cluster.core.types import CategoryOf, ScoredGroup
 from cluster.metrics.evaluation import evaluation_metrics, evaluation_report
@@ -78,13 +78,13 @@ def test_the_report_in_numbers() -> None:
 def test_the_report_for_a_person() -> None:
     assert cells(shown(groups())) == [
         ["model", "./[bold]model"],
-        ["asked", "countdown, eval: 2 prompts × 3 responses"],
-        ["sampled", "temperature 1, seed 7"],
+        ["evaluated on", "countdown, eval: 2 prompts × 3 responses"],
+        ["sampled with", "temperature 1, seed 7"],
         ["pass@1", "66.7 % (0.5 … 99.9)"],
         ["pass@2", "83.3 % (2.1 … 99.9)"],
         ["maj@3", "0.0 %"],
         ["mean length", "4.0 tokens"],
-        ["cut off", "33 % at 256 tokens"],
+        ["truncated", "33 % at 256 tokens"],
         ["failed verdicts", "1"],
     ]
     assert "in brackets: 95 % confidence" in shown(groups())

@@ -16,8 +16,8 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cluster.commands.compare.comparing import OtherSettingsError, compare
 from cluster.commands.compare.plan import Comparison, load_comparison, same_gradient
+from cluster.commands.compare.run import OtherSettingsError, run_comparison
 from launch import app
 from tests import PROJECT
 from tests.fake_training import train
@@ -56,7 +56,7 @@ def run(comparison: Comparison, side_by_side: int = 1, **options: Any) -> tuple[
     """Whether all is finished, and what was shown."""
     screen = io.StringIO()
     # Its own process imports the project from here, whatever the tests' working directory.
-    complete = compare(comparison, TRAINING, side_by_side, Console(file=screen, width=120), **options)
+    complete = run_comparison(comparison, TRAINING, side_by_side, Console(file=screen, width=120), **options)
     return complete, screen.getvalue()
 
 
@@ -103,25 +103,25 @@ def test_shipped_comparisons_are_sound(file: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "overrides", "said"),
     [
-        ({"variants": {"low": []}}, [], "variants: 1 will not do"),
-        ({"baseline": "none"}, [], "baseline: there is no variant none"),
-        ({"seeds": [1, 1]}, [], "seeds: one is there twice"),
+        ({"variants": {"low": []}}, [], "variants: expected two or more, got 1"),
+        ({"baseline": "none"}, [], "baseline: no such variant: none"),
+        ({"seeds": [1, 1]}, [], "seeds: a seed is repeated"),
         ({"seeds": []}, [], "seeds: [] will not do"),
         ({"seed": [1]}, [], "seed: there is no such setting; did you mean seeds?"),
-        ({"overrides": ["seed=3"]}, [], "overrides: seed: each run has its own"),
-        ({}, ["name=x"], "the command line: name: each run has its own"),
-        ({}, ["learner.learning_rate=1"], "learner.learning_rate: the variants differ in it"),
+        ({"overrides": ["seed=3"]}, [], "overrides: seed: the comparison sets it for each run"),
+        ({}, ["name=x"], "the command line: name: the comparison sets it for each run"),
+        ({}, ["learner.learning_rate=1"], "learner.learning_rate: the variants set it differently"),
         ({}, ["learner.learning_rat=1"], "variant low: learner.learning_rat: there is no such setting"),
         ({"base": "nowhere.yaml"}, [], "nowhere.yaml: there is no such file"),
         (
             {"variants": {"a": ["steps=3"], "b": ["task.name=math"]}},
             [],
-            "variant b: task.name: its results would be those of other questions",
+            "variant b: task.name: the variants would be measured on different problems",
         ),
         (
             {"variants": {"a": [], "b": ["tracking.wandb=disabled"]}},
             [],
-            "variant b: it has the settings of a",
+            "variant b: its settings equal those of a",
         ),
         ({"variants": {"a": [], "../b": ["steps=3"]}}, [], "variants"),
         ({"variants": {"a": [], "b": ["rollout.workers=99"]}}, [], "variant b: cluster: the run asks for"),
@@ -172,13 +172,13 @@ def test_what_is_finished_is_not_run_again_and_what_was_interrupted_or_is_new_is
     more.runs[1].config.run_directory.joinpath("summary.json").unlink()
     complete, screen = run(more, 2)
     assert complete
-    assert "6 runs, 3 of them finished before" in screen
+    assert "6 runs, 3 of them already finished" in screen
     assert sorted(starts(more)[4:]) == ["rates.high.seed3", "rates.high.seed8", "rates.low.seed8"]
 
 
 def test_a_comparison_does_not_mix_runs_of_other_settings(tmp_path: Path) -> None:
     finish(planned(tmp_path))
-    with pytest.raises(OtherSettingsError, match=r"steps: 4 -> 5.*Set them back"):
+    with pytest.raises(OtherSettingsError, match=r"steps: 4 -> 5.*Restore them"):
         run(planned(tmp_path, "steps=5"))
     assert run(planned(tmp_path, "tracking.wandb=disabled"))[0]
 
@@ -190,7 +190,7 @@ def test_a_run_that_fails_costs_the_others_nothing(tmp_path: Path) -> None:
     assert not complete
     assert "rates.good.seed5: finished step 4/4, reward 0.500, pass@1 0.340" in screen
     assert "rates.bad.seed3 failed: 12:00:00  stopped: the moon is in the wrong phase" in screen
-    assert "Not finished, and not in the numbers: rates.bad.seed3, rates.bad.seed5." in screen
+    assert "Not finished and therefore not included: rates.bad.seed3, rates.bad.seed5." in screen
     found = json.loads((comparison.directory / "comparison.json").read_text())
     assert found["measures"]["pass_at_1_final"]["good"]["estimate"]["count"] == 2
     assert found["measures"]["pass_at_1_final"]["bad"]["estimate"]["mean"] is None
@@ -212,11 +212,11 @@ def test_interrupted_it_interrupts_its_trainings_side_by_side(tmp_path: Path) ->
 import sys
 from pathlib import Path
 from rich.console import Console
-from cluster.commands.compare.comparing import compare
 from cluster.commands.compare.plan import load_comparison
+from cluster.commands.compare.run import run_comparison
 from cluster.commands.exits import answer_sigterm
 answer_sigterm()
-compare(load_comparison(Path({str(file)!r}))[0], {TRAINING!r}, 2, Console())
+run_comparison(load_comparison(Path({str(file)!r}))[0], {TRAINING!r}, 2, Console())
 """
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
     folder = tmp_path / "runs" / "rates"

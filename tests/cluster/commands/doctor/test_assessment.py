@@ -53,7 +53,7 @@ def test_a_sound_machine_is_sound(facts: MachineFacts) -> None:
         ({"ninja": None, "operator_is_built": False}, "fail", "DeepSpeed's operator", "make setup"),
         ({"operator_is_locked": True}, "warn", "DeepSpeed's operator", "wait"),
         ({"open_files": 1024}, "warn", "open files", "ulimit -n"),
-        ({"seen": {"/shared/x": False}}, "fail", "shared storage", "all nodes see"),
+        ({"seen": {"/shared/x": False}}, "fail", "shared storage", "all nodes share"),
         ({"engines": Engines(error="ImportError: libcudart")}, "fail", "torch and vLLM", "make setup"),
     ],
 )
@@ -70,7 +70,7 @@ def test_one_thing_that_is_wrong_is_one_finding(
     [
         (Engines(0, None, "cpu"), "built for CPU", "PLATFORM=gpu"),
         (Engines(1, "12.9", "cuda"), "torch sees 1", "CUDA_VISIBLE_DEVICES"),
-        (Engines(2, "12.9", "cpu"), "vLLM runs on cpu", "PLATFORM=gpu"),
+        (Engines(2, "12.9", "cpu"), "vLLM finds the platform cpu", "PLATFORM=gpu"),
     ],
 )
 def test_gpus_that_somebody_does_not_see(engines: Engines, said: str, fix: str) -> None:

@@ -90,18 +90,18 @@ def test_no_key_and_no_server_are_no_failures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("level", "exit_code"), [("ok", 0), ("warn", 0), ("fail", 1)])
-def test_the_exit_code_says_whether_something_must_be_mended(
+def test_the_exit_code_says_whether_something_must_be_fixed(
     monkeypatch: pytest.MonkeyPatch, level: str, exit_code: int
 ) -> None:
-    finding = Finding(level, "what", "said [bold]", "mend it")  # type: ignore[arg-type]
+    finding = Finding(level, "what", "said [bold]", "fix it")  # type: ignore[arg-type]
     monkeypatch.setattr(examination, "examine", lambda *_: iter([("here", finding)]))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     result = cli.invoke(app, ["doctor"])
     assert result.exit_code == exit_code
     assert "said [bold]" in result.stdout
-    assert "→ mend it" in result.stdout
+    assert "→ fix it" in result.stdout
     result = cli.invoke(app, ["doctor", "--json"])
     assert result.exit_code == exit_code
     assert json.loads(result.stdout) == [
-        {"where": "here", "level": level, "what": "what", "said": "said [bold]", "fix": "mend it"}
+        {"where": "here", "level": level, "what": "what", "said": "said [bold]", "fix": "fix it"}
     ]

@@ -67,7 +67,7 @@ def test_pairs_are_read_or_refused() -> None:
     assert environment(["A=b=c", "D=e"]) == {"A": "b=c", "D": "e"}
     assert labels(["role=learner"]) == {"role": "learner"}
     assert resources(["spot=0.5"]) == {"spot": 0.5}
-    with pytest.raises(SubmissionRefusedError, match="takes NAME=VALUE, not 'role'"):
+    with pytest.raises(SubmissionRefusedError, match="expects NAME=VALUE, got 'role'"):
         labels(["role"])
     with pytest.raises(SubmissionRefusedError, match="NAME=AMOUNT"):
         resources(["spot=many"])

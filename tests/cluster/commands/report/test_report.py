@@ -19,9 +19,8 @@ from typer.testing import CliRunner
 
 from cluster.commands.report.charts import constant_value, drawn_sections
 from cluster.commands.report.figures import running_mean, thinned
-from cluster.commands.report.page import differing_settings, page
+from cluster.commands.report.page import differing_settings, page, write_report
 from cluster.commands.report.runs import NotARunError, Run, Transcript, labels, read_run
-from cluster.commands.report.writing import write_report
 from cluster.core.config import RunConfig
 from cluster.core.text import visible_text
 from cluster.core.types import Group, Prompt, Sampling, ScoredGroup, Verdict
@@ -203,8 +202,8 @@ def test_settings_that_differ_are_set_side_by_side() -> None:
     assert ("objective.alpha", ["1.0", "0.6"]) in differing
     assert len(differing) == 3
     text = Reader(html(*runs)).text
-    assert "What differs between the runs." in text
-    assert "The runs differ in no setting." in Reader(html(made_run(), made_run("two"))).text
+    assert "Settings that differ between the runs." in text
+    assert "All settings are equal." in Reader(html(made_run(), made_run("two"))).text
 
 
 def test_runs_are_called_by_as_much_of_their_path_as_tells_them_apart() -> None:
@@ -276,7 +275,7 @@ def test_the_command_writes_it_and_refuses_what_is_no_run(on_disk: Make, tmp_pat
     assert (run / "report.html").exists()
     result = cli.invoke(app, ["report", str(tmp_path / "nowhere")])
     assert result.exit_code == 2
-    assert "nowhere is not the directory of a run: there is no config.yaml in it" in result.stderr
+    assert "nowhere: this is not a run directory (it has no config.yaml)" in result.stderr
 
 
 def test_a_broken_run_is_named(on_disk: Make) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cluster.commands.workspace.definition import definition
+from cluster.commands.workspace.view import definition
 from cluster.metrics.catalogue import SECTIONS
 from launch import app
 from tests import PROJECT
@@ -164,24 +164,24 @@ def test_what_stands_in_the_way_is_one_line(tmp_path: Path, wandb: Wandb, config
         return line
 
     assert said("http://127.0.0.1:9").startswith("http://127.0.0.1:9 cannot be reached (")
-    assert said(WANDB_API_KEY="").endswith("is configured: wandb login, or set WANDB_API_KEY")
+    assert said(WANDB_API_KEY="").endswith("is configured: run wandb login, or set WANDB_API_KEY")
     wandb.has_project = False
     assert said().startswith(f"{wandb.address} has no project somebody/laws: ")
     wandb.accepts = "another"
     assert said().startswith(f"{wandb.address} does not accept the API key (")
     wandb.answers = False
-    assert said().startswith(f"{wandb.address} has not verified the API key (")
+    assert said().startswith(f"{wandb.address} did not verify the API key (")
     assert wandb.views == {}
 
 
 def test_a_server_that_lets_wandb_wait_is_not_waited_for(tmp_path: Path, wandb: Wandb) -> None:
     wandb.answers = False
     code = """
-from cluster.commands.workspace import saving
-saving.DEADLINE_S = 4.0
+from cluster.commands.workspace import view
+view.DEADLINE_S = 4.0
 try:
-    saving.save("laws")
-except saving.WorkspaceNotSavedError as error:
+    view.save("laws")
+except view.WorkspaceNotSavedError as error:
     print(error)
 """
     done = subprocess.run(
@@ -194,12 +194,11 @@ except saving.WorkspaceNotSavedError as error:
         timeout=40,
         check=True,
     )
-    assert (done.stdout, done.stderr) == (f"{wandb.address} has not answered within 4 s: try again\n", "")
+    assert (done.stdout, done.stderr) == (f"{wandb.address} did not answer within 4 s; try again later\n", "")
 
 
 def test_without_the_package_the_command_names_it(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "cluster.commands.workspace.saving", raising=False)
-    monkeypatch.delitem(sys.modules, "cluster.commands.workspace.definition", raising=False)
+    monkeypatch.delitem(sys.modules, "cluster.commands.workspace.view", raising=False)
     for name in [name for name in sys.modules if name.partition(".")[0] == "wandb_workspaces"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
@@ -211,4 +210,4 @@ def test_without_the_package_the_command_names_it(config: str, monkeypatch: pyte
 def test_settings_that_are_none_are_refused(config: str) -> None:
     result = CliRunner().invoke(app, ["workspace", config, "--group-by", "objective.nam"])
     assert result.exit_code == 2
-    assert "there is no such setting" in result.stderr
+    assert "no such setting" in result.stderr

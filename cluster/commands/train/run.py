@@ -1,4 +1,4 @@
-"""`launch.py train`: sets the stage for the controller's loop, and clears it away afterwards."""
+"""Run a training: prepare what the controller's loop needs, run the loop, and release everything afterwards."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ TRAINING_ERRORS = (
     VerifierFailureError,
     RunIsLiveError,
 )
-"""What may stop a run through no fault of this program, and says by itself what happened."""
+"""The expected failures of a run. Their message explains what happened, so no traceback is shown."""
 
 
-def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
-    """Run the training that `config` describes and return its summary. A run that was cut short is resumed.
+def run_training(config: RunConfig, console: RunConsole) -> dict[str, Any]:
+    """Run the training that `config` describes and return its summary. An interrupted run is resumed.
 
     Raises:
         PlacementError, FleetLostError, LogprobGapError, MissingLogprobsError, BatchNotFilledError,
-            VerifierFailureError, RunIsLiveError, UnusablePromptError, CheckpointError: what their names say.
+            VerifierFailureError, RunIsLiveError, UnusablePromptError, CheckpointError: as documented there.
     """
     started = time.monotonic()
     run_directory = RunDirectory(config.run_directory)
     checkpoints = CheckpointStore(run_directory.checkpoints, config.checkpoint.keep)
-    console.stage("looking for a checkpoint to go on from")
+    console.stage("looking for a checkpoint to resume from")
     newest = checkpoints.newest_intact(console.warning)
     if newest is not None:
         _refuse_other_settings(newest, config)
@@ -71,38 +71,39 @@ def train(config: RunConfig, console: RunConsole) -> dict[str, Any]:
             tracker.attach(RayMetrics(config.name))
             model = prepare_in_cluster(config, console)
             console.stage("reading the prompts")
-            questions = load_dataset(config, model)
+            dataset = load_dataset(config, model)
             graph = ActorGraph(config, run_directory, model)
-            controller = run_to_the_end(_run(graph, questions, checkpoints, newest, tracker, console))
+            controller = run_to_the_end(_run(graph, dataset, checkpoints, newest, tracker, console))
         summary = _summary(config, run_directory, controller, time.monotonic() - started)
         tracker.finish(summary)
     return summary
 
 
 def set_aside(config: RunConfig) -> Path | None:
-    """Move an earlier run of this name out of the way. Returns where it is now, or None if there was none."""
+    """Rename the directory of an earlier run of this name. Return the new path, or None if no such run exists."""
     path = config.run_directory
     if not path.exists():
         return None
     stamp = f"{path.name}.{datetime.now():%Y%m%d-%H%M%S}"
     names = itertools.chain([stamp], (f"{stamp}-{count}" for count in itertools.count(2)))
-    aside = next(place for name in names if not (place := path.with_name(name)).exists())
+    aside = next(free for name in names if not (free := path.with_name(name)).exists())
     path.rename(aside)
     return aside
 
 
 def _refuse_other_settings(newest: Checkpoint, config: RunConfig) -> None:
-    """What its description tells already, before anything starts. Whether the model is the same shows when it is
-    loaded.
+    """Compare the checkpoint's description with the settings before anything starts.
+
+    The model itself is compared later, when it is loaded.
 
     Raises:
-        CheckpointError: the run cannot go on from it with these settings.
+        CheckpointError: if the run cannot resume from the checkpoint with these settings.
     """
     file = learner_state(newest.path) / state_description.FILE_NAME
     saved = StateDescription.from_json(file.read_text(encoding="utf-8"))
     if reason := obstacle(saved, config.model.dtype, config.learner.zero_stage):
         raise CheckpointError(
-            f"{newest.path}: cannot go on from this checkpoint: {reason}, or train under another name"
+            f"{newest.path}: cannot resume from this checkpoint: {reason}, or train under another name"
         )
 
 
@@ -110,24 +111,24 @@ def _announce_resumption(
     config: RunConfig, run_directory: RunDirectory, tracker: Tracker, step: int | None
 ) -> None:
     where = (
-        f"resuming at step {step}" if step is not None else "no checkpoint yet: starting from the beginning"
+        f"resuming at step {step}" if step is not None else "it has no checkpoint yet: starting from scratch"
     )
-    tracker.event(f"{run_directory.path} holds an unfinished run; {where}")
+    tracker.event(f"{run_directory.path} contains an unfinished run; {where}")
     for difference in run_directory.differences(config):
-        tracker.event(f"changed since: {difference}")
+        tracker.event(f"changed setting: {difference}")
 
 
 async def _run(
     graph: ActorGraph,
-    questions: Dataset,
+    dataset: Dataset,
     checkpoints: CheckpointStore,
     start: Checkpoint | None,
     tracker: Tracker,
     console: RunConsole,
 ) -> Controller:
-    """Start the actors, train, export. Whatever happens, the actors are gone afterwards."""
+    """Start the actors, train and export. The actors end with this function, even if it fails."""
     config = graph.config
-    probe_tokens = tuple(question.encoded.token_ids for question in questions.train[:2])
+    probe_tokens = tuple(problem.encoded.token_ids for problem in dataset.train[:2])
     async with (
         graph.learner(probe_tokens) as learner,
         graph.rewards() as rewards,
@@ -142,10 +143,8 @@ async def _run(
         console.stage("training")
         controller = Controller(
             config,
-            PromptSource(
-                questions.train, config.seed, lambda prompt_id: training_sampling(config, prompt_id)
-            ),
-            evaluation_prompts(config, questions),
+            PromptSource(dataset.train, config.seed, lambda prompt_id: training_sampling(config, prompt_id)),
+            evaluation_prompts(config, dataset),
             fleet,
             learner,
             checkpoints,

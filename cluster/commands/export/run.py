@@ -1,14 +1,14 @@
-"""`launch.py export`: the model of a checkpoint as an ordinary Hugging Face directory.
+"""Export the model of a checkpoint as an ordinary Hugging Face directory.
 
-A checkpoint holds what each learner rank had, cut up by the ZeRO stage. The same ranks put it together again, as they
-do at the end of a run, so it does not matter how it was cut.
+A checkpoint contains the state of each learner rank, partitioned by the ZeRO stage. The same ranks gather it again, as
+they do at the end of a run, so every partitioning can be exported.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.commands.export_plan import ExportPlan
+from cluster.commands.export.plan import ExportPlan
 from cluster.core.config import ObjectiveConfig
 from cluster.core.files import new_directory
 from cluster.run_state.checkpoints import learner_state
@@ -17,13 +17,13 @@ from cluster.training.actors import ActorGraph
 from cluster.training.session import prepare_in_cluster, ray_started, run_to_the_end
 
 
-def export(plan: ExportPlan, console: RunConsole) -> None:
-    """Carry `plan` out. `plan.destination` appears whole or not at all; the ranks' logs go to the run's own.
+def run_export(plan: ExportPlan, console: RunConsole) -> None:
+    """Carry out `plan`. `plan.destination` appears complete or not at all; the ranks log into the run's directory.
 
     Raises:
-        PlacementError: the cluster has no room for the ranks.
+        PlacementError: if the cluster lacks the resources for the ranks.
     """
-    # Nothing is learned: no reference model is needed for it.
+    # Nothing is trained, so no reference model is needed.
     config = plan.config.model_copy(update={"objective": ObjectiveConfig()})
     with new_directory(plan.destination) as directory, ray_started(config, console):
         model = prepare_in_cluster(config, console)

@@ -1,4 +1,4 @@
-"""The commands around jobs, as `launch.py` offers them: submit, status, logs, stop and list."""
+"""The command line of the jobs: submit, status, logs, stop and list."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.commands.exits import EXIT_FAILED, EXIT_INTERRUPTED, refuse
+from cluster.commands.options import JOBS_PANEL, AsJson, ConfigFile, Overrides
 from cluster.configuration.loading import load_config
 from cluster.configuration.preflight import preflight
 from cluster.core.config import RunConfig
@@ -29,19 +30,50 @@ if TYPE_CHECKING:
     from cluster.commands.jobs.submission import Submission
 
 STOP_TIMEOUT_S = 120.0
+_Many = list[str] | None
 _Address = Annotated[
     str | None,
     typer.Option(
         "--address",
         envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"],
-        help="http://HOST:8265 of the cluster's head node, HOST:6379, or auto (this machine's).",
+        help="Cluster: http://HOST:8265 of its head node, HOST:6379, or auto (on this machine).",
     ),
 ]
-_Job = Annotated[
-    str, typer.Argument(metavar="JOB", help="A job's id, or a run's name (then its newest job).")
+_Job = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, or name of a run (its newest job).")]
+_Follow = Annotated[bool, typer.Option(help="Show the log of the job until it ends.")]
+_Supervise = Annotated[
+    bool,
+    typer.Option("--supervise", help="Follow the run; if a job is lost, submit the next, which resumes."),
 ]
-_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-_Many = list[str] | None
+_MaxFailures = Annotated[
+    int, typer.Option(min=0, help="With --supervise: number of new jobs after failures.")
+]
+_MaxPreemptions = Annotated[
+    int, typer.Option(min=0, help="With --supervise: number of new jobs after the driver's node was lost.")
+]
+_Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Move an earlier run of this name aside and start from scratch.")
+]
+_Exclude = Annotated[
+    _Many, typer.Option(metavar="PATTERN", help="Files that are not sent, such as '*.ckpt'.")
+]
+_Env = Annotated[
+    _Many, typer.Option(metavar="NAME=VALUE", help="Variable of the job. Ray shows it to others: no keys.")
+]
+_Key = Annotated[
+    _Many, typer.Option(metavar="NAME", help="Variable of this environment to send sealed (docs/cluster.md).")
+]
+_SendKeys = Annotated[
+    bool, typer.Option("--keys/--no-keys", help="Send the W&B and Hugging Face keys found here, sealed.")
+]
+_DriverCpus = Annotated[float, typer.Option(min=0, help="CPUs to reserve for the driver.")]
+_DriverResource = Annotated[
+    _Many, typer.Option(metavar="NAME=AMOUNT", help="Custom resource to reserve for the driver.")
+]
+_DriverLabel = Annotated[
+    _Many, typer.Option(metavar="LABEL=VALUE", help="Label of the node that the driver runs on.")
+]
+_Check = Annotated[bool, typer.Option("--check/--no-check", help="Validate the configuration here first.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -53,114 +85,85 @@ def register(app: typer.Typer) -> None:
         ("stop", stop),
         ("list", list_jobs),
     ):
-        app.command(name)(command)
+        app.command(name, rich_help_panel=JOBS_PANEL)(command)
 
 
 def submit(
-    config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")],
-    overrides: Annotated[_Many, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")] = None,
+    config_file: ConfigFile,
+    overrides: Overrides = None,
     address: _Address = None,
-    follow: Annotated[bool, typer.Option(help="Show the job's log until it ends.")] = True,
-    supervise: Annotated[
-        bool,
-        typer.Option("--supervise", help="Follow, and submit again what was lost; it resumes."),
-    ] = False,
-    max_failures: Annotated[int, typer.Option(min=0, help="With --supervise: tries after a failure.")] = 3,
-    max_preemptions: Annotated[
-        int, typer.Option(min=0, help="With --supervise: tries after the driver was lost with its node.")
-    ] = 20,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Move an earlier run of this name aside and start anew.")
-    ] = False,
-    exclude: Annotated[
-        _Many, typer.Option(metavar="PATTERN", help="Files that are not to travel, such as '*.ckpt'.")
-    ] = None,
-    env: Annotated[
-        _Many, typer.Option(metavar="NAME=VALUE", help="For the job's environment. Ray shows it: no keys.")
-    ] = None,
-    key: Annotated[
-        _Many,
-        typer.Option(metavar="NAME", help="Variable of this environment to send sealed (docs/cluster.md)."),
-    ] = None,
-    send_keys: Annotated[
-        bool,
-        typer.Option(
-            "--keys/--no-keys", help="Whether W&B and Hugging Face keys found here are sent, sealed."
-        ),
-    ] = True,
-    driver_cpus: Annotated[float, typer.Option(min=0, help="Reserved for the driver.")] = 0.0,
-    driver_resource: Annotated[_Many, typer.Option(metavar="NAME=AMOUNT", help="The same.")] = None,
-    driver_label: Annotated[
-        _Many, typer.Option(metavar="LABEL=VALUE", help="Of the node that the driver is to run on.")
-    ] = None,
-    checks: Annotated[
-        bool, typer.Option("--check/--no-check", help="Whether to look for mistakes here before submitting.")
-    ] = True,
+    follow: _Follow = True,
+    supervise: _Supervise = False,
+    max_failures: _MaxFailures = 3,
+    max_preemptions: _MaxPreemptions = 20,
+    fresh: _Fresh = False,
+    exclude: _Exclude = None,
+    env: _Env = None,
+    key: _Key = None,
+    send_keys: _SendKeys = True,
+    driver_cpus: _DriverCpus = 0.0,
+    driver_resource: _DriverResource = None,
+    driver_label: _DriverLabel = None,
+    checks: _Check = True,
 ) -> None:
-    """Train on a Ray cluster, as a job: it goes on when this command ends.
+    """Train on a Ray cluster, as a job that outlives this command.
 
-    For example:
+    Examples:
       python launch.py submit configs/demo.yaml --address http://head:8265
       python launch.py submit configs/demo.yaml seed=1 name=demo-1 --no-follow
       python launch.py submit configs/demo.yaml --supervise --max-preemptions 50
 
-    The working directory travels (what git ignores does not), so that the cluster runs this code and finds this
-    data. The run directory is on the cluster: `directory` must be on storage that all its nodes see.
+    The working directory is sent along (except files that git ignores), so the
+    cluster runs this code and finds this data. The run directory is on the
+    cluster: `directory` must be on storage that all its nodes share.
     """
     config = _checked(config_file, overrides or [], checks)
     address = address or config.cluster.address
     with _explained(address):
+        from cluster.commands.jobs import submission as jobs
         from cluster.commands.jobs.package import package
-        from cluster.commands.jobs.sending_keys import found_keys
-        from cluster.commands.jobs.submission import (
-            DriverPlace,
-            Submission,
-            cluster_overrides,
-            environment,
-            labels,
-            resources,
-        )
 
-        submission = Submission(
+        submission = jobs.Submission(
             config,
             package(Path.cwd(), config_file, exclude or []),
-            cluster_overrides(config, overrides or []),
-            environment(env or []),
-            found_keys(config, key or []) if send_keys or key else {},
-            DriverPlace(driver_cpus, resources(driver_resource or []), labels(driver_label or [])),
+            jobs.cluster_overrides(config, overrides or []),
+            jobs.environment(env or []),
+            jobs.found_keys(config, key or []) if send_keys or key else {},
+            jobs.DriverPlacement(
+                driver_cpus, jobs.resources(driver_resource or []), jobs.labels(driver_label or [])
+            ),
             fresh,
         )
         server = _server(address)
-        job = _sent(server, submission)
+        job = _submitted(server, submission)
         if supervise or follow:
-            _attend(server, submission, job, (max_failures, max_preemptions) if supervise else (0, 0))
+            _supervise(server, submission, job, (max_failures, max_preemptions) if supervise else (0, 0))
         else:
-            _say(_how_to_go_on(job))
+            _say(_next_commands(job))
 
 
-def _sent(server: JobServer, submission: Submission) -> str:
-    """Submits, sends the keys after it, and says what it does. Returns the job's id."""
-    from cluster.commands.jobs.sending_keys import send_keys
-    from cluster.commands.jobs.submission import refuse_live_run
+def _submitted(server: JobServer, submission: Submission) -> str:
+    """Submit the run, send the keys after it, and report both. Return the id of the job."""
+    from cluster.commands.jobs.submission import refuse_live_run, send_keys
     from cluster.commands.jobs.submission import submit as submit_job
 
     config = submission.config
     refuse_live_run(server, config.name)
     _say(f"sending {len(submission.package.files)} files, {submission.package.size / 2**20:.1f} MiB")
     job = submit_job(server, submission)
-    _say(f"job {job} is the run {config.name}, in {config.run_directory} on the cluster")
+    _say(f"job {job} trains the run {config.name}, in {config.run_directory} on the cluster")
     if submission.keys:
         send_keys(server, job, submission.keys)
         _say(f"sent {', '.join(sorted(submission.keys))}, sealed")
     elif config.tracking.wandb in ("auto", "online"):
-        _say("no W&B key was sent; unless the cluster has one, the run is logged into its directory")
+        _say("sent no W&B key; unless the cluster has one, W&B's files are written to the run directory only")
     return job
 
 
-def status(job: _Job, address: _Address = None, as_json: _AsJson = False) -> None:
-    """Show how a job is doing.
+def status(job: _Job, address: _Address = None, as_json: AsJson = False) -> None:
+    """Show the status of a job.
 
-    For example:
+    Examples:
       python launch.py status demo --address http://head:8265
     """
     with _explained(address):
@@ -176,28 +179,32 @@ def status(job: _Job, address: _Address = None, as_json: _AsJson = False) -> Non
 def logs(
     job: _Job,
     address: _Address = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Continue to show the log until the job ends.")
+    ] = False,
 ) -> None:
-    """Show the log of a job's driver. The actors' logs are in the run directory.
+    """Show the log of a job's driver.
 
-    For example:
+    The logs of the actors are in the run directory.
+
+    Examples:
       python launch.py logs demo --address http://head:8265
-      python launch.py logs demo --follow      re-attaches; Ctrl-C leaves the job alone
+      python launch.py logs demo --follow      Ctrl-C ends only the watching
     """
     with _explained(address):
         server = _server(address)
         found = server.find(job).submission_id
         assert found is not None, "only submitted jobs are found"
         if follow:
-            _end_with(_attached(found, lambda: _follow(server, found)))
+            _exit_as(_watched(found, lambda: _follow(server, found)))
         else:
             _write(plain_text(server.log(found)))
 
 
 def stop(job: _Job, address: _Address = None) -> None:
-    """End a job as Ctrl-C ends a run: it can be resumed by submitting it again.
+    """Stop a job, as Ctrl-C does. Submitting it again resumes the run.
 
-    For example:
+    Examples:
       python launch.py stop demo --address http://head:8265
     """
     with _explained(address):
@@ -208,28 +215,28 @@ def stop(job: _Job, address: _Address = None) -> None:
         found = details.submission_id
         assert found is not None, "only submitted jobs are found"
         if has_ended(details):
-            refuse(f"job {found} has ended already ({details.status.value.lower()})")
+            refuse(f"job {found} has already ended ({details.status.value.lower()})")
         server.stop(found)
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while not has_ended(details := server.details(found)):
             if time.monotonic() > deadline:
                 refuse(
-                    f"job {found} was told to stop, and has not within {STOP_TIMEOUT_S:g} s; launch.py logs {found}"
+                    f"job {found} did not stop within {STOP_TIMEOUT_S:g} s; launch.py logs {found} shows what it does"
                 )
             time.sleep(0.5)
     _say(
-        f"job {found} is {details.status.value.lower()}; submitted again, the run goes on from its last checkpoint"
+        f"job {found} is {details.status.value.lower()}; submitting it again resumes the run from its last checkpoint"
     )
 
 
 def list_jobs(
     address: _Address = None,
-    as_json: _AsJson = False,
-    everything: Annotated[bool, typer.Option("--all", help="Also jobs that are no runs of ours.")] = False,
+    as_json: AsJson = False,
+    everything: Annotated[bool, typer.Option("--all", help="Include the jobs of other programs.")] = False,
 ) -> None:
     """List the jobs of a cluster, the newest last.
 
-    For example:
+    Examples:
       python launch.py list --address http://head:8265
     """
     with _explained(address):
@@ -240,17 +247,17 @@ def list_jobs(
         typer.echo(json.dumps([_as_row(job) for job in found]))
         return
     table = Table(box=None, pad_edge=False, header_style="cyan")
-    for heading in ("job", "run", "status", "started", "took"):
+    columns = {"job": "job", "run": "run", "status": "status", "started": "started", "took": "duration"}
+    for heading in columns.values():
         table.add_column(heading, no_wrap=True)
     for job in found:
         row = _as_row(job)
-        table.add_row(
-            *(plain_text(str(row[key] or "")) for key in ("job", "run", "status", "started", "took"))
-        )
+        table.add_row(*(plain_text(str(row[key] or "")) for key in columns))
     Console(highlight=False).print(table if found else "no jobs")
 
 
 def _checked(config_file: Path, overrides: list[str], checks: bool) -> RunConfig:
+    """Return the configuration, or print every problem and exit. The resources of this machine are not checked."""
     loaded = load_config(config_file, overrides)
     problems = list(loaded.problems)
     if checks and loaded.readable:
@@ -269,7 +276,7 @@ def _server(address: str | None) -> JobServer:
 
 @contextmanager
 def _explained(address: str | None) -> Iterator[None]:
-    """What cannot be done at the cluster is a line and exit code 2. To be entered before Ray is imported."""
+    """Translate failures of the cluster into one line and exit code 2. Must be entered before Ray is imported."""
     if address is None or address == "auto":
         send_token_to("localhost:0")
     else:
@@ -285,47 +292,46 @@ def _explained(address: str | None) -> Iterator[None]:
         refuse(error)
 
 
-def _attend(server: JobServer, submission: Submission, job: str, budgets: tuple[int, int]) -> None:
+def _supervise(server: JobServer, submission: Submission, job: str, budgets: tuple[int, int]) -> None:
     """Follow the run to its end, over as many jobs as the budgets allow, and exit as it did."""
-    from cluster.commands.jobs.resubmission import Budgets
-    from cluster.commands.jobs.supervising import supervise
+    from cluster.commands.jobs.supervision import Budgets, supervise
 
-    _end_with(
-        _attached(job, lambda: supervise(server, submission, job, Budgets(*budgets), _write, _say).value)
-    )
+    _exit_as(_watched(job, lambda: supervise(server, submission, job, Budgets(*budgets), _write, _say).value))
 
 
 def _follow(server: JobServer, job: str) -> str:
-    from cluster.commands.jobs.following import follow
-    from cluster.commands.jobs.resubmission import ending_of
+    from cluster.commands.jobs.supervision import ending_of, follow
 
     details = follow(server, job, _write)
     return ending_of(details.status.value, details.driver_exit_code, details.error_type).value
 
 
-def _attached(job: str, watch: Callable[[], str]) -> str:
-    """What `watch` returns; Ctrl-C ends the watching alone."""
+def _watched(job: str, watch: Callable[[], str]) -> str:
+    """Return the result of `watch`. Ctrl-C ends only the watching, and the job continues."""
     try:
         return watch()
     except KeyboardInterrupt:
-        _say(f"\nno longer watching; {_how_to_go_on(job)}")
+        _say(f"\nstopped watching; {_next_commands(job)}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _end_with(ending: str) -> None:
-    from cluster.commands.jobs.resubmission import Ending
+def _exit_as(ending: str) -> None:
+    """Exit with the code of a run that ended in this way."""
+    from cluster.commands.jobs.supervision import Ending
 
     if ending != Ending.DONE.value:
         _say(f"the run is not finished: {ending}")
         raise typer.Exit(EXIT_INTERRUPTED if ending == Ending.STOPPED.value else EXIT_FAILED)
 
 
-def _how_to_go_on(job: str) -> str:
-    return f"the job goes on: launch.py logs {job} --follow, launch.py stop {job}"
+def _next_commands(job: str) -> str:
+    return (
+        f"the job continues: launch.py logs {job} --follow shows its log, and launch.py stop {job} stops it"
+    )
 
 
 def _as_row(job: JobDetails) -> dict[str, Any]:
-    """What is said of a job. Not its environment: that may be long, and is nobody's business."""
+    """Return the public facts about a job, without its environment, which may be long and private."""
     started, ended = job.start_time, job.end_time
     metadata = job.metadata or {}
     message = (job.message or "").strip().splitlines()
@@ -358,5 +364,5 @@ def _write(text: str) -> None:
 
 
 def _say(text: str) -> None:
-    """About the job, beside its log: on stderr."""
+    """Print a message about the job on stderr. Its log goes to stdout."""
     typer.echo(text, err=True)

@@ -1,4 +1,4 @@
-"""`launch.py compare`: runs what is missing, shows how it goes, and writes tables and plots."""
+"""Run the missing trainings of a comparison, show their progress, and write tables and plots."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cluster.commands.compare.execution import State, Trial, last_line, run_trials, trials_of
 from cluster.commands.compare.plan import Comparison, settings_changed
 from cluster.commands.compare.plots import figures
 from cluster.commands.compare.results import Results, as_json, as_markdown, notes, results_of, tables
+from cluster.commands.compare.trials import State, Trial, last_line, run_trials, trials_of
 from cluster.commands.report.figures import png
 from cluster.core.project import code_version
 from cluster.metrics.run_measures import PASS_AT_1, REWARD, Row, curve
@@ -24,15 +24,15 @@ from cluster.tracking.formats import duration
 from cluster.tracking.jsonl import read_metrics
 
 PLAIN_PROGRESS_S = 60.0
-"""Where there is no live view, runs that go on say how far they are this often."""
+"""The interval of progress messages where no live view is shown."""
 STYLES = {State.WAITING: "dim", State.RUNNING: "cyan", State.FINISHED: "green", State.FAILED: "bold red"}
 
 
 class OtherSettingsError(ValueError):
-    """Runs of an earlier comparison of this name were told something else."""
+    """The runs of an earlier comparison of this name had other settings."""
 
 
-def compare(
+def run_comparison(
     comparison: Comparison,
     command: Sequence[str],
     side_by_side: int,
@@ -40,11 +40,11 @@ def compare(
     *,
     only_table: bool = False,
 ) -> bool:
-    """Run what is not finished, write the results and show them. Returns whether all runs are finished.
+    """Run the trainings that are not finished, then write and show the results. Return True if all runs are finished.
 
     Raises:
-        OtherSettingsError: what its name says; nothing was started.
-        KeyboardInterrupt: the same call goes on later.
+        OtherSettingsError: if earlier runs had other settings. Nothing is started.
+        KeyboardInterrupt: on Ctrl-C. The same call resumes the comparison.
     """
     refuse_other_settings(comparison)
     trials = trials_of(comparison)
@@ -68,10 +68,10 @@ def compare(
 
 
 def refuse_other_settings(comparison: Comparison) -> None:
-    """Let a comparison go on only where its earlier runs are what it would start now.
+    """Refuse to continue a comparison whose earlier runs differ from the ones that it would start now.
 
     Raises:
-        OtherSettingsError: one is not.
+        OtherSettingsError: if one run differs.
     """
     for run in comparison.runs:
         directory = RunDirectory(run.config.run_directory)
@@ -79,13 +79,13 @@ def refuse_other_settings(comparison: Comparison) -> None:
             continue
         if changed := settings_changed(directory.read_config(), run.config):
             raise OtherSettingsError(
-                f"{directory.path} was trained with other settings: {'; '.join(changed)}. Set them back, move that "
-                "directory away, or give the comparison another name"
+                f"{directory.path} was trained with other settings: {'; '.join(changed)}. Restore them, move that "
+                "directory away, or choose another name for the comparison"
             )
 
 
 def write_results(comparison: Comparison) -> Results:
-    """`comparison.json`, `comparison.md` and the plots, from the runs that are finished."""
+    """Write `comparison.json`, `comparison.md` and the plots of the finished runs."""
     rows = {
         run.name: list(read_metrics(directory.metrics_file))
         for run in comparison.runs
@@ -104,7 +104,7 @@ def write_results(comparison: Comparison) -> Results:
 
 
 class _Progress:
-    """How the runs do: a table that is redrawn on a terminal, lines elsewhere."""
+    """Show the progress of the runs: a live table on a terminal, lines elsewhere."""
 
     def __init__(self, console: Console, trials: Sequence[Trial]) -> None:
         self._console = console
@@ -116,7 +116,7 @@ class _Progress:
         if self._console.is_terminal:
             self._live.start()
         finished = sum(trial.state is State.FINISHED for trial in self._trials)
-        self._say(f"{len(self._trials)} runs, {finished} of them finished before")
+        self._say(f"{len(self._trials)} runs, {finished} of them already finished")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -124,9 +124,11 @@ class _Progress:
             self._live.stop()
 
     def changed(self, trial: Trial) -> None:
+        """Report a run that has started or ended."""
         self._say(f"{trial.run.name}: {trial.state.value}" + _reached(trial))
 
     def tick(self) -> None:
+        """Refresh the live table, or report the running trainings from time to time."""
         if self._console.is_terminal:
             self._live.refresh()
         elif time.monotonic() - self._said_at >= PLAIN_PROGRESS_S:
@@ -150,7 +152,7 @@ class _Progress:
 
 
 def _reached(trial: Trial) -> str:
-    """How far it is: ` step 40/100, reward 0.312, pass@1 0.355, for 61 s`."""
+    """Return the progress of a run, such as ` step 40/100, reward 0.312, pass@1 0.355, for 61 s`."""
     rows: list[Row] = list(read_metrics(trial.directory.metrics_file))
     if trial.state is State.WAITING or not rows:
         return ""

@@ -1,7 +1,7 @@
-"""Runs the trainings of a comparison as processes of their own, one after the other or some side by side.
+"""Run the trainings of a comparison as separate processes, one after the other or several at a time.
 
-What is finished is not run again, and what was interrupted goes on: `launch.py train` sees to that by itself, since
-each run has its directory. A run that fails costs the others nothing.
+Finished runs are skipped and interrupted runs are resumed, because each run has its own directory and `launch.py train`
+resumes by itself. A failed run does not affect the other runs.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from cluster.run_state.run_directory import RunDirectory
 
 POLL_S = 0.5
 STOP_TIMEOUT_S = 30.0
-"""How long an interrupted training may take to put its things away before it is told more firmly."""
+"""The time that an interrupted training has to end before it receives the next, stronger signal."""
 
 
 class State(Enum):
+    """The state of one run of a comparison."""
+
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
@@ -32,7 +34,7 @@ class State(Enum):
 
 @dataclass(slots=True)
 class Trial:
-    """One run and how it is doing."""
+    """One run of a comparison with its state."""
 
     run: PlannedRun
     log_file: Path
@@ -42,11 +44,12 @@ class Trial:
 
     @property
     def directory(self) -> RunDirectory:
+        """The directory of the run."""
         return RunDirectory(self.run.config.run_directory)
 
 
 def trials_of(comparison: Comparison) -> list[Trial]:
-    """All runs, those that are finished already marked as such."""
+    """Return all runs, with the finished ones marked."""
     trials = [Trial(run, comparison.directory / "logs" / f"{run.name}.log") for run in comparison.runs]
     for trial in trials:
         if trial.directory.is_finished:
@@ -61,15 +64,15 @@ def run_trials(
     on_change: Callable[[Trial], None],
     on_tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run what is not finished, at most `side_by_side` at a time; returns when nothing is left to run.
+    """Run the trials that are not finished, at most `side_by_side` at a time. Return when none is left.
 
     Args:
-        command: what `train` and its arguments are added to, as `[python, launch.py]`.
-        on_change: is told of every trial that begins or ends.
-        on_tick: is called twice a second meanwhile.
+        command: The command to which `train` and its arguments are appended, such as `[python, launch.py]`.
+        on_change: Called with every trial that starts or ends.
+        on_tick: Called twice a second.
 
     Raises:
-        KeyboardInterrupt: after the trainings were interrupted too, and have ended.
+        KeyboardInterrupt: on Ctrl-C, after the trainings were interrupted too and have ended.
     """
     waiting = [trial for trial in trials if trial.state is State.WAITING]
     running: list[Trial] = []
@@ -97,7 +100,7 @@ def _start(trial: Trial, command: Sequence[str]) -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches it through us, once
+            start_new_session=True,  # so that Ctrl-C reaches the training once, through `_stop`
         )
     trial.state, trial.started_at = State.RUNNING, time.monotonic()
 
@@ -107,13 +110,13 @@ def _ended(trial: Trial) -> bool:
     exit_code = trial.process.poll()
     if exit_code is None:
         return False
-    # The summary is the seal: what exits with 0 and did not write it is not finished.
+    # A finished run has a summary. A process that exits with 0 without writing one has not finished its run.
     trial.state = State.FINISHED if exit_code == 0 and trial.directory.is_finished else State.FAILED
     return True
 
 
 def _stop(running: Sequence[Trial]) -> None:
-    """Interrupt what still runs; it has its checkpoints. What does not listen is terminated, and then killed."""
+    """Interrupt the running trainings, which have checkpoints. Terminate and then kill those that do not end."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         alive = [trial.process for trial in running if trial.process and trial.process.poll() is None]
         for process in alive:
@@ -127,7 +130,7 @@ def _stop(running: Sequence[Trial]) -> None:
 
 
 def last_line(log_file: Path) -> str:
-    """What a training said last: mostly why it stopped."""
+    """Return the last line that a training printed, which usually is the reason why it stopped."""
     lines = [line.strip() for line in log_file.read_text(encoding="utf-8", errors="replace").splitlines()]
-    said = [line for line in lines if line and "logs: " not in line]
-    return said[-1] if said else "it said nothing"
+    messages = [line for line in lines if line and "logs: " not in line]
+    return messages[-1] if messages else "it printed nothing"

@@ -1,4 +1,4 @@
-"""What `launch.py export` needs to know, or why it is refused. Ray-free, torch-free: a refusal comes at once."""
+"""Plan an export, or refuse it with a reason. Ray-free and torch-free, so that a refusal comes at once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from learner.state.state_files import CheckpointError
 
 
 class ExportRefusedError(ValueError):
-    """What was asked for cannot be exported; says why, and what to do, in one line."""
+    """The request cannot be carried out. The message is one line with the reason and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
-    """An export that nothing is known to stand in the way of."""
+    """An export whose known conditions are all met."""
 
     run: RunDirectory
     config: RunConfig
@@ -33,10 +33,10 @@ class ExportPlan:
 def plan_export(
     run_directory: Path, destination: Path, step: int | None = None, address: str | None = None
 ) -> ExportPlan:
-    """Find the checkpoint of `step`, or the newest one, and everything else that is needed. Starts nothing.
+    """Find the checkpoint of `step`, or the newest one, and everything else that the export needs. Start nothing.
 
     Raises:
-        ExportRefusedError: something is missing or in the way.
+        ExportRefusedError: if something is missing, damaged or in the way.
     """
     run = RunDirectory(run_directory.expanduser().absolute())
     config = _config(run)
@@ -47,19 +47,21 @@ def plan_export(
     except CheckpointError as error:
         raise ExportRefusedError(str(error)) from error
     if not checkpoints:
-        raise ExportRefusedError(f"{run_directory}: it has no complete checkpoint yet; let the run reach one")
+        raise ExportRefusedError(f"{run_directory}: the run has no complete checkpoint yet; let it reach one")
     chosen = max(checkpoints) if step is None else step
     if chosen not in checkpoints:
         steps = ", ".join(map(str, checkpoints))
         raise ExportRefusedError(
-            f"{run_directory}: it has no complete checkpoint of step {chosen}; there are those of {steps}"
+            f"{run_directory}: the run has no complete checkpoint of step {chosen}; choose one of the steps {steps}"
         )
     _refuse_missing_model(run, config)
     for problem in check_resources(config, ["learner"]):
         raise ExportRefusedError(str(problem))
     plan = ExportPlan(run, config, chosen, checkpoints[chosen], _free_destination(destination))
     if fault := Manifest.read(plan.checkpoint).content_fault(plan.checkpoint):
-        raise ExportRefusedError(f"{plan.checkpoint} is damaged: {fault}; export another one with --step")
+        raise ExportRefusedError(
+            f"{plan.checkpoint} is damaged: {fault}; export another checkpoint with --step"
+        )
     return plan
 
 
@@ -68,50 +70,52 @@ def _config(run: RunDirectory) -> RunConfig:
         return run.read_config()
     except (FileNotFoundError, NotADirectoryError):
         raise ExportRefusedError(
-            f"{run.path}: there is no run here (no {run.config_file.name}); name a run directory, such as runs/demo"
+            f"{run.path}: this is not a run directory (it has no {run.config_file.name}); name one, such as runs/demo"
         ) from None
     except ValueError as error:
         raise ExportRefusedError(
-            f"{run.config_file}: it cannot be read ({_one_line(error)}); mend the file"
+            f"{run.config_file}: the file cannot be read ({_one_line(error)}); fix the file"
         ) from error
 
 
 def _refuse_missing_model(run: RunDirectory, config: RunConfig) -> None:
-    """The checkpoint has the weights. Architecture and tokenizer are those of the model that the run began with."""
-    mend = f"put it back, or name one of the same architecture and tokenizer as model.source in {run.config_file}"
+    """Refuse if the initial model is gone: the checkpoint has the weights, but not its architecture and tokenizer."""
+    fix = (
+        f"restore it, or name one of the same architecture and tokenizer as model.source in {run.config_file}"
+    )
     try:
         source, ready = locate(config.model), ready_directory(config)
     except ValueError as error:
         raise ExportRefusedError(
-            f"model.source: the model that the run began with is no longer there ({_one_line(error)}); {mend}"
+            f"model.source: the model that the run started from no longer exists ({_one_line(error)}); {fix}"
         ) from error
-    # A starter that is built anew need not be the same: its recipe may have changed.
+    # A starter model that is built again may differ, because its recipe may have changed.
     if source.kind == "starter" and ready is None:
         raise ExportRefusedError(
-            "model.source: the starter model that the run began with is no longer in "
-            f"{config.model.cache_directory} (or its recipe has changed); {mend}"
+            "model.source: the starter model that the run started from is no longer in "
+            f"{config.model.cache_directory} (or its recipe has changed); {fix}"
         )
 
 
 def _free_destination(path: Path) -> Path:
-    """`path`, absolute, in a directory that is there.
+    """Return `path` as an absolute path whose parent directory exists.
 
     Raises:
-        ExportRefusedError: it is taken, or cannot be made.
+        ExportRefusedError: if the path is in use, or cannot be created.
     """
     destination = path.expanduser().resolve()
     try:
         if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
             raise ExportRefusedError(
-                f"{path}: it exists and is not an empty directory; name another destination"
+                f"{path}: the destination exists and is not an empty directory; name another one"
             )
         destination.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportRefusedError(
-            f"{path}: it cannot be made ({error.filename}: {error.strerror}); name another destination"
+            f"{path}: the destination cannot be created ({error.filename}: {error.strerror}); name another one"
         ) from error
     if not os.access(destination.parent, os.W_OK):
-        raise ExportRefusedError(f"{path}: its parent directory cannot be written; name another destination")
+        raise ExportRefusedError(f"{path}: the parent directory is not writable; name another destination")
     return destination
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.commands.export_plan import ExportRefusedError, plan_export
+from cluster.commands.export.plan import ExportRefusedError, plan_export
 from cluster.core.config import RunConfig
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.run_state.run_directory import RunDirectory
@@ -127,7 +127,7 @@ def test_a_run_without_a_complete_checkpoint_is_refused(run: RunDirectory, tmp_p
 @pytest.mark.parametrize("name", ["nowhere", "model", "model/config.json"])
 def test_what_is_no_run_is_refused(run: RunDirectory, tmp_path: Path, name: str) -> None:
     text = refusal(tmp_path / name, tmp_path / "here")
-    assert f"{tmp_path / name}: there is no run here" in text
+    assert f"{tmp_path / name}: this is not a run directory" in text
 
 
 def test_a_broken_configuration_is_refused(run: RunDirectory, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_broken_configuration_is_refused(run: RunDirectory, tmp_path: Path) ->
 def test_a_model_that_is_no_longer_there_is_said_to_be(run: RunDirectory, tmp_path: Path) -> None:
     (tmp_path / "model").rename(tmp_path / "elsewhere")
     text = refusal(run.path, tmp_path / "here")
-    assert "no longer there" in text
+    assert "no longer exists" in text
     assert str(tmp_path / "model") in text
     assert str(run.config_file) in text
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.commands.jobs.resubmission import Budgets, Ending, ending_of
+from cluster.commands.jobs.supervision import Budgets, Ending, ending_of
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation as tables for a person. Pure."""
+"""Tables for the terminal with the numbers of an evaluation. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cluster.tracking.formats import percent
 
 
 def report_tables(report: Mapping[str, Any]) -> list[Table]:
-    """What `evaluation_report` says: of all prompts together and, where the task tells kinds of them apart, of each."""
+    """Return the numbers of `evaluation_report` for all prompts and, if the task has categories, for each of them."""
     tables = [_whole(report)]
     if report["categories"]:
         tables.append(_by_category(report["categories"]))
@@ -23,23 +23,23 @@ def _whole(report: Mapping[str, Any]) -> Table:
     rates = dict(_rates(report))
     rows = {
         "model": report["model"],
-        "asked": f"{report['task']}, {report['split']}: {report['prompts']} prompts × "
+        "evaluated on": f"{report['task']}, {report['split']}: {report['prompts']} prompts × "
         f"{report['responses_per_prompt']} responses",
-        "sampled": f"temperature {report['temperature']:g}, "
+        "sampled with": f"temperature {report['temperature']:g}, "
         + ("no seed" if report["seed"] is None else f"seed {report['seed']}"),
         **rates,
         "mean length": f"{report['response_length_mean']:.1f} tokens",
-        "cut off": f"{percent(report['truncated_fraction'])} at {report['max_response_tokens']} tokens",
+        "truncated": f"{percent(report['truncated_fraction'])} at {report['max_response_tokens']} tokens",
         "failed verdicts": str(report["failed_verdicts"]),
     }
-    table = Table(show_header=False, caption=f"in brackets: {_percent_sure(report)} confidence")
+    table = Table(show_header=False, caption=f"in parentheses: {_confidence(report)} confidence interval")
     for name, value in rows.items():
         table.add_row(Text(name, "cyan"), Text(value, "bold" if name in rates else ""))
     return table
 
 
 def _by_category(categories: Mapping[str, Mapping[str, Any]]) -> Table:
-    """pass@1, and the largest k of pass@k and maj@k."""
+    """Return pass@1, and pass@k and maj@k for the largest k, of each category."""
     names = list(dict.fromkeys(name for found in categories.values() for name in _chosen(found)))
     table = Table("category", "prompts", *names)
     for category, found in categories.items():
@@ -58,7 +58,7 @@ def _chosen(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _rates(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """`pass@1` and `39.7 % (36.9 … 42.6)`, and so on."""
+    """Yield names with formatted rates, such as `pass@1` and `39.7 % (36.9 … 42.6)`."""
     for key, name in (("pass_at_k", "pass"), ("majority_at_k", "maj")):
         for k, rate in found[key].items():
             yield f"{name}@{k}", _rate(rate, found[f"{key}_interval"][k])
@@ -71,5 +71,5 @@ def _rate(rate: float | None, interval: tuple[float, float] | None) -> str:
     return f"{100 * rate:.1f} %{around}"
 
 
-def _percent_sure(report: Mapping[str, Any]) -> str:
+def _confidence(report: Mapping[str, Any]) -> str:
     return f"{100 * report['intervals']['confidence']:.0f} %"

@@ -1,4 +1,4 @@
-"""`launch.py eval`: pass@1 and pass@k of a model, with a run's rollout workers and reward actors and no learner."""
+"""Run an evaluation: the rollout workers and reward actors of a run, without a learner."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cluster.training.dataset import evaluation_prompts, load_dataset
 from cluster.training.session import prepare_in_cluster, ray_started, run_to_the_end
 
 
-def evaluate(config: RunConfig, split: Split, console: RunConsole) -> dict[str, Any]:
-    """Sample and judge the responses that `config.evaluation` asks for, and return `evaluation_report`'s numbers.
+def run_evaluation(config: RunConfig, split: Split, console: RunConsole) -> dict[str, Any]:
+    """Sample and score the responses that `config.evaluation` requests, and return the numbers of `evaluation_report`.
 
-    The actors' logs, the numbers and all responses go to `RunDirectory.evaluation`; nothing else is written.
+    The actors' logs, the numbers and all responses are written to `RunDirectory.evaluation`, and nothing else.
 
     Raises:
-        PlacementError, FleetLostError, UnusablePromptError: what their names say.
+        PlacementError, FleetLostError, UnusablePromptError: as documented there.
     """
     directory = RunDirectory(config.run_directory).evaluation
     with ray_started(config, console):
@@ -37,7 +37,7 @@ def evaluate(config: RunConfig, split: Split, console: RunConsole) -> dict[str, 
 
 
 async def _sample(graph: ActorGraph, prompts: Sequence[Prompt], console: RunConsole) -> list[ScoredGroup]:
-    """Start the actors and have `prompts` answered. Whatever happens, the actors are gone afterwards."""
+    """Start the actors and sample responses to `prompts`. The actors end with this function, even if it fails."""
     async with graph.rewards() as rewards, graph.fleet(rewards, console.warning) as fleet:
         console.stage(f"starting {graph.config.rollout.workers} vLLM workers")
         fleet.serve_as_loaded()

@@ -1,0 +1,1 @@
+"""`launch.py eval`: measure pass@k and maj@k of a model."""

@@ -1,0 +1,53 @@
+"""Arguments and options that several commands share, the panels of the help page, and the checked configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.commands.exits import refuse
+from cluster.configuration.loading import load_config
+from cluster.configuration.preflight import ROOMS, preflight
+from cluster.core.config import Room, RunConfig
+
+TRAIN_PANEL = "Train"
+EVALUATE_PANEL = "Evaluate and export"
+OPERATE_PANEL = "Operate a run"
+JOBS_PANEL = "Clusters and jobs"
+INSPECT_PANEL = "Inspect"
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/demo.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as rollout.workers=4."),
+]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN_DIRECTORY", help="Directory of a run, such as runs/demo.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to connect to (default: RAY_ADDRESS, otherwise Ray on this machine)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; everything else goes to stderr.")]
+
+
+def checked_config(
+    config_file: Path,
+    overrides: list[str] | None,
+    address: str | None = None,
+    rooms: Collection[Room] = ROOMS,
+) -> RunConfig:
+    """Return the configuration, or print every problem on stderr and exit with code 2.
+
+    Args:
+        rooms: The kinds of actors that the command starts. Only their resources are checked.
+    """
+    at_address = [f"cluster.address={address}"] if address else []
+    loaded = load_config(config_file, [*(overrides or []), *at_address])
+    problems = [*loaded.problems, *(preflight(loaded.config, rooms) if loaded.readable else [])]
+    if problems:
+        refuse(*problems)
+    return loaded.config

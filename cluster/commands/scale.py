@@ -1,0 +1,51 @@
+"""`launch.py scale`: change the number of rollout workers of a live run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cluster.commands.exits import refuse
+from cluster.commands.options import OPERATE_PANEL, RunArgument
+from cluster.run_state.run_directory import RunDirectory
+from cluster.runtime.auth import send_token_to
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(rich_help_panel=OPERATE_PANEL)(scale)
+
+
+def scale(
+    run_directory: RunArgument,
+    rollout_workers: Annotated[
+        int, typer.Option("--rollout-workers", min=1, help="New number of rollout workers.")
+    ],
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster of the run (default: the one recorded in the run directory)."),
+    ] = None,
+) -> None:
+    """Change the number of rollout workers of a live run.
+
+    Examples:
+      python launch.py scale runs/demo --rollout-workers 4
+      python launch.py scale runs/demo --rollout-workers 1
+
+    The command returns at once, and training continues. New workers start,
+    load the current weights and then take prompts. Removed workers finish
+    the prompts that they hold first.
+    """
+    recorded = RunDirectory(run_directory).ray_address_file
+    if address is None and recorded.exists():
+        address = recorded.read_text(encoding="utf-8").strip()
+        send_token_to(address)
+
+    from cluster.training.control import NoLiveRunError, ScalingRefusedError
+    from cluster.training.control import scale as scale_run
+
+    try:
+        typer.echo(scale_run(run_directory, rollout_workers, address))
+    except (NoLiveRunError, ScalingRefusedError, TimeoutError) as error:
+        refuse(error)
