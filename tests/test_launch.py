@@ -15,14 +15,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from cluster.commands import options
 from cluster.commands.check import arithmetic
 from cluster.core.config import RunConfig
+from cluster.core.project import code_version
 from cluster.core.types import Split
 from cluster.metrics.evaluation import evaluation_report
 from cluster.run_state.checkpoints import CheckpointStore, learner_state
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole
-from launch import app
+from launch import COMMANDS, app
 from learner.state.state_description import StateDescription
 from reward.registry import task_names
 from tests import PROJECT
@@ -472,3 +474,35 @@ def test_without_a_command_the_help_names_all_of_them() -> None:
     result = cli.invoke(app, [])
     for command in ("train", "eval", "export", "scale", "check", "tasks"):
         assert command in result.output
+    assert "Train, evaluate and operate HPO/GRPO runs on Ray." in result.output
+
+
+def test_each_command_is_a_module_that_registers_itself() -> None:
+    folder = PROJECT / "cluster" / "commands"
+    modules = {
+        file for file in folder.rglob("*.py") if "\ndef register(app: typer.Typer)" in file.read_text()
+    }
+    assert {Path(command.__file__ or "") for command in COMMANDS} == modules
+    assert len((PROJECT / "launch.py").read_text().splitlines()) < 80
+
+
+def test_every_command_is_in_a_panel_of_the_help_page_and_has_an_example() -> None:
+    registered = app.registered_commands
+    panels = {getattr(options, name) for name in dir(options) if name.endswith("_PANEL")}
+    assert {command.rich_help_panel for command in registered} == panels
+    for command in registered:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__
+        if name != "tasks":  # it takes no arguments
+            assert f"Examples:\n      python launch.py {name}" in (command.callback.__doc__ or "")
+
+
+def test_the_version_is_that_of_the_package_and_the_commit() -> None:
+    result = cli.invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"{code_version()}\n")
+
+
+def test_the_shell_can_complete_commands() -> None:
+    environment = {"_HPO_COMPLETE": "complete_bash", "COMP_WORDS": "hpo tr", "COMP_CWORD": "1"}
+    result = cli.invoke(app, [], prog_name="hpo", env=environment)
+    assert result.output.split() == ["train"]

@@ -87,7 +87,7 @@ def test_the_report_for_a_person() -> None:
         ["truncated", "33 % at 256 tokens"],
         ["failed verdicts", "1"],
     ]
-    assert "in brackets: 95 % confidence" in shown(groups())
+    assert "in parentheses: 95 % confidence interval" in shown(groups())
 
 
 def test_each_category_has_its_own_numbers() -> None:
