@@ -1,4 +1,4 @@
-"""Prompts, responses and scored groups in a line each, for tests that are about something else."""
+"""Short constructors of prompts, responses, scored groups and tiny models for the tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_response(
     version: int = 0,
     finish_reason: FinishReason = "stop",
 ) -> Response:
-    """`tokens`: how many, or which."""
+    """Return a response. `tokens` is the number of its tokens, or their ids."""
     ids = np.arange(1, tokens + 1) if isinstance(tokens, int) else np.asarray(tokens)
     logged = np.full(len(ids), -1.0) if logprobs is None else np.asarray(logprobs)
     spans = (VersionSpan(version, 0, len(ids)),)
@@ -42,7 +42,7 @@ def make_response(
 
 
 def make_verdict(reward: float | None) -> Verdict:
-    """None: the verifier failed."""
+    """Return a verdict. A reward of None means that the verifier failed."""
     if reward is None:
         return Verdict("error", 0.0, None, "the verifier failed")
     return Verdict("correct" if reward > 0 else "incorrect", reward, "answer", "")
@@ -54,7 +54,7 @@ def make_group(
     prompt: Prompt | None = None,
     worker: str = "rollout-0",
 ) -> ScoredGroup:
-    """One response per reward."""
+    """Return a group with one response per reward."""
     responses = [make_response() for _ in rewards] if responses is None else responses
     group = Group(prompt or make_prompt(), tuple(responses), worker)
     return ScoredGroup(group, tuple(make_verdict(reward) for reward in rewards))
@@ -75,26 +75,29 @@ def make_progress(step: int, **changes: Any) -> Progress:
 
 
 async def scored_by(scorer: Scorer, problem: Any, responses: Sequence[str]) -> list[Verdict]:
-    """The verdicts on several responses to one problem."""
+    """Return the verdicts on several responses to one problem."""
     return await score_in_order(scorer, [(problem, response) for response in responses])
 
 
 async def all_verdicts(rewards: RewardPool, answers: Sequence[ScoringRequest]) -> list[Verdict]:
-    """What the pool says of the answers, in their order."""
+    """Return the verdicts of the pool in the order of the answers."""
     verdicts: dict[int, Verdict] = {}
-    async for placed in rewards.score(answers):
-        verdicts.update(placed)
-    return [verdicts[place] for place in range(len(answers))]
+    async for indexed in rewards.score(answers):
+        verdicts.update(indexed)
+    return [verdicts[index] for index in range(len(answers))]
 
 
 def tiny_llama(vocabulary: int = 32) -> Any:
-    """A randomly initialised Llama in float64, always the same, whose predictions are far from uniform."""
+    """Return a random Llama in float64. It is always the same, and its predictions are far from uniform."""
     return tiny_model("llama", vocab_size=vocabulary)
 
 
 def tiny_model(model_type: str, tied: bool = False, **settings: Any) -> Any:
-    """A randomly initialised model of one of transformers' architectures, in float64, always the same, whose
-    predictions are far from uniform and depend on all tokens before. `settings` are its configuration's."""
+    """Return a randomly initialized model of one of transformers' architectures, in float64.
+
+    It is always the same. Its predictions are far from uniform and depend on all previous tokens. `settings` change its
+    configuration.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

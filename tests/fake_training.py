@@ -1,7 +1,7 @@
-"""In place of `launch.py`, for tests of what starts trainings: `train CONFIG [KEY=VALUE]...` is over in a moment.
+"""A fast replacement of `launch.py train CONFIG [KEY=VALUE]...`, for tests of the code that starts trainings.
 
-A learning rate of 13 fails, one of 99 does not end unless it is interrupted. Each start adds a line to
-`starts` beside the run directory.
+A run with a learning rate of 13 fails, and one with 99 does not end until it is interrupted. Each start adds a line to
+the file `starts` next to the run directory.
 """
 
 from __future__ import annotations

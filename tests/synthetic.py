@@ -1,4 +1,4 @@
-"""A fleet without engines, for tests of the controller: what it answers is made up, the accounting is real."""
+"""A fleet without engines for tests of the controller. Its responses are synthetic; its accounting is real."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tests.builders import make_response, make_verdict
 
 WORKERS = ("rollout-0", "rollout-1")
 PROBLEM = Puzzle((1, 2, 3), 6)
-"""Nobody solves it, but evaluations want to know how difficult it is."""
+"""A problem for evaluations, which report its difficulty. No response solves it."""
 
 
 class SyntheticFleet:
-    """Stands in for `RolloutFleet`. Two workers lease prompts, deliver responses and lose what they have, in an order
-    that `chance` decides.
+    """A replacement of `RolloutFleet`. Its two workers lease prompts, deliver responses and lose their leases, in an
+    order that `chance` decides.
 
-    What is sampled depends on a prompt's seed alone, or, where it has none, on `chance`. `tick` is called before each
-    of their moves.
+    The responses to a prompt depend only on its seed, or on `chance` if it has no seed. `tick` is called before each
+    move of a worker.
     """
 
     def __init__(self, chance: random.Random, tick: Callable[[], None] = lambda: None) -> None:
@@ -36,7 +36,7 @@ class SyntheticFleet:
         self._tick = tick
         self._scheduler = Scheduler()
         self._undelivered: dict[str, tuple[str, int, list[tuple[Response, Verdict]]]] = {}
-        """By prompt: its worker, how many responses are delivered, and all of them."""
+        """For each leased prompt: its worker, the number of delivered responses, and all its responses."""
         self.state = FleetState(len(WORKERS), max_consecutive_failures=0)
 
     @property
@@ -47,13 +47,13 @@ class SyntheticFleet:
         self.state.published(policy.version)
 
     async def rest(self) -> None:
-        """They sleep with open eyes."""
+        """Do nothing: there are no engines that could sleep."""
 
     def feed(self, buffer: WorkBuffer) -> None:
         self._scheduler.feed(buffer)
 
     def adapt_size(self, *, waited_s: float, step_s: float) -> None:
-        """It stays as it is."""
+        """Do nothing: the size is fixed."""
 
     def take_probe_gap(self) -> float:
         return 0.0
@@ -86,7 +86,7 @@ class SyntheticFleet:
             self._deliver(self._chance.choice(list(self._undelivered)))
 
     def _deliver(self, prompt_id: str) -> None:
-        """The next of its responses."""
+        """Deliver the next response to a prompt."""
         worker, index, answers = self._undelivered.pop(prompt_id)
         response, verdict = answers[index]
         self._scheduler.deliver(worker, [Sampled(prompt_id, index, response)], [verdict])
@@ -108,18 +108,18 @@ class SyntheticFleet:
 
 
 def synthetic_source(config: Any, rows: int) -> PromptSource:
-    """Prompts of a few tokens that no task made."""
-    questions = [
+    """Return a source of prompts with a few arbitrary tokens each."""
+    problems = [
         TokenizedProblem(
             PROBLEM, EncodedPrompt(f"question {row}", tuple(3 + (row * k) % 17 for k in range(1, 6)))
         )
         for row in range(rows)
     ]
-    return PromptSource(questions, config.seed, lambda prompt_id: training_sampling(config, prompt_id))
+    return PromptSource(problems, config.seed, lambda prompt_id: training_sampling(config, prompt_id))
 
 
 def expected_prompts(config: Any, rows: int, count: int) -> list[tuple[str, int]]:
-    """The first `count` prompts of a run that is never cut, with their seeds."""
+    """Return the ids and seeds of the first `count` prompts of an uninterrupted run."""
     source = synthetic_source(config, rows)
     ids = [source.next().id for _ in range(count)]
     return [(prompt_id, sampling_seed(config.seed, prompt_id)) for prompt_id in ids]

@@ -1,4 +1,4 @@
-"""The examples of docs/cluster.md: what they call exists, and fits this project."""
+"""The manifests of docs/cluster.md use commands, settings and versions of this project."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RAYJOB = yaml.safe_load((PROJECT / "docs/kuberay/rayjob.yaml").read_text())
 CLUSTER = RAYJOB["spec"]["rayClusterSpec"]
 
 
-def test_the_run_of_the_rayjob_is_sound_and_finds_its_nodes() -> None:
+def test_the_run_of_the_rayjob_is_valid_and_matches_its_nodes() -> None:
     python, launch, command, config_file, *overrides = shlex.split(RAYJOB["spec"]["entrypoint"])
     assert (python, launch, command) == ("python", "launch.py", "train")
     loaded = load_config(PROJECT / config_file, overrides)
@@ -29,18 +29,18 @@ def test_the_run_of_the_rayjob_is_sound_and_finds_its_nodes() -> None:
         Node(group["groupName"], {}, dict([group["rayStartParams"]["labels"].split("=")]))
         for group in CLUSTER["workerGroupSpecs"]
     ]
-    for room, labels in loaded.config.cluster.node_labels.items():
-        assert [node.name for node in nodes if has_labels(node, labels)] == [room]
+    for kind, labels in loaded.config.cluster.node_labels.items():
+        assert [node.name for node in nodes if has_labels(node, labels)] == [kind]
 
 
-def test_the_rayjob_has_the_ray_that_this_project_needs_and_asks_for_a_token() -> None:
+def test_the_rayjob_has_the_required_ray_version_and_requires_a_token() -> None:
     assert CLUSTER["rayVersion"] == version("ray")
     assert CLUSTER["authOptions"] == {"mode": "token"}
     assert "WANDB_API_KEY" not in RAYJOB["spec"]["runtimeEnvYAML"], "Ray would store it"
 
 
 def strict(schema: Any) -> Any:
-    """Kubernetes drops what a schema does not name; here it is a mistake."""
+    """Return the schema without unknown fields. Kubernetes ignores them silently; here they are errors."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""What a run must not do, whatever it is told or given."""
+"""Unsafe operations that the code must not contain, for any configuration and any data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_calls_are_seen() -> None:
 
 
 def test_nothing_is_evaluated() -> None:
-    """Neither what a model wrote nor what a file says."""
+    """Text of a model or a file is never executed as code."""
     for file, node in CALLS:
         assert called(node) not in (
             "eval",
@@ -48,12 +48,12 @@ def test_nothing_is_evaluated() -> None:
         assert arguments(node).get("shell", "False") == "False", file
 
 
-def test_code_of_a_models_author_is_never_run() -> None:
+def test_the_code_of_a_model_repository_is_never_run() -> None:
     for file, node in CALLS:
         assert arguments(node).get("trust_remote_code", "False") == "False", file
 
 
-def test_files_of_tensors_are_read_as_data() -> None:
+def test_tensor_files_are_loaded_as_data() -> None:
     for file, node in CALLS:
         if called(node) == "torch.load":
             assert arguments(node).get("weights_only") == "True", file
@@ -68,11 +68,11 @@ def test_a_run_stays_in_its_directory(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", "demo-1", "a.b_c-D9", "1"])
-def test_ordinary_names_do(name: str, tmp_path: Path) -> None:
+def test_ordinary_names_are_accepted(name: str, tmp_path: Path) -> None:
     assert RunConfig(name=name, directory=tmp_path).run_directory.parent == tmp_path
 
 
-def test_servers_are_bound_to_no_address_that_everybody_reaches() -> None:
+def test_no_server_listens_on_all_addresses() -> None:
     for file in (file for room in ROOMS for file in sources(room)):
         for constant in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(constant, ast.Constant) and isinstance(constant.value, str):

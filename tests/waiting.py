@@ -1,4 +1,4 @@
-"""Waiting for what other processes do."""
+"""Wait for other processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float) -> Any:
-    """What `condition` gives, once that is true."""
+    """Return the result of `condition` as soon as it is true."""
     deadline = time.monotonic() + timeout_s
     while not (result := condition()):
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"

@@ -1,5 +1,5 @@
-"""Real DeepSpeed engines: what is learned is what plain torch learns, whatever the ZeRO stage, the number of ranks,
-where things are kept, and how the batch is cut."""
+"""Real DeepSpeed engines learn what plain torch learns, for every ZeRO stage, number of ranks, kind of offloading and
+split of the batch."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ def two_ranks(local_ray: None) -> Iterator[ReusedRanks]:
 
 
 def make_batch(step: int) -> TrainingBatch:
-    """Groups of 1 to 6 responses: those without an advantage have been left out. The second is far larger than the
-    others, so that it matters what it is clipped to."""
+    """Return groups of 1 to 6 responses, as if the responses without an advantage had been left out.
+
+    The gradient of step 1 is far larger than the others, so that gradient clipping matters.
+    """
     generator = np.random.default_rng(step)
     prompts = [
         prompt
@@ -75,8 +77,10 @@ class Learned:
 
 
 def learn_in_torch(model: Path, max_grad_norm: float = 1.0) -> Learned:
-    """The same steps without any of our code: one response after the other, torch's AdamW and clipping. On policy the
-    gradient of every objective's surrogate is −A ∇ log π."""
+    """Do the same steps without our code: one response at a time, with torch's AdamW and clipping.
+
+    On-policy, the gradient of every objective's surrogate is −A ∇ log π.
+    """
     causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     optimizer = torch.optim.AdamW(causal_lm.parameters(), lr=1e-3, weight_decay=0.0)
     norms = []
@@ -102,11 +106,11 @@ def expected(tiny_model: Path) -> Learned:
 class Outcome(Learned):
     metrics: list[dict[str, float]]
     published: dict[str, Tensor]
-    """What travelled to the rollout workers; `weights` is what they make of it."""
+    """The tensors that were sent to the rollout workers. `weights` are the weights that the workers serve with them."""
     restored: dict[str, Tensor]
-    """Weights after a checkpoint from before the last step was loaded, and the step done again."""
+    """The weights after loading a checkpoint from before the last step and repeating that step."""
     exported: dict[str, Tensor]
-    """The same in a Hugging Face directory."""
+    """The restored weights in an exported Hugging Face directory."""
     probe: np.ndarray
 
     @property
@@ -122,7 +126,7 @@ async def learn(
     objective: ObjectiveConfig | None = None,
     **settings: Any,
 ) -> tuple[Outcome, LearnerGroup]:
-    """Three batches; a checkpoint after the second, from which the third is done again."""
+    """Train on three batches, and repeat the third one from a checkpoint that was saved before it."""
     learner = LearnerConfig(learning_rate=1e-3, ranks=len(ranks.actors), **settings)
     options = LearnerOptions(
         str(model), dtype, TEMPERATURE, 0, learner, objective or ObjectiveConfig(), (PROBE,), STEPS + 1
@@ -156,15 +160,18 @@ async def pull(group: LearnerGroup) -> tuple[dict[str, Tensor], np.ndarray]:
 
 
 def served(model: Path, published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a rollout worker makes of a policy."""
+    """Return the weights that a rollout worker serves after it received `published`."""
     if any(name.endswith(LEFT_FACTOR) for name in published):
         return dict(updated_weights(model, published))
     return published
 
 
 def assert_same_weights(some: dict[str, Tensor], others: dict[str, Tensor], mean: float) -> None:
-    """Adam moves a weight by its rate whichever way a gradient of nothing but rounding points, so single weights may
-    differ by six times that after three steps, and in bfloat16 by half a last bit; not many."""
+    """Assert that the weights differ by rounding only.
+
+    Adam moves a weight by the learning rate even if its gradient consists of rounding errors. After three steps single
+    weights may therefore differ by six times the learning rate, and in bfloat16 by half of the last bit.
+    """
     assert some.keys() == others.keys()
     differences = torch.cat([(some[name].float() - others[name].float()).abs().flatten() for name in some])
     assert differences.mean() <= mean
@@ -172,7 +179,7 @@ def assert_same_weights(some: dict[str, Tensor], others: dict[str, Tensor], mean
 
 
 def assert_consistent(outcome: Outcome) -> None:
-    """A step is repeated to the last bit, and exported as it was published."""
+    """Assert that the repeated step is bit-identical and that the exported weights are the published ones."""
     assert outcome.exported.keys() == outcome.weights.keys()
     for name, weight in outcome.weights.items():
         torch.testing.assert_close(outcome.restored[name], weight, rtol=0, atol=0)
@@ -180,7 +187,7 @@ def assert_consistent(outcome: Outcome) -> None:
 
 
 def test_clipping_matters_in_these_batches(tiny_model: Path, expected: Learned) -> None:
-    """Else what follows would not notice if it went wrong."""
+    """Otherwise the tests below could not detect missing clipping."""
     assert min(expected.gradient_norms) > 1.5
     unclipped = learn_in_torch(tiny_model, max_grad_norm=1e9)
     with pytest.raises(AssertionError):
@@ -243,7 +250,7 @@ async def test_bfloat16_learns_nearly_the_same(
 
 
 def optimizer_types(engine: Any) -> set[torch.dtype]:
-    """Of the weights that the optimizer steps on, and of its moments."""
+    """Return the data types of the weights that the optimizer updates and of its moments."""
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     stepped = {parameter.dtype for group in inner.param_groups for parameter in group["params"]}
     moments = {
@@ -259,8 +266,11 @@ def optimizer_types(engine: Any) -> set[torch.dtype]:
 async def test_in_bfloat16_many_small_gradients_add_up(
     one_rank: ReusedRanks, tiny_model: Path, zero_stage: int
 ) -> None:
-    """200 times the same response, each in a micro-batch of its own, has 200 times its gradient. Summed up in bfloat16,
-    each of the last hundred would be rounded to a multiple of a 128th of the sum, on and on in the same direction."""
+    """The same response 200 times, each in its own micro-batch, has 200 times its gradient.
+
+    In a sum in bfloat16, each of the last hundred terms would be rounded to a multiple of 1/128 of the sum, always in
+    the same direction.
+    """
     sample = make_batch(0).samples[0]
     learner = LearnerConfig(
         zero_stage=zero_stage, micro_batch_tokens=1, prefix_sharing="off", learning_rate=1e-12
@@ -279,11 +289,11 @@ OPTIONS_OF_THE_LOSS = ObjectiveConfig(
 
 
 @pytest.mark.parametrize("lora_rank", [None, 4])
-async def test_nor_do_the_options_of_the_loss_depend_on_ranks(
+async def test_the_options_of_the_loss_do_not_depend_on_the_ranks(
     one_rank: ReusedRanks, two_ranks: ReusedRanks, tiny_model: Path, tmp_path: Path, lora_rank: int | None
 ) -> None:
-    """A reference beside the model, whole or partitioned, or the model without its adapters; entropies with their
-    gradient; several optimizer steps per batch; and the shares of the gradient."""
+    """The options are a reference policy (a second model, whole or partitioned, or the model without its adapters),
+    entropies with their gradient, several optimizer steps per batch, and the gradient fraction."""
     settings: dict[str, Any] = {"epochs_per_batch": 2, "mini_batches": 2, "lora_rank": lora_rank}
     one, _ = await learn(
         one_rank,
@@ -297,9 +307,11 @@ async def test_nor_do_the_options_of_the_loss_depend_on_ranks(
     settings |= {"zero_stage": 3, "micro_batch_tokens": 150}
     two, _ = await learn(two_ranks, tiny_model, tmp_path / "two", objective=OPTIONS_OF_THE_LOSS, **settings)
     for ours, expected in zip(two.metrics, one.metrics, strict=True):
-        share = expected.pop("objective/gradient_fraction_positive")
-        assert 0 < share < 1
-        assert ours == pytest.approx(expected, rel=1e-4, abs=1e-6), "and measuring leaves no trace"
+        fraction = expected.pop("objective/gradient_fraction_positive")
+        assert 0 < fraction < 1
+        assert ours == pytest.approx(expected, rel=1e-4, abs=1e-6), (
+            "measuring the fraction must not change the training"
+        )
         for metric in ("kl_to_reference", "kl_to_old", "entropy", "clip_fraction_high"):
             assert expected[f"objective/{metric}"] > 0, metric
         assert expected["objective/ratio_max"] > 1 > expected["objective/ratio_min"]
@@ -316,7 +328,7 @@ LORA: dict[str, dict[str, Any]] = {
 }
 
 
-async def test_adapters_learn_the_same_on_all_of_these_and_are_published_alone(
+async def test_adapters_learn_the_same_in_all_variants_and_only_they_are_published(
     one_rank: ReusedRanks, two_ranks: ReusedRanks, tiny_model: Path, tmp_path: Path
 ) -> None:
     one, _ = await learn(one_rank, tiny_model, tmp_path / "one", zero_stage=2, lora_rank=4)
@@ -339,7 +351,7 @@ async def test_adapters_learn_the_same_on_all_of_these_and_are_published_alone(
         for logprobs in [await reference for reference in references]:
             np.testing.assert_allclose(logprobs, transformers_logprobs(tiny_model), atol=1e-5)
         again = await group.learn([make_batch(0)])
-        assert np.isfinite(again["objective/grad_norm"]), "the adapters are trained on after that"
+        assert np.isfinite(again["objective/grad_norm"]), "training of the adapters continues"
         now, _ = await pull(group)
         assert any(not torch.equal(now[key], tensor) for key, tensor in many.published.items())
 
@@ -359,7 +371,9 @@ def transformers_logprobs(model: Path) -> np.ndarray:
     return logprobs.gather(-1, torch.tensor(PROBE[1:])[:, None])[:, 0].numpy()
 
 
-async def test_a_layer_that_is_not_there_gets_no_adapter(one_rank: ReusedRanks, tiny_model: Path) -> None:
+async def test_an_adapter_for_a_layer_that_is_not_linear_is_refused(
+    one_rank: ReusedRanks, tiny_model: Path
+) -> None:
     learner = LearnerConfig(lora_rank=4, lora_target_modules=("q_proj", "lm_head"))
     options = LearnerOptions(str(tiny_model), "float32", 1.0, 0, learner, ObjectiveConfig(), (), 1)
     with pytest.raises(LearnerStartError, match=r"lora_target_modules: lm_head is no linear layer .* v_proj"):

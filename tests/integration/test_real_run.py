@@ -1,4 +1,4 @@
-"""The whole graph, real: Ray, two vLLM workers, a reward actor, DeepSpeed. Nothing here is a stand-in."""
+"""Complete runs with all real parts: Ray, two vLLM workers, a reward actor and DeepSpeed ranks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def start(config_file: Path, *arguments: str, **environment: str) -> subprocess.
 
 
 def finish(process: subprocess.Popen[str], config: RunConfig, timeout_s: float = 400) -> str:
-    """The run's output; fails with it, and with the actors' logs, if the run did."""
+    """Wait for the run and return its output. If the run failed, fail with its output and the logs of its actors."""
     output, _ = process.communicate(timeout=timeout_s)
     if process.returncode != 0:
         logs = sorted(RunDirectory(config.run_directory).logs.glob("*.log"))
@@ -69,7 +69,7 @@ def finish(process: subprocess.Popen[str], config: RunConfig, timeout_s: float =
 
 
 def launch(*arguments: str, timeout_s: float = 300) -> str:
-    """What another command prints on stdout."""
+    """Run another command and return its stdout."""
     result = subprocess.run(
         [sys.executable, "launch.py", *arguments],
         cwd=PROJECT,
@@ -96,8 +96,11 @@ def wait_for_step(
 
 
 def assert_every_prompt_trained_once(rows: list[dict[str, Any]], config: RunConfig) -> None:
-    """The ledger: the first prompts of the first epochs, each exactly once and none missing, but for those that are
-    still in flight when an asynchronous run ends. Those that dynamic sampling dropped are not trained on as well."""
+    """Assert that the run settled the first prompts of the data, each exactly once per epoch and in order.
+
+    Prompts that are in flight when an asynchronous run ends may be missing. Prompts that dynamic sampling dropped are
+    not trained on.
+    """
     trained = [prompt for row in rows for prompt in row.get("prompts", [])]
     dropped = [prompt for row in rows for ids in row.get("dropped", {}).values() for prompt in ids]
     assert len(dropped) == rows[-1]["progress/prompts_dropped"]
@@ -147,8 +150,10 @@ def greedy_in_vllm(model: Path, prompts: list[list[int]], max_tokens: int) -> li
 def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(
     write_config: Callable[..., Path],
 ) -> None:
-    """Asynchronous, so that weights change under responses in flight and samples may be stale. They are broadcast
-    to the workers that are up and served the version before; other runs only pull."""
+    """The run is asynchronous, so weights change during responses in flight, and samples may be stale.
+
+    Weights are broadcast to the workers that serve the previous version. The other runs of this module only pull.
+    """
     config_file = write_config(
         name="graph",
         steps=6,
@@ -166,7 +171,7 @@ def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(
     assert [row["step"] for row in rows] == list(range(7))
     assert all(row["logprob_gap/probe_max"] < 1e-4 for row in rows)
     on_policy = [row for row in rows[1:] if row["staleness/max"] == 0]
-    assert on_policy, "the first batch at least is sampled under the weights it is learned from"
+    assert on_policy, "at least the first batch is sampled under the weights that are trained on it"
     assert all(row["logprob_gap/max"] < 1e-4 for row in on_policy)
     assert all(0 <= row["staleness/max"] <= 1 for row in rows[1:])
     assert any(row["objective/grad_norm"] > 0 for row in rows[1:])
@@ -198,7 +203,7 @@ def assert_export_is_the_same_model_everywhere(config: RunConfig) -> None:
 
 
 def assert_the_last_checkpoint_is_the_final_model(directory: RunDirectory, exported: Path) -> None:
-    """Put together again by `launch.py export` from the two ranks' halves."""
+    """Assert that `launch.py export` assembles the same model from the checkpoints of the two ranks."""
     launch("export", str(directory.path), str(exported))
     found, expected = (load_file(model / "model.safetensors") for model in (exported, directory.final_model))
     assert found.keys() == expected.keys()
@@ -206,11 +211,16 @@ def assert_the_last_checkpoint_is_the_final_model(directory: RunDirectory, expor
         np.testing.assert_array_equal(found[name], weight, err_msg=name)
     files = {file.name for file in directory.final_model.iterdir()}
     assert {file.name for file in exported.iterdir()} == files
-    assert [path.name for path in exported.parent.glob("*exported*")] == ["exported"], "half of it lies about"
+    assert [path.name for path in exported.parent.glob("*exported*")] == ["exported"], (
+        "the export left temporary files"
+    )
 
 
 def assert_eval_finds_what_the_last_evaluation_found(config_file: Path, config: RunConfig) -> None:
-    """`launch.py eval` samples the same prompts with the same seeds, from weights that it loaded and did not pull."""
+    """Assert that `launch.py eval` reproduces the last evaluation of the run.
+
+    It samples the same prompts with the same seeds, from weights that it loaded instead of pulling them.
+    """
     model = RunDirectory(config.run_directory).final_model
     report = json.loads(launch("eval", str(config_file), f"model.source={model}", "--json"))
     last = rows_of(config)[-1]
@@ -227,7 +237,7 @@ def assert_eval_finds_what_the_last_evaluation_found(config_file: Path, config: 
 
 
 def assert_offline_run_holds(directory: RunDirectory, rows: list[dict[str, Any]]) -> None:
-    """Read W&B's own file back: each step's reward is there."""
+    """Assert that the file of the offline W&B run contains the reward of each step."""
     (path,) = directory.wandb.rglob("*.wandb")
     rewards = [
         json.loads(item.value_json)
@@ -238,8 +248,8 @@ def assert_offline_run_holds(directory: RunDirectory, rows: list[dict[str, Any]]
     assert rewards == [pytest.approx(row["reward/mean"]) for row in rows[1:]]
 
 
-def test_a_run_outlives_a_killed_worker_and_a_refused_network(write_config: Callable[..., Path]) -> None:
-    """SIGKILL to one rollout worker in mid-run: the run completes, and no prompt is lost or trained twice."""
+def test_a_run_survives_a_killed_worker_and_a_refused_network(write_config: Callable[..., Path]) -> None:
+    """One rollout worker gets SIGKILL during the run. The run completes, and no prompt is lost or trained on twice."""
     config_file = write_config(
         name="killed", steps=24, evaluation={"every_steps": 12}, tracking={"wandb": "online"}
     )
@@ -263,12 +273,14 @@ def test_a_run_outlives_a_killed_worker_and_a_refused_network(write_config: Call
     assert all(row["staleness/max"] == 0 for row in rows[1:])
     assert_every_prompt_trained_once(rows, config)
     _, alive = psutil.wait_procs(engines, timeout=30)
-    assert not alive, "the dead worker's engine lives on"
+    assert not alive, "the engine of the dead worker is still running"
 
 
-def test_a_run_cut_short_is_resumed_by_the_same_command(write_config: Callable[..., Path]) -> None:
-    """Ctrl-C ends a run cleanly; started again it goes on from its checkpoint, and the ledger still adds up, with
-    dynamic sampling too."""
+def test_an_interrupted_run_is_resumed_by_the_same_command(write_config: Callable[..., Path]) -> None:
+    """Ctrl-C ends a run cleanly. The resumed run continues from the checkpoint and accounts for every prompt.
+
+    This also holds with dynamic sampling.
+    """
     config_file = write_config(
         name="resumed",
         steps=12,
@@ -285,11 +297,11 @@ def test_a_run_cut_short_is_resumed_by_the_same_command(write_config: Callable[.
     assert process.returncode == 130, output
     assert "Traceback" not in output
     _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive, f"left behind: {[child.cmdline() for child in alive]}"
+    assert not alive, f"still running: {[child.cmdline() for child in alive]}"
 
     output = finish(start(config_file, "--resume"), config)
     assert "resuming at step" in output
-    assert output.splitlines()[-1].startswith("final_model"), "nothing complains after the summary"
+    assert output.splitlines()[-1].startswith("final_model"), "nothing is printed after the summary"
     rows = rows_of(config)
     assert [row["step"] for row in rows] == list(range(13))
     assert_every_prompt_trained_once(rows, config)

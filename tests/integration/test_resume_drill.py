@@ -1,7 +1,7 @@
-"""The resume drill: `kill -9` of a learner rank in the middle of a save, at random moments, again and again.
+"""The resume drill: a learner rank is killed with SIGKILL during a save, repeatedly and at random moments.
 
-The real controller, checkpoint store and tracker, and real DeepSpeed ranks in processes of their own; only what is
-learned from is made up (tests/synthetic.py). After each kill a new life begins, as the same command would begin it.
+The controller, the checkpoint store, the tracker and the DeepSpeed ranks are real; only the responses are synthetic
+(tests/synthetic.py). After each kill the run is started again, as the same command would start it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from tests.synthetic import SyntheticFleet, expected_prompts, synthetic_source
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 ROWS = 11
-"""Training prompts, so that there are several epochs."""
+"""The number of training prompts. It is small, so that the run has several epochs."""
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """So large that saving it takes a while: 4 million parameters, with Adam's moments 50 MB."""
+    """Write a model with 4 million parameters (50 MB with Adam's moments), so that saving it takes some time."""
     directory = tmp_path_factory.mktemp("models") / "random"
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
     tiny_model("llama", tied=True, **sizes, initializer_range=0.02).float().save_pretrained(directory)
@@ -51,18 +51,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Executioner:
-    """Decides when which rank dies, and keeps count of the deaths."""
+    """Chooses which rank is killed and when, and counts the kills."""
 
     chance: random.Random
     save_s: float | None = None
-    """How long the last whole save took; before there is one, nobody dies."""
+    """The duration of the last complete save. Before there is one, no rank is killed."""
     in_a_save: int = 0
     missed: int = 0
     report: list[str] = field(default_factory=list)
 
 
 class MortalLearner(LearnerGroup):
-    """One of whose ranks is killed in its `doomed`-th save, at a random moment; 0: in none."""
+    """A learner that kills one of its ranks at a random moment of its save number `doomed`, or never if that is 0."""
 
     def __init__(
         self, ranks: list[Any], options: LearnerOptions, executioner: Executioner, doomed: int
@@ -100,7 +100,7 @@ class MortalLearner(LearnerGroup):
         size = sum(file.stat().st_size for file in files)
         executioner.report.append(
             f"kill {executioner.in_a_save:2}: rank {rank} of {len(self._process_ids)}, {1000 * wait_s:4.0f} ms into "
-            f"the save of {directory.parent.name} ({len(files)} files, {size / 2**20:4.1f} MiB were there)"
+            f"the save of {directory.parent.name} ({len(files)} files with {size / 2**20:4.1f} MiB were written)"
         )
 
 
@@ -115,7 +115,7 @@ def configuration(directory: Path, name: str, steps: int, max_staleness: int) ->
                 "ranks": 2,
                 "learning_rate": 1e-3,
                 "lr_schedule": "cosine",
-                "max_logprob_gap": 100.0,  # the sampler's log-probabilities are made up
+                "max_logprob_gap": 100.0,  # the log-probabilities of the sampler are synthetic
             },
             "evaluation": {"every_steps": steps, "prompts": 1},
             "checkpoint": {"every_steps": 1, "keep": 1},
@@ -127,7 +127,7 @@ def configuration(directory: Path, name: str, steps: int, max_staleness: int) ->
 async def live(
     config: RunConfig, model: Path, executioner: Executioner, doomed: int
 ) -> dict[str, np.ndarray] | None:
-    """Start or resume the run, as the command does. The weights in the end, or None if it died before."""
+    """Start or resume the run, as the command does. Returns the final weights, or None if a rank was killed."""
     run = RunDirectory(config.run_directory)
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
     start = store.newest_intact(pytest.fail)
@@ -161,7 +161,7 @@ async def live(
             )
             await controller.run()
         return load(b"".join(await (await learner.publish(config.steps)).weights))
-    except ray.exceptions.RayError:  # of the one that died, or of one that waited for it
+    except ray.exceptions.RayError:  # raised by the killed rank, or by a rank that waited for it
         return None
     finally:
         for rank in ranks:
@@ -171,8 +171,10 @@ async def live(
 async def drill(
     config: RunConfig, model: Path, kills: int, seed: int, ranks: tuple[int, ...] = (2,)
 ) -> dict[str, np.ndarray]:
-    """Live and die until `kills` deaths were in the middle of a save; then live to the end. Each life has one of
-    `ranks` as its number of ranks."""
+    """Start the run again after each kill until `kills` of them happened during a save, then let it finish.
+
+    Each start chooses its number of ranks from `ranks`. Returns the final weights.
+    """
     executioner = Executioner(random.Random(seed))
 
     async def life(doomed: int) -> dict[str, np.ndarray] | None:
@@ -180,14 +182,14 @@ async def drill(
         return await live(config.model_copy(update={"learner": learner}), model, executioner, doomed)
 
     while executioner.in_a_save < kills:
-        assert executioner.missed <= kills, "the kills do not land in saves: this tests nothing"
-        assert await life(doomed=executioner.chance.choice([1, 2])) is None, "nobody was killed"
+        assert executioner.missed <= kills, "too few kills happen during saves, so the drill tests nothing"
+        assert await life(doomed=executioner.chance.choice([1, 2])) is None, "no rank was killed"
     weights = await life(doomed=0)
     assert weights is not None
     assert executioner.in_a_save == kills
     print(
         *executioner.report,
-        f"{kills} kills in the middle of a save, {executioner.missed} more between saves; the last whole save took "
+        f"{kills} kills during a save, {executioner.missed} more between saves; the last complete save took "
         f"{1000 * (executioner.save_s or 0):.0f} ms",
         sep="\n",
     )
@@ -201,10 +203,10 @@ def trained_prompts(config: RunConfig) -> list[str]:
 
 
 @pytest.mark.timeout(900)
-async def test_killed_in_three_saves_it_ends_with_the_weights_of_a_run_that_was_left_alone(
+async def test_a_run_killed_in_three_saves_ends_with_the_weights_of_an_undisturbed_run(
     model: Path, tmp_path: Path
 ) -> None:
-    """To the last bit, after training on the same prompts in the same order with the same seeds."""
+    """The weights are bit-identical, after training on the same prompts in the same order with the same seeds."""
     config = configuration(tmp_path, "killed", steps=10, max_staleness=0)
     weights = await drill(config, model, kills=3, seed=0)
     expected = expected_prompts(config, ROWS, 4 * config.steps)
@@ -212,17 +214,17 @@ async def test_killed_in_three_saves_it_ends_with_the_weights_of_a_run_that_was_
     assert [(p, source.by_id(p).sampling.seed) for p in trained_prompts(config)] == expected
 
     alone = configuration(tmp_path, "alone", steps=10, max_staleness=0)
-    others = await live(alone, model, Executioner(random.Random(1)), doomed=0)
-    assert others is not None
-    assert weights.keys() == others.keys()
-    for name, weight in others.items():
+    undisturbed = await live(alone, model, Executioner(random.Random(1)), doomed=0)
+    assert undisturbed is not None
+    assert weights.keys() == undisturbed.keys()
+    for name, weight in undisturbed.items():
         np.testing.assert_array_equal(weights[name], weight, err_msg=name)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-async def test_killed_in_twenty_saves_it_loses_no_prompt(model: Path, tmp_path: Path) -> None:
-    """Asynchronously, so that prompts are in flight in every checkpoint; and each life has one or two ranks."""
+async def test_a_run_killed_in_twenty_saves_loses_no_prompt(model: Path, tmp_path: Path) -> None:
+    """The run is asynchronous, so every checkpoint has prompts in flight. Each start has one or two ranks."""
     config = configuration(tmp_path, "killed", steps=40, max_staleness=1)
     await drill(config, model, kills=20, seed=0, ranks=(1, 2))
     trained = trained_prompts(config)

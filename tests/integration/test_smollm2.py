@@ -1,4 +1,4 @@
-"""A model that people use: SmolLM2-135M-Instruct, from a Python package, through its chat template. No hub."""
+"""A run with a widely used model: SmolLM2-135M-Instruct, from a Python package, with its chat template and no hub."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ def test_three_steps_of_a_real_pretrained_model(tmp_path: Path) -> None:
     directory = RunDirectory(config.run_directory)
     rows = list(read_metrics(directory.metrics_file))
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
-    assert all(row["logprob_gap/probe_max"] < 1e-3 for row in rows), "tied embeddings must be served anew"
+    assert all(row["logprob_gap/probe_max"] < 1e-3 for row in rows), (
+        "the engines must serve the updated tied embeddings"
+    )
     assert "<|im_start|>user" in directory.transcript_file(3).read_text()
     assert (directory.final_model / "model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""Real DeepSpeed: a learner that resumes goes on exactly, with as many ranks as before, and closely with others."""
+"""A real DeepSpeed learner resumes exactly with the same number of ranks, and closely with another number."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Weights = Mapping[str, np.ndarray]
 
 
 class PartitionedRank(LearnerRank):
-    """A tiny model's parameters are all below the size from which on ZeRO 3 takes them apart; here it does."""
+    """A rank whose ZeRO stage 3 partitions all parameters, even the small ones of a tiny model."""
 
     def start(self, address: str, port: int) -> int:
         import learner.engine.deepspeed_engine
@@ -46,7 +46,7 @@ class PartitionedRank(LearnerRank):
 async def fresh_learner(
     model: Path, ranks: int, zero_stage: int, dtype: str = "float32", **settings: Any
 ) -> AsyncIterator[LearnerGroup]:
-    """Processes of its own, which know nothing of any other."""
+    """Start a learner in new processes, which share nothing with those of another learner."""
     learner = LearnerConfig(
         learning_rate=1e-3,
         lr_schedule="cosine",
@@ -73,7 +73,7 @@ async def fresh_learner(
 
 
 async def learn(group: LearnerGroup, steps: range) -> list[dict[str, float]]:
-    """Two mini-batches per step. What is learned in a step depends on its number alone."""
+    """Train for the steps, with two mini-batches each. The data of a step depends only on its number."""
     return [await group.learn([make_batch(2 * step), make_batch(2 * step + 1)]) for step in steps]
 
 
@@ -102,8 +102,11 @@ def contents(directory: Path) -> dict[str, Any]:
 async def test_five_steps_and_five_more_are_ten(
     tiny_model: Path, tmp_path: Path, small_disk: Path | None, zero_stage: int
 ) -> None:
-    """To the last bit in processes of their own; to rounding, because gradients are summed up in another order, with
-    one rank in place of two, and with two again."""
+    """Five steps, a resumption in new processes and five more steps are bit-identical to ten steps.
+
+    With one rank in place of two, and with two again, they differ by rounding, because gradients are summed in
+    another order.
+    """
     at_5, at_6, scratch = tmp_path / "at_5", tmp_path / "at_6", tmp_path / "scratch"
     async with fresh_learner(tiny_model, 2, zero_stage) as whole:
         await learn(whole, range(5))
@@ -117,7 +120,7 @@ async def test_five_steps_and_five_more_are_ten(
         w10 = await weights_of(whole)
     before = contents(at_5)
     assert {str(file): sealed[file] for file in sealed} == before, (
-        "every file is sealed by the rank that wrote it"
+        "the rank that wrote a file must record its hash"
     )
 
     async with fresh_learner(tiny_model, 1, zero_stage) as alone:
@@ -139,14 +142,14 @@ async def test_five_steps_and_five_more_are_ten(
         await resumed.load(at_6, scratch)
         await learn(resumed, range(6, 7))
         assert_close(await weights_of(resumed), w7, "two ranks in place of one")
-        assert contents(at_5) == before, "a checkpoint is only read"
+        assert contents(at_5) == before, "loading must not change a checkpoint"
         assert not scratch.exists()
 
         if zero_stage == 2:
             await assert_refusals_are_one_line(resumed, at_5, scratch, small_disk)
 
 
-KEPT_OTHERWISE: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16": {"zero_stage": 2, "dtype": "bfloat16"},
     "bfloat16, sharded": {"zero_stage": 3, "dtype": "bfloat16"},
     "optimizer offloaded": {"zero_stage": 2, "offload": "optimizer"},
@@ -157,8 +160,8 @@ KEPT_OTHERWISE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", KEPT_OTHERWISE.values(), ids=KEPT_OTHERWISE)
-async def test_so_they_are_however_the_state_is_kept(
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+async def test_a_resumption_is_exact_for_every_way_to_keep_the_state(
     tiny_model: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     at_5, scratch = tmp_path / "at_5", tmp_path / "scratch"
@@ -186,7 +189,7 @@ async def test_so_they_are_however_the_state_is_kept(
 async def assert_refusals_are_one_line(
     learner: LearnerGroup, state: Path, scratch: Path, small_disk: Path | None
 ) -> None:
-    """A damaged state, and a disk that is full; the last thing that these ranks are asked for."""
+    """Assert that a foreign state and a full disk are refused in one line. The ranks cannot be used after this."""
     description = (state / "description.json").read_text()
     (state / "description.json").write_text(description.replace('"LlamaForCausalLM"', '"Qwen2ForCausalLM"'))
     with pytest.raises(
@@ -204,7 +207,7 @@ async def assert_refusals_are_one_line(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path | None]:
-    """A file system that has room for less than the tiny model; None where mounting one is not allowed."""
+    """Mount a file system that is too small for the tiny model. Yields None if mounting is not allowed."""
     path = tmp_path / "small"
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(path)]
