@@ -1,5 +1,6 @@
-"""What is generated: `docs/configuration.md` from the schema, `docs/metrics.md` and the Grafana dashboard from the
-catalogue of metrics. `make docs` writes them; a test says when one is not current. Torch-free, Ray-free.
+"""Generate `docs/configuration.md` from the schema, and `docs/metrics.md` and the Grafana dashboard from the catalogue.
+
+`make docs` writes the files, and a test fails if one of them is not current.
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ options in [rewards.md](rewards.md) and [telelogs.md](telelogs.md).
 COMPARISON = """\
 # Configuration of a comparison
 
-What `launch.py compare` reads; see [watching.md](watching.md#comparing).
+The settings of the file that `launch.py compare` reads; see [watching.md](watching.md#comparing).
 """
 METRICS = f"""\
 # Metrics
 
 {GENERATED}
 
-What a run tells at each step: in `metrics.jsonl`, in W&B, in the report, and at Ray's Prometheus endpoint (where
-`reward/mean` is `ray_hpo_reward_mean`). Step k is after k batches; step 0 is the model as it came, and has an
-evaluation only.
+The metrics that a run logs at each step: to `metrics.jsonl`, to W&B, to the report, and to Ray's Prometheus endpoint
+(where `reward/mean` is `ray_hpo_reward_mean`). Step k follows the training on k batches. Step 0 is the initial model
+and has only evaluation metrics.
 """
 
 
 def pages() -> dict[Path, str]:
-    """Every generated file, by its path below the repository."""
+    """Return every generated file by its path in the repository."""
     return {
         Path("docs/configuration.md"): configuration_page(),
         Path("docs/metrics.md"): metrics_page(),
@@ -59,11 +60,13 @@ def pages() -> dict[Path, str]:
 
 
 def configuration_page() -> str:
+    """Return the text of `docs/configuration.md`."""
     comparison = _table(ComparisonConfig.model_json_schema(), "")
     return "\n".join([CONFIGURATION, *_sections(RunConfig), COMPARISON, *comparison])
 
 
 def metrics_page() -> str:
+    """Return the text of `docs/metrics.md`."""
     lines = [METRICS]
     for section in SECTIONS:
         lines += [f"## {section.title}", "", section.question, "", "| metric | meaning |", "|---|---|"]
@@ -75,12 +78,13 @@ def metrics_page() -> str:
 
 
 def write(root: Path = ROOT) -> None:
+    """Write all generated files."""
     for path, text in pages().items():
         (root / path).write_text(text, encoding="utf-8")
 
 
 def _sections(schema: type[Section]) -> Iterator[str]:
-    """The run's own settings, then a heading and a table per section."""
+    """Yield the top-level settings of a run, then a heading and a table for each section."""
     whole = schema.model_json_schema()
     yield from _table(whole, "")
     for name, field in schema.model_fields.items():
@@ -92,7 +96,7 @@ def _sections(schema: type[Section]) -> Iterator[str]:
 
 
 def _table(schema: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """The settings of one section; sections within it have tables of their own."""
+    """Yield the table of one section. Nested sections have their own tables."""
     yield from ("| setting | default | value | meaning |", "|---|---|---|---|")
     for name, field in schema["properties"].items():
         if "$ref" in field:
@@ -107,7 +111,7 @@ def _table(schema: Mapping[str, Any], prefix: str) -> Iterator[str]:
 
 
 def _values(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    """What a setting may be, in words."""
+    """Return the possible values of a setting as text."""
     if "$ref" in field:
         parts = definitions[field["$ref"].rpartition("/")[2]]["properties"]
         return f"mapping with {', '.join(f'`{part}`' for part in parts)}"
@@ -132,7 +136,7 @@ def _bounds(field: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    """Inside a table of Markdown a bar would end the cell."""
+    """Escape vertical bars, which would end the cell of a Markdown table."""
     return re.sub(r"(?<!\\)\|", r"\\|", text)
 
 

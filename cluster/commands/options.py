@@ -31,6 +31,9 @@ Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster to connect to (default: RAY_ADDRESS, otherwise Ray on this machine)."),
 ]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Move an earlier run of this name aside and start from scratch.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; everything else goes to stderr.")]
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.commands.exits import EXIT_FAILED, EXIT_INTERRUPTED, refuse
-from cluster.commands.options import JOBS_PANEL, AsJson, ConfigFile, Overrides
+from cluster.commands.options import JOBS_PANEL, AsJson, ConfigFile, Fresh, Overrides
 from cluster.configuration.loading import load_config
 from cluster.configuration.preflight import preflight
 from cluster.core.config import RunConfig
@@ -50,9 +50,6 @@ _MaxFailures = Annotated[
 ]
 _MaxPreemptions = Annotated[
     int, typer.Option(min=0, help="With --supervise: number of new jobs after the driver's node was lost.")
-]
-_Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Move an earlier run of this name aside and start from scratch.")
 ]
 _Exclude = Annotated[
     _Many, typer.Option(metavar="PATTERN", help="Files that are not sent, such as '*.ckpt'.")
@@ -96,7 +93,7 @@ def submit(
     supervise: _Supervise = False,
     max_failures: _MaxFailures = 3,
     max_preemptions: _MaxPreemptions = 20,
-    fresh: _Fresh = False,
+    fresh: Fresh = False,
     exclude: _Exclude = None,
     env: _Env = None,
     key: _Key = None,

@@ -9,9 +9,17 @@ from typing import Annotated
 import typer
 
 from cluster.commands.exits import explained_exits, refuse
-from cluster.commands.options import TRAIN_PANEL, Address, ConfigFile, Overrides, checked_config
+from cluster.commands.options import TRAIN_PANEL, Address, ConfigFile, Fresh, Overrides, checked_config
 from cluster.core.config import RunConfig
 from cluster.run_state.run_directory import RunDirectory
+
+
+_Resume = Annotated[
+    bool, typer.Option("--resume", help="Resume an earlier run; fail if there is no such run.")
+]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Run one tiny step with all actors, then delete its files.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,15 +31,9 @@ def train(
     config_file: ConfigFile,
     overrides: Overrides = None,
     address: Address = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Move an earlier run of this name aside and start from scratch.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume an earlier run; fail if there is no such run.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Run one tiny step with all actors, then delete its files.")
-    ] = False,
+    fresh: Fresh = False,
+    resume: _Resume = False,
+    dry_run: _DryRun = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print only the final summary, or the error.")
     ] = False,
@@ -69,18 +71,16 @@ def train(
     from cluster.runtime.job import receive_keys
     from cluster.tracking import JsonConsole, RunConsole
 
-    command = "--resume in place of --fresh" if fresh else "the same command"
     receive_keys(partial(typer.echo, err=True))
     json_console = JsonConsole(config.name, config.steps) if as_json else None
     with json_console or RunConsole(config.name, config.steps, quiet=quiet) as console:
         if fresh and (moved := set_aside(config)):
             console.event(f"moved the earlier run to {moved}")
         if run_directory.is_finished:
-            console.event(
-                "this run is finished; --fresh starts it from scratch, and name=NAME starts another run"
-            )
+            console.event("this run is finished; --fresh starts it again, and name=NAME starts another run")
             console.summary(run_directory.read_summary())
             return
+        command = "--resume in place of --fresh" if fresh else "the same command"
         advice = f"{command} resumes from the last checkpoint"
         with explained_exits(console, TRAINING_ERRORS, run_directory.logs, advice):
             run_training(config, console)
