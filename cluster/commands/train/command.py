@@ -13,7 +13,6 @@ from cluster.commands.options import TRAIN_PANEL, Address, ConfigFile, Fresh, Ov
 from cluster.core.config import RunConfig
 from cluster.run_state.run_directory import RunDirectory
 
-
 _Resume = Annotated[
     bool, typer.Option("--resume", help="Resume an earlier run; fail if there is no such run.")
 ]
