@@ -1,7 +1,7 @@
-"""A whole run without models: real Ray actors that sleep in place of engines, a learner that only counts, and the real
-controller, fleet, buffers and run directory between them.
+"""Complete runs without models. Ray actors that sleep replace the engines, and a learner that counts replaces
+DeepSpeed; the controller, the fleet, the buffers and the run directory are real.
 
-`python -m tests.simulated SPECIFICATION` is such a run as a process of its own, which can be killed.
+`python -m tests.simulated SPECIFICATION` starts such a run in its own process, which can be killed.
 """
 
 from __future__ import annotations
@@ -52,20 +52,21 @@ from rollout.fleet.fleet import RolloutFleet
 
 TOKENS = 8
 PROBLEM = Puzzle((1, 2, 3), 6)
-"""Nobody solves it, but evaluations want to know how difficult it is."""
+"""A problem for evaluations, which report its difficulty. No response solves it."""
 GAP_PER_VERSION = 0.01
-"""By how much the log-probability of every token falls from one weight version to the next."""
+"""The decrease of every token's log-probability from one weight version to the next."""
 
 
 def logprob(version: int) -> float:
-    """Of any token, under these weights."""
+    """Return the log-probability of every token under the weights of `version`."""
     return -1.0 - GAP_PER_VERSION * version
 
 
 def simulated_worker(response_s: float, faults: Path) -> type:
-    """A class with the calls of `RolloutWorker`. Responses take `response_s` in mean.
+    """Return a class with the methods of `RolloutWorker`. A response takes `response_s` on average.
 
-    A file in folder `faults` makes one worker fail once, in the way that it is called: it is taken away by who fails.
+    A file in the folder `faults` makes one worker fail once. The name of the file is the kind of the failure, and the
+    worker that fails deletes it.
     """
 
     def meets(fault: str) -> bool:
@@ -113,7 +114,7 @@ def _respond(index: int, began_under: int, version: int) -> Response:
 
 
 class Rewards:
-    """Every second response is right, in whatever portions they come."""
+    """A scorer for which every second response is correct, independent of the batches that they arrive in."""
 
     def __init__(self) -> None:
         self._turns = itertools.cycle(
@@ -132,8 +133,8 @@ class CountingLearner:
 
     async def learn(self, mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
         await asyncio.sleep(self.learn_s)
-        # There may be no rows: groups whose responses are all alike teach nothing.
-        sampled = [row.sampler_logprobs for batch in mini_batches for row in batch.samples] or [np.empty(0)]
+        # The batch may be empty: groups with zero reward variance give no gradient signal.
+        sampled = [one.sampler_logprobs for batch in mini_batches for one in batch.samples] or [np.empty(0)]
         gaps = np.abs(np.concatenate(sampled) - logprob(self.versions[-1]))
         return {
             "logprob_gap/mean": float(gaps.mean()) if gaps.size else 0.0,
@@ -155,7 +156,7 @@ class CountingLearner:
 
 @dataclass
 class Simulation:
-    """A run of `config`. `events` are what its console would say."""
+    """A run of `config`. `events` are the messages that its console would print."""
 
     config: RunConfig
     faults: Path
@@ -166,16 +167,15 @@ class Simulation:
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[tuple[RolloutFleet, asyncio.Task[None]]]:
-        """The fleet, and the controller's loop as a task."""
+        """Start the run. Yields the fleet, and the controller's loop as a task."""
         config = self.config
         directory = RunDirectory(config.run_directory)
-        question = TokenizedProblem(PROBLEM, EncodedPrompt("question", (1, 2, 3)))
-        questions = [question] * self.problems
+        problems = [TokenizedProblem(PROBLEM, EncodedPrompt("question", (1, 2, 3)))] * self.problems
 
         def sampling(prompt_id: str) -> Sampling:
             return Sampling(config.rollout.responses_per_prompt, 1.0, TOKENS, None)
 
-        held_out = [Prompt("eval/0", "question", (1, 2, 3), PROBLEM, sampling("eval/0"))]
+        eval_prompts = [Prompt("eval/0", "question", (1, 2, 3), PROBLEM, sampling("eval/0"))]
         checkpoints = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
         newest = checkpoints.newest_intact(self.events.append)
         with (
@@ -185,17 +185,17 @@ class Simulation:
             ) as tracker,
         ):
             async with asyncio.TaskGroup() as background:
-                places = WorkerFactory(
+                workers = WorkerFactory(
                     config,
                     engine_options(config, Path("no-model")),
                     directory,
                     simulated_worker(self.response_s, self.faults),
                 )
-                fleet = RolloutFleet(config, places, Rewards(), self.events.append, background)  # type: ignore[arg-type]
+                fleet = RolloutFleet(config, workers, Rewards(), self.events.append, background)  # type: ignore[arg-type]
                 controller = Controller(
                     config,
-                    PromptSource(questions, config.seed, sampling),
-                    held_out,
+                    PromptSource(problems, config.seed, sampling),
+                    eval_prompts,
                     fleet,
                     self.learner,  # type: ignore[arg-type]
                     checkpoints,
@@ -216,8 +216,11 @@ class Simulation:
 
 
 def assert_complete(config: RunConfig) -> list[dict[str, Any]]:
-    """The run is at its end, and its rows: every step was done, every admitted prompt but those still in flight was
-    trained or dropped once, nothing was learned from later than allowed, and sampler and learner agree."""
+    """Assert that the run is complete. Returns its rows of metrics.
+
+    Every step was done, every admitted prompt that is not still in flight was trained on or dropped exactly once, no
+    sample was staler than allowed, and the log-probabilities of sampler and learner agree.
+    """
     rows = list(read_metrics(RunDirectory(config.run_directory).metrics_file))
     rollout, steps = config.rollout, rows[1:]
     assert [row["step"] for row in rows] == list(range(config.steps + 1))
@@ -225,7 +228,7 @@ def assert_complete(config: RunConfig) -> list[dict[str, Any]]:
     dropped = [prompt for row in steps for ids in row.get("dropped", {}).values() for prompt in ids]
     assert len(trained) == config.steps * rollout.prompts_per_step == rows[-1]["progress/prompts_trained"]
     assert len(dropped) == rows[-1]["progress/prompts_dropped"]
-    assert len({*trained, *dropped}) == len(trained) + len(dropped), "a prompt came to two ends"
+    assert len({*trained, *dropped}) == len(trained) + len(dropped), "a prompt was settled twice"
     for row in steps:
         assert 0 <= row["staleness/max"] <= rollout.max_staleness
         assert row["logprob_gap/max"] <= GAP_PER_VERSION * row["staleness/max"] + 1e-4
@@ -257,11 +260,11 @@ def simulation(tmp_path: Path, steps: int = 10, **rollout: Any) -> Simulation:
 
 
 async def live(specification: dict[str, Any]) -> None:
-    """A run, started or resumed, in a cluster that others have started."""
+    """Start or resume a run in a cluster that is already running."""
     config = RunConfig.model_validate(specification["config"])
     run = Simulation(config, Path(specification["faults"]))
-    told = run.events.append
-    async with run.run() as (fleet, training), listening(config.name, fleet, told, told):
+    say = run.events.append
+    async with run.run() as (fleet, training), listening(config.name, fleet, say, say):
         await training
 
 

@@ -1,4 +1,4 @@
-"""The documentation: links lead somewhere, commands and configurations would be taken, generated pages are current."""
+"""The documentation: links have a target, commands and configurations are valid, and generated pages are current."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def page_name(page: Path) -> str:
 
 
 def prose(page: Path) -> str:
-    """Without blocks of code."""
+    """Return the text of a page without its code blocks."""
     return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
@@ -40,13 +40,13 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """Return the anchors that GitHub generates from the headings."""
     headings = re.findall(r"^#+ (.*)$", prose(page), flags=re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The lines of its shell blocks, without comments, environments and what comes after a pipe."""
+    """Yield the commands of the shell blocks, without comments, environment variables and the rest of a pipe."""
     for block in blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
@@ -60,7 +60,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_a_target(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if re.match(r"https?:", target):
             continue
@@ -71,13 +71,13 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(found), f"{target}: there is no such heading"
 
 
-def test_every_page_can_be_found_from_the_first() -> None:
+def test_the_first_page_links_to_every_other_page() -> None:
     listed = set(re.findall(r"\(([\w]+\.md)", (PROJECT / "docs" / "README.md").read_text(encoding="utf-8")))
     assert {page.name for page in (PROJECT / "docs").glob("*.md")} - {"README.md"} == listed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
-def test_commands_would_be_taken(page: Path) -> None:
+def test_commands_are_valid(page: Path) -> None:
     for words in commands(page):
         if words[:2] == ["python", "launch.py"]:
             assert_launch_takes(words[2:])
@@ -90,7 +90,7 @@ def test_commands_would_be_taken(page: Path) -> None:
 
 
 def assert_launch_takes(words: list[str]) -> None:
-    """The command line parses, and what it names of ours is there. Nothing is run."""
+    """Assert that the command line parses and that the settings and files that it names exist. Nothing is run."""
     command = COMMANDS.get(words[0])
     assert command is not None, f"launch.py has no command {words[0]}"
     command.make_context(words[0], list(words[1:]))
@@ -103,10 +103,10 @@ def assert_launch_takes(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
-def test_configurations_would_be_taken(page: Path) -> None:
+def test_configurations_are_valid(page: Path) -> None:
     for block in blocks(page, "yaml"):
         values: Any = yaml.safe_load(block)
-        if set(values) & {"apiVersion", "kind"}:  # another program's
+        if set(values) & {"apiVersion", "kind"}:  # the configuration of another program
             continue
         schema = ComparisonConfig if "variants" in values else RunConfig
         _, problems = validate(schema, values)
@@ -119,14 +119,14 @@ def test_generated_pages_are_current(path: Path) -> None:
 
 
 def test_every_setting_is_explained() -> None:
-    """One paragraph for each, but for those that a section explains as a whole."""
+    """Every setting has a paragraph, or its section explains it."""
     page = pages()[Path("docs/configuration.md")]
     rows = re.findall(r"^\| `([\w.]+)` \|.*\| (.*) \|$", page, flags=re.M)
     assert {name for name, _ in rows} >= SETTINGS
     assert [name for name, meaning in rows if not meaning.strip()] == []
 
 
-def test_the_checks_see_mistakes(tmp_path: Path) -> None:
+def test_the_checks_find_mistakes(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="no command"):
         assert_launch_takes(["trian"])
     with pytest.raises(AssertionError, match="no setting"):
@@ -136,5 +136,5 @@ def test_the_checks_see_mistakes(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("[a](nowhere.md)\n```bash\nX=1 python launch.py tasks | head # why\n```\n")
     with pytest.raises(AssertionError, match="no such file"):
-        test_links_lead_somewhere(page)
+        test_links_have_a_target(page)
     assert list(commands(page)) == [["python", "launch.py", "tasks"]]

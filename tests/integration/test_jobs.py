@@ -1,5 +1,8 @@
-"""A run as a job of a cluster of several nodes, submitted from outside it: placed by labels, scaled, hit by the loss of
-a node and of its driver, watched, stopped. Engines are simulated, all else is real."""
+"""Runs that are submitted as jobs to a cluster of several nodes.
+
+They are placed by labels, scaled, watched and stopped, and they lose a node and their driver. Only the engines are
+simulated.
+"""
 
 from __future__ import annotations
 
@@ -41,28 +44,32 @@ from tests.waiting import until as until_in
 PLANTED = "planted0" * 5
 ROLES = {"driver": {"role": "driver"}, "rollout": {"role": "rollout"}}
 FREE_PORT = {"dashboard_agent_listen_port": 0}
-"""The usual one is taken if there is another Ray on the machine, and then no job is ever taken."""
+"""An option for an unused port. The default port is in use if another Ray runs on the machine, and then the cluster
+accepts no job."""
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 until = partial(until_in, timeout_s=120)
 
 
 @dataclass
 class Site:
-    """A cluster, and what is known of it outside."""
+    """A cluster, and the address of its job server."""
 
     cluster: Cluster
     server: JobServer
     folder: Path
 
     def add_node(self, role: str, cpus: int = 2) -> Any:
-        """On real machines nodes share no folder either. As `ray start` does, each writes down which cluster it is of:
-        else a driver there would join any cluster of this machine."""
+        """Add a node with its own folder, as on separate machines.
+
+        Like `ray start`, each node records the address of its cluster in its folder. Otherwise a driver on it would
+        connect to any cluster of this machine.
+        """
         folder = tempfile.mkdtemp(prefix="n", dir=self.folder)
         Path(folder, "ray_current_cluster").write_text(self.cluster.address)
         return self.cluster.add_node(num_cpus=cpus, labels={"role": role}, temp_dir=folder, **FREE_PORT)
 
     def workers(self) -> dict[int, str]:
-        """Rollout workers that live: the id of the node of each, by process."""
+        """Return the node id of each live rollout worker by its process id."""
         alive = list_actors(address=self.server.address, filters=[("state", "=", "ALIVE")])
         return {actor.pid: actor.node_id for actor in alive if actor.class_name.endswith("SimulatedWorker")}
 
@@ -82,17 +89,17 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    """A head with nothing to compute on, a node for drivers and one for two rollout workers."""
+    """Start a head without CPUs, a node for drivers and a node for two rollout workers."""
     with (
         tempfile.TemporaryDirectory(prefix="j", dir="/tmp", ignore_cleanup_errors=True) as folder,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_TMPDIR", folder)
-        enable_token_auth_by_default()  # as `ray.init` does for a cluster of its own
+        enable_token_auth_by_default()  # as `ray.init` does when it starts a cluster
         ensure_token_if_auth_enabled()
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-        fast_death = {  # a node that is gone is missed after 10 s
+        fast_detection = {  # a lost node is detected after 10 s
             "health_check_initial_delay_ms": 5000,
             "health_check_period_ms": 2000,
             "health_check_failure_threshold": 5,
@@ -103,7 +110,7 @@ def site() -> Iterator[Site]:
                 "num_cpus": 0,
                 "include_dashboard": True,
                 "dashboard_port": 0,
-                "_system_config": fast_death,
+                "_system_config": fast_detection,
                 **FREE_PORT,
             },
         )
@@ -118,7 +125,7 @@ def site() -> Iterator[Site]:
 
 @dataclass(frozen=True)
 class Simulated(Submission):
-    """Submits a run whose engines are simulated, in place of `launch.py train`."""
+    """A submission of a run with simulated engines, in place of `launch.py train`."""
 
     command: tuple[str, ...] = ()
 
@@ -154,7 +161,7 @@ def steps_done(config: RunConfig) -> int:
 
 
 def driver_of(run: str) -> psutil.Process:
-    """The driver's process: it is on this machine, as all nodes are."""
+    """Return the process of the driver, which is on this machine like all nodes."""
     (found,) = [
         process
         for process in psutil.process_iter(["cmdline"])
@@ -198,7 +205,7 @@ def test_a_submitted_run_is_placed_scaled_loses_a_node_and_finishes(site: Site, 
     assert_complete(submission.config)
 
 
-def test_a_run_whose_driver_is_killed_is_submitted_again_and_goes_on(site: Site, tmp_path: Path) -> None:
+def test_a_run_whose_driver_is_killed_is_submitted_again_and_resumes(site: Site, tmp_path: Path) -> None:
     submission = simulated(tmp_path, "killed", steps=100)
     said: list[str] = []
 
@@ -210,11 +217,11 @@ def test_a_run_whose_driver_is_killed_is_submitted_again_and_goes_on(site: Site,
     assert len(said) == 1
     assert "failed" in said[0]
     assert "-try2 resumes" in said[0]
-    assert_complete(submission.config)  # no step twice, none left out
+    assert_complete(submission.config)  # every step once
 
 
-def test_what_a_person_sees_and_stops(site: Site, tmp_path: Path) -> None:
-    # Its driver is on the head: of nodes that share a machine only that one's log is found.
+def test_the_job_commands_list_show_and_stop_a_run(site: Site, tmp_path: Path) -> None:
+    # The driver is on the head, because Ray finds only the log of the head if several nodes share a machine.
     submission = replace(simulated(tmp_path, "watched", steps=100_000), placement=DriverPlacement())
     job = submit(site.server, submission)
     site.until_step(1, job, submission.config)
@@ -236,9 +243,7 @@ def test_what_a_person_sees_and_stops(site: Site, tmp_path: Path) -> None:
     assert (again.returncode, "has ended already" in again.stderr) == (2, True)
 
 
-def test_a_planted_key_reaches_the_driver_and_nothing_that_anybody_can_read(
-    site: Site, tmp_path: Path
-) -> None:
+def test_a_key_reaches_the_driver_and_nothing_that_others_can_read(site: Site, tmp_path: Path) -> None:
     said = "import os; k = os.environ['WANDB_API_KEY']; print('received one of', len(k), k.count('planted0'))"
     code = f"from cluster.runtime.job import receive_keys; receive_keys(print); {said}"
     keys = {"WANDB_API_KEY": PLANTED}
@@ -267,16 +272,16 @@ def test_a_planted_key_reaches_the_driver_and_nothing_that_anybody_can_read(
     store = ray.experimental.internal_kv.GcsClient(address=site.cluster.address)
     for name in store.internal_kv_keys(b"", None):
         assert PLANTED.encode() not in (store.internal_kv_get(name, None) or b"")
-        assert b"_hpo_keys_" not in name, "the box was taken away"
+        assert b"_hpo_keys_" not in name, "the sealed keys must be deleted"
 
 
-def test_a_cluster_that_asks_for_another_ray_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_with_another_ray_version_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.commands.jobs.server.RAY_VERSION", "9.9.9")
     with pytest.raises(JobServerError, match=rf"runs Ray {ray.__version__}, and this project needs 9\.9\.9"):
         JobServer(site.server.address)
 
 
-def test_a_run_that_finds_no_room_is_told_before_it_starts(site: Site) -> None:
+def test_a_run_that_does_not_fit_the_cluster_is_refused_before_it_starts(site: Site) -> None:
     from cluster.commands.check import check_cluster
 
     config = RunConfig(

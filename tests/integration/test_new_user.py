@@ -1,9 +1,11 @@
-"""A new user's day on a cluster of three nodes, in the commands of the documentation: submit the demonstration, watch
-it, scale it, lose a node, stop it, go on, open the report in a browser, compare two objectives. All is real: engines,
-learner, cluster and browser. `pytest -m slow -s tests/integration/test_new_user.py` shows the transcript.
+"""A new user's session on a cluster of three nodes, with the commands of the documentation.
 
-The nodes share this machine's processors and disk, and have addresses of their own (tests/integration/network.py).
-Needs Chromium: apt-get install chromium.
+The user submits the demonstration, watches it, scales it, loses a node, stops the run, resumes it, opens the report in
+a browser and compares two objectives. The engines, the learner, the cluster and the browser are real.
+`pytest -m slow -s tests/integration/test_new_user.py` shows the transcript.
+
+The nodes share the cores and the disk of this machine and have their own addresses (tests/integration/network.py). The
+test needs Chromium: apt-get install chromium.
 """
 
 from __future__ import annotations
@@ -42,10 +44,10 @@ STEPS = 90
 
 @dataclass
 class Terminal:
-    """Where the user types. What is typed and what comes is the transcript."""
+    """The terminal of the user. It prints all commands and their output as a transcript."""
 
     folder: Path
-    """Of what the cluster's nodes write."""
+    """The folder for the files of the cluster's nodes."""
     network: Network
     nodes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class Terminal:
         return kept | {"PATH": os.pathsep.join([str(BIN), os.environ["PATH"]]), "RAY_AUTH_MODE": "token"}
 
     def types(self, *words: str, on: str | None = None, timeout_s: float = 300) -> str:
-        """On this machine, which is no part of the cluster, or `on` one of its nodes."""
+        """Run a command `on` a node, or on this machine, which is not part of the cluster. Returns its output."""
         print(f"\n{on or 'here'}$ {shlex.join(words)}", flush=True)
         started = time.monotonic()
         done = subprocess.run(
@@ -78,7 +80,7 @@ class Terminal:
         return self.types("python", "launch.py", *words, on=on, timeout_s=timeout_s)
 
     def start_node(self, name: str, *options: str) -> None:
-        """In a terminal of its own, as `ray start --block` wants it."""
+        """Start a node in its own process, which runs as long as the node (`ray start --block`)."""
         folder = tempfile.mkdtemp(prefix="n", dir=self.folder)
         self.addresses[name] = self.network.add(name)
         where = f"--node-ip-address={self.addresses[name]}"
@@ -100,10 +102,10 @@ class Terminal:
         return "Ray runtime started" in said
 
     def kill_node(self, name: str) -> None:
-        """As a machine that loses its power: nobody says good-bye."""
+        """Kill all processes of a node at once, as a power failure would."""
         print(f"\n# node {name} is lost", flush=True)
         node = self.nodes.pop(name)
-        if node.poll() is not None:  # it had ended by itself, and `is_up` says why
+        if node.poll() is not None:  # the node ended before; `is_up` reports why
             return
         top = psutil.Process(node.pid)
         lost = [top, *top.children(recursive=True)]
@@ -131,7 +133,11 @@ def terminal() -> Iterator[Terminal]:
     ):
         terminal = Terminal(Path(folder), network)
         try:
-            make_token = ["ray", "get-auth-token", "--generate"]  # prints it, so it is not in the transcript
+            make_token = [
+                "ray",
+                "get-auth-token",
+                "--generate",
+            ]  # it prints the token, so it is not in the transcript
             subprocess.run(make_token, env=terminal.environment, check=True, stdout=subprocess.DEVNULL)
             terminal.start_node(
                 "head", "--head", "--port=6379", "--dashboard-host=0.0.0.0", "--labels=pool=reserved"
@@ -160,7 +166,7 @@ def reaches(run: Path, step: int) -> Callable[[], bool]:
     return lambda: any(row["step"] >= step for row in rows_of(run))
 
 
-def test_a_new_users_day(terminal: Terminal, tmp_path: Path) -> None:
+def test_the_session_of_a_new_user(terminal: Terminal, tmp_path: Path) -> None:
     runs, run = tmp_path / "runs", tmp_path / "runs" / "demo"
     labels = tmp_path / "labels.yaml"
     base = yaml.safe_load((PROJECT / "configs/demo.yaml").read_text())
@@ -188,32 +194,39 @@ def test_a_new_users_day(terminal: Terminal, tmp_path: Path) -> None:
 
     terminal.kill_node("spot-2")
     lost_at = rows_of(run)[-1]["step"]
-    until(reaches(run, int(lost_at) + 2), "the run to go on without the node", timeout_s=600)
+    until(reaches(run, int(lost_at) + 2), "the run to continue without the node", timeout_s=600)
 
     assert "is stopped" in terminal.launch("stop", "demo", *terminal.job_server)
     stopped_at = rows_of(run)[-1]["step"]
-    assert stopped_at < STEPS, "else there is nothing to go on with"
+    assert stopped_at < STEPS, "the run must be stopped before it ends"
     said = terminal.launch("submit", str(labels), *settings, *terminal.job_server, timeout_s=900)
     assert "resuming at step" in said
     assert [row["step"] for row in rows_of(run)] == list(range(STEPS + 1))
 
     terminal.launch("report", str(run))
-    picture = tmp_path / "report.png"
+    show_in_browser(run / "report.html", tmp_path / "report.png")
+    for name in list(terminal.nodes):  # a comparison runs on this machine only
+        terminal.kill_node(name)
+    compare_two_objectives(terminal, tmp_path / "two.yaml", runs)
+    print(json.dumps({"steps": STEPS, "lost a node at": lost_at, "stopped at": stopped_at}))
+
+
+def show_in_browser(page: Path, picture: Path) -> None:
+    """Write a screenshot of the page as a browser shows it."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert browser is not None, "no Chromium is installed: apt-get install chromium"
-    page = (run / "report.html").as_uri()
-    print(f"\nhere$ chromium {page}", flush=True)  # without what it says of the desktop that is not there
+    url = page.as_uri()
+    print(f"\nhere$ chromium {url}", flush=True)
     shown = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,2400"]
     subprocess.run(
-        [*shown, f"--screenshot={picture}", page], check=True, stderr=subprocess.DEVNULL, timeout=120
-    )
+        [*shown, f"--screenshot={picture}", url], check=True, stderr=subprocess.DEVNULL, timeout=120
+    )  # without its messages about the missing desktop
     assert picture.stat().st_size > 20_000
     if kept := os.environ.get("KEEP_SCREENSHOT"):
         shutil.copy(picture, kept)
 
-    for name in list(terminal.nodes):  # a comparison runs on this machine alone
-        terminal.kill_node(name)
-    comparison = tmp_path / "two.yaml"
+
+def compare_two_objectives(terminal: Terminal, comparison: Path, runs: Path) -> None:
     comparison.write_text(
         yaml.safe_dump(
             {
@@ -234,4 +247,3 @@ def test_a_new_users_day(terminal: Terminal, tmp_path: Path) -> None:
     )
     table = terminal.launch("compare", str(comparison), timeout_s=900)
     assert "a_hpo" in table
-    print(json.dumps({"steps": STEPS, "lost a node at": lost_at, "stopped at": stopped_at}))

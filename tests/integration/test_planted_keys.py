@@ -1,4 +1,4 @@
-"""Keys of the environment reach nothing that a run leaves behind: its directory, its logs, W&B's files, Ray's files."""
+"""Secrets of the environment are in no file of a run: its directory, its logs, W&B's files and Ray's files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLANTED = {
 }
 
 
-def test_a_run_leaves_no_key_behind(tmp_path: Path) -> None:
+def test_a_run_writes_no_secret_to_its_files(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=2, workers=1)
     config = run.config.model_copy(
         update={"tracking": run.config.tracking.model_copy(update={"wandb": "offline"})}
@@ -36,9 +36,11 @@ def test_a_run_leaves_no_key_behind(tmp_path: Path) -> None:
         )
         directory = RunDirectory(config.run_directory)
         assert directory.metrics_file.exists()
-        assert list(directory.wandb.rglob("*.wandb")), "W&B has written its file"
-        files = [file for place in (tmp_path, Path(ray_files)) for file in place.rglob("*") if file.is_file()]
-        assert any("raylet" in file.name for file in files), "Ray's logs are looked at"
+        assert list(directory.wandb.rglob("*.wandb")), "W&B must have written its file"
+        files = [
+            file for folder in (tmp_path, Path(ray_files)) for file in folder.rglob("*") if file.is_file()
+        ]
+        assert any("raylet" in file.name for file in files), "the files must include Ray's logs"
         for file in files:
             content = file.read_bytes()
             for name, key in PLANTED.items():

@@ -1,4 +1,4 @@
-"""A run's numbers can be scraped from Ray. It takes Ray's agent some seconds to have them."""
+"""The metrics of a run are available at Ray's Prometheus endpoint, after the few seconds that Ray's agent needs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cluster.tracking.prometheus import RayMetrics, prometheus_name
 
 
 @pytest.mark.slow
-def test_gauges_are_at_the_endpoint_with_the_run_s_name(local_ray: None) -> None:
+def test_the_endpoint_has_the_gauges_with_the_name_of_the_run(local_ray: None) -> None:
     gauges = RayMetrics("my-run")
     gauges.log(3, {"reward/mean": 0.25, "objective/loss": float("nan"), "not/known": 1.0})
     port = ray.nodes()[0]["MetricsExportPort"]
     deadline = time.monotonic() + 120
     found: dict[str, float] = {}
     while len(found) < 2:
-        assert time.monotonic() < deadline, f"only {found}"
+        assert time.monotonic() < deadline, f"the endpoint has only {found}"
         time.sleep(1)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             page = answer.read().decode()

@@ -1,5 +1,5 @@
-"""A model that cannot be used ends a command with one line, not with the stack of a process elsewhere; and the token
-that fetches one from the hub is left nowhere."""
+"""The preparation of a model in the cluster: an unusable model is refused in one line, without the stack of a remote
+process, and the token for the hub is stored nowhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cluster.training.session import RUN_ERRORS, UnusableModelError, prepare_in_
 from tests.integration.hub import CONFIG, REPOSITORY, hub
 
 
-def test_a_gguf_file_of_an_unknown_architecture(tmp_path: Path) -> None:
+def test_a_gguf_file_of_an_unknown_architecture_is_refused_in_one_line(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     writer = gguf.GGUFWriter(str(file), "nonsense")
     writer.write_header_to_file()
@@ -43,7 +43,7 @@ def test_a_gguf_file_of_an_unknown_architecture(tmp_path: Path) -> None:
 def test_a_private_model_is_fetched_with_the_drivers_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray is there before the driver has its token, as in a job. The process that fetches shows it to the hub alone."""
+    """Ray starts before the driver receives its token, as in a job. The fetching process sends it to the hub only."""
     token = "hf_planted3planted3"
     config = RunConfig.model_validate({"model": {"source": REPOSITORY}})
     with (
@@ -69,14 +69,18 @@ def test_a_private_model_is_fetched_with_the_drivers_token(
             store = ray.experimental.internal_kv.GcsClient(address=ray.get_runtime_context().gcs_address)
             kept = [
                 store.internal_kv_get(name, namespace) or b""
-                for namespace in (None, b"fun")  # the second has the functions that tasks run
+                for namespace in (None, b"fun")  # the second one stores the functions of tasks
                 for name in store.internal_kv_keys(b"", namespace)
             ]
-            assert any(b"prepare" in value for value in kept), "the right place is looked at"
+            assert any(b"prepare" in value for value in kept), (
+                "the store must contain the function of the task"
+            )
             assert not any(token.encode() in value for value in kept)
             assert "HF_TOKEN" not in ray.get(ray.remote(num_cpus=1)(lambda: dict(os.environ)).remote())
         finally:
             ray.shutdown()
-        files = [file for place in (tmp_path, Path(ray_files)) for file in place.rglob("*") if file.is_file()]
-        assert any("raylet" in file.name for file in files), "Ray's logs are looked at"
+        files = [
+            file for folder in (tmp_path, Path(ray_files)) for file in folder.rglob("*") if file.is_file()
+        ]
+        assert any("raylet" in file.name for file in files), "the files must include Ray's logs"
         assert [file for file in files if token.encode() in file.read_bytes()] == []
