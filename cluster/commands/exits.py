@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from cluster.core.failures import trimmed
 from cluster.core.text import plain_text
+from cluster.runtime.signals import Terminated
 
 if TYPE_CHECKING:
     from cluster.tracking import RunConsole
@@ -21,19 +21,6 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: whoever runs the machine wants it back. It is answered like Ctrl-C."""
-
-
-def answer_sigterm() -> None:
-    """From now on SIGTERM lets a command clear away what it has started, as Ctrl-C does."""
-
-    def terminate(*_: object) -> NoReturn:
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
 
 
 def refuse(*reasons: object) -> NoReturn:

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import ray
 
-from cluster.commands.exits import answer_sigterm
 from cluster.core.config import RunConfig
 from cluster.models.source import prepare_model
 from cluster.runtime.connect import connect
 from cluster.runtime.placement import PlacementError
+from cluster.runtime.signals import raise_on_sigterm
 from cluster.tracking import RunConsole
 from cluster.training.dataset import UnusablePromptError
 from learner.engine.group import LearnerStartError
@@ -51,7 +51,7 @@ def ray_started(config: RunConfig, console: RunConsole) -> Iterator[None]:
     """The configured cluster is joined, or Ray runs on this machine, while the block does."""
     console.stage("starting Ray")
     place = connect(config.cluster)
-    answer_sigterm()  # now: Ray has put its own handler there, which ends the process at once
+    raise_on_sigterm()  # now: Ray has put its own handler there, which ends the process at once
     try:
         console.event(f"on {place}")
         yield

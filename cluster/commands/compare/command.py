@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cluster.commands.exits import EXIT_FAILED, EXIT_INTERRUPTED, answer_sigterm, refuse
+from cluster.commands.exits import EXIT_FAILED, EXIT_INTERRUPTED, refuse
 from cluster.commands.options import TRAIN_PANEL, Address
 from cluster.core.project import ROOT
+from cluster.runtime.signals import raise_on_sigterm
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +53,7 @@ def compare(
 
     from cluster.commands.compare.run import OtherSettingsError, run_comparison
 
-    answer_sigterm()
+    raise_on_sigterm()
     terminal = Console(highlight=False)
     command = [sys.executable, str(ROOT / "launch.py")]
     try:

@@ -214,8 +214,8 @@ from pathlib import Path
 from rich.console import Console
 from cluster.commands.compare.plan import load_comparison
 from cluster.commands.compare.run import run_comparison
-from cluster.commands.exits import answer_sigterm
-answer_sigterm()
+from cluster.runtime.signals import raise_on_sigterm
+raise_on_sigterm()
 run_comparison(load_comparison(Path({str(file)!r}))[0], {TRAINING!r}, 2, Console())
 """
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
