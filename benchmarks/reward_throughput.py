@@ -24,8 +24,8 @@ import report
 
 from cluster.core.types import Verdict
 from reward.sandbox.pool import Sandbox
-from reward.sandbox.recipe import Limits, Recipe
-from reward.scorers import score_in_order
+from reward.sandbox.spec import Limits, RunnerSpec
+from reward.service import score_in_order
 from reward.tasks.countdown.task import CountdownOptions, CountdownTask
 
 RESPONSES = 16
@@ -62,7 +62,7 @@ async def verdicts_per_s(processes: int, groups: int, repeats: int) -> list[floa
     """Of whole batches of `groups` × 16 responses, in turn, after one that warms up."""
     task = CountdownTask(CountdownOptions())
     puzzles = (task.problems("train") * (groups // 100 + 1))[:groups]
-    recipe = Recipe("reward.runners:task_runner", ("countdown", {}, ()))
+    recipe = RunnerSpec("reward.runners:task_runner", ("countdown", {}, ()))
     rates = []
     async with Sandbox(recipe, Limits(), processes) as sandbox:
         for _ in range(repeats + 1):
@@ -75,7 +75,7 @@ async def verdicts_per_s(processes: int, groups: int, repeats: int) -> list[floa
 async def seconds_of_others(function: str, processes: int, hanging: bool, repeats: int) -> list[float]:
     """Until the last verdict but the hanging one is there, in each repetition."""
     options = {"function": f"reward_throughput:{function}"}
-    recipe = Recipe("reward.runners:task_runner", ("python", options, ()), (str(Path(__file__).parent),))
+    recipe = RunnerSpec("reward.runners:task_runner", ("python", options, ()), (str(Path(__file__).parent),))
     asked = [(None, "hang" if hanging and i == 0 else f"{i}") for i in range(ASKED_AT_ONCE)]
     seconds = []
     async with Sandbox(recipe, Limits(timeout_s=TIMEOUT_S), processes) as sandbox:

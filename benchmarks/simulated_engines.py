@@ -185,7 +185,7 @@ class HostedWorkerFactory:
 
 
 class VerifierRunner:
-    """Takes the part of `reward.scoring.RewardActor`, and needs no time."""
+    """Takes the part of `reward.service.RewardActor`, and needs no time."""
 
     async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[IndexedVerdicts]:
         yield [

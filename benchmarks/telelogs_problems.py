@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import write_cases
 from reward.tasks.telelogs.causes import LABELS
-from reward.tasks.telelogs.generator import GeneratedProblems, Recipe, Style
+from reward.tasks.telelogs.generator import GeneratedProblems, GeneratorOptions, Style
 from reward.tasks.telelogs.problem import Problem
 from reward.tasks.telelogs.solver import solve
 
@@ -47,7 +47,7 @@ def main() -> None:
     for style, randomized in itertools.product(STYLES, (False, True)):
         name = f"{style}, randomized labels" if randomized else style
         started = time.process_time()
-        problems = list(GeneratedProblems(Recipe("eval", style, randomized, seed=1), count))
+        problems = list(GeneratedProblems(GeneratorOptions("eval", style, randomized, seed=1), count))
         per_cpu_s = count / (time.process_time() - started)
         kinds[name] = {
             "problems": count,

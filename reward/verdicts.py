@@ -1,8 +1,10 @@
-"""What a user's verifier may give back, and the verdict that it means."""
+"""The verdicts for values that a user's verifier or service returns, and for exceptions that it raises."""
 
 from __future__ import annotations
 
 import math
+import os
+import traceback
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -11,31 +13,39 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from cluster.core.types import Outcome, Verdict
 
 Number = Annotated[StrictFloat | StrictInt, Field(allow_inf_nan=False)]
+RENAMED_OUTCOMES = {"right": "correct", "wrong": "incorrect"}
+"""Outcomes of earlier versions, and their present names."""
+
+_OUR_FILES = os.path.dirname(__file__) + os.sep
 
 
 class FullVerdict(BaseModel):
-    """A verdict in full, as a dictionary or as JSON: the reward, the outcome, or both."""
+    """A verdict as a dictionary or a JSON object: the reward, the outcome, or both."""
 
     model_config = ConfigDict(extra="forbid")
 
     reward: Number | StrictBool | None = None
     """By default 1 for the outcome "correct", else 0."""
     outcome: Outcome | None = None
-    """By default what the reward says. `error` takes the response out of the statistics."""
+    """By default decided by the reward. "error" excludes the response from the statistics."""
     answer: str | None = None
-    """What the response answered, to be read and to be voted on."""
+    """The answer found in the response, for transcripts and majority votes."""
     reason: str = ""
 
 
 def verdict_of(returned: Any, correct_from: float) -> Verdict:
-    """The verdict that a returned value means. A number is a reward; the response is right if it is at least
-    `correct_from`.
+    """Return the verdict that a returned value means.
+
+    Args:
+        returned: a number or bool (the reward), a dictionary with the fields of `FullVerdict`, or a `Verdict`.
+        correct_from: the smallest reward of a correct response, where the value names no outcome.
 
     Raises:
-        ValueError: nothing is meant by it. The message says what was returned.
+        ValueError: if the value means no verdict. The message shows the value.
     """
     match returned:
         case Verdict():
+            refuse_renamed(returned.outcome, f"the verifier returned {_shown(returned)}")
             return returned
         case Mapping():
             return _from_full_verdict(dict(returned), correct_from)
@@ -44,35 +54,64 @@ def verdict_of(returned: Any, correct_from: float) -> Verdict:
 
 
 def number_of(returned: Any) -> float:
-    """The finite number that was returned, as a Python, numpy or torch scalar.
+    """Return the finite number that was returned as a Python, numpy or torch scalar.
 
     Raises:
-        ValueError: it is none.
+        ValueError: if the value is not a finite number.
     """
-    value = (
+    value: Any = (
         returned.item() if type(returned).__module__ != "builtins" and hasattr(returned, "item") else returned
     )
     if not isinstance(value, bool | int | float):
-        raise ValueError(f"the verifier returned {_shown(returned)}, which is no reward")
+        raise ValueError(f"the verifier returned {_shown(returned)}, which is not a reward")
     if not math.isfinite(value):
         raise ValueError(f"the verifier returned the reward {value}")
     return float(value)
 
 
-def _from_full_verdict(returned: Mapping[str, Any], correct_from: float) -> Verdict:
+def refuse_renamed(outcome: object, prefix: str) -> None:
+    """Raise ValueError, with the present name in its message, if `outcome` has the name of an earlier version."""
+    if isinstance(outcome, str) and outcome in RENAMED_OUTCOMES:
+        raise ValueError(f"{prefix}: outcome: {outcome!r} is now {RENAMED_OUTCOMES[outcome]!r}")
+
+
+def error_verdict(error: BaseException) -> Verdict:
+    """Return the verdict on a response whose verifier raised `error`."""
+    return Verdict("error", 0.0, None, describe_error(error))
+
+
+def describe_error(error: BaseException) -> str:
+    """Return one line: the exception, and the last line outside this package that it passed through."""
     try:
-        assessment = FullVerdict.model_validate(returned)
+        message = " ".join(str(error).split())
+    except Exception:  # the user's exception class may be broken too
+        message = ""
+    if isinstance(error, MemoryError) and not message:
+        message = "more than reward.verifier_memory_mib"
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    lines = [
+        f"{os.path.basename(frame.f_code.co_filename)}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith((_OUR_FILES, "<frozen"))
+    ]
+    if not lines and type(error) is ValueError and message:
+        return message  # a message of this package, which needs no prefix
+    return f"{text} ({lines[-1]})" if lines else text
+
+
+def _from_full_verdict(returned: Mapping[str, Any], correct_from: float) -> Verdict:
+    prefix = f"the verifier returned {_shown(returned)}"
+    refuse_renamed(returned.get("outcome"), prefix)
+    try:
+        full = FullVerdict.model_validate(returned)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
-        where = ".".join(map(str, detail["loc"][:1]))
-        raise ValueError(
-            f"the verifier returned {_shown(returned)}: {where}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
-        ) from None
-    if assessment.reward is None and assessment.outcome is None:
-        raise ValueError(f"the verifier returned {_shown(returned)}, without a reward or an outcome")
-    reward = float(assessment.outcome == "correct" if assessment.reward is None else assessment.reward)
-    outcome = assessment.outcome or _outcome(reward, correct_from)
-    return Verdict(outcome, reward, assessment.answer, assessment.reason)
+        field = ".".join(map(str, detail["loc"][:1]))
+        raise ValueError(f"{prefix}: {field}: {detail['msg'][0].lower()}{detail['msg'][1:]}") from None
+    if full.reward is None and full.outcome is None:
+        raise ValueError(f"{prefix}, without a reward or an outcome")
+    reward = float(full.outcome == "correct" if full.reward is None else full.reward)
+    return Verdict(full.outcome or _outcome(reward, correct_from), reward, full.answer, full.reason)
 
 
 def _outcome(reward: float, correct_from: float) -> Outcome:

@@ -19,8 +19,7 @@ from cluster.core.types import (
     VersionSpan,
 )
 from cluster.run_state.progress import Progress
-from reward.scorers import score_in_order
-from reward.scoring import RewardPool
+from reward.service import RewardPool, score_in_order
 from reward.task import Scorer
 
 

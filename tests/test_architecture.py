@@ -159,7 +159,7 @@ def test_what_everybody_imports_is_light(module: str) -> None:
         "cluster.metrics.evaluation",
         "cluster.commands.export.plan",
         "cluster.training.guards",
-        "reward.scorers",
+        "reward.service",
         "reward.sandbox.child",
     ],
 )

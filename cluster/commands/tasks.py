@@ -14,9 +14,8 @@ def register(app: typer.Typer) -> None:
 
 def tasks() -> None:
     """List the tasks, each with a prompt, a correct answer and an incorrect answer."""
-    from reward.registry import task_names
-    from reward.showcase import showcase
+    from reward.registry import describe_task, task_names
 
     for name in task_names():
-        for line in showcase(name):
+        for line in describe_task(name):
             typer.echo(line)

@@ -22,12 +22,12 @@ from cluster.configuration.objective_checks import check_objective
 from cluster.core.config import Room, RunConfig
 from cluster.core.problem import Problem
 from cluster.models.source import locate, ready_directory
-from cluster.models.starter import recipe_of, starter_tasks
+from cluster.models.starter import find_starter, starter_tasks
 from learner.model.prefix_support import prefix_obstacle
 from reward.dataset.rows import DatasetProblems
 from reward.registry import build_task, task_class, task_names
 from reward.task import NotedTask, Task
-from reward.trial import try_verifier
+from reward.verifier_check import verifier_problem
 
 ROOMS: tuple[Room, ...] = ("rollout", "learner", "reward")
 
@@ -87,8 +87,8 @@ def check_arithmetic(config: RunConfig) -> Iterator[Problem]:
             "engines that share a GPU with the learner cannot be sent its weights: NCCL wants one for each",
             "set rollout.weight_transport to pull",
         )
-    limit = recipe_of(config.task.name).max_tokens
-    if config.model.source == "starter" and config.model.max_context_tokens > limit:
+    starter = find_starter(config.task.name) if config.model.source == "starter" else None
+    if starter is not None and config.model.max_context_tokens > (limit := starter.recipe.max_tokens):
         yield Problem(
             "model.max_context_tokens",
             f"{config.model.max_context_tokens} is more than the {limit} that the starter model can take",
@@ -160,10 +160,12 @@ def check_model(config: RunConfig) -> Iterator[Problem]:
         locate(config.model)
     except ValueError as error:
         yield Problem("model.source", str(error), "name a directory, a hub id, a .gguf file, or starter")
-    if config.model.source == "starter" and config.task.name not in starter_tasks():
+    if config.model.source == "starter" and find_starter(config.task.name) is None:
         known = ", ".join(starter_tasks())
         yield Problem(
-            "model.source", f"there is no starter model for it (but for {known})", "name another model"
+            "model.source",
+            f"the task {config.task.name} has no starter model (tasks that have one: {known})",
+            "name another model",
         )
 
 
@@ -280,10 +282,12 @@ def _check_verifier(config: RunConfig, task: Task, problem: Any) -> Iterator[Pro
     search_path = [os.getcwd()]
     if option := getattr(task, "verifier_option", None):
         unshaped = config.reward.model_copy(update={"shaping": ()})
-        if obstacle := try_verifier(config.task, unshaped, search_path, problem):
+        if obstacle := verifier_problem(config.task, unshaped, search_path, problem):
             yield Problem(f"task.options.{option}", obstacle, "mend the verifier (docs/rewards.md)")
             return
-    if config.reward.shaping and (obstacle := try_verifier(config.task, config.reward, search_path, problem)):
+    if config.reward.shaping and (
+        obstacle := verifier_problem(config.task, config.reward, search_path, problem)
+    ):
         yield Problem("reward.shaping", obstacle, "mend the function (docs/rewards.md)")
 
 

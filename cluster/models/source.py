@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from cluster.core.config import ModelConfig, RunConfig
 from cluster.core.files import new_directory
-from cluster.models.starter import build_starter, starter_recipe
+from cluster.models.starter import build_starter, starter_key
 
 Kind = Literal["starter", "directory", "gguf", "hub"]
 Progress = Callable[[str], None]
@@ -162,7 +162,7 @@ def _cache_entry(config: RunConfig, source: ModelSource) -> Path:
     """Where the built model belongs: its name changes when anything it is made from does."""
     made_from: Any
     if source.kind == "starter":
-        made_from, name = starter_recipe(config.task), "starter"
+        made_from, name = starter_key(config.task), "starter"
     else:
         file = Path(source.location)
         made_from, name = [file.name, file.stat().st_size, file.stat().st_mtime_ns], file.stem

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.core.actor import Actor
 from cluster.core.actor_options import EngineOptions, LearnerOptions
 from cluster.core.config import RunConfig
 from cluster.run_state.run_directory import RunDirectory
@@ -20,7 +21,7 @@ from cluster.runtime.placement import Reservation, bundle, cpu_environment
 from cluster.training.worker_factory import WorkerFactory
 from learner.engine.group import LearnerGroup
 from learner.engine.rank import LearnerRank
-from reward.scoring import RewardActor, RewardPool
+from reward.service import RewardActor, RewardPool
 from rollout.engine.worker import RolloutWorker
 from rollout.fleet.fleet import RolloutFleet
 from rollout.fleet.weight_sync import BroadcastTransport
@@ -101,7 +102,9 @@ class ActorGraph:
                 )
                 for index in range(config.workers)
             ]
-            pool = RewardPool(actors, config.timeout_s, config.truncated_is_incorrect)
+            pool = RewardPool(
+                [Actor(actor) for actor in actors], config.timeout_s, config.truncated_is_incorrect
+            )
             try:
                 yield pool
             finally:

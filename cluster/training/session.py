@@ -20,7 +20,7 @@ from cluster.tracking import RunConsole
 from cluster.training.dataset import UnusablePromptError
 from learner.engine.group import LearnerStartError
 from learner.state.state_files import CheckpointError
-from reward.scoring import RewardServiceError
+from reward.service import RewardServiceError
 from rollout.fleet.supervisor import FleetLostError, first_cause
 
 ResultT = TypeVar("ResultT")

@@ -1,1 +1,1 @@
-"""Prompts from files and from Hugging Face data sets, for tasks whose problems are rows."""
+"""Problems from files and Hugging Face data sets, for tasks whose problems are rows."""

@@ -1,4 +1,4 @@
-"""Rows of a JSONL or Parquet file, or of a Hugging Face data set, each with where it stands. Torch-free."""
+"""Read the rows of a JSONL or Parquet file, or of a Hugging Face data set, each with its location. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 Row = dict[str, Any]
 Located = tuple[str, Row]
-"""A row, and where it is in the words of a person: `data.jsonl:17`."""
+"""A readable location, such as `data.jsonl:17`, and the row."""
 
 SHOWN_MISTAKES = 3
 SHOWN_FIELDS = 8
 
 
 def refuse(mistakes: Sequence[str]) -> None:
-    """Raises ValueError with the first of them, and how many there are, if there are any."""
+    """Raise ValueError with the first mistakes and the number of further ones, if there are any."""
     if not mistakes:
         return
     rest = len(mistakes) - SHOWN_MISTAKES
@@ -24,12 +24,12 @@ def refuse(mistakes: Sequence[str]) -> None:
 
 
 def read_rows(source: str, subset: str | None, split: str) -> list[Located]:
-    """All rows of `source`: a `.jsonl` or `.parquet` file, a directory that `datasets` can load, or a hub id.
+    """Return all rows of `source`: a `.jsonl` or `.parquet` file, a directory that `datasets` can load, or a hub id.
 
-    `subset` and `split` are those of a Hugging Face data set; files have none.
+    `subset` and `split` select part of a Hugging Face data set; files have neither.
 
     Raises:
-        ValueError: it is not there, is not what its name says, or is empty. The message says where.
+        ValueError: if the source does not exist, has another format than its name says, or is empty.
     """
     path = Path(source).expanduser()
     match path.suffix:
@@ -40,21 +40,21 @@ def read_rows(source: str, subset: str | None, split: str) -> list[Located]:
         case _:
             rows = _read_data_set(source, path, subset, split)
     if not rows:
-        raise ValueError(f"{source} holds no rows")
+        raise ValueError(f"{source} contains no rows")
     return rows
 
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise ValueError(f"there is no file {path} (looked for it from {Path.cwd()})")
+        raise ValueError(f"there is no file {path} (searched from {Path.cwd()})")
     return path
 
 
 def read_jsonl(path: Path) -> Iterator[Located]:
-    """Every object of a JSONL file; empty lines are left out.
+    """Yield every object of a JSONL file. Empty lines are skipped.
 
     Raises:
-        ValueError: after the last row, with all lines that are not objects.
+        ValueError: after the last row, if some lines are not objects.
     """
     mistakes = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -68,11 +68,9 @@ def read_jsonl(path: Path) -> Iterator[Located]:
         except json.JSONDecodeError as error:
             mistakes.append(f"{where}: not JSON ({error.msg} at column {error.colno})")
             continue
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # numbers of thousands of digits, lists in lists in lists
-            mistakes.append(f"{where}: not JSON that can be read ({error})")
+        # numbers with thousands of digits, lists nested a thousand deep
+        except (ValueError, RecursionError) as error:
+            mistakes.append(f"{where}: not readable as JSON ({error})")
             continue
         if isinstance(row, dict):
             yield where, row
@@ -82,10 +80,10 @@ def read_jsonl(path: Path) -> Iterator[Located]:
 
 
 def read_parquet(path: Path) -> list[Located]:
-    """Every row of a Parquet file.
+    """Return every row of a Parquet file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: if it is not a Parquet file.
     """
     import pyarrow
     import pyarrow.parquet
@@ -93,7 +91,7 @@ def read_parquet(path: Path) -> list[Located]:
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path.name} is no Parquet file that can be read ({_first_line(error)})") from None
+        raise ValueError(f"{path.name} cannot be read as a Parquet file ({_first_line(error)})") from None
     return [(f"{path.name}, row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
 
 
@@ -101,7 +99,9 @@ def _read_data_set(source: str, path: Path, subset: str | None, split: str) -> l
     import datasets
 
     try:
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():  # by save_to_disk
+        if (path / "state.json").is_file() or (
+            path / "dataset_dict.json"
+        ).is_file():  # written by save_to_disk
             loaded = datasets.load_from_disk(str(path))
             rows = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:

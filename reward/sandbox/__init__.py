@@ -1,1 +1,1 @@
-"""Verifiers in processes that can be killed: `pool.py` is what others use. Pure of Ray."""
+"""Verifier processes that can be killed. The rest of the package uses `pool.Sandbox`. Ray-free."""

@@ -1,15 +1,15 @@
-"""What a verifier process and its keeper tell each other.
+"""The messages between a verifier process and its parent.
 
-Requests are pickled, since problems may be anything. Replies are JSON and nothing in them is trusted: the process runs
-code that was written by others, and that code may write into any file descriptor.
+Requests are pickled, since a problem may be any object. Replies are JSON and are not trusted: the process runs code
+that users and models wrote, and that code may write into any file descriptor.
 
     frame    = length (4 bytes) · serial (8 bytes) · body (length bytes)
-    request  = the recipe and the memory limit, once; then [(problem, response), …]
+    request  = the runner's specification and the memory limit, once; then [(problem, response), …]
     reply    = {"ready": batched} or {"failed": reason}, once;
                then {"verdicts": [[index, outcome, reward, answer, reason], …], "done": bool, "children": bool}
 
-Every reply carries the serial of the request that it answers. Beside the frames there are a few numbers in shared
-memory, which say what is being judged even while the process hears and says nothing.
+Every reply carries the serial of the request that it answers. In addition, a few numbers in shared memory say which
+response is being scored, even while the process neither reads nor writes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from cluster.core.types import Outcome, Verdict
+from reward.verdicts import refuse_renamed
 
 HEADER = struct.Struct("!IQ")
 MAX_REPLY_BYTES = 16 * 2**20
@@ -32,24 +33,25 @@ _OUTCOMES = frozenset(get_args(Outcome))
 
 
 class ProtocolError(ValueError):
-    """What came was not written by our code."""
+    """The bytes that arrived were not written by this module."""
 
 
 def frame(serial: int, body: bytes) -> bytes:
+    """Return a message as bytes."""
     return HEADER.pack(len(body), serial) + body
 
 
 class ReplyParser:
-    """Cuts what arrives into replies."""
+    """Splits the bytes that arrive into replies."""
 
     def __init__(self) -> None:
         self._received = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The replies that are complete now, each with its serial.
+        """Yield the replies that are complete now, each with its serial.
 
         Raises:
-            ProtocolError: this is no reply.
+            ProtocolError: if the bytes are not a reply.
         """
         self._received += data
         while len(self._received) >= HEADER.size:
@@ -66,18 +68,20 @@ class ReplyParser:
             except (ValueError, RecursionError):
                 raise ProtocolError("a reply that is not JSON") from None
             if not isinstance(reply, dict):
-                raise ProtocolError("a reply that is no object")
+                raise ProtocolError("a reply that is not an object")
             yield serial, reply
 
 
-def packed(index: int, verdict: Verdict) -> list[Any]:
-    """A verdict as it travels. Long texts are cut.
+def pack(index: int, verdict: Verdict) -> list[Any]:
+    """Return a verdict as a JSON list. Long texts are cut.
 
     Raises:
-        TypeError, ValueError: it is no verdict, or its reward is no finite number.
+        TypeError: if it is not a verdict.
+        ValueError: if its outcome is unknown or its reward is not a finite number.
     """
     if not isinstance(verdict, Verdict):
-        raise TypeError(f"the verifier gave {verdict!r:.100}, which is no Verdict")
+        raise TypeError(f"the verifier gave {verdict!r:.100}, which is not a Verdict")
+    refuse_renamed(verdict.outcome, f"the verifier gave {verdict!r:.100}")
     if not math.isfinite(verdict.reward) or verdict.outcome not in _OUTCOMES:
         raise ValueError(
             f"the verifier gave the outcome {verdict.outcome!r:.100} and the reward {verdict.reward}"
@@ -92,11 +96,11 @@ def packed(index: int, verdict: Verdict) -> list[Any]:
     ]
 
 
-def unpacked(entry: Any, items: int) -> tuple[int, Verdict]:
-    """The index, below `items`, and the verdict.
+def unpack(entry: Any, items: int) -> tuple[int, Verdict]:
+    """Return the index, which is below `items`, and the verdict.
 
     Raises:
-        ProtocolError: this is no verdict.
+        ProtocolError: if `entry` is not a verdict.
     """
     match entry:
         case [
@@ -108,14 +112,14 @@ def unpacked(entry: Any, items: int) -> tuple[int, Verdict]:
         ]:
             if 0 <= index < items and outcome in _OUTCOMES and math.isfinite(reward):
                 return index, Verdict(outcome, float(reward), answer, reason)  # type: ignore[arg-type]
-    raise ProtocolError("a verdict that is none")
+    raise ProtocolError("an invalid verdict")
 
 
 class Progress:
-    """Shared memory of keeper and process.
+    """Numbers in memory that a verifier process and its parent share.
 
-    The process writes which items of its batch it is judging, `[begin, end)`, and since when. The keeper writes `cut`:
-    items from there on were given to others.
+    The process writes the range of items, `[begin, end)`, that it is scoring, and the time at which it began. The
+    parent writes `cut`: the items from there on were given to other processes.
     """
 
     BYTES = 4 * 8
@@ -125,17 +129,19 @@ class Progress:
 
     @classmethod
     def create(cls) -> tuple[Progress, int]:
-        """With the descriptor to be inherited; the caller closes it."""
+        """Return the numbers and the descriptor for the child to inherit. The caller closes the descriptor."""
         fd = os.memfd_create("verifier-progress")
         os.ftruncate(fd, cls.BYTES)
         return cls(fd), fd
 
     def reset(self, items: int, now_ns: int) -> None:
+        """Record a new batch of `items` items, none of which has begun."""
         self._numbers[0] = self._numbers[1] = 0
         self._numbers[2] = now_ns
         self._numbers[3] = items
 
-    def judging(self, begin: int, end: int, now_ns: int) -> None:
+    def begin(self, begin: int, end: int, now_ns: int) -> None:
+        """Record that the items `[begin, end)` are being scored."""
         self._numbers[0], self._numbers[1], self._numbers[2] = begin, end, now_ns
 
     @property
@@ -144,7 +150,7 @@ class Progress:
 
     @property
     def since_ns(self) -> int:
-        """`time.monotonic_ns()`, which all processes of a machine share."""
+        """The start time in ns of `time.monotonic_ns()`, a clock that all processes of a machine share."""
         return self._numbers[2]
 
     @property

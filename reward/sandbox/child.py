@@ -1,7 +1,7 @@
-"""A verifier process: `python -m reward.sandbox.child SOCKET_FD PROGRESS_FD`. Its keeper is `process.py`.
+"""The verifier process: `python -m reward.sandbox.child SOCKET_FD PROGRESS_FD`. `process.py` is its parent's side.
 
-It reads a recipe, makes the judge, and then judges batch after batch until the socket ends. Nothing here guards
-against a verifier that hangs or breaks the process: the keeper sees that, and kills it.
+The process reads a runner's specification, makes the runner, and scores batch after batch until the socket ends. It
+does not guard against a verifier that hangs or breaks the process: the parent notices that and kills the process.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ import sys
 import time
 from typing import Any
 
-from reward.sandbox.channel import HEADER, Progress, frame, packed
-from reward.sandbox.failures import describe, failed
-from reward.sandbox.recipe import Recipe, VerifierRunner
+from reward.sandbox.channel import HEADER, Progress, frame, pack
+from reward.sandbox.spec import RunnerSpec, VerifierRunner
+from reward.verdicts import describe_error, error_verdict
 
 FLUSH_NS = 5_000_000
-"""Verdicts wait this long for others to travel with."""
+"""The time that a verdict may wait in order to be sent together with later ones."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def main(socket_fd: int, progress_fd: int) -> None:
-    _die_with_the_keeper()
+    """Serve the parent's requests until the socket ends."""
+    _die_with_parent()
     _forbid_forks_of_forks()
     for fd in (socket_fd, progress_fd):
         os.set_inheritable(fd, False)
@@ -36,28 +37,31 @@ def main(socket_fd: int, progress_fd: int) -> None:
     progress = Progress(progress_fd)
     os.close(progress_fd)
     serial, body = _receive(channel)
-    recipe, memory_mib = pickle.loads(body)
+    spec, memory_mib = pickle.loads(body)
     try:
-        judge = _prepare(recipe, memory_mib)
-    except BaseException as error:  # the import of somebody's module may raise anything
-        channel.sendall(frame(serial, json.dumps({"failed": describe(error)}).encode()))
+        runner = _prepare(spec, memory_mib)
+    except BaseException as error:  # the import of a user's module may raise anything
+        channel.sendall(frame(serial, json.dumps({"failed": describe_error(error)}).encode()))
         return
-    channel.sendall(frame(serial, json.dumps({"ready": judge.batched}).encode()))
-    gc.freeze()  # what was imported stays, and need not be looked through again
+    channel.sendall(frame(serial, json.dumps({"ready": runner.batched}).encode()))
+    gc.freeze()  # imported objects stay alive, so the garbage collector need not visit them again
     while True:
-        _Batch(judge, channel, progress, *_receive(channel)).run()
+        _Batch(runner, channel, progress, *_receive(channel)).run()
 
 
-def _die_with_the_keeper() -> None:
+def _die_with_parent() -> None:
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Whatever a verifier starts stays below this process, and is found and killed with it.
+    # Descendants of the verifier stay below this process, so that they can be found and killed with it.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _forbid_forks_of_forks() -> None:
-    """A fork may work or start programs, but not fork again: what doubles would be thousands before it is found, and
-    the system's own limit on processes does not hold for root."""
+    """Let a fork work and start programs, but not fork again.
+
+    A fork bomb doubles, and would reach thousands of processes before it is found. The system's own limit on processes
+    does not apply to root.
+    """
     process_id = os.getpid()
 
     def refuse() -> None:
@@ -67,16 +71,16 @@ def _forbid_forks_of_forks() -> None:
     os.register_at_fork(before=refuse)
 
 
-def _prepare(recipe: Recipe, memory_mib: int) -> VerifierRunner:
+def _prepare(spec: RunnerSpec, memory_mib: int) -> VerifierRunner:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    sys.path[:0] = [path for path in recipe.search_path if path not in sys.path]
-    return recipe.make()
+    sys.path[:0] = [path for path in spec.search_path if path not in sys.path]
+    return spec.make()
 
 
 def _receive(channel: socket.socket) -> tuple[int, bytes]:
-    """The next request; the process ends when there is none any more."""
+    """Return the next request. The process ends when the socket does."""
     length, serial = HEADER.unpack(_read_exactly(channel, HEADER.size))
     return serial, _read_exactly(channel, length)
 
@@ -86,18 +90,18 @@ def _read_exactly(channel: socket.socket, count: int) -> bytes:
     while len(data) < count:
         part = channel.recv(count - len(data))
         if not part:
-            os._exit(0)  # at once: what a verifier has left running must not hold this process
+            os._exit(0)  # at once: threads that a verifier left running must not keep this process alive
         data += part
     return bytes(data)
 
 
 class _Batch:
-    """One request, judged and answered."""
+    """One request: score its items and send the verdicts."""
 
     def __init__(
-        self, judge: VerifierRunner, channel: socket.socket, progress: Progress, serial: int, body: bytes
+        self, runner: VerifierRunner, channel: socket.socket, progress: Progress, serial: int, body: bytes
     ) -> None:
-        self._score = judge
+        self._runner = runner
         self._channel = channel
         self._progress = progress
         self._serial = serial
@@ -108,45 +112,45 @@ class _Batch:
         self._process_id = os.getpid()
 
     def run(self) -> None:
-        if self._score.batched:
-            self._score_at_once()
+        if self._runner.batched:
+            self._score_together()
         for index in sorted(self._missing):
             now_ns = time.monotonic_ns()
             if now_ns - self._flushed_ns > FLUSH_NS:
                 self._flush()
             if index >= self._progress.cut:
                 break
-            self._progress.judging(index, index + 1, now_ns)
-            self._finished.append(self._entry(index, *self._items[index]))
+            self._progress.begin(index, index + 1, now_ns)
+            self._finished.append(self._score(index, *self._items[index]))
         self._flush(done=True, children=_has_children())
 
-    def _score_at_once(self) -> None:
-        """All together. What fails is tried alone afterwards, so that the innocent get their verdicts."""
-        self._progress.judging(0, len(self._items), time.monotonic_ns())
+    def _score_together(self) -> None:
+        """Score all items in one call. `run` scores the items alone that have no verdict afterwards."""
+        self._progress.begin(0, len(self._items), time.monotonic_ns())
         try:
             problems, responses = zip(*self._items, strict=True)
-            for placed in self._score.score_batch(problems, responses):
-                self._refuse_a_fork()
-                entries = [packed(index, verdict) for index, verdict in placed if index in self._missing]
+            for verdicts in self._runner.score_batch(problems, responses):
+                self._end_if_forked()
+                entries = [pack(index, verdict) for index, verdict in verdicts if index in self._missing]
                 self._missing -= {entry[0] for entry in entries}
                 self._finished += entries
                 if self._missing:
-                    self._flush()  # whoever is waited for now may never answer
+                    self._flush()  # the next verdict may never arrive
         except BaseException:
             pass
         finally:
-            self._refuse_a_fork()
+            self._end_if_forked()
 
-    def _entry(self, index: int, problem: Any, response: str) -> list[Any]:
+    def _score(self, index: int, problem: Any, response: str) -> list[Any]:
         try:
-            return packed(index, self._score.score(problem, response))
-        except BaseException as error:  # SystemExit and KeyboardInterrupt too are a verifier's failure here
-            return packed(index, failed(error))
+            return pack(index, self._runner.score(problem, response))
+        except BaseException as error:  # SystemExit and KeyboardInterrupt are failures of the verifier, too
+            return pack(index, error_verdict(error))
         finally:
-            self._refuse_a_fork()
+            self._end_if_forked()
 
-    def _refuse_a_fork(self) -> None:
-        """A verifier that forked returns twice. Only one of the two is the process that was asked."""
+    def _end_if_forked(self) -> None:
+        """End this process if it is a fork: a verifier that forked returns twice, and only the original may answer."""
         if os.getpid() != self._process_id:
             os._exit(0)
 
@@ -158,7 +162,7 @@ class _Batch:
 
 
 def _has_children() -> bool:
-    """Whether the verifier has left processes behind."""
+    """Return True if the verifier has left child processes."""
     try:
         os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:

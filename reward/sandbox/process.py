@@ -1,10 +1,12 @@
-"""One verifier process as its keeper sees it: started, asked, heard, and killed with all that it has started."""
+"""One verifier process, seen from its parent: start it, send requests, read replies, kill it and its descendants."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -13,37 +15,41 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from reward.sandbox.channel import Progress, ProtocolError, ReplyParser, frame
-from reward.sandbox.killing import TAG, descendants, how_it_ended, kill
-from reward.sandbox.recipe import Limits, Recipe
+import psutil
 
-_LAST_WORDS_S = 0.1
+from reward.sandbox.channel import Progress, ProtocolError, ReplyParser, frame
+from reward.sandbox.spec import Limits, RunnerSpec
+
+TAG = "HPO_VERIFIER_PROCESS"
+"""The environment variable that identifies the descendants of a process after that process is gone."""
+_KILL_ROUNDS = 50
+_LAST_REPLIES_S = 0.1
 
 
 class ProcessFailedError(RuntimeError):
-    """The process ended, or what it says makes no sense. It is of no more use."""
+    """The process has ended, or has sent an invalid reply. It cannot be used any more."""
 
 
 class VerifierProcess:
     """Usage, within an event loop:
 
-    process = VerifierProcess(recipe, limits)
+    process = VerifierProcess(spec, limits)
     try:
         batched = await process.ready()
-        process.ask([(problem, response), …])
-        reply = await process.reply(within_s=0.1)    # again, until one says "done"
+        process.send([(problem, response), …])
+        reply = await process.reply(within_s=0.1)    # repeat until a reply says "done"
     finally:
         process.kill()
     """
 
-    def __init__(self, recipe: Recipe, limits: Limits) -> None:
+    def __init__(self, spec: RunnerSpec, limits: Limits) -> None:
         self._limits = limits
         self._serial = 0
         self._tag = uuid.uuid4().hex
-        self._heard: asyncio.Queue[tuple[int, dict[str, Any]] | ProcessFailedError] = asyncio.Queue()
+        self._received: asyncio.Queue[tuple[int, dict[str, Any]] | ProcessFailedError] = asyncio.Queue()
         self.progress, progress_fd = Progress.create()
         ours, theirs = socket.socketpair()
-        # -P: the working directory is no place to find our own modules, whatever lies there.
+        # -P: a file in the working directory must not shadow a module of this project.
         command = [sys.executable, "-P", "-m", "reward.sandbox.child", str(theirs.fileno()), str(progress_fd)]
         try:
             self._process = subprocess.Popen(
@@ -53,7 +59,7 @@ class VerifierProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a group of its own, to be killed as one, that no Ctrl-C reaches
+                start_new_session=True,  # a process group that can be killed as one, and that no Ctrl-C reaches
             )
         finally:
             theirs.close()
@@ -61,19 +67,19 @@ class VerifierProcess:
         self._socket = ours
         self._exit_fd = os.pidfd_open(self._process.pid)
         self._transport: asyncio.WriteTransport | None = None
-        self._first_request = pickle.dumps((recipe, limits.memory_mib))
+        self._first_request = pickle.dumps((spec, limits.memory_mib))
 
     async def ready(self) -> bool:
-        """Wait until the judge is made. Returns whether it takes batches.
+        """Wait until the runner is made. Return True if it takes batches.
 
         Raises:
-            ProcessFailedError: it could not be made; the message says why.
+            ProcessFailedError: if the runner cannot be made; the message says why.
         """
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_unix_connection(
-            lambda: _Listener(self._heard, self._ended), sock=self._socket
+            lambda: _Listener(self._received, self._ended), sock=self._socket
         )
-        # A verifier's fork may hold the socket open when the process itself is gone.
+        # A fork of the verifier may hold the socket open after the process itself is gone.
         loop.add_reader(self._exit_fd, self._ended)
         self._send(self._first_request)
         try:
@@ -86,11 +92,11 @@ class VerifierProcess:
             raise ProcessFailedError(str(reply["failed"]))
         return bool(reply.get("ready"))
 
-    def ask(self, items: Sequence[tuple[Any, str]]) -> None:
-        """Have problems and responses judged. One batch at a time.
+    def send(self, items: Sequence[tuple[Any, str]]) -> None:
+        """Send (problem, response) pairs to be scored. Only one batch may be in progress.
 
         Raises:
-            ProcessFailedError: a problem cannot be pickled.
+            ProcessFailedError: if a problem cannot be pickled.
         """
         self.progress.reset(len(items), time.monotonic_ns())
         try:
@@ -99,30 +105,30 @@ class VerifierProcess:
             raise ProcessFailedError(f"a problem cannot be sent to a verifier process: {error}") from None
 
     async def reply(self, within_s: float) -> dict[str, Any]:
-        """The next reply to what was asked last.
+        """Return the next reply to the latest request.
 
         Raises:
-            TimeoutError: there was none.
-            ProcessFailedError: there will be none.
+            TimeoutError: if no reply arrives in time.
+            ProcessFailedError: if no reply can arrive any more.
         """
         async with asyncio.timeout(within_s):
-            heard = await self._heard.get()
-        if isinstance(heard, ProcessFailedError):
-            raise heard
-        serial, reply = heard
+            received = await self._received.get()
+        if isinstance(received, ProcessFailedError):
+            raise received
+        serial, reply = received
         if serial != self._serial:
             raise ProcessFailedError("something was written into the channel of the verifier process")
         return reply
 
-    def started(self) -> int:
-        """How many processes it has started that are still there."""
-        return len(descendants(self._process.pid))
+    def count_children(self) -> int:
+        """Return the number of descendants of the process that still exist."""
+        return len(_descendants(self._process.pid))
 
     def kill(self) -> None:
-        """Kill the process and whatever it has started, and wait for it. May be called again."""
+        """Kill the process and its descendants, and wait for it. May be called again."""
         if self._process.returncode is not None:
             return
-        kill(self._process, self._tag)
+        _kill_with_descendants(self._process, self._tag)
         asyncio.get_running_loop().remove_reader(self._exit_fd)
         os.close(self._exit_fd)
         if self._transport is not None:
@@ -135,39 +141,38 @@ class VerifierProcess:
         self._transport.write(frame(self._serial, body))
 
     def _ended(self) -> None:
-        """The process or its channel has come to an end: which of them is said when there was time for both, and for
-        the last words."""
+        """Report the end of the process or of its channel after a delay, in which last replies and both ends arrive."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._exit_fd)
-        loop.call_later(_LAST_WORDS_S, self._say_how_it_ended)
+        loop.call_later(_LAST_REPLIES_S, self._report_end)
 
-    def _say_how_it_ended(self) -> None:
-        if self._process.returncode is None:  # else it was killed meanwhile, and nobody listens
-            how = how_it_ended(self._process.pid) or "the verifier closed the channel of its process"
-            self._heard.put_nowait(ProcessFailedError(how))
+    def _report_end(self) -> None:
+        if self._process.returncode is None:  # otherwise it was killed in the meantime and nobody waits
+            how = _how_it_ended(self._process.pid) or "the verifier closed the channel of its process"
+            self._received.put_nowait(ProcessFailedError(how))
 
 
 class _Listener(asyncio.Protocol):
-    """Puts what arrives into a queue."""
+    """Puts the replies that arrive into a queue."""
 
-    def __init__(self, heard: asyncio.Queue[Any], ended: Callable[[], None]) -> None:
-        self._heard = heard
+    def __init__(self, received: asyncio.Queue[Any], ended: Callable[[], None]) -> None:
+        self._received = received
         self._ended = ended
         self._parser = ReplyParser()
 
     def data_received(self, data: bytes) -> None:
         try:
             for reply in self._parser.feed(data):
-                self._heard.put_nowait(reply)
+                self._received.put_nowait(reply)
         except ProtocolError as error:
-            self._heard.put_nowait(ProcessFailedError(f"the verifier process sent {error}"))
+            self._received.put_nowait(ProcessFailedError(f"the verifier process sent {error}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended()
 
 
 def _environment(tag: str) -> dict[str, str]:
-    """Ours, with our search path, and one thread for numpy: there are as many processes as are wanted."""
+    """Return this process's environment with its search path, and one thread for numpy in each process."""
     ours = {
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "OMP_NUM_THREADS": "1",
@@ -175,3 +180,63 @@ def _environment(tag: str) -> dict[str, str]:
         TAG: tag,
     }
     return {**os.environ, **ours}
+
+
+# --- killing a process with all its descendants
+
+
+def _kill_with_descendants(process: subprocess.Popen[bytes], tag: str) -> None:
+    """Kill `process`, the leader of its group whose environment holds `TAG=tag`, and wait for it."""
+    killed: set[psutil.Process] = set()
+    for _ in range(_KILL_ROUNDS):  # a process that is started during one round is found in the next
+        # The process itself is killed last: it adopts descendants whose parents die, so they can still be found.
+        os.killpg(process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        found = _descendants(process.pid) if _how_it_ended(process.pid) is None else _with_tag(tag)
+        if not (new := {child for child in found if _is_running(child)} - killed):
+            break
+        for child in new:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        killed |= new
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _descendants(process_id: int) -> list[psutil.Process]:
+    """Return all existing descendants of a process."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process_id).children(recursive=True)
+    return []
+
+
+def _how_it_ended(process_id: int) -> str | None:
+    """Return how a child process ended, in words, or None while it runs.
+
+    The process is not reaped, so its id cannot be reused.
+    """
+    ended = os.waitid(os.P_PID, process_id, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:
+        return None
+    if ended.si_code == os.CLD_EXITED:
+        return f"the verifier ended its process with exit code {ended.si_status}"
+    return f"the verifier's process died of {signal.Signals(ended.si_status).name}"
+
+
+def _with_tag(tag: str) -> list[psutil.Process]:
+    """Return the processes of this machine that inherited `tag`.
+
+    Descendants of a dead process cannot be found as its children.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(TAG) == tag:
+                found.append(process)
+    return found
+
+
+def _is_running(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from cluster.core.config import RunConfig
 from cluster.core.types import PolicyVersion, Prompt, ScoredGroup
 from cluster.training.worker_factory import WorkerFactory
-from reward.scoring import RewardPool
+from reward.service import RewardPool
 from rollout.fleet.autoscaler import Autoscaler
 from rollout.fleet.buffer import WorkBuffer
 from rollout.fleet.context import FleetContext

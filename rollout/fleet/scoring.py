@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cluster.core.types import Sampled, ScoringRequest, Verdict
-from reward.scoring import RewardPool
+from reward.service import RewardPool
 from rollout.fleet.scheduler import Scheduler
 
 BETWEEN_CALLS_S = 0.02

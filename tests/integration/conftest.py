@@ -14,9 +14,8 @@ import yaml
 from cluster.core.config import ClusterConfig
 from cluster.runtime.connect import connect
 from learner.model.supervised import train_starter
-from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
+from reward.tasks.countdown.starter import ANSWER_TAGS, COMPACT_CHARACTERS, warmup_examples
 from reward.tasks.countdown.task import CountdownOptions, CountdownTask
-from reward.tasks.countdown.warmup import warmup_examples
 
 TASK_OPTIONS = {"numbers": 2, "number_max": 6, "target_max": 40, "eval_fraction": 0.3}
 

@@ -23,7 +23,7 @@ from cluster.runtime.placement import cpu_environment
 from learner.model.logprobs import sequence_logprobs
 from learner.model.policy import Policy
 from learner.model.supervised import character_tokenizer
-from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
+from reward.tasks.countdown.starter import ANSWER_TAGS, COMPACT_CHARACTERS
 from rollout.engine.response_clock import ResponseClock
 from rollout.engine.worker import RolloutWorker
 

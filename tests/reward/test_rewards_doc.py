@@ -13,7 +13,7 @@ from cluster.configuration.loading import load_config
 from cluster.configuration.preflight import preflight
 from cluster.core.config import RunConfig
 from reward.registry import build_task, task_class
-from reward.scorers import make_scorer
+from reward.service import make_scorer
 from tests import PROJECT
 from tests.builders import scored_by
 
@@ -49,7 +49,7 @@ def test_the_example_passes_its_check(example: RunConfig) -> None:
 
 
 async def test_the_examples_verifier_judges(example: RunConfig) -> None:
-    scorer = make_scorer(example.task, example.reward, ["."], trial=True)
+    scorer = make_scorer(example.task, example.reward, ["."], check=True)
     await scorer.start()
     right, wrong, nothing = await scored_by(
         scorer, {"prompt": "What is 17 + 25?", "answer": "42"}, ["17 + 25 = 42\nAnswer: 42", "Answer: 43", ""]
@@ -67,7 +67,7 @@ def test_every_configuration_that_is_shown_is_one(text: str) -> None:
 
 
 def test_every_option_of_the_data_is_explained() -> None:
-    from reward.dataset.options import DatasetOptions
+    from reward.dataset.rows import DatasetOptions
 
     for name in DatasetOptions.model_fields:
         assert f"`{name}`" in DOCUMENT, name

@@ -1,4 +1,4 @@
-"""What a user's verifier gives back, and what that means. Nothing unexpected becomes a 0."""
+"""The values that a user's verifier returns, and the verdicts that they mean. No unexpected value becomes a 0."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from reward.verdicts import number_of, verdict_of
         (Verdict("correct", 2.0, "a", "b"), Verdict("correct", 2.0, "a", "b")),
     ],
 )
-def test_what_is_meant(returned: Any, verdict: Verdict) -> None:
+def test_each_form_of_a_verdict_is_understood(returned: Any, verdict: Verdict) -> None:
     assert verdict_of(returned, correct_from=1.0) == verdict
 
 
-def test_how_much_is_right_is_a_setting() -> None:
+def test_the_smallest_correct_reward_is_a_setting() -> None:
     assert verdict_of(0.5, correct_from=0.5).outcome == "correct"
     assert verdict_of({"reward": 0.4}, correct_from=0.5).outcome == "incorrect"
 
@@ -48,15 +48,15 @@ def test_how_much_is_right_is_a_setting() -> None:
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (None, "returned None, which is no reward"),
-        ("1.0", "returned '1.0', which is no reward"),
-        ([1.0], r"returned \[1.0\], which is no reward"),
-        (1j, "returned 1j, which is no reward"),
+        (None, "returned None, which is not a reward"),
+        ("1.0", "returned '1.0', which is not a reward"),
+        ([1.0], r"returned \[1.0\], which is not a reward"),
+        (1j, "returned 1j, which is not a reward"),
         (float("nan"), "returned the reward nan"),
         (float("-inf"), "returned the reward -inf"),
         (np.float64("nan"), "returned the reward nan"),
         (np.array([1.0, 2.0]), "size 1"),
-        ("x" * 10**6, "'x+…, which is no reward"),
+        ("x" * 10**6, "'x+…, which is not a reward"),
         ({}, "without a reward or an outcome"),
         ({"reward": None}, "without a reward or an outcome"),
         ({"reward": "1"}, "reward: "),
@@ -66,9 +66,17 @@ def test_how_much_is_right_is_a_setting() -> None:
         ({"reward": 1, "answer": 7}, "answer: input should be a valid string"),
     ],
 )
-def test_what_means_nothing_is_refused(returned: Any, message: str) -> None:
+def test_other_values_are_refused(returned: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         verdict_of(returned, correct_from=1.0)
+
+
+@pytest.mark.parametrize(("renamed", "outcome"), [("right", "correct"), ("wrong", "incorrect")])
+def test_an_outcome_of_an_earlier_version_gets_its_present_name(renamed: str, outcome: str) -> None:
+    full = {"reward": 1, "outcome": renamed}
+    for returned in (full, {"outcome": renamed}, Verdict(renamed, 1.0, None, "")):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"outcome: '{renamed}' is now '{outcome}'$"):
+            verdict_of(returned, correct_from=1.0)
 
 
 anything = st.recursive(

@@ -1,8 +1,8 @@
 """Puzzles from the user's copy of a data set, such as the published `Jiayi-Pan/Countdown-Tasks-3to4`.
 
 A row has a `target` and its `nums`; other fields are ignored. The published rows come in one split, and a twelfth of
-them are another row with its numbers in another order: so both splits are cut by the key of the puzzle, which forgets
-the order, and no puzzle is ever in both.
+them repeat another row with its numbers in another order. The key of a puzzle, which ignores the order, therefore
+decides its split, and no puzzle is in both splits.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from reward.tasks.countdown.puzzles import Puzzle
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Every puzzle once, the first of those that are alike, in the order of the rows."""
+    """The different puzzles of a source, in the order of the rows. Of equal puzzles the first is kept."""
 
     puzzles: tuple[Puzzle, ...]
     notes: tuple[str, ...]
-    """What was left out, in a line each."""
+    """One line for each reason to leave rows out."""
 
 
 def read_puzzles(source: str, split: str) -> Published:
-    """All puzzles of `source`: a `.jsonl` or `.parquet` file, a directory that `datasets` can load, or a hub id.
+    """Return all puzzles of `source`: a `.jsonl` or `.parquet` file, a directory that `datasets` can load, or a hub id.
 
     Raises:
-        ValueError: there is no such data, or a row is no puzzle. The message says where.
+        ValueError: if the data do not exist, or a row is not a puzzle. The message says where.
     """
     rows = read_rows(source, None, split)
     puzzles: dict[str, Puzzle] = {}
@@ -46,7 +46,7 @@ def read_puzzles(source: str, split: str) -> Published:
     refuse(mistakes)
     notes = (
         (
-            f"{source}: {len(repeated)} of {len(rows)} rows repeat an earlier puzzle (in whichever order) and are left "
+            f"{source}: {len(repeated)} of {len(rows)} rows repeat an earlier puzzle (in any order) and are left "
             f"out, the first is {repeated[0]}",
         )
         if repeated
@@ -56,11 +56,11 @@ def read_puzzles(source: str, split: str) -> Published:
 
 
 def _puzzle(row: dict[str, Any]) -> Puzzle:
-    """Raises ValueError where the row is none; the message says why."""
+    """Return the puzzle of a row, or raise ValueError with the reason."""
     for field in ("target", "nums"):
         if row.get(field) is None:
             raise ValueError(
-                f"there is no field {field!r} (there are {', '.join(list(row)[:SHOWN_FIELDS]) or 'none'})"
+                f"there is no field {field!r} (fields: {', '.join(list(row)[:SHOWN_FIELDS]) or 'none'})"
             )
     target, numbers = row["target"], row["nums"]
     if not _is_whole(target):

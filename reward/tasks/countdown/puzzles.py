@@ -1,4 +1,4 @@
-"""Seeded, solvable Countdown puzzles, cut into a train and a held-out split that cannot overlap."""
+"""Countdown puzzles: their prompts, their train and eval splits, which cannot overlap, and a seeded generator."""
 
 import functools
 import hashlib
@@ -9,45 +9,68 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cluster.core.types import Split
 from reward.task import STREAMS
 from reward.tasks.countdown.solver import reachable_values, value_of_random_expression
 
-Split = Literal["train", "eval"]
 Difficulty = Literal["easy", "medium", "hard"]
 
-# Up to this many sets of numbers the whole space is listed (under a second); above, it is sampled.
+# A space of up to this many sets of numbers is listed completely (in under a second); a larger one is sampled.
 MAX_LISTED_SETS = 2000
-# A sampled space is given up after this many draws in a row that brought nothing new (a few seconds).
+# Sampling ends after this many draws in a row without a new puzzle (a few seconds).
 MAX_FRUITLESS_DRAWS = 200_000
+
+_INSTRUCTION = """\
+Using the numbers {numbers}, write an arithmetic expression that equals {target}.
+Use every number exactly once. You may use +, -, *, / and parentheses, and nothing else.
+Think step by step, then give only the expression, without an equals sign, between <answer> and </answer>, \
+for example <answer>(1 + 2) / 3</answer>."""
 
 
 @dataclass(frozen=True)
 class Puzzle:
-    """Reach `target` with each of `numbers` used once. ValueError without numbers or with a negative one."""
+    """A puzzle: reach `target` and use each of `numbers` exactly once.
+
+    Raises:
+        ValueError: if there are no numbers, or one of them is negative.
+    """
 
     numbers: tuple[int, ...]
     target: int
 
     def __post_init__(self) -> None:
-        # There is no unary minus, so a negative number could not be written down.
+        # Answers have no unary minus, so a negative number could not be written.
         if not self.numbers or min(self.numbers) < 0:
             raise ValueError(f"a puzzle needs numbers, none of them negative; got {self.numbers}")
 
     @property
     def key(self) -> str:
-        """What makes two puzzles the same one: the sorted numbers and the target, as `3 5 7 = 38`."""
+        """The sorted numbers and the target, such as `3 5 7 = 38`. Puzzles with equal keys are the same puzzle."""
         return " ".join(map(str, sorted(self.numbers))) + f" = {self.target}"
 
 
+def compact_prompt(puzzle: Puzzle) -> str:
+    """Return the prompt for the character-level starter model: `3 5 7 = 38` and a line break."""
+    return f"{' '.join(map(str, puzzle.numbers))} = {puzzle.target}\n"
+
+
+def chat_prompt(puzzle: Puzzle) -> list[dict[str, str]]:
+    """Return the prompt for instruct models: messages for the model's own chat template."""
+    numbers = ", ".join(map(str, puzzle.numbers))
+    return [{"role": "user", "content": _INSTRUCTION.format(numbers=numbers, target=puzzle.target)}]
+
+
 def split_of(puzzle: Puzzle, eval_fraction: float = 0.1) -> Split:
-    """The split a puzzle belongs to: decided by its key alone, the same in every process, for every seed."""
+    """Return the split of a puzzle. Its key alone decides, so the split is the same in every process and run."""
     digest = hashlib.sha256(puzzle.key.encode()).digest()
     return "eval" if int.from_bytes(digest[:8], "big") < eval_fraction * 2**64 else "train"
 
 
 def difficulty_of(puzzle: Puzzle) -> Difficulty:
-    """Which operators it takes (ours): `easy` has a solution with + and - alone, `medium` one with × too, `hard` none
-    without ÷."""
+    """Return the difficulty by the operators of the simplest solution (a definition of this project).
+
+    `easy` puzzles have a solution with + and - alone, `medium` ones need ×, `hard` ones need ÷.
+    """
     if puzzle.target in reachable_values(puzzle.numbers, "+-"):
         return "easy"
     return "medium" if puzzle.target in reachable_values(puzzle.numbers, "+-*") else "hard"
@@ -65,15 +88,16 @@ def generate_puzzles(
     eval_fraction: float = 0.1,
     difficulty: Difficulty | None = None,
 ) -> list[Puzzle]:
-    """`count` different solvable puzzles; `seed` decides which, their order and that of their numbers.
+    """Return `count` different solvable puzzles. `seed` decides the choice, the order, and the order of the numbers.
 
-    A space of at most `MAX_LISTED_SETS` sets of numbers is listed whole, every puzzle is equally likely, and
-    `count=None` asks for all of it. A larger one is sampled through random expressions, so that there
-    puzzles with many solutions are likelier.
+    A space of at most `MAX_LISTED_SETS` sets of numbers is listed completely: every puzzle is equally likely, and
+    `count=None` returns all of them. A larger space is sampled through random expressions, which makes puzzles with
+    many solutions more likely.
 
-    Raises ValueError if the arguments make no sense or if the split has fewer than `count` puzzles.
+    Raises:
+        ValueError: if the arguments are invalid, or the split has fewer than `count` puzzles.
     """
-    _refuse_nonsense(split, count, numbers, number_min, number_max, target_min, target_max, eval_fraction)
+    _validate(split, count, numbers, number_min, number_max, target_min, target_max, eval_fraction)
     rng = random.Random(f"countdown {STREAMS[split]} {seed}")
     span = range(number_min, number_max + 1)
     targets = range(target_min, target_max + 1)
@@ -92,24 +116,24 @@ def generate_puzzles(
         available = f"there are only {len(found)}"
     elif count is None:
         raise ValueError(
-            f"give a count (train_puzzles, eval_puzzles): {sets_of_numbers} sets of numbers are too many to list"
+            f"set task.options.train_puzzles and eval_puzzles: {sets_of_numbers} sets of numbers are too many to list"
         )
     else:
         found = _sample(span, numbers, count, wanted, rng)
-        available = f"only {len(found)} were found ({MAX_FRUITLESS_DRAWS} draws in a row brought nothing new)"
+        available = f"only {len(found)} were found ({MAX_FRUITLESS_DRAWS} draws in a row gave no new puzzle)"
 
     if count is not None and len(found) < count:
         raise ValueError(
-            f"{count} {split} puzzles asked for, but {available}: "
-            "widen the numbers or the targets, or ask for fewer"
+            f"{count} {split} puzzles were requested, but {available}: "
+            "widen the range of numbers or targets, or request fewer puzzles"
         )
     return [Puzzle(tuple(rng.sample(puzzle.numbers, numbers)), puzzle.target) for puzzle in found[:count]]
 
 
 def in_several_orders(puzzles: Sequence[Puzzle], orders: int, seed: int) -> list[Puzzle]:
-    """Each puzzle with its numbers in `orders` different orders, or as many as it has, one puzzle after the other.
+    """Return each puzzle with its numbers in `orders` different orders, or in all orders if there are fewer.
 
-    They have the same key, so they are in the same split. To a language model they are different prompts.
+    These variants have the same key and so the same split, but they are different prompts to a language model.
     """
     rng = random.Random(f"countdown orders {seed}")
     reordered = []
@@ -120,9 +144,9 @@ def in_several_orders(puzzles: Sequence[Puzzle], orders: int, seed: int) -> list
     return reordered
 
 
-@functools.lru_cache(maxsize=2)  # both splits are cut from the same list
+@functools.lru_cache(maxsize=2)  # both splits are filtered from the same list
 def _list_all(span: range, targets: range, numbers: int) -> tuple[Puzzle, ...]:
-    """Every puzzle over these numbers and targets, in a fixed order."""
+    """Return every puzzle over these numbers and targets, in a fixed order."""
     sets = itertools.combinations_with_replacement(span, numbers)
     return tuple(
         Puzzle(drawn, int(value))
@@ -134,7 +158,7 @@ def _list_all(span: range, targets: range, numbers: int) -> tuple[Puzzle, ...]:
 def _sample(
     span: range, numbers: int, count: int, wanted: Callable[[Puzzle], bool], rng: random.Random
 ) -> list[Puzzle]:
-    """Different wanted puzzles, until there are `count` or the draws bring nothing new."""
+    """Return different wanted puzzles: `count`, or fewer if the draws stop to give new ones."""
     found: dict[str, Puzzle] = {}
     fruitless = 0
     while len(found) < count and fruitless < MAX_FRUITLESS_DRAWS:
@@ -149,7 +173,7 @@ def _sample(
     return list(found.values())
 
 
-def _refuse_nonsense(
+def _validate(
     split: str,
     count: int | None,
     numbers: int,

@@ -1,7 +1,7 @@
-"""What can be reached with a few numbers, each used exactly once, and how it is written.
+"""The values that a few numbers can reach, each used exactly once, and the expressions that reach them.
 
-Both questions are answered over subsets: a value of a set of numbers is a value of one part,
-an operator, and a value of the rest. Values are exact fractions.
+Both are computed over subsets: a value of a set of numbers is a value of one part, an operator, and a value of the
+rest. Values are exact fractions.
 """
 
 import functools
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 OPERATORS = "+-*/"
-# The expressions of 5 numbers are about half a million, of 6 more than ten million.
+# There are about half a million expressions of 5 numbers, and more than ten million of 6.
 MAX_NUMBERS = 5
 
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
@@ -20,7 +20,11 @@ _Term = tuple[str, int, Fraction]  # text, precedence of its outermost operator,
 
 
 def apply(operator: str, left: Fraction, right: Fraction) -> Fraction:
-    """`left operator right`, exactly. Raises ZeroDivisionError."""
+    """Return the exact value of `left operator right`.
+
+    Raises:
+        ZeroDivisionError: for a division by zero.
+    """
     if operator == "+":
         return left + right
     if operator == "-":
@@ -31,28 +35,30 @@ def apply(operator: str, left: Fraction, right: Fraction) -> Fraction:
 
 
 def reachable_values(numbers: tuple[int, ...], operators: str = OPERATORS) -> frozenset[int | Fraction]:
-    """Every value that some expression using each of `numbers` exactly once, and none but `operators`, has. Whole ones
-    may be of either type."""
+    """Return the values of all expressions that use each of `numbers` exactly once, and only `operators`.
+
+    Whole values may be of either type.
+    """
     _refuse_too_many(numbers)
     return _values(tuple(sorted(numbers)), operators)
 
 
 def expressions(numbers: tuple[int, ...]) -> dict[str, Fraction]:
-    """Every expression using each of `numbers` exactly once, with its value, in a fixed order.
+    """Return every expression that uses each of `numbers` exactly once, with its value, in a fixed order.
 
-    Parentheses are written only where they change the value, so `1+(2+3)` appears as `1+2+3`.
+    Parentheses appear only where they change the value: `1+(2+3)` is written as `1+2+3`.
     """
     _refuse_too_many(numbers)
     return {text: value for text, _, value in _terms(tuple(sorted(numbers)))}
 
 
 def solutions(numbers: tuple[int, ...], target: int) -> list[str]:
-    """The expressions among `expressions(numbers)` that are worth `target`; empty if there is none."""
+    """Return the members of `expressions(numbers)` with the value `target`."""
     return [text for text, value in expressions(numbers).items() if value == target]
 
 
 def value_of_random_expression(numbers: tuple[int, ...], rng: random.Random) -> Fraction | None:
-    """The value of one random expression that uses each of `numbers` once; None if it divides by zero."""
+    """Return the value of a random expression that uses each of `numbers` once, or None if it divides by zero."""
     parts = [Fraction(number) for number in numbers]
     while len(parts) > 1:
         rng.shuffle(parts)
@@ -70,7 +76,7 @@ def _refuse_too_many(numbers: tuple[int, ...]) -> None:
 
 
 def _partitions(numbers: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Every way to cut sorted `numbers` into two non-empty sorted parts, in both orders, without repeats."""
+    """Yield every division of sorted `numbers` into two non-empty sorted parts, in both orders, without repeats."""
     seen = set()
     for mask in range(1, 2 ** len(numbers) - 1):
         left = tuple(n for i, n in enumerate(numbers) if mask >> i & 1)
@@ -93,7 +99,7 @@ def _values(numbers: tuple[int, ...], operators: str) -> frozenset[int | Fractio
                 if multiplies:
                     found.add(left * right)
                 if divides and right:
-                    # A whole quotient stays an int: they are many times faster than fractions.
+                    # A whole quotient stays an int, which is many times faster than a fraction.
                     found.add(Fraction(left, right) if left % right else left // right)
     return frozenset(found)
 
@@ -116,7 +122,7 @@ def _terms(numbers: tuple[int, ...]) -> tuple[_Term, ...]:
 def _join(left: _Term, operator: str, right: _Term) -> _Term:
     precedence = _PRECEDENCE[operator]
     left_text = left[0] if left[1] >= precedence else f"({left[0]})"
-    # Operators associate to the left: only after - and / does an equal precedence need parentheses.
+    # Operators associate to the left, so equal precedence needs parentheses only after - and /.
     binds = right[1] > precedence or (right[1] == precedence and operator in "+*")
     right_text = right[0] if binds else f"({right[0]})"
     return left_text + operator + right_text, precedence, apply(operator, left[2], right[2])

@@ -1,5 +1,4 @@
-"""Countdown as a task: seeded solvable puzzles, or those of a data set, split by key; reward 1 for a right answer and 0
-for any other."""
+"""Countdown as a task: generated or published puzzles. The reward is 1 for a correct answer, else 0."""
 
 from __future__ import annotations
 
@@ -13,63 +12,73 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.core.types import Split, Verdict
 from reward.task import ChatMessages, Example
-from reward.tasks.countdown.prompts import chat_prompt, compact_prompt
 from reward.tasks.countdown.published import Published, read_puzzles
 from reward.tasks.countdown.puzzles import (
     Difficulty,
     Puzzle,
+    chat_prompt,
+    compact_prompt,
     difficulty_of,
     generate_puzzles,
     in_several_orders,
     split_of,
 )
 from reward.tasks.countdown.solver import MAX_NUMBERS, solutions
+from reward.tasks.countdown.starter import STARTER, warmup_examples
 from reward.tasks.countdown.verifier import verify
 
 
 class CountdownOptions(BaseModel):
-    """Which puzzles, and how they are put to the model."""
+    """The choice of puzzles, and the style of their prompts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     data: str | None = None
-    """null generates puzzles. Else where they are, in rows with `target` and `nums`: a `.jsonl` or `.parquet` file, a
-    directory that `datasets` can load, or a hub id such as Jiayi-Pan/Countdown-Tasks-3to4."""
+    """The source of the puzzles, in rows with `target` and `nums`: a `.jsonl` or `.parquet` file, a directory that
+    `datasets` can load, or a hub id such as Jiayi-Pan/Countdown-Tasks-3to4. null generates puzzles."""
     data_split: str = "train"
-    """Of a Hugging Face data set, whose rows are then cut into ours."""
+    """The split of a Hugging Face data set to read. Its rows are divided into train and eval."""
     style: Literal["compact", "chat"] = "compact"
-    """`compact` is `3 5 7 = 38` for the starter model, `chat` an instruction for instruct models."""
+    """`compact` prompts, such as `3 5 7 = 38`, are for the starter model; `chat` prompts are for instruct models."""
     numbers: Annotated[int, Field(ge=2, le=6)] | None = None
-    """How many numbers a puzzle has: 3 where puzzles are generated, any number in `data`."""
+    """The number of numbers in a puzzle. null means 3 for generated puzzles, and any number in `data`."""
     difficulty: Difficulty | None = None
-    """`easy` puzzles have a solution with + and - alone, `medium` ones with × too, `hard` ones none without ÷. null
-    takes all."""
+    """`easy` puzzles have a solution with + and - alone, `medium` ones need ×, `hard` ones need ÷. null takes all."""
     number_min: Annotated[int, Field(ge=0)] = 1
+    """The smallest number in a generated puzzle."""
     number_max: Annotated[int, Field(ge=1)] = 9
+    """The largest number in a generated puzzle."""
     target_min: int = 1
+    """The smallest target of a generated puzzle."""
     target_max: int = 100
+    """The largest target of a generated puzzle."""
     train_puzzles: Annotated[int, Field(ge=1)] | None = None
-    """How many to train on; null takes all there are. Of `data`, at most so many are taken."""
+    """The number of train puzzles; null takes all. With `data` it is an upper limit."""
     orders_per_puzzle: Annotated[int, Field(ge=1)] = 1
-    """In how many orders of its numbers each training puzzle is asked. More of them are harder to learn by heart."""
+    """The number of orders of its numbers in which each train puzzle appears. More orders are harder to memorize."""
     eval_puzzles: Annotated[int, Field(ge=1)] | None = None
+    """The number of eval puzzles; null takes all. With `data` it is an upper limit."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """A puzzle is held out by the hash of its sorted numbers and target, whatever the seed."""
+    """The fraction of the puzzles in the eval split. The hash of the sorted numbers and the target decides the split,
+    independently of the seed."""
     seed: int = 0
-    """Of the choice among the puzzles there are."""
+    """The seed of the choice of puzzles."""
 
     @model_validator(mode="after")
-    def _ranges_are_the_generators(self) -> Self:
-        unheeded = {"number_min", "number_max", "target_min", "target_max"} & self.model_fields_set
-        if self.data is not None and unheeded:
+    def _ranges_need_the_generator(self) -> Self:
+        ignored = {"number_min", "number_max", "target_min", "target_max"} & self.model_fields_set
+        if self.data is not None and ignored:
             raise ValueError(
-                f"{', '.join(sorted(unheeded))}: they are of generated puzzles, not of those in data"
+                f"{', '.join(sorted(ignored))}: these options select generated puzzles and do not apply to data"
             )
         return self
 
 
 class CountdownTask:
+    """The Countdown task."""
+
     Options = CountdownOptions
+    starter = STARTER
 
     def __init__(self, options: CountdownOptions) -> None:
         self._options = options
@@ -98,7 +107,7 @@ class CountdownTask:
         )
 
     def _chosen(self, split: Split, count: int | None) -> list[Puzzle]:
-        """The first `count` of the data's puzzles that are wanted, in an order that the seed decides."""
+        """Return the first `count` selected puzzles of the data, in an order that the seed decides."""
         options = self._options
         puzzles = [
             puzzle
@@ -107,8 +116,8 @@ class CountdownTask:
             and options.numbers in (None, len(puzzle.numbers))
         ]
         random.Random(f"countdown data {split} {options.seed}").shuffle(puzzles)
-        wanted = (p for p in puzzles if options.difficulty in (None, difficulty_of(p)))
-        return list(itertools.islice(wanted, count))
+        selected = (p for p in puzzles if options.difficulty in (None, difficulty_of(p)))
+        return list(itertools.islice(selected, count))
 
     @cached_property
     def _published(self) -> Published:
@@ -119,7 +128,7 @@ class CountdownTask:
         return () if self._options.data is None else self._published.notes
 
     def category(self, problem: Puzzle) -> str:
-        """How many numbers, and how difficult."""
+        """Return the number of numbers and the difficulty."""
         count = len(problem.numbers)
         return f"{count} numbers, {difficulty_of(problem)}" if count <= MAX_NUMBERS else f"{count} numbers"
 
@@ -136,10 +145,22 @@ class CountdownTask:
         )
 
     def example(self, problem: Puzzle) -> Example:
-        in_a_row = "+".join(map(str, problem.numbers))  # wrong unless the target is the sum
-        wrong = in_a_row if sum(problem.numbers) != problem.target else f"{in_a_row}+1"
-        right = solutions(problem.numbers, problem.target)[0]
-        return Example(correct=f"<answer>{right}</answer>", incorrect=f"<answer>{wrong}</answer>")
+        total = "+".join(map(str, problem.numbers))  # incorrect unless the target is the sum
+        incorrect = total if sum(problem.numbers) != problem.target else f"{total}+1"
+        correct = solutions(problem.numbers, problem.target)[0]
+        return Example(correct=f"<answer>{correct}</answer>", incorrect=f"<answer>{incorrect}</answer>")
+
+    def starter_examples(self) -> list[tuple[str, str]]:
+        recipe = self.starter.recipe
+        return warmup_examples(
+            self.problems("train"),
+            recipe.examples,
+            recipe.seed,
+            correct_fraction=recipe.correct_fraction,
+            max_tries=recipe.max_tries,
+            repeat_fraction=recipe.repeat_fraction,
+            eval_fraction=self._options.eval_fraction,
+        )
 
 
 TASK = CountdownTask

@@ -1,4 +1,4 @@
-"""Decides whether a response solves a Countdown puzzle. Text is parsed, never evaluated as code.
+"""The verifier of Countdown responses. It parses the answer and never evaluates it as code.
 
 The answer is the last `<answer>…</answer>`. It must be one arithmetic expression
 
@@ -6,10 +6,10 @@ The answer is the last `<answer>…</answer>`. It must be one arithmetic express
     term       = factor { ("*" | "/") factor }
     factor     = number | "(" expression ")"
 
-that uses each given number exactly once and is worth the target, in exact fractions. `×`, `÷` and `−`
-(U+2212) are read as `*`, `/` and `-`. Everything else is refused: other operators, signs, decimals, leading
-zeros, names, unicode digits. So is a trailing `= 24`: an equation is no expression, the prompts say so, and
-the published Countdown rewards refuse it too, which keeps success rates comparable.
+that uses each given number exactly once and has the value of the target, in exact fractions. `×`, `÷` and `−` (U+2212)
+are read as `*`, `/` and `-`. Everything else is refused: other operators, signs, decimals, leading zeros, names,
+Unicode digits. A trailing `= 24` is refused too: an equation is not an expression, and the prompts say so. The
+published Countdown rewards also refuse it, so success rates are comparable.
 """
 
 import re
@@ -26,14 +26,14 @@ MAX_DEPTH = 32
 _OPEN, _CLOSE = "<answer>", "</answer>"
 _SYNONYMS = str.maketrans("×÷−", "*/-")
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
-# [0-9] and not \d, which would let the digits of every script in.
+# [0-9], because \d would match the digits of every script.
 _TOKEN = re.compile(r"[0-9]+|[-+*/()]")
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The verdict on a response. `answer` is the text between the tags, None if there are none."""
+    """The result for a response. `answer` is the text between the tags, or None without tags."""
 
     correct: bool
     answer: str | None
@@ -41,28 +41,28 @@ class Verification:
 
 
 class _Refused(Exception):
-    """The answer is no well-formed expression, or has no value; the message is the reason."""
+    """The answer is not a well-formed expression, or has no value. The message is the reason."""
 
 
 def verify(response: str, puzzle: Puzzle) -> Verification:
-    """Whether the last `<answer>…</answer>` of `response` solves `puzzle`. Never raises on any text."""
+    """Check if the last `<answer>…</answer>` of `response` solves `puzzle`. Never raises on any text."""
     answer = extract_answer(response)
     if answer is None:
         return Verification(False, None, f"no {_OPEN}…{_CLOSE}")
     try:
         tokens = _tokenize(answer)
-        # Before the arithmetic, so that no number is ever larger than the puzzle's own.
+        # Checked before the arithmetic, so that no number is larger than those of the puzzle.
         _check_numbers(tokens, puzzle)
         value = _evaluate(tokens)
     except _Refused as refusal:
         return Verification(False, answer, str(refusal))
     if value != puzzle.target:
-        return Verification(False, answer, f"is worth {value}, not {puzzle.target}")
+        return Verification(False, answer, f"has the value {value}, not {puzzle.target}")
     return Verification(True, answer, "correct")
 
 
 def extract_answer(response: str) -> str | None:
-    """The stripped text of the last complete `<answer>…</answer>`, or None. One left open does not count."""
+    """Return the stripped text of the last complete `<answer>…</answer>`, or None. An unclosed tag does not count."""
     start = response.rfind(_OPEN, 0, max(response.rfind(_CLOSE), 0))
     if start < 0:
         return None
@@ -71,7 +71,7 @@ def extract_answer(response: str) -> str | None:
 
 
 def _tokenize(answer: str) -> list[str]:
-    """Numbers, operators and parentheses, in order."""
+    """Return the numbers, operators and parentheses, in order."""
     if len(answer) > MAX_ANSWER_CHARACTERS:
         raise _Refused(f"longer than {MAX_ANSWER_CHARACTERS} characters")
     text = answer.translate(_SYNONYMS)
@@ -91,7 +91,7 @@ def _tokenize(answer: str) -> list[str]:
 
 
 def _check_numbers(tokens: list[str], puzzle: Puzzle) -> None:
-    """Compared as text: no digits are converted before they are known to be given ones."""
+    """Compare the numbers as text: only digits of given numbers are ever converted."""
     used = [token for token in tokens if token.isdigit()]
     if Counter(used) != Counter(map(str, puzzle.numbers)):
         given = " ".join(map(str, sorted(puzzle.numbers)))
@@ -99,9 +99,9 @@ def _check_numbers(tokens: list[str], puzzle: Puzzle) -> None:
 
 
 def _evaluate(tokens: list[str]) -> Fraction:
-    """The value of a well-formed expression, by precedence climbing with explicit stacks (no recursion)."""
+    """Return the value of a well-formed expression, by precedence climbing with explicit stacks (no recursion)."""
     values: list[Fraction] = []
-    pending: list[str] = []  # operators and open parentheses that wait for their right side
+    pending: list[str] = []  # operators and open parentheses without their right operand
     depth = 0
     operand_expected = True
 

@@ -1,1 +1,1 @@
-"""Verdicts from an HTTP endpoint."""
+"""Verdicts from an HTTP service."""

@@ -1,4 +1,4 @@
-"""A service of your own as verifier. What it is asked and must answer: docs/rewards.md."""
+"""A user's HTTP service as verifier. docs/rewards.md describes the requests and the replies."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from reward.dataset.options import DatasetOptions
-from reward.dataset.rows import DatasetProblems
-from reward.dataset.sample import SUM
+from reward.dataset.rows import SUM, DatasetOptions, DatasetProblems
 from reward.task import Scorer
 from reward.tasks.http.client import Endpoint, HttpScorer
 
 
 class HttpOptions(DatasetOptions):
-    """Your prompts, and your service."""
+    """The user's prompts and service."""
 
     url: str | None = None
-    """It gets a POST with {"problem": a row of the data, "response": text} for each response."""
+    """The address of the service. Each response is one POST of {"problem": a row of the data, "response": text}."""
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
-    """Of one attempt."""
+    """The time limit of one attempt in seconds."""
     retries: Annotated[int, Field(ge=0)] = 3
-    """After no answer, or one with status 429 or 5xx; with pauses of 0.5, 1, 2, … seconds."""
+    """The number of retries after a missing reply or a status of 429 or 5xx, with pauses of 0.5, 1, 2, … seconds."""
     concurrency: Annotated[int, Field(ge=1)] = 16
-    """Requests of one reward actor at a time."""
+    """The number of requests that one reward actor makes at the same time."""
     correct_from: float = 1.0
-    """A response is right when its reward is at least this, unless the reply names an outcome."""
+    """The smallest reward of a correct response, unless the reply names an outcome."""
 
     @field_validator("url")
     @classmethod
@@ -37,6 +35,8 @@ class HttpOptions(DatasetOptions):
 
 
 class HttpTask(DatasetProblems):
+    """A task with the user's prompts, scored by the user's HTTP service."""
+
     Options = HttpOptions
     sample = SUM
     verifier_option = "url"
@@ -45,8 +45,12 @@ class HttpTask(DatasetProblems):
         super().__init__(options)
         self._options = options
 
-    def scorer(self, trial: bool) -> Scorer:
-        """Raises ValueError without a URL."""
+    def scorer(self, check: bool) -> Scorer:
+        """Return the client of the service.
+
+        Raises:
+            ValueError: if there is no URL.
+        """
         options = self._options
         if options.url is None:
             raise ValueError("name the service: set task.options.url")

@@ -1,1 +1,1 @@
-"""Mathematical answers, compared by what they mean."""
+"""Mathematical answers, compared by value."""

@@ -1,7 +1,7 @@
-"""GSM8K- and MATH-like data: the answers are compared by `math-verify`, which computes with sympy.
+"""Data like GSM8K and MATH: `math-verify`, which computes with sympy, compares the answers.
 
-Sympy hangs on what models write (`9^{9^{9}}`), and takes memory without end. That is the sandbox's business, so
-`math-verify`'s own time-outs, which need signals, are off.
+Sympy hangs on some texts that models write (`9^{9^{9}}`), or uses ever more memory. The sandbox handles both, so the
+timeouts of `math-verify` itself, which need signals, are off.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from pydantic import Field
-
 from cluster.core.types import Verdict
-from reward.dataset.options import DatasetOptions
-from reward.dataset.rows import DatasetProblems
+from reward.dataset.rows import DatasetOptions, DatasetProblems
 from reward.task import Example, Sample
-from reward.tasks.math.answers import last_answer, reference_answer
-from reward.tasks.math.values import all_finite
+from reward.tasks.math.answers import all_finite, last_answer, reference_answer
 
 MAX_ANSWER_CHARACTERS = 1000
 
 
 class MathOptions(DatasetOptions):
-    """Your prompts, and where their answers are."""
+    """The user's prompts, and the location of their answers."""
 
-    prompt_field: str = Field(default="question", description="`problem` in MATH.")
+    prompt_field: str = "question"
+    """The field with the prompt: text, or chat messages. It is `problem` in MATH."""
     answer_field: str = "answer"
-    """The reference: what follows `####` in it, or its last box, or all of it. `solution` in MATH."""
+    """The field with the reference: the text after its `####`, or in its last box, or all of it. It is `solution` in
+    MATH."""
     instruction: str | None = "Reason step by step, and put your final answer within \\boxed{}."
 
 
 class MathTask(DatasetProblems):
+    """A task with mathematical problems from a data set, scored by the value of the answer."""
+
     Options = MathOptions
     sample = Sample(
         options={},
@@ -51,20 +51,28 @@ class MathTask(DatasetProblems):
         self._read: Callable[[str], Any] | None = None
 
     def load_verifier(self) -> None:
-        """Raises ImportError without math-verify, which takes a second to import."""
+        """Import math-verify, which takes a second.
+
+        Raises:
+            ImportError: if math-verify is not installed.
+        """
         self._read = lru_cache(maxsize=4096)(_reader())
 
     def verify(self, problem: Any, response: str) -> Verdict:
-        """Raises ValueError where the reference cannot be read."""
+        """Return the verdict on the answer in a response.
+
+        Raises:
+            ValueError: if the reference is not readable as mathematics.
+        """
         from math_verify import verify
 
-        assert self._read is not None, "load_verifier comes first"
+        assert self._read is not None, "call load_verifier first"
         reference = reference_answer(str(problem[self._answer_field]))
         if not reference or not (expected := self._read(reference)):
-            raise ValueError(f"the reference {reference!r:.100} is no mathematics that can be read")
+            raise ValueError(f"the reference {reference!r:.100} cannot be read as mathematics")
         answer = last_answer(response)
         if answer is None:
-            return Verdict("incorrect", 0.0, None, "no \\boxed{…}, and no ####")
+            return Verdict("incorrect", 0.0, None, "neither \\boxed{…} nor ####")
         if len(answer) > MAX_ANSWER_CHARACTERS:
             return Verdict("incorrect", 0.0, answer, f"longer than {MAX_ANSWER_CHARACTERS} characters")
         found = self._read(answer)
@@ -78,7 +86,7 @@ class MathTask(DatasetProblems):
 def _reader() -> Callable[[str], Any]:
     from math_verify import parse
 
-    # It warns that nothing ends what hangs. The sandbox does.
+    # math-verify warns that nothing ends a call that hangs; the sandbox does.
     for module in ("parser", "grader"):
         logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
 

@@ -1,1 +1,1 @@
-"""A user's own function as verifier."""
+"""A user's Python function as verifier."""

@@ -1,4 +1,4 @@
-"""Your own verifier: a Python function that is named in the configuration. How to write one: docs/rewards.md."""
+"""A user's Python function as verifier. The configuration names it; docs/rewards.md says how to write one."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ from typing import Any
 from pydantic import field_validator
 
 from cluster.core.types import IndexedVerdicts, Verdict
-from reward.dataset.options import DatasetOptions
-from reward.dataset.rows import DatasetProblems
-from reward.dataset.sample import SUM
-from reward.functions import Coroutines, load_function
-from reward.sandbox.failures import failed
-from reward.verdicts import verdict_of
+from reward.dataset.rows import SUM, DatasetOptions, DatasetProblems
+from reward.user_functions import EventLoop, load_function
+from reward.verdicts import error_verdict, verdict_of
 
 
 class PythonOptions(DatasetOptions):
-    """Your prompts, and your function."""
+    """The user's prompts and function."""
 
     function: str | None = None
-    """`module:function`. The module is looked for in the directory that the command is given in, and on PYTHONPATH.
-    It is called with (problem, response): a row of the data as a dictionary, and the response's text."""
+    """The verifier, as `module:function`. The module is searched in the working directory and on PYTHONPATH. The
+    function is called with (problem, response): a row of the data as a dictionary, and the response's text."""
     batched: bool = False
-    """It is called with (problems, responses), two lists of the same length, and returns as many rewards."""
+    """Call the function with (problems, responses), two lists of equal length. It returns as many rewards."""
     correct_from: float = 1.0
-    """A response is right when its reward is at least this, unless the function says otherwise."""
+    """The smallest reward of a correct response, unless the function returns an outcome."""
 
     @field_validator("function")
     @classmethod
@@ -38,65 +35,77 @@ class PythonOptions(DatasetOptions):
         return name
 
 
+def sample_score(problem: dict[str, Any], response: str) -> bool:
+    """Return True if the response ends with the answer: the verifier of the sample that `launch.py tasks` shows."""
+    return bool(response.rpartition("Answer:")[2].strip() == problem["answer"])
+
+
 class PythonTask(DatasetProblems):
+    """A task with the user's prompts, scored by the user's function."""
+
     Options = PythonOptions
-    sample = replace(SUM, options={"function": "reward.tasks.python.sample:score"})
+    sample = replace(SUM, options={"function": "reward.tasks.python.task:sample_score"})
     verifier_option = "function"
 
     def __init__(self, options: PythonOptions) -> None:
         super().__init__(options)
         self._options = options
         self._function: Callable[..., Any] | None = None
-        self._coroutines = Coroutines()
+        self._event_loop = EventLoop()
         self.batched = options.batched
 
     def load_verifier(self) -> None:
-        """Raises ValueError if there is no such function, or whatever the import of its module raises."""
+        """Import the function.
+
+        Raises:
+            ValueError: if there is no such function.
+            Exception: whatever the import of its module raises.
+        """
         if self._options.function is None:
             raise ValueError("name the verifier: set task.options.function to module:function")
         parameters = ("problems", "responses") if self._options.batched else ("problem", "response")
         self._function = load_function(self._options.function, *parameters)
-        # Coroutines wait, most of them for somebody else's service, so they wait together.
+        # Most coroutines wait for a remote service, so they are run concurrently.
         self.batched = self._options.batched or inspect.iscoroutinefunction(self._function)
 
     def verify(self, problem: Any, response: str) -> Verdict:
         if self._options.batched:
             (verdict,) = self._verdicts_of_many([problem], [response])
             return verdict
-        assert self._function is not None, "load_verifier comes first"
-        return self._verdict(self._coroutines.result(self._function(problem, response)))
+        assert self._function is not None, "call load_verifier first"
+        return self._verdict(self._event_loop.result(self._function(problem, response)))
 
     def verify_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[IndexedVerdicts]:
         if self._options.batched:
             yield list(enumerate(self._verdicts_of_many(problems, responses)))
             return
-        assert self._function is not None, "load_verifier comes first"
-        calls = [self._function(*asked) for asked in zip(problems, responses, strict=True)]
-        for returned in self._coroutines.results(calls):
-            yield [(place, self._verdict_or_failure(result)) for place, result in returned]
+        assert self._function is not None, "call load_verifier first"
+        calls = [self._function(*request) for request in zip(problems, responses, strict=True)]
+        for returned in self._event_loop.results(calls):
+            yield [(index, self._verdict_or_error(result)) for index, result in returned]
 
     def _verdicts_of_many(self, problems: Sequence[Any], responses: Sequence[str]) -> list[Verdict]:
-        assert self._function is not None, "load_verifier comes first"
-        rewards = self._coroutines.result(self._function(list(problems), list(responses)))
+        assert self._function is not None, "call load_verifier first"
+        rewards = self._event_loop.result(self._function(list(problems), list(responses)))
         if isinstance(rewards, str | dict) or not hasattr(rewards, "__len__"):
             raise ValueError(
                 f"the verifier returned {rewards!r:.100} for {len(responses)} responses, not a list"
             )
         if len(rewards) != len(responses):
             raise ValueError(f"the verifier returned {len(rewards)} rewards for {len(responses)} responses")
-        return [self._verdict_or_failure(reward) for reward in rewards]
+        return [self._verdict_or_error(reward) for reward in rewards]
 
     def _verdict(self, returned: Any) -> Verdict:
         return verdict_of(returned, self._options.correct_from)
 
-    def _verdict_or_failure(self, returned: Any) -> Verdict:
-        """One bad reward of many, or one exception in its place, is one failure."""
+    def _verdict_or_error(self, returned: Any) -> Verdict:
+        """Return the verdict. An invalid reward, or an exception in its place, is one error verdict."""
         if isinstance(returned, BaseException):
-            return failed(returned)
+            return error_verdict(returned)
         try:
             return self._verdict(returned)
         except ValueError as error:
-            return failed(error)
+            return error_verdict(error)
 
 
 TASK = PythonTask

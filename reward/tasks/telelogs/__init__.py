@@ -1,1 +1,1 @@
-"""TeleLogs: find the root cause of a low throughput in a 5G drive test, among eight."""
+"""TeleLogs: find the root cause, one of eight, of a low throughput in a 5G drive test."""

@@ -1,39 +1,103 @@
-"""A drive past some cells, and the table that the test phone writes. Pure: nothing is drawn here."""
+"""The cells around a road, a drive past them, and the table of the test phone. Pure: nothing is random here."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from reward.tasks.telelogs import radio
-from reward.tasks.telelogs.network import Cell, coupling
+from reward.tasks.telelogs.causes import PCI_MODULUS, digital_tilt_deg, vertical_beamwidth_deg
 
 WEAKEST_LISTED_DBM = -130.0
-"""A neighbour below it is not found by the phone (ours)."""
+"""The phone does not find weaker neighbours (ours)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One sector, as the engineering table lists it.
+
+    Positions are meters east and north of the middle of the section with the low throughput.
+    """
+
+    gnodeb: int
+    number: int
+    """The number within its site."""
+    x_m: float
+    y_m: float
+    height_m: int
+    mechanical_azimuth_deg: int
+    digital_azimuth_deg: int
+    mechanical_tilt_deg: int
+    digital_tilt: int
+    """The value in the table, where 255 stands for 6 degrees."""
+    beam_scenario: str
+    pci: int
+    txrx_mode: str
+    power_dbm: float
+    antenna: str
+
+    @property
+    def azimuth_deg(self) -> int:
+        return (self.mechanical_azimuth_deg + self.digital_azimuth_deg) % 360
+
+    @property
+    def tilt_deg(self) -> int:
+        return self.mechanical_tilt_deg + digital_tilt_deg(self.digital_tilt)
+
+    @property
+    def beamwidth_deg(self) -> int:
+        return vertical_beamwidth_deg(self.beam_scenario)
+
+    def distance_m(self, x_m: float, y_m: float) -> float:
+        """Return the distance on the ground."""
+        return math.hypot(x_m - self.x_m, y_m - self.y_m)
+
+    def lobe_excess_deg(self, x_m: float, y_m: float) -> float:
+        """Return the angle of a car above the upper half-power edge of the main lobe; negative inside and below it."""
+        depression = radio.depression_deg(self.height_m, self.distance_m(x_m, y_m))
+        return self.tilt_deg - self.beamwidth_deg / 2 - depression
+
+    def rsrp_dbm(self, x_m: float, y_m: float) -> float:
+        """Return the signal strength from distance and antenna alone, without the effect of buildings."""
+        ground_m = self.distance_m(x_m, y_m)
+        bearing_deg = math.degrees(math.atan2(x_m - self.x_m, y_m - self.y_m))
+        depression = radio.depression_deg(self.height_m, ground_m)
+        # The attenuations of the two planes add up, to 30 dB at most (TR 38.901, table 7.3-1).
+        attenuation = radio.horizontal_attenuation_db(bearing_deg - self.azimuth_deg)
+        attenuation += radio.vertical_attenuation_db(depression, self.tilt_deg, self.beamwidth_deg)
+        loss = radio.path_loss_db(math.hypot(ground_m, self.height_m - radio.UE_HEIGHT_M))
+        return radio.reference_power_dbm(self.power_dbm) - min(attenuation, 30.0) - loss
+
+
+def coupling(serving: Cell, other: Cell) -> float:
+    """Return the fraction of the power of `other` that interferes with a car that `serving` serves."""
+    if (serving.pci - other.pci) % PCI_MODULUS == 0:
+        return radio.COLLIDING_COUPLING
+    return radio.COLOCATED_COUPLING if other.gnodeb == serving.gnodeb else radio.COUPLING
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """All that decides what is measured. Each row of the table is one second; cells are named by their place in
-    `cells`."""
+    """Everything that decides the measurements. Each row of the table is one second. Cells are indices of `cells`."""
 
     cells: tuple[Cell, ...]
     track: tuple[tuple[float, float], ...]
-    """Metres east and north, one pair per row."""
+    """The position in each row, in meters east and north."""
     speeds_kmh: tuple[float, ...]
     serving: tuple[int, ...]
-    """Which cell serves in which row."""
+    """The serving cell in each row."""
     gains_db: tuple[tuple[float, ...], ...]
-    """What buildings and fading add to a cell's RSRP: a tuple over cells for each row."""
+    """The effect of buildings and fading on RSRP: for each row, a tuple over cells."""
     rbs: tuple[float, ...]
-    """Resource blocks scheduled, a mean over the second."""
+    """The mean number of scheduled resource blocks in each row."""
     noise: tuple[float, ...]
-    """Of the measured throughput, as a factor."""
+    """The factor on the measured throughput in each row."""
     recovery: float
-    """What handovers before the first row left of the rate."""
+    """The fraction of the rate that handovers before the first row left."""
     missed: frozenset[tuple[int, int]]
-    """Pairs of row and cell that the phone did not list."""
+    """The pairs of row and cell that the phone did not list."""
     neighbours: int
-    """How many the phone lists."""
+    """The number of neighbours that the phone lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +112,12 @@ class Row:
     sinr_db: float
     throughput_mbps: float
     neighbours: tuple[tuple[int, float], ...]
-    """Cell and RSRP in dBm, strongest first; fewer than the phone lists where it found no more."""
+    """Pairs of cell and RSRP in dBm, strongest first; fewer than the phone lists if it found fewer."""
     rbs: float
 
 
 def drive(scenario: Scenario) -> tuple[Row, ...]:
-    """What the phone measures."""
+    """Return the rows that the phone measures."""
     rows = []
     recovery = scenario.recovery / 2
     for i, (x_m, y_m) in enumerate(scenario.track):

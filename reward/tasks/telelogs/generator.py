@@ -1,4 +1,4 @@
-"""Seeded problems without end: each is decided by the seed, the split and its place, in every process the same."""
+"""The generator of problems. Seed, split and index decide a problem, so it is the same in every process."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
+from cluster.core.types import Split
 from reward.task import STREAMS
 from reward.tasks.telelogs.causes import LABELS
-from reward.tasks.telelogs.drive import Row
-from reward.tasks.telelogs.network import Cell
-from reward.tasks.telelogs.options import PUBLISHED, printed_label, randomised_options
+from reward.tasks.telelogs.drive import Cell, Row
 from reward.tasks.telelogs.outline import draw_outline
-from reward.tasks.telelogs.problem import Problem, Split, split_of
-from reward.tasks.telelogs.prompts import compact_chat_question, compact_question, full_question
-from reward.tasks.telelogs.scenario import draw_scenario
-from reward.tasks.telelogs.tables import (
-    RankDevice,
+from reward.tasks.telelogs.problem import PUBLISHED, Problem, printed_label, randomized_options, split_of
+from reward.tasks.telelogs.prompts import (
+    Setting,
     cell_table,
     compact_cell_table,
+    compact_chat_question,
     compact_drive_table,
+    compact_question,
     drive_table,
+    full_question,
 )
+from reward.tasks.telelogs.scenario import draw_scenario
 
 Style = Literal["full", "compact", "compact_chat"]
 
@@ -32,8 +33,8 @@ _FIRST_DAY = datetime.datetime(2024, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """What decides the problems of a split."""
+class GeneratorOptions:
+    """The options that decide the problems of a split."""
 
     split: Split
     style: Style = "full"
@@ -43,62 +44,63 @@ class Recipe:
 
 
 class GeneratedProblems(Sequence[Problem]):
-    """`length` problems. Making one takes a few milliseconds; each is made when it is asked for."""
+    """The first `length` problems. Each is generated when it is accessed, which takes a few milliseconds."""
 
-    def __init__(self, recipe: Recipe, length: int) -> None:
-        self._recipe = recipe
+    def __init__(self, options: GeneratorOptions, length: int) -> None:
+        self._options = options
         self._length = length
 
     def __len__(self) -> int:
         return self._length
 
     @overload
-    def __getitem__(self, place: int) -> Problem: ...
+    def __getitem__(self, index: int) -> Problem: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Problem]: ...
-    def __getitem__(self, place: int | slice) -> Problem | list[Problem]:
-        chosen = range(self._length)[place]
+    def __getitem__(self, index: slice) -> list[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+        chosen = range(self._length)[index]
         return (
-            generate(self._recipe, chosen)
+            generate(self._options, chosen)
             if isinstance(chosen, int)
-            else [generate(self._recipe, i) for i in chosen]
+            else [generate(self._options, i) for i in chosen]
         )
 
 
-def generate(recipe: Recipe, index: int) -> Problem:
-    """The problem at `index`, which may be any."""
-    rng = random.Random(f"telelogs {recipe.seed} {STREAMS[recipe.split]} {index}")
-    cause = _cause(recipe, index)
-    place = _draw_place(recipe, rng)
-    outline = draw_outline("full" if recipe.style == "full" else "compact", rng)
+def generate(options: GeneratorOptions, index: int) -> Problem:
+    """Return the problem at `index`, which may be any number."""
+    rng = random.Random(f"telelogs {options.seed} {STREAMS[options.split]} {index}")
+    cause = _cause(options, index)
+    setting = _draw_setting(options, rng)
+    outline = draw_outline("full" if options.style == "full" else "compact", rng)
     scenario, rows = draw_scenario(cause, outline, rng)
-    options = randomised_options(cause, rng) if recipe.randomized_labels else PUBLISHED
+    offered = randomized_options(cause, rng) if options.randomized_labels else PUBLISHED
     listed = rng.sample(scenario.cells, len(scenario.cells))
-    if recipe.style == "full":
-        question = full_question(options, drive_table(rows, scenario.cells, place), cell_table(listed, place))
+    if options.style == "full":
+        drive, listing = drive_table(rows, scenario.cells, setting), cell_table(listed, setting)
+        question = full_question(offered, drive, listing)
     else:
-        write = compact_question if recipe.style == "compact" else compact_chat_question
-        question = write(options, *_compact_tables(rows, scenario.cells, listed, outline.neighbours, rng))
+        write = compact_question if options.style == "compact" else compact_chat_question
+        question = write(offered, *_compact_tables(rows, scenario.cells, listed, outline.neighbours, rng))
     return Problem(
-        question, tuple(option.printed for option in options), printed_label(options, cause), cause
+        question, tuple(option.printed for option in offered), printed_label(offered, cause), cause
     )
 
 
-def _cause(recipe: Recipe, index: int) -> str:
-    """Each eight problems in a row have all eight causes, in a random order."""
-    block, place = divmod(index, len(LABELS))
-    rng = random.Random(f"telelogs causes {recipe.seed} {STREAMS[recipe.split]} {block}")
-    return rng.sample(LABELS, len(LABELS))[place]
+def _cause(options: GeneratorOptions, index: int) -> str:
+    """Return the cause at `index`. Each block of eight problems has all eight causes in random order."""
+    block, position = divmod(index, len(LABELS))
+    rng = random.Random(f"telelogs causes {options.seed} {STREAMS[options.split]} {block}")
+    return rng.sample(LABELS, len(LABELS))[position]
 
 
-def _draw_place(recipe: Recipe, rng: random.Random) -> RankDevice:
-    """Somewhere between 25 and 50 degrees north, in 2024 or 2025, by day or night; sites of the recipe's split only."""
+def _draw_setting(options: GeneratorOptions, rng: random.Random) -> Setting:
+    """Draw a place between 25 and 50 degrees north, a time in 2024 or 2025, and site ids of the right split."""
     sites: list[int] = []
     while len(sites) < _MAX_SITES:
         gnodeb = rng.randrange(1_000_000, 10_000_000)
-        if split_of(str(gnodeb), recipe.eval_fraction) == recipe.split and gnodeb not in sites:
+        if split_of(str(gnodeb), options.eval_fraction) == options.split and gnodeb not in sites:
             sites.append(gnodeb)
-    return RankDevice(
+    return Setting(
         longitude=rng.uniform(-10, 140),
         latitude=rng.uniform(25, 50),
         start=_FIRST_DAY + datetime.timedelta(milliseconds=rng.randrange(2 * 365 * 86_400_000)),

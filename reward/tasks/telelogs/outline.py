@@ -1,4 +1,4 @@
-"""What a problem looks like from afar. It is drawn before the cause is, so that it cannot give the cause away."""
+"""The outline of a problem: the sizes of its tables. It is drawn before the cause, so it cannot reveal the cause."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Literal
 
 Size = Literal["full", "compact"]
 
-# How often a problem has what another cause would look like at first sight (ours).
-LOOKALIKE_SHARE = 0.4
+# The fraction of problems with a feature that looks like another cause at first sight (ours).
+LOOKALIKE_FRACTION = 0.4
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """How large the tables are, and where in the drive the throughput is low."""
+    """The sizes of the tables, and the rows of the drive with a low throughput."""
 
     sectors_per_site: tuple[int, ...]
-    """The serving site's come first."""
+    """The number of sectors of each site; the first site serves."""
     rows: int
+    """The number of rows of the drive."""
     approach_rows: int
-    """The first rows, which another cell serves well. In all rows after them the throughput is low."""
+    """The number of first rows, which another cell serves well. In all later rows the throughput is low."""
     neighbours: int
-    """How many the phone lists in each row."""
+    """The number of neighbours that the phone lists in each row."""
     largest_pci: int
     heading_deg: float
-    """Of the road, clockwise from north."""
+    """The direction of the road, clockwise from north."""
 
     @property
     def low_rows(self) -> range:
@@ -46,7 +47,8 @@ _SITES = (
 
 
 def draw_outline(size: Size, rng: random.Random) -> Outline:
-    """`full` is as large as the published problems, ten rows and six to eight cells; `compact` has five and four."""
+    """Draw an outline: `full` is as large as the published problems (ten rows, six to eight cells), `compact` has five
+    rows and four cells."""
     heading = rng.uniform(0, 360)
     if size == "compact":
         return Outline((2, 1, 1), rows=5, approach_rows=0, neighbours=3, largest_pci=99, heading_deg=heading)

@@ -1,6 +1,6 @@
-"""Reads a question back from its text, as a solver has it: options, drive rows and cells. Knows no generator.
+"""Read options, drive rows and cells from the text of a prompt, for the solver. Independent of the generator.
 
-Columns are found by their headings, so that questions with other column names of the same meaning can be read too.
+Columns are found by their headings, so prompts with other column names of the same meaning can be read too.
 """
 
 from __future__ import annotations
@@ -17,43 +17,49 @@ EARTH_RADIUS_M = 6_371_000.0
 
 @dataclass(frozen=True, slots=True)
 class ReadCell:
+    """A cell as the prompt describes it."""
+
     site: str
     height_m: float
     tilt_deg: float
     beamwidth_deg: float
     position: tuple[float, float] | None
-    """Longitude and latitude in degrees; None where the question gives the distance."""
+    """Longitude and latitude in degrees, or None if the prompt gives the distance."""
     distance_m: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRow:
+    """A row of the drive as the prompt shows it."""
+
     position: tuple[float, float] | None
     speed_kmh: float
     serving: int
     rsrp_dbm: float
     throughput_mbps: float
     neighbours: tuple[tuple[int, float], ...]
-    """PCI and RSRP of those that are not missing."""
+    """Pairs of PCI and RSRP of the neighbours that are not missing."""
     rbs: float
 
 
 @dataclass(frozen=True, slots=True)
 class ReadQuestion:
+    """The content of a prompt."""
+
     options: Mapping[str, str]
-    """From printed label to cause (C1 … C8)."""
+    """The cause (C1 … C8) of each printed label."""
     rows: tuple[ReadRow, ...]
     cells: Mapping[int, ReadCell]
-    """By PCI."""
+    """The cells by PCI."""
 
     def serving_cell(self, row: ReadRow) -> ReadCell:
-        """ValueError if the table does not have it."""
+        """Return the serving cell of a row, or raise ValueError if the table lacks it."""
         if row.serving not in self.cells:
             raise ValueError(f"no cell of the table has the serving PCI {row.serving}")
         return self.cells[row.serving]
 
     def distance_m(self, row: ReadRow) -> float:
-        """From the serving cell to the car, on the ground."""
+        """Return the distance from the serving cell to the car on the ground."""
         cell = self.serving_cell(row)
         if cell.distance_m is not None:
             return cell.distance_m
@@ -62,8 +68,8 @@ class ReadQuestion:
         return great_circle_m(cell.position, row.position)
 
 
-# What is said of a cause, in any wording that we know of.
-_TELLING = {
+# Words that identify a cause, in any known wording.
+_KEYWORDS = {
     "C1": r"downtilt|\btilt\b",
     "C2": r"1 ?km|over-?shoot|^far$",
     "C3": r"higher throughput|\bbetter\b",
@@ -78,10 +84,10 @@ _COMPACT_OPTION = re.compile(r"\b([A-Z]?[0-9]) (" + "|".join(cause.word for caus
 
 
 def read_question(text: str) -> ReadQuestion:
-    """A full or a compact question.
+    """Read a full or a compact prompt.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: if the text is neither.
     """
     if "\ncells\n" in text:
         return _read_compact(text)
@@ -91,7 +97,7 @@ def read_question(text: str) -> ReadQuestion:
 
 
 def great_circle_m(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """Between two points given as longitude and latitude in degrees (haversine)."""
+    """Return the distance of two points, given as longitude and latitude in degrees (haversine)."""
     (lon_a, lat_a), (lon_b, lat_b) = (tuple(map(math.radians, point)) for point in (a, b))
     half = math.sin((lat_b - lat_a) / 2) ** 2
     half += math.cos(lat_a) * math.cos(lat_b) * math.sin((lon_b - lon_a) / 2) ** 2
@@ -99,14 +105,14 @@ def great_circle_m(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 
 def _cause_in(sentence: str) -> str:
-    telling = [cause for cause, words in _TELLING.items() if re.search(words, sentence, re.IGNORECASE)]
-    if len(telling) != 1:
-        raise ValueError(f"cannot tell which cause this is: {sentence!r}")
-    return telling[0]
+    matching = [cause for cause, words in _KEYWORDS.items() if re.search(words, sentence, re.IGNORECASE)]
+    if len(matching) != 1:
+        raise ValueError(f"cannot identify the cause in {sentence!r}")
+    return matching[0]
 
 
 def _pipe_tables(text: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The two tables as lists of rows, each a mapping from heading (in lower case) to value."""
+    """Return the two tables as lists of rows. A row maps headings in lower case to values."""
     tables: list[list[dict[str, str]]] = []
     headings: list[str] = []
     for line in text.splitlines():
@@ -119,19 +125,19 @@ def _pipe_tables(text: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]
         else:
             tables[-1].append(dict(zip(headings, fields, strict=True)))
     if len(tables) != 2 or not all(tables):
-        raise ValueError(f"a question has two tables with rows, not {len(tables)}")
+        raise ValueError(f"a prompt must have two tables with rows, but this one has {len(tables)}")
     return tables[0], tables[1]
 
 
 def _field(row: Mapping[str, str], *words: str, without: Sequence[str] = ()) -> str:
-    """The value whose heading has all these words and none of the others."""
+    """Return the value whose heading contains all of `words` and none of `without`."""
     found = [
         value
         for heading, value in row.items()
         if all(word in heading for word in words) and not any(word in heading for word in without)
     ]
     if len(found) != 1:
-        raise ValueError(f"{len(found)} columns are called {' … '.join(words)}")
+        raise ValueError(f"{len(found)} columns match {' … '.join(words)}")
     return found[0]
 
 

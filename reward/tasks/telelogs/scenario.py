@@ -1,4 +1,4 @@
-"""Draws a drive in which one cause, and only that one, makes the throughput low."""
+"""Draw a drive in which one cause, and no other, makes the throughput low."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import random
 from dataclasses import replace
 
 from reward.tasks.telelogs import radio
+from reward.tasks.telelogs.checks import only_cause, repaired, symptom_in
 from reward.tasks.telelogs.drive import Row, Scenario, drive
-from reward.tasks.telelogs.exclusion import only_cause, symptom_in
-from reward.tasks.telelogs.faults import repaired
 from reward.tasks.telelogs.outline import Outline
 from reward.tasks.telelogs.surroundings import Surroundings, draw_surroundings
 
 FADING_DB = 0.5
-MISSED_SHARE = 0.02
+MISSED_FRACTION = 0.02
 MAX_DRAWS = 3000
-"""Per problem; a hundred are rare."""
+"""The largest number of draws per problem; more than a hundred are rare."""
 
 _MARGIN_OF_APPROACH_DB = (10.0, 18.0)
 
 
 def draw_scenario(label: str, outline: Outline, rng: random.Random) -> tuple[Scenario, tuple[Row, ...]]:
-    """A drive and its measurements. The throughput is low in the low rows of `outline` and only there, and it would not
-    be low if only the one cause were taken away."""
+    """Return a drive and its measurements.
+
+    The throughput is low exactly in the low rows of `outline`, and it would not be low without the one cause.
+    """
     for _ in range(MAX_DRAWS):
         surroundings = draw_surroundings(label, outline, rng)
         scenario = surroundings and _scenario(label, outline, surroundings, rng)
@@ -33,14 +34,14 @@ def draw_scenario(label: str, outline: Outline, rng: random.Random) -> tuple[Sce
         if (
             symptom_in(rows, outline.low_rows)
             and only_cause(label, scenario.cells, rows)
-            and _is_well(drive(repaired(scenario, label, outline.low_rows)), outline)
+            and _is_healthy(drive(repaired(scenario, label, outline.low_rows)), outline)
         ):
             return scenario, rows
     raise AssertionError(f"{MAX_DRAWS} draws gave no drive with {label} in {outline}")
 
 
-def _is_well(rows: tuple[Row, ...], outline: Outline) -> bool:
-    """No symptom, but for the two seconds that any single handover costs."""
+def _is_healthy(rows: tuple[Row, ...], outline: Outline) -> bool:
+    """Return True if there is no symptom, apart from the two seconds that any handover costs."""
     recovering = range(outline.approach_rows, outline.approach_rows + 2) if outline.approach_rows else ()
     return symptom_in([row for i, row in enumerate(rows) if i not in recovering], low=())
 
@@ -67,7 +68,7 @@ def _scenario(
             (i, j)
             for i in range(outline.rows)
             for j in range(len(surroundings.cells))
-            if rng.random() < MISSED_SHARE
+            if rng.random() < MISSED_FRACTION
         ),
         neighbours=outline.neighbours,
     )
@@ -75,7 +76,7 @@ def _scenario(
 
 
 def _speeds(label: str, outline: Outline, rng: random.Random) -> tuple[float, ...]:
-    """Below 35 km/h; in C7 the car has got faster where the throughput is low."""
+    """Draw speeds below 35 km/h. In C7 the car is faster in the low rows."""
     slow = rng.uniform(10, 32) if label != "C7" else rng.uniform(26, 33)
     speed, fast = slow, rng.uniform(48, 75)
     speeds = []
@@ -89,7 +90,7 @@ def _speeds(label: str, outline: Outline, rng: random.Random) -> tuple[float, ..
 
 
 def _track(speeds_kmh: tuple[float, ...], outline: Outline) -> tuple[tuple[float, float], ...]:
-    """A straight road; the middle of the low rows is at the origin."""
+    """Return the positions on a straight road. The middle of the low rows is at the origin."""
     along = [0.0]
     for speed in speeds_kmh[1:]:
         along.append(along[-1] + speed / 3.6)
@@ -100,7 +101,7 @@ def _track(speeds_kmh: tuple[float, ...], outline: Outline) -> tuple[tuple[float
 
 
 def _rbs(label: str, outline: Outline, rng: random.Random) -> tuple[float, ...]:
-    """Of 273; in C8 the scheduler gives few where the throughput is low."""
+    """Draw the scheduled resource blocks, out of 273. In C8 there are few in the low rows."""
     usual, few = rng.uniform(215, 262), rng.uniform(50, 138)
     return tuple(
         min((few if label == "C8" and i in outline.low_rows else usual) + rng.uniform(-8, 8), 273.0)
@@ -111,7 +112,7 @@ def _rbs(label: str, outline: Outline, rng: random.Random) -> tuple[float, ...]:
 def _serving(
     label: str, outline: Outline, surroundings: Surroundings, rng: random.Random
 ) -> tuple[int, ...] | None:
-    """A weak cell of another site before the low rows, cell 0 in them; in C5 cells 0 and 1 by turns."""
+    """Draw the serving cells: a weak cell of another site before the low rows, then cell 0; in C5 also cell 1."""
     own = surroundings.cells[0].gnodeb
     others = [
         j for j, cell in enumerate(surroundings.cells) if cell.gnodeb != own and j not in surroundings.strong
@@ -122,7 +123,7 @@ def _serving(
     served = [first] * outline.approach_rows
     cell, unchanged = 0, 0
     for i in outline.low_rows:
-        # Never three rows with the same cell: the rate would recover.
+        # Never three rows in a row with the same cell, or the rate would recover.
         if label == "C5" and i > outline.low_rows.start:
             change = unchanged == 1 or i == outline.low_rows.start + 1 or rng.random() < 0.7
             cell, unchanged = (1 - cell, 0) if change else (cell, unchanged + 1)
@@ -137,8 +138,11 @@ def _gains(
     first: int,
     rng: random.Random,
 ) -> tuple[tuple[float, ...], ...]:
-    """Gains of each row and cell. Between the approach and the low rows the car turns a corner: other ways are open
-    before it, and one cell is clearly the best."""
+    """Draw the gains of each row and cell.
+
+    Between the approach and the low rows the car turns a corner. Before it the radio paths differ, and one cell is
+    clearly the best.
+    """
     before = list(surroundings.gains_db)
     if outline.approach_rows:
         x_m, y_m = track[outline.approach_rows // 2]
@@ -157,7 +161,7 @@ def _gains(
 
 
 def _alternating(scenario: Scenario, outline: Outline, rng: random.Random) -> Scenario | None:
-    """Let cell 1 fade around cell 0, so that in each row the one that serves is the stronger by a little."""
+    """Let cell 1 fade around cell 0, so that the serving cell is slightly stronger in each row."""
     gains = [list(row) for row in scenario.gains_db]
     for i in outline.low_rows:
         x_m, y_m = scenario.track[i]

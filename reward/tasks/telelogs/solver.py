@@ -1,6 +1,6 @@
-"""Finds the cause by the causes' definitions, from the text of a question alone. Knows no generator.
+"""A rule-based solver: it applies the definitions of the causes to the text of a prompt. Independent of the generator.
 
-It shows that the problems can be solved, and is the ceiling that a model is measured against.
+It shows that the problems can be solved, and gives the upper limit for the accuracy of a model.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _PHONE_HEIGHT_M = 1.5
 
 
 def solve(text: str) -> str | None:
-    """The printed label of the cause that holds; None if none does.
+    """Return the printed label of the cause that holds, or None if no cause holds.
 
-    Where several hold, the one is taken that is most direct to see: what the vehicle and the scheduler do before what
-    the cells do, the serving cell before its neighbours.
+    If several causes hold, the most directly visible one is chosen: vehicle and scheduler before cells, and the serving
+    cell before its neighbours.
 
     Raises:
-        ValueError: the text cannot be read as a question.
+        ValueError: if the text cannot be read as a prompt.
     """
     question = read_question(text)
     for cause, holds in _RULES.items():
@@ -35,14 +35,16 @@ def solve(text: str) -> str | None:
 
 
 def _low_rows(question: ReadQuestion) -> list[ReadRow]:
-    """Those with the symptom; all, should none have it."""
+    """Return the rows with the symptom, or all rows if no row has it."""
     low = [row for row in question.rows if row.throughput_mbps < causes.LOW_THROUGHPUT_MBPS]
     return low or list(question.rows)
 
 
 def _offsets_db(question: ReadQuestion) -> Mapping[int, float]:
-    """By PCI: how much stronger than the serving cell a neighbour is, a mean over the low rows. Only of neighbours that
-    are there in at least half of them."""
+    """Return by PCI the mean strength of a neighbour relative to the serving cell, over the low rows.
+
+    Neighbours that are listed in less than half of these rows are left out.
+    """
     low = _low_rows(question)
     seen: dict[int, list[float]] = defaultdict(list)
     for row in low:
@@ -52,7 +54,7 @@ def _offsets_db(question: ReadQuestion) -> Mapping[int, float]:
 
 
 def _typical_row(question: ReadQuestion) -> ReadRow:
-    """A low row with the cell that serves most of them."""
+    """Return a low row with the cell that serves most of the low rows."""
     low = _low_rows(question)
     served = [row.serving for row in low]
     return max(low, key=lambda row: served.count(row.serving))
@@ -76,7 +78,7 @@ def _too_far(question: ReadQuestion) -> bool:
 
 
 def _tilted_too_much(question: ReadQuestion) -> bool:
-    """The car is above the main lobe's upper half-power edge, and the signal is weak."""
+    """Return True if the car is above the upper half-power edge of the main lobe and the signal is weak."""
     low = _low_rows(question)
 
     def excess_deg(row: ReadRow) -> float:
@@ -106,7 +108,7 @@ def _overlapping(question: ReadQuestion) -> bool:
         pci
         for pci, offset in _offsets_db(question).items()
         if abs(offset) < causes.OVERLAP_DB
-        # A cell that the table does not list is not known to be at this site.
+        # A cell that the table does not list counts as a cell of another site.
         and (pci not in question.cells or question.cells[pci].site != site)
     ]
     return len(overlapping) >= causes.OVERLAPPING_NEIGHBOURS

@@ -1,5 +1,8 @@
-"""Draws the cells around a road such that a given cause can be there. Positions and antennas come first; what buildings
-add or take is then chosen so that the signal strengths stand in the wanted relation, or the draw is given up."""
+"""The cells around a road, drawn so that a given cause is possible.
+
+Positions and antennas are drawn first. The effect of buildings is then chosen so that the signal strengths have the
+intended relation; if that is not plausible, the draw is discarded.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from reward.tasks.telelogs import radio
-from reward.tasks.telelogs.causes import DEFAULT_DIGITAL_TILT, DEFAULT_DIGITAL_TILT_DEG
-from reward.tasks.telelogs.identifiers import draw_colliding, numbered, with_pcis
-from reward.tasks.telelogs.network import Cell
-from reward.tasks.telelogs.outline import LOOKALIKE_SHARE, Outline
+from reward.tasks.telelogs.causes import DEFAULT_DIGITAL_TILT, DEFAULT_DIGITAL_TILT_DEG, PCI_MODULUS
+from reward.tasks.telelogs.drive import Cell
+from reward.tasks.telelogs.outline import LOOKALIKE_FRACTION, Outline
 
-# What buildings may add to a cell's RSRP (ours; TR 38.901 has a standard deviation of 7.8 dB). Below is a blocked way.
+# The effect of buildings on a cell's RSRP (ours; TR 38.901 has a standard deviation of 7.8 dB). Below it, the path is
+# blocked.
 GAIN_RANGE_DB = (-18.0, 12.0)
 SHADOWING_DB = 6.0
 
@@ -27,16 +30,16 @@ _HARDWARE = (("64T64R", "NR AAU 1"), ("64T64R", "NR AAU 2"), ("32T32R", "NR AAU 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The cells with their gains in the low rows. Cell 0 serves there, cell 1 is a sector of the same site."""
+    """The cells and their gains in the low rows. Cell 0 serves there; cell 1 is a sector of the same site."""
 
     cells: tuple[Cell, ...]
     gains_db: tuple[float, ...]
     strong: tuple[int, ...]
-    """Cells of other sites that are about as strong as the serving one, or stronger."""
+    """The cells of other sites that are about as strong as the serving cell, or stronger."""
 
 
 def draw_surroundings(label: str, outline: Outline, rng: random.Random) -> Surroundings | None:
-    """None: this draw led to nothing plausible."""
+    """Draw the surroundings. Return None if the draw is not plausible."""
     for _ in range(_TRIES_PER_SITE):
         own = _serving_site(label, outline.sectors_per_site[0], rng)
         gain = _shadowing(rng)
@@ -46,7 +49,7 @@ def draw_surroundings(label: str, outline: Outline, rng: random.Random) -> Surro
     else:
         return None
     cells = list(own)
-    gains = [gain + (rng.uniform(-1, 1) if i else 0) for i in range(len(own))]  # one site, one way
+    gains = [gain + (rng.uniform(-1, 1) if i else 0) for i in range(len(own))]  # one site, one radio path
     strong: list[int] = []
     targets = _strong_targets(label, len(outline.sectors_per_site) - 1, rng)
     for site, sectors in enumerate(outline.sectors_per_site[1:], start=1):
@@ -59,8 +62,8 @@ def draw_surroundings(label: str, outline: Outline, rng: random.Random) -> Surro
         cells += drawn[0]
         gains += drawn[1]
     weak = [j for j, cell in enumerate(cells) if cell.rsrp_dbm(0, 0) + gains[j] < level - 16]
-    colliding = draw_colliding(label, strong, [j for j in weak if cells[j].gnodeb != own[0].gnodeb], rng)
-    named = numbered(with_pcis(cells, colliding, outline.largest_pci, rng), rng)
+    colliding = _draw_colliding(label, strong, [j for j in weak if cells[j].gnodeb != own[0].gnodeb], rng)
+    named = _numbered(_with_pcis(cells, colliding, outline.largest_pci, rng), rng)
     return Surroundings(tuple(named), tuple(gains), tuple(strong))
 
 
@@ -70,7 +73,7 @@ def _plausible_level(label: str, level_dbm: float) -> bool:
 
 
 def _strong_targets(label: str, sites: int, rng: random.Random) -> list[float]:
-    """How much stronger than the serving cell the strongest cells of other sites are meant to be, in dB."""
+    """Draw the intended strengths of the strongest cells of other sites, in dB relative to the serving cell."""
     if label == "C4":
         overlapping = min(sites, rng.choice((2, 2, 3)))
         return [rng.uniform(-4, 1) for _ in range(overlapping)]
@@ -78,7 +81,7 @@ def _strong_targets(label: str, sites: int, rng: random.Random) -> list[float]:
         return [rng.uniform(7.5, 13)]
     if label == "C6":
         return [rng.uniform(-6.8, -4)]
-    return [rng.uniform(-6.8, -4)] if rng.random() < LOOKALIKE_SHARE else []
+    return [rng.uniform(-6.8, -4)] if rng.random() < LOOKALIKE_FRACTION else []
 
 
 def _serving_site(label: str, sectors: int, rng: random.Random) -> list[Cell]:
@@ -93,8 +96,8 @@ def _serving_site(label: str, sectors: int, rng: random.Random) -> list[Cell]:
         tilt = depression + beamwidth / 2 + rng.uniform(4, 11)
     else:
         tilt = depression + rng.uniform(-2.5, beamwidth / 3)
-    # Side by side with the next sector in C5, where the car passes from one to the other and back.
-    shared = label == "C5" or rng.random() < LOOKALIKE_SHARE
+    # In C5 the next sector is adjacent, and the car alternates between the two.
+    shared = label == "C5" or rng.random() < LOOKALIKE_FRACTION
     offset = rng.choice((-1, 1)) * (rng.uniform(28, 42) if shared else rng.uniform(0, 30))
     first = _cell(
         0,
@@ -133,8 +136,11 @@ def _other_site(
     known: Sequence[Cell],
     rng: random.Random,
 ) -> tuple[list[Cell], list[float]] | None:
-    """A site and its sectors' gains. The first sector reaches the car with `target_dbm`, if there is one, the others
-    with `highest_dbm` at most."""
+    """Draw a site and the gains of its sectors, or return None if the draw is not plausible.
+
+    The first sector reaches the car with `target_dbm`, unless it is None. The other sectors reach it with at most
+    `highest_dbm`.
+    """
     for _ in range(_TRIES_PER_SITE):
         distance_m, bearing_deg = rng.uniform(180, 1500), rng.uniform(0, 360)
         x_m, y_m = (
@@ -196,7 +202,7 @@ def _cell(
 
 
 def _split_tilt(tilt_deg: int, rng: random.Random) -> tuple[int, int]:
-    """A mechanical and a digital part. The default digital part is written as the table writes it."""
+    """Divide a tilt into a mechanical and a digital part. The default digital part has a special value in the table."""
     digital = min(tilt_deg, DEFAULT_DIGITAL_TILT_DEG if rng.random() < 0.5 else rng.randint(0, 12))
     if digital == DEFAULT_DIGITAL_TILT_DEG and rng.random() < 0.8:
         return tilt_deg - digital, DEFAULT_DIGITAL_TILT
@@ -205,3 +211,39 @@ def _split_tilt(tilt_deg: int, rng: random.Random) -> tuple[int, int]:
 
 def _shadowing(rng: random.Random) -> float:
     return min(max(rng.gauss(0, SHADOWING_DB), -10.0), 10.0)
+
+
+# --- identifiers of the cells: PCIs, and numbers within their site
+
+
+def _draw_colliding(
+    label: str, strong: Sequence[int], weak: Sequence[int], rng: random.Random
+) -> frozenset[int]:
+    """Draw the cells with the serving cell's PCI modulo 30: a strong one in C6, and sometimes a harmless weak one."""
+    lookalike = [rng.choice(weak)] if weak and rng.random() < LOOKALIKE_FRACTION else []
+    return frozenset([*(strong[:1] if label == "C6" else []), *lookalike])
+
+
+def _with_pcis(
+    cells: Sequence[Cell], colliding: frozenset[int], largest_pci: int, rng: random.Random
+) -> list[Cell]:
+    """Give the cells different PCIs. Only the cells in `colliding` collide with the sectors of the serving site."""
+    own_site = cells[0].gnodeb
+    free = set(range(largest_pci + 1))
+    own: set[int] = set()  # the remainders of the serving site
+    pcis: list[int] = []
+    for j, cell in enumerate(cells):
+        wanted = {pcis[0] % PCI_MODULUS} if j in colliding else set(range(PCI_MODULUS)) - own
+        while (pci := rng.randint(0, largest_pci)) not in free or pci % PCI_MODULUS not in wanted:
+            pass
+        pcis.append(pci)
+        free.remove(pci)
+        if cell.gnodeb == own_site:
+            own.add(pci % PCI_MODULUS)
+    return [replace(cell, pci=pci) for cell, pci in zip(cells, pcis, strict=True)]
+
+
+def _numbered(cells: Sequence[Cell], rng: random.Random) -> list[Cell]:
+    """Shuffle the numbers within each site, so that they do not reveal the serving cell."""
+    numbers = {site: rng.sample(range(3), 3) for site in {cell.gnodeb: None for cell in cells}}
+    return [replace(cell, number=numbers[cell.gnodeb][cell.number]) for cell in cells]

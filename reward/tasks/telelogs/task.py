@@ -1,4 +1,4 @@
-"""TeleLogs as a task: generated problems or the user's copy of the published ones, reward 1 for the right label."""
+"""TeleLogs as a task: generated or published problems. The reward is 1 for the correct label, else 0."""
 
 from __future__ import annotations
 
@@ -11,38 +11,44 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.core.types import Split, Verdict
 from reward.task import ChatMessages, Example
 from reward.tasks.telelogs.causes import CAUSES
-from reward.tasks.telelogs.generator import GeneratedProblems, Recipe, Style
-from reward.tasks.telelogs.loader import Loaded, load_problems
+from reward.tasks.telelogs.generator import GeneratedProblems, GeneratorOptions, Style
 from reward.tasks.telelogs.problem import Problem
+from reward.tasks.telelogs.published import Loaded, load_problems
+from reward.tasks.telelogs.starter import STARTER, warmup_examples
 from reward.tasks.telelogs.verifier import verify
 
 _WORDS = {cause.label: cause.word for cause in CAUSES}
 
 
 class TeleLogsOptions(BaseModel):
-    """Which problems, and how they are put to the model."""
+    """The choice of problems, and the style of their prompts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     data: str | None = None
-    """null generates problems. Else where they are: a file (JSONL, JSON, CSV, Parquet), a directory with a train and a
-    test file, or a hub id such as netop/TeleLogs."""
+    """The source of the problems: a file (JSONL, JSON, CSV, Parquet), a directory with a train and a test file, or a
+    hub id such as netop/TeleLogs. null generates problems."""
     style: Style = "full"
-    """Of generated problems: `full` is as long as the published ones, `compact` a few numbers without words for
-    character-level models, `compact_chat` the same for small instruct models."""
+    """The prompts of generated problems: `full` is as long as the published ones, `compact` is a few numbers without
+    words for character-level models, `compact_chat` has the same numbers for small instruct models."""
     randomized_labels: bool = False
-    """Shuffle the causes, keep five to eight of them and print other labels."""
+    """Shuffle the causes, keep five to eight of them, and print other labels."""
     train_problems: Annotated[int, Field(ge=1)] = 2400
-    """How many are generated to train on; of `data`, at most so many are taken."""
+    """The number of generated train problems. With `data` it is an upper limit."""
     eval_problems: Annotated[int, Field(ge=1)] = 864
+    """The number of generated eval problems. With `data` it is an upper limit."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """By the hash of the gNodeB IDs (generated), or of the question (`data` without splits of its own)."""
+    """The fraction in the eval split: of the gNodeB IDs of generated problems, or of the questions in `data` without
+    splits. A hash decides."""
     seed: int = 0
-    """Of the generated problems, and of the randomized labels."""
+    """The seed of the generated problems and of the randomized labels."""
 
 
 class TeleLogsTask:
+    """The TeleLogs task."""
+
     Options = TeleLogsOptions
+    starter = STARTER
 
     def __init__(self, options: TeleLogsOptions) -> None:
         self._options = options
@@ -51,10 +57,10 @@ class TeleLogsTask:
         options = self._options
         count = options.train_problems if split == "train" else options.eval_problems
         if options.data is None:
-            recipe = Recipe(
+            generator_options = GeneratorOptions(
                 split, options.style, options.randomized_labels, options.seed, options.eval_fraction
             )
-            return GeneratedProblems(recipe, count)
+            return GeneratedProblems(generator_options, count)
         return self._loaded.by_split[split][:count]
 
     @cached_property
@@ -73,7 +79,7 @@ class TeleLogsTask:
         return [{"role": "user", "content": problem.question}]
 
     def category(self, problem: Problem) -> str:
-        """The cause."""
+        """Return the cause."""
         return f"{problem.cause} {_WORDS[problem.cause]}"
 
     def verify(self, problem: Problem, response: str) -> Verdict:
@@ -86,8 +92,14 @@ class TeleLogsTask:
         )
 
     def example(self, problem: Problem) -> Example:
-        wrong = next(label for label in problem.labels if label != problem.answer)
-        return Example(correct=f"\\boxed{{{problem.answer}}}", incorrect=f"\\boxed{{{wrong}}}")
+        incorrect = next(label for label in problem.labels if label != problem.answer)
+        return Example(correct=f"\\boxed{{{problem.answer}}}", incorrect=f"\\boxed{{{incorrect}}}")
+
+    def starter_examples(self) -> list[tuple[str, str]]:
+        recipe = self.starter.recipe
+        return warmup_examples(
+            self.problems("train"), recipe.examples, recipe.seed, correct_fraction=recipe.correct_fraction
+        )
 
 
 TASK = TeleLogsTask

@@ -1,8 +1,9 @@
-r"""Decides whether a response names the right label. The answer is the last complete `\boxed{…}`.
+r"""The verifier of TeleLogs responses. The answer is the label in the last complete `\boxed{…}`.
 
-Around the label these are tolerated: doubled braces, spaces, `$`, a full stop, \text{…} and its relatives, and lower
-case. So is the bare number where the labels are C1 … C8, because the published questions ask for the cause's number.
-Exactly one label must be left. Anything else is wrong: two labels, a label with words, digits of other scripts.
+The following is tolerated around the label: doubled braces, spaces, `$`, a full stop, \text{…} and similar commands,
+and lower case. The bare number is accepted if the labels are C1 … C8, because the published prompts ask for the number
+of the cause. Exactly one label must remain. Everything else is incorrect: two labels, a label with words, digits of
+other scripts.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ _LABEL = re.compile(r"[A-Z]?[0-9]")
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The verdict on a response. `answer` is the label as printed in the question where it is one, else the text in the
-    box; None without a box."""
+    """The result for a response.
+
+    `answer` is the label as printed in the prompt, or the text in the box if it is not a label, or None without a box.
+    """
 
     correct: bool
     answer: str | None
     reason: str
 
 
-def verify(response: str, labels: Sequence[str], right: str) -> Verification:
-    """Whether the last box of `response` holds `right`, one of `labels`. Never raises on any text."""
+def verify(response: str, labels: Sequence[str], expected: str) -> Verification:
+    """Check if the last box of `response` contains `expected`, one of `labels`. Never raises on any text."""
     boxed = extract_boxed(response)
     if boxed is None:
         return Verification(False, None, "no \\boxed{…}")
@@ -41,13 +44,15 @@ def verify(response: str, labels: Sequence[str], right: str) -> Verification:
     label = _label_in(boxed, labels)
     if label is None:
         return Verification(False, boxed.strip(), f"not exactly one of the labels {', '.join(labels)}")
-    return Verification(label == right, label, "correct" if label == right else f"{label} is not the cause")
+    return Verification(
+        label == expected, label, "correct" if label == expected else f"{label} is not the cause"
+    )
 
 
 def extract_boxed(response: str) -> str | None:
-    r"""The text in the last `\boxed{…}` whose braces are closed, or None. One that is left open does not count."""
+    r"""Return the text in the last complete `\boxed{…}`, or None. A box whose braces are not closed does not count."""
     end = len(response)
-    # Each search ends before the one found earlier, and no character is looked at twice.
+    # Each search ends before the previous match, so no character is read twice.
     while (start := response.rfind(_OPEN, 0, end)) >= 0:
         closing = _closing_brace(response, start + len(_OPEN), end)
         if closing is not None:
@@ -57,7 +62,7 @@ def extract_boxed(response: str) -> str | None:
 
 
 def _closing_brace(text: str, start: int, end: int) -> int | None:
-    """Where the brace that is open at `start` is closed, looking no further than `end`."""
+    """Return the position before `end` of the brace that closes the one open at `start`, or None."""
     depth = 1
     for i in range(start, end):
         if text[i] == "{":
@@ -70,9 +75,9 @@ def _closing_brace(text: str, start: int, end: int) -> int | None:
 
 
 def _label_in(boxed: str, labels: Sequence[str]) -> str | None:
-    """The one label that `boxed` is, in the question's own spelling."""
+    """Return the one label that `boxed` contains, in the spelling of the prompt, or None."""
     text = _STYLES.sub("", boxed).strip(_WRAPPING)
-    if not text.isascii():  # upper() would turn some letters of other scripts into ours
+    if not text.isascii():  # upper() would turn some letters of other scripts into ASCII
         return None
     text = text.upper()
     if text.isdigit() and set(labels) <= set(LABELS):

@@ -23,11 +23,11 @@ from cluster.configuration.preflight import (
 )
 from cluster.core.config import RunConfig, TaskConfig
 from cluster.core.problem import Problem
-from cluster.models.starter import RECIPE, prompt_tokens
+from cluster.models.starter import prompt_tokens
 from learner.objective.objectives import OBJECTIVES
-from reward.tasks.countdown.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
+from reward.tasks.countdown.starter import ANSWER_TAGS, COMPACT_CHARACTERS, STARTER
 from reward.tasks.countdown.task import CountdownOptions, CountdownTask
-from reward.tasks.telelogs import prompts as telelogs_prompts
+from reward.tasks.telelogs import starter as telelogs_starter
 from reward.tasks.telelogs.task import TeleLogsOptions, TeleLogsTask
 
 
@@ -233,17 +233,17 @@ def test_a_response_longer_than_the_context_is_refused(tmp_path: Path) -> None:
 
 def test_a_context_longer_than_the_model_can_take_is_refused(tmp_path: Path) -> None:
     """VLLM would not start: the starter's positions end at its `max_tokens`."""
-    assert preflight(run_config(tmp_path, model={"max_context_tokens": RECIPE.max_tokens})) == []
-    problem = only_problem(run_config(tmp_path, model={"max_context_tokens": RECIPE.max_tokens + 1}))
+    assert preflight(run_config(tmp_path, model={"max_context_tokens": STARTER.recipe.max_tokens})) == []
+    problem = only_problem(run_config(tmp_path, model={"max_context_tokens": STARTER.recipe.max_tokens + 1}))
     assert problem.where == "model.max_context_tokens"
-    assert str(RECIPE.max_tokens) in str(problem)
+    assert str(STARTER.recipe.max_tokens) in str(problem)
 
 
 def test_the_starters_prompts_are_measured_as_its_tokenizer_cuts_them() -> None:
     """`check` counts characters, because the model may not have been built yet."""
     from learner.model.supervised import character_tokenizer
 
-    tokenizer = character_tokenizer(COMPACT_CHARACTERS, ANSWER_TAGS, RECIPE.max_tokens)
+    tokenizer = character_tokenizer(COMPACT_CHARACTERS, ANSWER_TAGS, STARTER.recipe.max_tokens)
     task = CountdownTask(CountdownOptions())
     for problem in task.problems("eval"):
         prompt = task.render(problem)
@@ -287,11 +287,11 @@ def test_telelogs_has_a_starter_that_takes_longer_prompts(tmp_path: Path) -> Non
     from learner.model.supervised import character_tokenizer
 
     built = TeleLogsTask(TeleLogsOptions.model_validate(COMPACT_TELELOGS))
-    tokenizer = character_tokenizer(telelogs_prompts.COMPACT_CHARACTERS, telelogs_prompts.ANSWER_TAGS, 512)
+    tokenizer = character_tokenizer(telelogs_starter.COMPACT_CHARACTERS, telelogs_starter.ANSWER_TAGS, 512)
     prompts = [built.render(problem) for split in ("train", "eval") for problem in built.problems(split)]
     assert all(prompt_tokens(prompt) == len(tokenizer(prompt).input_ids) for prompt in prompts)
     needed = max(map(prompt_tokens, prompts)) + 64
-    assert needed > RECIPE.max_tokens
+    assert needed > STARTER.recipe.max_tokens
     task = {"name": "telelogs", "options": COMPACT_TELELOGS}
     assert preflight(run_config(tmp_path, task=task, model={"max_context_tokens": needed})) == []
     short = only_problem(run_config(tmp_path, task=task, model={"max_context_tokens": needed - 1}))
@@ -312,7 +312,7 @@ def test_data_that_cannot_be_read_are_found_before_a_run(tmp_path: Path) -> None
     task = {"name": "telelogs", "options": {"data": str(data)}}
     problems = preflight(run_config(tmp_path, task=task))
     assert {str(problem) for problem in problems} == {
-        "task.options: rows.jsonl:1: the answer 'C9' is none of C1 … C8; change the task's options"
+        "task.options: rows.jsonl:1: the answer 'C9' is not one of C1 … C8; change the task's options"
     }
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from hypothesis import strategies as st
 from cluster.core.config import ModelConfig, RunConfig, TaskConfig
 from cluster.models import source as models
 from cluster.models.source import ModelSource, locate, prepare_model, ready_directory
-from cluster.models.starter import StarterRecipe
-from reward.tasks.countdown.task import CountdownOptions
+from reward.task import StarterRecipe
+from reward.tasks.countdown.task import CountdownOptions, CountdownTask
 from tests import PROJECT
 
 
@@ -230,7 +231,9 @@ def test_a_starter_of_another_recipe_is_another_model(
 ) -> None:
     building(monkeypatch, make_model)
     first = prepare_model(config(tmp_path), progress=print)
-    monkeypatch.setattr("cluster.models.starter.RECIPE", StarterRecipe(steps=1))
+    monkeypatch.setattr(
+        CountdownTask, "starter", replace(CountdownTask.starter, recipe=StarterRecipe(steps=1))
+    )
     assert ready_directory(config(tmp_path)) is None
     assert prepare_model(config(tmp_path), progress=print) != first
 

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward.dataset.options import DatasetOptions
 from reward.dataset.reading import read_rows
-from reward.dataset.rows import Rows, is_eval, load_rows, prompt_key, render
+from reward.dataset.rows import DatasetOptions, Rows, is_eval, load_rows, prompt_key, render
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -82,7 +81,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     assert "1 of 24 prompts are longer than max_prompt_characters" in too_long
     held_out = write(tmp_path / "held_out.jsonl", asked(4))
     (both,) = loaded(tmp_path, asked(20), eval_data=held_out).notes
-    assert both.endswith("4 prompts are held out as well, and are not trained on")
+    assert both.endswith("4 prompts are also eval prompts, and are not trained on")
 
 
 @pytest.mark.parametrize(
@@ -93,23 +92,23 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         ('{"prompt": "a"}'.encode("utf-16"), "data.jsonl:1: byte 1 is not UTF-8"),
         (b'["a"]\n', 'data.jsonl:1: not an object but ["a"]'),
         (b"null", "data.jsonl:1: not an object but null"),
-        (b'{"question": "a", "n": 1}', "data.jsonl:1: there is no field 'prompt' (there are question, n)"),
+        (b'{"question": "a", "n": 1}', "data.jsonl:1: there is no field 'prompt' (fields: question, n)"),
         (b'{"prompt": null}', "data.jsonl:1: there is no field 'prompt'"),
-        (b"{}", "data.jsonl:1: there is no field 'prompt' (there are none)"),
+        (b"{}", "data.jsonl:1: there is no field 'prompt' (fields: none)"),
         (b'{"prompt": " \\n"}', "data.jsonl:1: the prompt is empty"),
-        (b'{"prompt": "a \\ud83d"}', "data.jsonl:1: the prompt holds half of a surrogate pair"),
+        (b'{"prompt": "a \\ud83d"}', "data.jsonl:1: the prompt contains half of a surrogate pair"),
         (
             b'{"prompt": [{"role": "user", "content": "\\ude00"}]}',
-            "data.jsonl:1: the prompt holds half of a surrogate pair",
+            "data.jsonl:1: the prompt contains half of a surrogate pair",
         ),
         (b'{"prompt": 7}', "data.jsonl:1: the prompt must be text, or chat messages"),
         (b'{"prompt": []}', "data.jsonl:1: the prompt must be text, or chat messages"),
         (b'{"prompt": [{"role": "user"}]}', "data.jsonl:1: the prompt must be text, or chat messages"),
         (b'{"prompt": [{"role": "user", "content": ""}]}', "data.jsonl:1: the last message is empty"),
-        (b"", "holds no rows"),
-        (b"\n\n", "holds no rows"),
-        (b"[" * 100_000, "data.jsonl:1: not JSON"),
-        (b"1" * 10_000, "data.jsonl:1: not JSON"),
+        (b"", "contains no rows"),
+        (b"\n\n", "contains no rows"),
+        (b"[" * 100_000, "data.jsonl:1: not readable as JSON"),
+        (b"1" * 10_000, "data.jsonl:1: not readable as JSON"),
         (b"x\n" * 5, "data.jsonl:3: not JSON (Expecting value at column 1); and 2 more"),
     ],
 )
@@ -123,7 +122,7 @@ def test_a_row_that_is_not_as_it_must_be_is_one_line(tmp_path: Path, content: by
 
 def test_fields_that_a_task_needs_are_looked_for(tmp_path: Path) -> None:
     options = DatasetOptions(data=write(tmp_path / "data.jsonl", [*asked(2), {"prompt": "a"}]))
-    with pytest.raises(ValueError, match=r"data.jsonl:3: there is no field 'answer' \(there are prompt\)"):
+    with pytest.raises(ValueError, match=r"data.jsonl:3: there is no field 'answer' \(fields: prompt\)"):
         load_rows(options, needed=["answer"])
 
 
@@ -133,7 +132,7 @@ def test_files_that_are_not_there_or_not_what_they_are_called(tmp_path: Path, mo
     for source, mistake in {
         None: "name the data: set task.options.data",
         str(tmp_path / "nowhere.jsonl"): "there is no file",
-        str(tmp_path / "data.parquet"): "data.parquet is no Parquet file that can be read",
+        str(tmp_path / "data.parquet"): "data.parquet cannot be read as a Parquet file",
         str(tmp_path / "nowhere"): "cannot be loaded",
         "nobody/nothing": "the data set nobody/nothing cannot be loaded",
     }.items():

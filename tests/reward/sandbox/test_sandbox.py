@@ -17,14 +17,14 @@ import pytest
 
 from cluster.core.types import Verdict
 from reward.sandbox.pool import Sandbox, SandboxError
-from reward.sandbox.recipe import Limits, Recipe
+from reward.sandbox.spec import Limits, RunnerSpec
 from tests.builders import scored_by
 
 LIMITS = Limits(timeout_s=1.0, memory_mib=256, child_processes=8)
 
 
-def recipe(factory: str) -> Recipe:
-    return Recipe(f"tests.reward.sandbox.verifiers:{factory}")
+def recipe(factory: str) -> RunnerSpec:
+    return RunnerSpec(f"tests.reward.sandbox.verifiers:{factory}")
 
 
 @contextlib.asynccontextmanager
@@ -84,7 +84,7 @@ def outcomes(verdicts: list[Verdict]) -> list[str]:
         ("raise_system_exit", "error", "SystemExit: 0"),
         ("raise_keyboard_interrupt", "error", "KeyboardInterrupt"),
         ("raise_unprintable", "error", "Unprintable"),
-        ("give_none", "error", "TypeError: the verifier gave None, which is no Verdict"),
+        ("give_none", "error", "TypeError: the verifier gave None, which is not a Verdict"),
         ("give_nan", "error", "the verifier gave the outcome 'correct' and the reward nan"),
         ("give_an_unknown_outcome", "error", "the verifier gave the outcome 'perhaps'"),
     ],
@@ -207,7 +207,7 @@ async def test_what_cannot_be_started_any_more_gives_errors_and_does_not_wait(tm
     """Somebody edits the verifier during the run."""
     module = tmp_path / "short_lived.py"
     module.write_text("from tests.reward.sandbox.verifiers import one_by_one\n")
-    short_lived = Recipe("short_lived:one_by_one", search_path=(str(tmp_path),))
+    short_lived = RunnerSpec("short_lived:one_by_one", search_path=(str(tmp_path),))
     async with Sandbox(short_lived, LIMITS, processes=1) as sandbox:
         module.write_text("import nowhere\n")
         shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
@@ -234,5 +234,5 @@ async def test_verifier_processes_hold_no_engine(tmp_path: Path) -> None:
         "    task_runner('countdown', {}, ())\n"
         "    return Looking()\n"
     )
-    async with Sandbox(Recipe("looking:make", search_path=(str(tmp_path),)), Limits(), 1) as sandbox:
+    async with Sandbox(RunnerSpec("looking:make", search_path=(str(tmp_path),)), Limits(), 1) as sandbox:
         assert (await scored_by(sandbox, None, [""]))[0].answer == ""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from reward.registry import build_task, task_names
-from reward.tasks.telelogs.generator import GeneratedProblems, Recipe
+from reward.tasks.telelogs.generator import GeneratedProblems, GeneratorOptions
 
 Make = Callable[[Path], dict[str, Any]]
 
@@ -53,7 +53,9 @@ def puzzles(path: Path) -> dict[str, Any]:
 
 
 def drives(path: Path) -> list[dict[str, str]]:
-    asked = [{"question": p.question, "answer": p.answer} for p in GeneratedProblems(Recipe("train"), 24)]
+    asked = [
+        {"question": p.question, "answer": p.answer} for p in GeneratedProblems(GeneratorOptions("train"), 24)
+    ]
     return [*asked, *asked[:8]]
 
 

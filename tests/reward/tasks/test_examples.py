@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reward
-from reward.registry import build_task, task_names
-from reward.showcase import showcase
+from reward.registry import build_task, describe_task, task_names
 from reward.task import GeneratedTask, shown
 from reward.tasks.countdown.puzzles import Puzzle
 from reward.tasks.countdown.solver import reachable_values
@@ -74,8 +73,8 @@ def test_a_task_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "echo" / "task.py").write_text(ONE_FILE)
     monkeypatch.setattr(reward.tasks, "__path__", [*reward.tasks.__path__, str(tmp_path)])
     assert "echo" in task_names()
-    assert list(showcase("echo")) == [
-        "echo: 1 training, 1 held-out problems",
+    assert list(describe_task("echo")) == [
+        "echo: 1 train problems, 1 eval problems",
         "  for example: 'Say train.'",
         "  correct: train  (says the verifier)",
         "  incorrect: nothing  (says the verifier)",
@@ -86,7 +85,7 @@ def test_a_task_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("name", task_names())
 def test_every_task_shows_what_is_right_and_what_is_wrong(name: str) -> None:
-    first, example, right, wrong = showcase(name)
+    first, example, right, wrong = describe_task(name)
     assert first.startswith(f"{name}: ")
     assert example.startswith("  for example: ")
     assert right.startswith("  correct: ")

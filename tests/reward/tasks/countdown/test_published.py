@@ -64,7 +64,7 @@ def test_a_split_depends_on_the_puzzle_alone(tmp_path: Path) -> None:
 def test_repeated_puzzles_are_said(tmp_path: Path) -> None:
     twice = [*drawn(5), {"target": 24, "nums": [1, 2, 3]}, {"target": 24, "nums": [3, 1, 2]}]
     (note,) = task(tmp_path, twice).notes()
-    assert "1 of 7 rows repeat an earlier puzzle (in whichever order)" in note
+    assert "1 of 7 rows repeat an earlier puzzle (in any order)" in note
     assert note.endswith("the first is puzzles.jsonl:7")
     assert CountdownTask(CountdownOptions()).notes() == ()
 
@@ -84,8 +84,8 @@ def test_some_of_them_are_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "mistake"),
     [
-        ({"nums": [1, 2]}, "there is no field 'target' (there are nums)"),
-        ({"target": 3}, "there is no field 'nums' (there are target)"),
+        ({"nums": [1, 2]}, "there is no field 'target' (fields: nums)"),
+        ({"target": 3}, "there is no field 'nums' (fields: target)"),
         ({"target": "3", "nums": [1, 2]}, "'target' must be a whole number, not '3'"),
         ({"target": True, "nums": [1, 2]}, "'target' must be a whole number, not True"),
         (
@@ -105,5 +105,7 @@ def test_a_row_that_is_no_puzzle_is_one_line(tmp_path: Path, row: dict[str, Any]
 
 
 def test_settings_of_the_generator_are_refused_beside_data() -> None:
-    with pytest.raises(ValidationError, match="number_max, target_min: they are of generated puzzles"):
+    with pytest.raises(
+        ValidationError, match="number_max, target_min: these options select generated puzzles"
+    ):
         CountdownOptions(data="puzzles.jsonl", number_max=30, target_min=5)

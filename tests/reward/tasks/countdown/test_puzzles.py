@@ -9,18 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.tasks.countdown.prompts import COMPACT_CHARACTERS, chat_prompt, compact_prompt
 from reward.tasks.countdown.puzzles import (
     Difficulty,
     Puzzle,
     Split,
+    chat_prompt,
+    compact_prompt,
     generate_puzzles,
     in_several_orders,
     split_of,
 )
 from reward.tasks.countdown.solver import MAX_NUMBERS, OPERATORS, expressions, reachable_values, solutions
+from reward.tasks.countdown.starter import COMPACT_CHARACTERS, warmup_examples
 from reward.tasks.countdown.verifier import extract_answer, verify
-from reward.tasks.countdown.warmup import warmup_examples
 
 # More pairs than are listed, but so alike that few of them reach a given target.
 TOO_MANY_SETS = {"number_max": 99}  # 171,700 of them, or 4,960 from 70 up
@@ -131,9 +132,9 @@ def test_the_held_out_share_is_kept(share: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"count": 300, "number_max": 3}, r"there are only \d+: widen the numbers"),
+        ({"count": 300, "number_max": 3}, r"there are only \d+: widen the range of numbers"),
         ({"count": 99, "number_min": 70, "target_max": 1, **TOO_MANY_SETS}, r"only \d+ were found"),
-        ({"count": None, **TOO_MANY_SETS}, "give a count"),
+        ({"count": None, **TOO_MANY_SETS}, "set task.options.train_puzzles and eval_puzzles"),
         ({"count": -1}, "must not be negative"),
         ({"number_min": 5, "number_max": 4}, "number_min <= number_max"),
         ({"number_min": -5}, "number_min <= number_max"),
@@ -171,7 +172,7 @@ def test_warmup_examples_have_the_form_and_are_mostly_wrong() -> None:
     for prompt, response in examples:
         puzzle = by_prompt[prompt]
         verdict = verify(response, puzzle)
-        assert verdict.correct or verdict.reason.startswith("is worth")
+        assert verdict.correct or verdict.reason.startswith("has the value")
         text = (prompt + response).replace("<answer>", "").replace("</answer>", "")
         assert set(text) <= set(COMPACT_CHARACTERS)
         *tries, answer = response.split("\n")
@@ -192,7 +193,7 @@ def test_warmup_examples_follow_their_seed() -> None:
 
 
 def test_warmup_refuses_held_out_puzzles_and_nonsense() -> None:
-    with pytest.raises(ValueError, match="held-out"):
+    with pytest.raises(ValueError, match="eval split"):
         warmup_examples([*generate_puzzles("train", 5, 0), *generate_puzzles("eval", 1, 0)], 10, 0)
     with pytest.raises(ValueError, match="at least one puzzle"):
         warmup_examples([], 10, 0)

@@ -82,8 +82,8 @@ def test_a_right_expression_is_correct(numbers: tuple[int, ...], target: int, ex
         ((3, 5), 8, "3+\u00a05", "unexpected '\\xa0'"),
         ((3, 5), 8, "3_0+5", "unexpected '_'"),
         ((3, 5), 8, "3e0+5", "unexpected 'e'"),
-        ((3, 5), 7, "3+5", "is worth 8, not 7"),
-        ((3, 2), 1, "3/2", "is worth 3/2, not 1"),
+        ((3, 5), 7, "3+5", "has the value 8, not 7"),
+        ((3, 2), 1, "3/2", "has the value 3/2, not 1"),
     ],
 )
 def test_everything_else_is_refused(
@@ -208,8 +208,8 @@ def test_agrees_with_the_oracle_on_expressions(expression: str, off_by: int) -> 
     numbers = tuple(int(node.value) for node in literals if isinstance(node, ast.Constant))
     # First ask what it is worth, then pose that as the puzzle.
     reason = verify(answered(expression), Puzzle(numbers, 10**9)).reason
-    if reason.startswith("is worth") and "/" not in reason:
-        target = int(reason.split()[2].rstrip(",")) + off_by
+    if reason.startswith("has the value") and "/" not in reason:
+        target = int(reason.split()[3].rstrip(",")) + off_by
         assert verify(answered(expression), Puzzle(numbers, target)).correct == (off_by == 0)
         assert oracle(expression, Puzzle(numbers, target)) == (off_by == 0)
     else:

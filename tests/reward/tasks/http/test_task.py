@@ -13,8 +13,8 @@ import pytest
 
 from cluster.core.config import RewardConfig, TaskConfig
 from cluster.core.types import Verdict
-from reward.scorers import make_scorer
-from reward.trial import try_verifier
+from reward.service import make_scorer
+from reward.verifier_check import verifier_problem
 from tests.builders import scored_by
 
 PROBLEM = {"prompt": "2 + 2?", "answer": "4"}
@@ -135,14 +135,19 @@ async def test_what_it_says_is_the_verdict(service: Service) -> None:
         ("status:429:", "error", "answered with status 429: ''", 3),
         ("status:404:not here", "error", "answered with status 404: 'not here'", 1),
         ("status:302:", "error", "answered with status 302", 1),
-        ("body:<html>", "error", "answered with what is not JSON: '<html>'", 1),
-        ("body:", "error", "answered with what is not JSON: ''", 1),
-        ("body:[1]", "error", "answered with what is no JSON object: '[1]'", 1),
-        ("body:{}", "error", "answered with nonsense: the verifier returned {}, without a reward", 1),
-        ('body:{"reward": "1"}', "error", "answered with nonsense: ", 1),
-        ('body:{"reward": NaN}', "error", "answered with nonsense: ", 1),
-        ('body:{"score": 1}', "error", "answered with nonsense: ", 1),
-        ("body:" + "x" * 2**22, "error", "answered with what is not JSON: 'xxx", 1),
+        ("body:<html>", "error", "answered with text that is not JSON: '<html>'", 1),
+        ("body:", "error", "answered with text that is not JSON: ''", 1),
+        ("body:[1]", "error", "answered with JSON that is not an object: '[1]'", 1),
+        (
+            "body:{}",
+            "error",
+            "answered with an invalid verdict: the verifier returned {}, without a reward",
+            1,
+        ),
+        ('body:{"reward": "1"}', "error", "answered with an invalid verdict: ", 1),
+        ('body:{"reward": NaN}', "error", "answered with an invalid verdict: ", 1),
+        ('body:{"score": 1}', "error", "answered with an invalid verdict: ", 1),
+        ("body:" + "x" * 2**22, "error", "answered with text that is not JSON: 'xxx", 1),
     ],
 )
 async def test_what_is_no_verdict_is_an_error_and_not_a_zero(
@@ -207,17 +212,17 @@ async def test_a_problem_that_is_not_json_is_said(service: Service) -> None:
 
 
 def test_an_endpoint_is_tried_before_the_run(service: Service) -> None:
-    assert try_verifier(task(service.url), RewardConfig(), [], PROBLEM) is None
+    assert verifier_problem(task(service.url), RewardConfig(), [], PROBLEM) is None
     assert service.asked == [""]
     nobody = "http://127.0.0.1:9/judge"
     for endpoint, obstacle in [
         (
             task(nobody),
-            f"on an empty response it gave no verdict: {nobody} cannot be reached (ConnectError: ",
+            f"the verifier gave no verdict on an empty response: {nobody} cannot be reached (ConnectError: ",
         ),
         (TaskConfig(name="http"), "name the service: set task.options.url"),
     ]:
-        found = try_verifier(endpoint, RewardConfig(), [], PROBLEM)
+        found = verifier_problem(endpoint, RewardConfig(), [], PROBLEM)
         assert found is not None
         assert found.startswith(obstacle)
         assert "\n" not in found

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from cluster.core.config import RewardConfig, TaskConfig
-from reward.scorers import make_scorer
+from reward.service import make_scorer
 from reward.task import Scorer
 from reward.tasks.math.answers import last_answer, reference_answer
 from reward.tasks.math.task import MathOptions, MathTask
@@ -163,7 +163,7 @@ async def test_what_sympy_does_not_survive_costs_its_own_verdict(scorer: Scorer)
 async def test_a_reference_that_is_none_is_an_error(scorer: Scorer) -> None:
     (verdict,) = await scored_by(scorer, {"answer": "####"}, ["\\boxed{12}"])
     assert verdict.outcome == "error"
-    assert "the reference '' is no mathematics" in verdict.reason
+    assert "the reference '' cannot be read as mathematics" in verdict.reason
 
 
 def test_rows_without_an_answer_are_refused(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from cluster.core.config import RewardConfig, TaskConfig
 from cluster.core.types import Verdict
-from reward.scorers import make_scorer
-from reward.trial import try_verifier
+from reward.service import make_scorer
+from reward.verifier_check import verifier_problem
 from tests.builders import scored_by
 
 PROBLEM = {"prompt": "2 + 2?", "answer": "4"}
@@ -57,8 +57,8 @@ async def test_a_failure_is_one_responses_own() -> None:
     ("function", "batched", "reason"),
     [
         ("careless", False, "IndexError: list index out of range (rewards.py:"),
-        ("forgetful", False, "the verifier returned None, which is no reward"),
-        ("wordy", False, "the verifier returned 'correct', which is no reward"),
+        ("forgetful", False, "the verifier returned None, which is not a reward"),
+        ("wordy", False, "the verifier returned 'correct', which is not a reward"),
         ("never_a_number", False, "the verifier returned the reward nan"),
         ("too_few", True, "the verifier returned 0 rewards for 1 responses"),
         ("no_list", True, "the verifier returned 1.0 for 1 responses, not a list"),
@@ -73,7 +73,7 @@ async def test_what_is_no_reward_is_an_error_and_not_a_zero(
 
 
 def test_a_sound_verifier_passes_its_trial() -> None:
-    assert try_verifier(task("exact"), RewardConfig(), [], PROBLEM) is None
+    assert verifier_problem(task("exact"), RewardConfig(), [], PROBLEM) is None
 
 
 @pytest.mark.parametrize(
@@ -84,18 +84,18 @@ def test_a_sound_verifier_passes_its_trial() -> None:
         ("not_a_function", "there is no function 'not_a_function' in "),
         (
             "one_argument",
-            "tests.reward.tasks.python.rewards:one_argument takes (response: 'str') -> 'bool', but will be "
-            "called with (problem, response)",
+            "tests.reward.tasks.python.rewards:one_argument has the parameters (response: 'str') -> 'bool', but will "
+            "be called with (problem, response)",
         ),
         (
             "careless",
-            "on an empty response it gave no verdict: IndexError: list index out of range (rewards.py:",
+            "the verifier gave no verdict on an empty response: IndexError: list index out of range (rewards.py:",
         ),
-        ("forgetful", "on an empty response it gave no verdict: the verifier returned None"),
+        ("forgetful", "the verifier gave no verdict on an empty response: the verifier returned None"),
     ],
 )
 def test_what_can_be_known_before_the_run_is_one_line(function: str, obstacle: str) -> None:
-    found = try_verifier(task(function), RewardConfig(), [], PROBLEM)
+    found = verifier_problem(task(function), RewardConfig(), [], PROBLEM)
     assert found is not None
     assert found.startswith(obstacle)
     assert "\n" not in found
@@ -108,7 +108,7 @@ def test_a_module_that_cannot_be_imported_says_where(tmp_path: Path) -> None:
         "my_rewards": "ZeroDivisionError: division by zero (my_rewards.py:3)",
         "unwritten": "SyntaxError: expected ':' (unwritten.py, line 1)",
     }.items():
-        found = try_verifier(task(f"{module}:score"), RewardConfig(), [str(tmp_path)], PROBLEM)
+        found = verifier_problem(task(f"{module}:score"), RewardConfig(), [str(tmp_path)], PROBLEM)
         assert found is not None
         assert found.startswith(obstacle)
 

@@ -17,16 +17,15 @@ import pytest
 
 from reward.tasks.telelogs import parsing, solver
 from reward.tasks.telelogs.causes import LABELS, LOW_THROUGHPUT_MBPS
+from reward.tasks.telelogs.checks import only_cause, repaired, symptom_in
 from reward.tasks.telelogs.drive import drive
-from reward.tasks.telelogs.exclusion import only_cause, symptom_in
-from reward.tasks.telelogs.faults import repaired
-from reward.tasks.telelogs.generator import GeneratedProblems, Recipe, Style, generate
+from reward.tasks.telelogs.generator import GeneratedProblems, GeneratorOptions, Style, generate
 from reward.tasks.telelogs.outline import Size, draw_outline
 from reward.tasks.telelogs.parsing import ReadQuestion, ReadRow, read_question
 from reward.tasks.telelogs.problem import Problem, Split, split_of
-from reward.tasks.telelogs.prompts import ANSWER_TAGS, COMPACT_CHARACTERS
 from reward.tasks.telelogs.scenario import draw_scenario
 from reward.tasks.telelogs.solver import solve
+from reward.tasks.telelogs.starter import ANSWER_TAGS, COMPACT_CHARACTERS
 
 STYLES: tuple[Style, ...] = ("full", "compact", "compact_chat")
 SIZES: tuple[Size, ...] = ("full", "compact")
@@ -34,7 +33,7 @@ SIZES: tuple[Size, ...] = ("full", "compact")
 
 @functools.cache
 def problems(style: Style, count: int, randomized: bool = False) -> list[Problem]:
-    return list(GeneratedProblems(Recipe("train", style, randomized, seed=11), count))
+    return list(GeneratedProblems(GeneratorOptions("train", style, randomized, seed=11), count))
 
 
 # --- Solvable
@@ -101,15 +100,15 @@ def test_the_throughput_is_low_because_of_the_one_cause(label: str, size: Size) 
 
 def test_a_problem_is_decided_by_seed_split_and_place() -> None:
     for style in STYLES:
-        recipe = Recipe("train", style, seed=3)
+        recipe = GeneratorOptions("train", style, seed=3)
         assert [generate(recipe, i) for i in range(8)] == [generate(recipe, i) for i in reversed(range(8))][
             ::-1
         ]
-    assert generate(Recipe("train"), 0) != generate(Recipe("train", seed=1), 0)
+    assert generate(GeneratorOptions("train"), 0) != generate(GeneratorOptions("train", seed=1), 0)
 
 
 def test_they_are_a_sequence_that_travels() -> None:
-    asked = GeneratedProblems(Recipe("train", "compact"), 12)
+    asked = GeneratedProblems(GeneratorOptions("train", "compact"), 12)
     listed = list(asked)
     assert (len(asked), len(listed)) == (12, 12)
     assert asked[-1] == listed[11]
@@ -125,7 +124,7 @@ def test_train_and_held_out_share_no_question_whatever_the_seeds(style: Style) -
         split: {
             problem.question
             for seed in (0, 1)
-            for problem in GeneratedProblems(Recipe(split, style, seed=seed), 64)
+            for problem in GeneratedProblems(GeneratorOptions(split, style, seed=seed), 64)
         }
         for split in ("train", "eval")
     }
@@ -137,7 +136,7 @@ def test_train_and_held_out_share_no_question_whatever_the_seeds(style: Style) -
 def test_a_site_belongs_to_one_split_whatever_the_seed(split: Split) -> None:
     """By its name alone, so that no network that is held out is ever trained on."""
     for seed in (0, 1):
-        for problem in GeneratedProblems(Recipe(split, seed=seed), 24):
+        for problem in GeneratedProblems(GeneratorOptions(split, seed=seed), 24):
             for cell in read_question(problem.question).cells.values():
                 assert split_of(cell.site, 0.1) == split
 

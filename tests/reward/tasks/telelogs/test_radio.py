@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from reward.tasks.telelogs import radio
 from reward.tasks.telelogs.causes import digital_tilt_deg, vertical_beamwidth_deg
-from reward.tasks.telelogs.network import Cell
+from reward.tasks.telelogs.drive import Cell
 
 CELL = Cell(0, 0, 0.0, 0.0, 30, 0, 0, 3, 0, "DEFAULT", 1, "64T64R", 48.8, "antenna")
 
@@ -98,5 +98,5 @@ def test_the_beam_scenario_decides_the_vertical_beamwidth(scenario: str, degrees
 
 @pytest.mark.parametrize("scenario", ["", "SCENARIO", "SCENARIO_", "SCENARIO_x", "BEAM_3", "SCENARIO_٣"])
 def test_what_is_no_beam_scenario_is_refused(scenario: str) -> None:
-    with pytest.raises(ValueError, match="is no beam scenario"):
+    with pytest.raises(ValueError, match="is not a beam scenario"):
         vertical_beamwidth_deg(scenario)

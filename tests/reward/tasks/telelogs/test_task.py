@@ -15,13 +15,14 @@ from pydantic import ValidationError
 
 from reward.registry import build_task
 from reward.tasks.telelogs.causes import LABELS
-from reward.tasks.telelogs.generator import GeneratedProblems, Recipe
-from reward.tasks.telelogs.options import PUBLISHED, randomised_options
-from reward.tasks.telelogs.problem import Problem
+from reward.tasks.telelogs.generator import GeneratedProblems, GeneratorOptions
+from reward.tasks.telelogs.problem import PUBLISHED, Problem, randomized_options
 from reward.tasks.telelogs.solver import solve
 from reward.tasks.telelogs.task import TeleLogsOptions, TeleLogsTask
 
-ROWS = [{"question": p.question, "answer": p.answer} for p in GeneratedProblems(Recipe("train"), 40)]
+ROWS = [
+    {"question": p.question, "answer": p.answer} for p in GeneratedProblems(GeneratorOptions("train"), 40)
+]
 
 
 def task(**options: Any) -> TeleLogsTask:
@@ -67,10 +68,10 @@ def test_options_that_are_none_are_refused() -> None:
 
 
 @given(st.sampled_from(LABELS), st.randoms(use_true_random=False))
-def test_randomised_options_are_five_to_eight_with_the_right_one_under_other_labels(
+def test_randomized_options_are_five_to_eight_with_the_right_one_under_other_labels(
     right: str, rng: Any
 ) -> None:
-    options = randomised_options(right, rng)
+    options = randomized_options(right, rng)
     causes = [option.cause for option in options]
     printed = [option.printed for option in options]
     assert 5 <= len(options) <= 8
@@ -84,7 +85,7 @@ def test_randomised_options_are_five_to_eight_with_the_right_one_under_other_lab
 def test_the_causes_are_shuffled_and_all_of_them_are_left_out_at_times() -> None:
     import random
 
-    drawn = [randomised_options("C3", random.Random(seed)) for seed in range(200)]
+    drawn = [randomized_options("C3", random.Random(seed)) for seed in range(200)]
     assert {len(options) for options in drawn} == {5, 6, 7, 8}
     assert {options[0].cause for options in drawn} == set(LABELS)
     assert tuple(type(PUBLISHED[0])(label, label) for label in LABELS) == PUBLISHED
@@ -182,7 +183,7 @@ def test_questions_of_the_users_get_randomised_labels_too(tmp_path: Path) -> Non
 def test_a_question_whose_causes_cannot_be_found_is_refused_only_where_they_must_be(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [*ROWS[:2], {"question": "Why is it slow?", "answer": "C1"}])
     assert len(asked_by(task(data=str(file)))) == 3
-    with pytest.raises(ValueError, match=r"jsonl:3: the list of causes C1 … C8 is not to be found.*to false"):
+    with pytest.raises(ValueError, match=r"jsonl:3: the list of causes C1 … C8 was not found.*to false"):
         asked_by(task(data=str(file), randomized_labels=True))
 
 
@@ -199,21 +200,25 @@ GOOD = '{"question": "q", "answer": "C1"}\n'
         (
             "a.jsonl",
             GOOD + '{"question": " ", "answer": "C1"}',
-            "jsonl:2: the field 'question' is not a text",
+            "jsonl:2: the field 'question' must be a non-empty text",
         ),
-        ("a.jsonl", GOOD + '{"question": "q", "answer": 3}', "jsonl:2: the field 'answer' is not a text"),
+        (
+            "a.jsonl",
+            GOOD + '{"question": "q", "answer": 3}',
+            "jsonl:2: the field 'answer' must be a non-empty text",
+        ),
         (
             "a.jsonl",
             GOOD + '{"question": "q", "answer": "C9"}',
-            "jsonl:2: the answer 'C9' is none of C1 … C8",
+            "jsonl:2: the answer 'C9' is not one of C1 … C8",
         ),
         ("a.jsonl", b"\xff\xfe{}", r"a\.jsonl:1: byte 1 is not UTF-8"),
         ("a.json", '{"question": "q"}', r"a\.json: not a list of rows"),
         ("a.json", "[", r"a\.json: not JSON"),
-        ("a.csv", "question,answer\nq,C1\nq,\n", "row 2: the field 'answer' is not a text, or empty"),
+        ("a.csv", "question,answer\nq,C1\nq,\n", "row 2: the field 'answer' must be a non-empty text"),
         ("a.csv", "question,label\nq,C1\n", "row 1: the field 'answer' is missing"),
-        ("a.parquet", b"no parquet", r"a\.parquet is no Parquet file that can be read"),
-        ("a.txt", "q", r"a\.txt: it is none of \.jsonl"),
+        ("a.parquet", b"no parquet", r"a\.parquet cannot be read as a Parquet file"),
+        ("a.txt", "q", r"a\.txt: the file name must end in \.jsonl"),
     ],
 )
 def test_a_mistake_in_the_data_is_one_line_that_says_where(

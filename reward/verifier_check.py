@@ -1,4 +1,4 @@
-"""Tries a user's verifier before the run: can it be started, and does it take an empty response?"""
+"""The check of a user's verifier before a run: it must start, and score an empty response."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from typing import Any
 from cluster.core.config import RewardConfig, TaskConfig
 from cluster.core.types import Verdict
 from reward.sandbox.pool import SandboxError
-from reward.scorers import make_scorer, score_in_order
+from reward.service import make_scorer, score_in_order
 
 
-def try_verifier(
+def verifier_problem(
     task: TaskConfig, reward: RewardConfig, search_path: Sequence[str], problem: Any
 ) -> str | None:
-    """What is wrong with the verifier, in one line, or None. It is asked once, for its verdict on no text at all:
-    models give such responses, and whoever fails on them fails in the run."""
+    """Return one line that says why the verifier does not work, or None if it works.
+
+    The verifier scores one empty response to `problem`. Models give empty responses, so a verifier that fails on one
+    would fail in the run.
+    """
     try:
-        verdict = asyncio.run(_verdict_on_nothing(task, reward, search_path, problem))
+        verdict = asyncio.run(_score_empty_response(task, reward, search_path, problem))
     except (SandboxError, ValueError) as error:
         return str(error)
     if verdict.outcome in ("error", "timeout"):
-        return f"on an empty response it gave no verdict: {verdict.reason}"
+        return f"the verifier gave no verdict on an empty response: {verdict.reason}"
     return None
 
 
-async def _verdict_on_nothing(
+async def _score_empty_response(
     task: TaskConfig, reward: RewardConfig, search_path: Sequence[str], problem: Any
 ) -> Verdict:
-    scorer = make_scorer(task, reward, search_path, trial=True)
+    scorer = make_scorer(task, reward, search_path, check=True)
     try:
         await scorer.start()
         (verdict,) = await score_in_order(scorer, [(problem, "")])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from reward.tasks.telelogs.generator import GeneratedProblems, Recipe
+from reward.tasks.telelogs.generator import GeneratedProblems, GeneratorOptions
+from reward.tasks.telelogs.starter import warmup_examples
 from reward.tasks.telelogs.verifier import verify
-from reward.tasks.telelogs.warmup import warmup_examples
 
-PROBLEMS = list(GeneratedProblems(Recipe("train", "compact", randomized_labels=True), 40))
+PROBLEMS = list(GeneratedProblems(GeneratorOptions("train", "compact", randomized_labels=True), 40))
 
 
 @pytest.mark.parametrize(("correct_fraction", "expected"), [(0.0, 0.16), (0.5, 0.58), (1.0, 1.0)])
