@@ -31,7 +31,7 @@ class Chart:
     title: str
     keys: tuple[str, ...]
     counted: bool = False
-    """Whether the values are counts or settings, which are drawn without smoothing over steps."""
+    """True for counts and settings, which are drawn without smoothing over steps."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def percent(fraction: float) -> str:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The course of the values in at most `width` characters; each shows the mean of an equal part.
+    """Return a sparkline of at most `width` characters, each of which shows the mean of an equal part of the values.
 
     Values that are not finite leave a gap.
     """
@@ -70,10 +70,10 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def time_parts(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Where the time went, in seconds per part; empty when nothing was measured.
+    """Return the seconds per part of a step; empty if nothing was measured.
 
-    `time/step_s` is rollout, learn, publish and what is between them ("other"). Evaluation and checkpoint come
-    on top. Parts that overlap may sum to more than the step; then there is no "other".
+    `time/step_s` consists of rollout, learn, publish and the rest ("other"). Evaluation and checkpoint are additional.
+    Parts that overlap may sum to more than the step; then there is no "other".
     """
     parts = {name: metrics.get(f"time/{name}_s", 0.0) for name in TIME_PARTS}
     inside = sum(parts[name] for name in ("rollout", "learn", "publish"))

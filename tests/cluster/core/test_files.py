@@ -55,7 +55,7 @@ def running(code: str, path: Path) -> Iterator[subprocess.Popen[str]]:
 @given(
     st.binary(max_size=100) | st.text(st.characters(exclude_categories=["Cs"]), max_size=100), st.booleans()
 )
-def test_the_content_is_written_as_it_is(tmp_path: Path, content: str | bytes, durable: bool) -> None:
+def test_the_content_is_written_unchanged(tmp_path: Path, content: str | bytes, durable: bool) -> None:
     file = tmp_path / "file"
     write_atomically(file, content, durable=durable)
     assert file.read_bytes() == (content if isinstance(content, bytes) else content.encode())
@@ -239,7 +239,7 @@ def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
 # --- One helper for each
 
 
-def own_ways(source: str) -> list[str]:
+def direct_uses(source: str) -> list[str]:
     """Return the uses of `fcntl`, `os.replace`, `os.rename` and `Path.replace` in a module."""
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -254,14 +254,14 @@ def own_ways(source: str) -> list[str]:
     return found
 
 
-def test_own_ways_are_seen() -> None:
+def test_direct_uses_are_detected() -> None:
     source = "import fcntl\nos.replace(a, b)\nos.rename(a, b)\npath.with_suffix('.x').replace(path)\n"
-    assert len(own_ways(source)) == 4
-    assert own_ways("text.replace('a', 'b')\ndataclasses.replace(value, a=1)\nreplace(value)\n") == []
+    assert len(direct_uses(source)) == 4
+    assert direct_uses("text.replace('a', 'b')\ndataclasses.replace(value, a=1)\nreplace(value)\n") == []
 
 
-def test_no_other_module_renames_over_files_or_locks_them_by_itself() -> None:
+def test_no_other_module_replaces_or_locks_files_directly() -> None:
     for package in ("cluster", "rollout", "learner", "reward"):
         for file in sorted((PROJECT / package).rglob("*.py")):
             if file != PROJECT / "cluster" / "core" / "files.py":
-                assert own_ways(file.read_text(encoding="utf-8")) == [], file
+                assert direct_uses(file.read_text(encoding="utf-8")) == [], file

@@ -1,4 +1,4 @@
-"""Former names lead to present ones, and to nothing else."""
+"""Former names are translated to present ones, and other names are left alone."""
 
 from __future__ import annotations
 

@@ -34,20 +34,20 @@ def test_escapes_are_gone_and_text_stays(text: str, plain: str) -> None:
 
 
 @given(st.text(st.sampled_from("\x1b\x9b[]P\\;0m\x07aA\n\t\r ") | st.characters()))
-def test_nothing_that_a_terminal_obeys_is_left(text: str) -> None:
+def test_no_terminal_escape_is_left(text: str) -> None:
     plain = plain_text(text)
     assert not [c for c in plain if unicodedata.category(c) == "Cc" and c not in "\n\t"]
     assert plain_text(plain) == plain
 
 
 @given(st.text())
-def test_nothing_invisible_is_left(text: str) -> None:
+def test_no_invisible_character_is_left(text: str) -> None:
     left = {unicodedata.category(character) for character in visible_text(text) if character not in "\n\t"}
     assert not left & {"Cc", "Cf", "Cs"}
 
 
 @given(st.text(st.characters(categories=("L", "N", "P", "S", "Zs"))))
-def test_what_can_be_seen_stays(text: str) -> None:
+def test_visible_text_stays(text: str) -> None:
     assert visible_text(text) == text
 
 

@@ -13,7 +13,7 @@ from tests.builders import make_group, make_response
 
 
 def batch() -> list[ScoredGroup]:
-    """8 responses: 3 right, 3 wrong, 2 whose verifier failed."""
+    """Return 8 responses: 3 correct, 3 incorrect, 2 whose verifier failed."""
     return [
         make_group(
             [1.0, 0.0, 0.0, None],
@@ -29,11 +29,11 @@ def batch() -> list[ScoredGroup]:
     ]
 
 
-def test_what_is_said_of_a_batch() -> None:
+def test_the_metrics_of_a_batch() -> None:
     assert batch_metrics(batch(), learner_version=5) == pytest.approx(
         {
-            "reward/mean": 3 / 6,  # of those that were judged
-            "reward/correct_fraction": 3 / 8,  # of all
+            "reward/mean": 3 / 6,  # of the responses with a verdict
+            "reward/correct_fraction": 3 / 8,  # of all responses
             "reward/error_fraction": 2 / 8,
             "reward/timeout_fraction": 0.0,
             "response_length/mean": 5.0,
@@ -57,7 +57,7 @@ def test_without_any_verdict_there_is_no_mean_reward() -> None:
     assert metrics["reward/error_fraction"] == 1
 
 
-def test_log_probabilities_that_are_no_numbers_are_missing() -> None:
+def test_log_probabilities_that_are_not_finite_count_as_missing() -> None:
     """3 of 4 tokens in one response, none of 4 in the other."""
     responses = [make_response(4, [math.nan, -1.0, -math.inf, math.inf]), make_response(4)]
     metrics = batch_metrics([make_group([1.0, 0.0], responses)], learner_version=0)
@@ -72,7 +72,7 @@ def test_log_probabilities_that_are_no_numbers_are_missing() -> None:
         ([None, None], set()),
     ],
 )
-def test_lengths_by_outcome_are_left_out_where_nothing_had_it(
+def test_a_mean_length_by_outcome_is_left_out_without_such_responses(
     rewards: list[float | None], said: set[str]
 ) -> None:
     metrics = batch_metrics([make_group(rewards)], learner_version=0)
@@ -80,7 +80,7 @@ def test_lengths_by_outcome_are_left_out_where_nothing_had_it(
 
 
 def test_staleness_counts_from_the_oldest_weights_of_a_response() -> None:
-    """A response that was begun under version 3 and ended under 5 is two versions old at 5, not none."""
+    """A response that began under version 3 and ended under version 5 has staleness 2 at version 5."""
     response = make_response(2, version=5)
     groups = [
         make_group(

@@ -1,4 +1,4 @@
-"""The catalogue knows every number that a run tells, and no other."""
+"""The catalogue has exactly the metrics that a run logs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MADE_OF_PARTS = {  # f-strings in the controller and in the metrics of a batch
 
 
 def literals() -> Iterator[str]:
-    """Strings like `reward/mean` in the code that logs."""
+    """Yield strings like `reward/mean` in the code that logs."""
     prefixes = tuple(f"{prefix}/" for section in SECTIONS for prefix in section.prefixes)
-    for room in ("cluster", "learner"):
-        for file in (PROJECT / room).rglob("*.py"):
-            if {"tracking", "report", "compare"} & set(file.relative_to(PROJECT).parts):
-                continue  # they show what others log
+    for package in ("cluster", "learner"):
+        for file in (PROJECT / package).rglob("*.py"):
+            if {"tracking", "report", "compare", "renamed.py"} & set(file.relative_to(PROJECT).parts):
+                continue  # these show or translate metrics that other modules log
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     name = node.value.partition("/")[2]
@@ -31,7 +31,7 @@ def literals() -> Iterator[str]:
                         yield node.value
 
 
-def test_every_metric_in_the_code_is_in_the_catalogue_and_the_other_way_round() -> None:
+def test_the_catalogue_has_exactly_the_metrics_of_the_code() -> None:
     assert set(literals()) | MADE_OF_PARTS == set(METRICS)
 
 

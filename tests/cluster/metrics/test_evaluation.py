@@ -1,4 +1,4 @@
-"""What `launch.py eval` says, to a program and to a person."""
+"""The metrics and the report of an evaluation, as JSON and as tables."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def cells(text: str) -> list[list[str]]:
 
 
 def groups() -> list[ScoredGroup]:
-    """The first with the answers right, wrong, wrong; of the second a verdict has failed."""
+    """Return a group with one correct and two equal incorrect answers, and a group with a failed verdict."""
     responses = [make_response(2), make_response(4), make_response(6, finish_reason="length")]
     first = make_group([1.0, 0.0, 0.0], responses)
-    answers = ["a right one", "a wrong one", "a wrong one"]
+    answers = ["correct", "incorrect", "incorrect"]
     verdicts = [replace(v, answer=answer) for v, answer in zip(first.verdicts, answers, strict=True)]
     return [replace(first, verdicts=tuple(verdicts)), make_group([1.0, 1.0, None], responses)]
 
 
-def test_the_report_in_numbers() -> None:
+def test_the_report_as_json() -> None:
     report = evaluation_report(CONFIG, "train", groups(), no_category)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report == {
@@ -75,7 +75,7 @@ def test_the_report_in_numbers() -> None:
     }
 
 
-def test_the_report_for_a_person() -> None:
+def test_the_tables_of_the_report() -> None:
     assert cells(shown(groups())) == [
         ["model", "./[bold]model"],
         ["evaluated on", "countdown, eval: 2 prompts × 3 responses"],
@@ -91,7 +91,7 @@ def test_the_report_for_a_person() -> None:
 
 
 def test_each_category_has_its_own_numbers() -> None:
-    """A prompt that is of none counts in the whole only."""
+    """A prompt without a category counts only in the overall metrics."""
     kinds = [("easy", [1.0, 1.0]), ("[b]hard", [1.0, 0.0]), ("easy", [0.0, 0.0]), (None, [1.0, 1.0])]
     named = [
         make_group(rewards, prompt=replace(make_prompt(), problem=problem)) for problem, rewards in kinds
@@ -110,7 +110,7 @@ def test_each_category_has_its_own_numbers() -> None:
     ]
 
 
-def test_what_cannot_be_known_is_null_and_a_question_mark() -> None:
+def test_unknown_values_are_null_and_shown_as_question_marks() -> None:
     unseeded = make_prompt()
     unseeded = replace(unseeded, sampling=replace(unseeded.sampling, seed=None))
     nothing_scored = [make_group([None, None], prompt=unseeded)]
@@ -125,9 +125,9 @@ def test_what_cannot_be_known_is_null_and_a_question_mark() -> None:
 
 
 def test_pass_at_1_is_the_mean_over_prompts() -> None:
-    """1, 1/2 and 0: their deviation is 1/2, so the standard error 1/2 / √3."""
-    cut_off = [make_response(), make_response(finish_reason="length")]
-    groups = [make_group([1.0, 1.0]), make_group([1.0, 0.0]), make_group([0.0, None], cut_off)]
+    """The values 1, 1/2 and 0 have the standard deviation 1/2, so the standard error is 1/2 / √3."""
+    truncated = [make_response(), make_response(finish_reason="length")]
+    groups = [make_group([1.0, 1.0]), make_group([1.0, 0.0]), make_group([0.0, None], truncated)]
     assert evaluation_metrics(groups) == pytest.approx(
         {
             "eval/pass_at_1": 0.5,
@@ -139,8 +139,8 @@ def test_pass_at_1_is_the_mean_over_prompts() -> None:
     )
 
 
-def test_a_failed_verifier_says_nothing_about_the_model() -> None:
-    """Neither of one response, nor, where all of them failed, of a prompt."""
+def test_a_failed_verifier_does_not_count_against_the_model() -> None:
+    """This holds for single responses, and for a prompt on whose responses the verifier always failed."""
     failed = [make_group([1.0, None, 0.0, None]), make_group([None, None])]
     assert evaluation_metrics(failed)["eval/pass_at_1"] == 1 / 2
     assert evaluation_metrics(failed)["eval/error_fraction"] == pytest.approx(4 / 6)

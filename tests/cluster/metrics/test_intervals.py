@@ -16,23 +16,23 @@ ESTIMATES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=2, m
 
 
 @given(ESTIMATES)
-def test_it_is_around_the_mean_and_within_what_a_share_can_be(estimates: list[float]) -> None:
+def test_it_contains_the_mean_and_stays_within_0_and_1(estimates: list[float]) -> None:
     found = interval(estimates, 4 * len(estimates))
     assert found is not None
     low, high = found
     assert 0 <= low <= sum(estimates) / len(estimates) <= high <= 1
-    assert low < high, "nobody is ever sure"
+    assert low < high, "an interval always has a width"
 
 
 @given(ESTIMATES)
-def test_what_is_turned_around_has_the_interval_turned_around(estimates: list[float]) -> None:
+def test_mirrored_estimates_have_the_mirrored_interval(estimates: list[float]) -> None:
     there = interval(estimates, 4 * len(estimates))
     back = interval([1 - estimate for estimate in estimates], 4 * len(estimates))
     assert there is not None
     assert back == pytest.approx((1 - there[1], 1 - there[0]))
 
 
-def test_more_prompts_make_it_narrower_and_one_says_nothing() -> None:
+def test_more_prompts_make_it_narrower_and_one_prompt_has_none() -> None:
     widths = [
         high - low for n in (4, 16, 64, 256) for low, high in [interval([0.0, 1.0] * n, 2 * n) or (0, 1)]
     ]
@@ -46,19 +46,19 @@ def test_more_prompts_make_it_narrower_and_one_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("a", "b"), [(1, 1), (0.3, 0.3), (0.5, 9.5), (20, 20)], ids=["any", "easy or hard", "sparse", "alike"]
 )
-def test_it_holds_the_truth_in_about_95_of_100_evaluations(
+def test_it_contains_the_true_value_in_about_95_of_100_evaluations(
     prompts: int, responses: int, a: float, b: float
 ) -> None:
-    """Prompts with a probability drawn from Beta(a, b) each, and so many responses to each. 1,000 evaluations; a
-    standard deviation of such a count is 0.7 %."""
+    """The probability of each prompt is drawn from Beta(a, b). With 1,000 evaluations the standard deviation of the
+    count is 0.7 %."""
     rng = np.random.default_rng([prompts, responses, int(10 * a)])
-    truth = a / (a + b)
-    held = 0
+    true_mean = a / (a + b)
+    contained = 0
     for _ in range(1000):
-        right = rng.binomial(responses, rng.beta(a, b, prompts))
-        low, high = interval((right / responses).tolist(), prompts * responses) or (0, 0)
-        held += low <= truth <= high
-    assert held > 925
+        correct = rng.binomial(responses, rng.beta(a, b, prompts))
+        low, high = interval((correct / responses).tolist(), prompts * responses) or (0, 0)
+        contained += low <= true_mean <= high
+    assert contained > 925
 
 
 NUMBERS = st.floats(-1e3, 1e3)
@@ -78,28 +78,28 @@ NUMBERS = st.floats(-1e3, 1e3)
         (101, 1.9837310034),
     ],
 )
-def test_the_quantile_is_that_of_the_tables(degrees: int, value: float) -> None:
+def test_quantiles_equal_those_of_the_tables(degrees: int, value: float) -> None:
     assert t_quantile(degrees) == pytest.approx(value, rel=1e-9)
 
 
-def test_with_many_degrees_of_freedom_it_is_the_normal_distribution_s() -> None:
+def test_with_many_degrees_of_freedom_the_quantile_is_that_of_the_normal_distribution() -> None:
     assert t_quantile(100_000) == pytest.approx(1.959964, rel=1e-4)
 
 
-def test_an_interval_by_hand() -> None:
+def test_an_interval_computed_by_hand() -> None:
     estimate = mean_estimate([1.0, 2.0, 3.0])
     assert estimate.mean == 2
     assert estimate.half_width == pytest.approx(4.3026527299 / math.sqrt(3))
     assert not estimate.excludes_zero
 
 
-def test_one_seed_has_no_interval_and_none_no_mean() -> None:
+def test_one_seed_has_no_interval_and_no_seed_has_no_mean() -> None:
     assert mean_estimate([0.5]).half_width is None
     assert not mean_estimate([0.5]).excludes_zero
     assert math.isnan(mean_estimate([]).mean)
 
 
-def test_19_of_20_intervals_hold_the_true_mean() -> None:
+def test_19_of_20_intervals_contain_the_true_mean() -> None:
     draw = random.Random(0)
     held = sum(
         abs(estimate.mean - 5) <= estimate.half_width
@@ -110,7 +110,7 @@ def test_19_of_20_intervals_hold_the_true_mean() -> None:
 
 
 @given(st.dictionaries(st.integers(0, 9), st.tuples(NUMBERS, NUMBERS), min_size=2), st.data())
-def test_what_a_seed_brings_to_both_does_not_count(
+def test_an_effect_of_a_seed_on_both_runs_cancels_out(
     pairs: dict[int, tuple[float, float]], data: st.DataObject
 ) -> None:
     shift = {seed: data.draw(NUMBERS) for seed in pairs}
@@ -122,6 +122,6 @@ def test_what_a_seed_brings_to_both_does_not_count(
     assert shifted.half_width == pytest.approx(plain.half_width, abs=1e-8)
 
 
-def test_seeds_that_one_lacks_are_left_out() -> None:
+def test_seeds_that_only_one_has_are_left_out() -> None:
     difference = paired_difference({0: 3.0, 1: 4.0, 7: 100.0}, {0: 1.0, 1: 2.0, 2: -100.0})
     assert (difference.mean, difference.half_width, difference.count) == (2.0, 0.0, 2)

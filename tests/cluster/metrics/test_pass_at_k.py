@@ -28,7 +28,7 @@ COUNTS = st.integers(1, 300).flatmap(lambda valid: st.tuples(st.just(valid), st.
 
 
 @pytest.mark.parametrize("valid", range(1, 9))
-def test_it_is_the_share_of_choices_with_a_right_response(valid: int) -> None:
+def test_pass_at_k_is_the_fraction_of_choices_with_a_correct_response(valid: int) -> None:
     for correct in range(valid + 1):
         responses = [True] * correct + [False] * (valid - correct)
         for k in range(1, valid + 1):
@@ -43,7 +43,7 @@ def test_pass_at_1_is_the_mean(counts: tuple[int, int]) -> None:
 
 
 @given(COUNTS)
-def test_more_tries_and_more_right_responses_pass_more_often(counts: tuple[int, int]) -> None:
+def test_more_tries_and_more_correct_responses_pass_more_often(counts: tuple[int, int]) -> None:
     valid, correct = counts
     by_k = [pass_at_k(valid, correct, k) for k in range(1, valid + 1)]
     assert by_k == sorted(by_k)
@@ -68,8 +68,8 @@ def test_powers_of_two_up_to_the_number_of_responses(largest: int, ks: list[int]
     assert powers_of_two(largest) == ks
 
 
-def test_a_failed_verdict_is_neither_right_nor_wrong() -> None:
-    """One of two, and two of three: the failed ones are not among them. Of the second prompt alone pass@3 is known."""
+def test_a_failed_verdict_is_neither_correct_nor_incorrect() -> None:
+    """Of the valid responses 1 of 2 and 2 of 3 are correct. Only the second prompt has a pass@3."""
     groups = [make_group([1.0, 0.0, None, None]), make_group([1.0, 1.0, 0.0, None])]
     assert mean_pass_at_k(groups, 1) == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert mean_pass_at_k(groups, 3) == 1
@@ -98,7 +98,7 @@ def by_definition(answers: Sequence[str | None], k: int) -> Fraction:
 
 
 @given(ANSWERS, st.data())
-def test_it_is_the_share_of_choices_whose_vote_is_right(
+def test_maj_at_k_is_the_fraction_of_choices_whose_vote_is_correct(
     answers: list[str | None], data: st.DataObject
 ) -> None:
     k = data.draw(st.integers(1, len(answers)))
@@ -121,20 +121,20 @@ def test_a_vote_of_all_four(answers: list[str | None], expected: float) -> None:
 
 
 @given(ANSWERS)
-def test_one_or_two_votes_are_pass_at_1_where_all_have_an_answer(answers: list[str | None]) -> None:
+def test_one_or_two_votes_equal_pass_at_1_if_all_have_an_answer(answers: list[str | None]) -> None:
     answers = [answer or "C1" for answer in answers]
     for k in range(1, min(len(answers), 2) + 1):
         assert counted(answers, k) == pytest.approx(answers.count(CORRECT) / len(answers))
 
 
 @given(ANSWERS, st.randoms(use_true_random=False))
-def test_the_order_of_the_responses_is_of_no_consequence(answers: list[str | None], random: object) -> None:
+def test_the_order_of_the_responses_does_not_matter(answers: list[str | None], random: object) -> None:
     shuffled = list(answers)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert counted(shuffled, len(answers)) == pytest.approx(counted(answers, len(answers)), abs=1e-12)
 
 
-def test_many_votes_of_a_small_majority_are_surely_right() -> None:
+def test_many_votes_of_a_small_majority_are_certainly_correct() -> None:
     assert counted(["C3"] * 40 + ["C1"] * 24, 64) == 1
     assert counted(["C3"] * 40 + ["C1"] * 24, 16) > counted(["C3"] * 40 + ["C1"] * 24, 4) > 40 / 64
 
@@ -154,19 +154,19 @@ def voted(answers: Sequence[str | None], rewards: Sequence[float | None]) -> Sco
 
 
 def test_a_failed_verdict_has_no_vote() -> None:
-    """Two right against one wrong; the fourth is not known, so that of this prompt there is no vote of four."""
+    """Two responses are correct and one is incorrect. The fourth has no verdict, so this prompt has no vote of four."""
     group = voted(["C3", "C3", "C1", None], [1.0, 1.0, 0.0, None])
     assert majority_estimates([group], 3) == [1]
     assert majority_estimates([group], 4) == []
 
 
-def test_prompts_count_alike() -> None:
+def test_prompts_have_equal_weight() -> None:
     groups = [voted(["C3"] * 4, [1.0] * 4), voted(["C1", "C2", "C3", "C3"], [1.0, 0.0, 0.0, 0.0])]
     assert majority_estimates(groups, 4) == [1, 0]
     assert majority_ks(groups) == [4]
 
 
-def test_nothing_is_voted_on_where_no_response_has_an_answer() -> None:
+def test_there_is_no_vote_if_no_response_has_an_answer() -> None:
     assert majority_ks([voted([None] * 4, [0.0] * 4)]) == []
 
 

@@ -17,7 +17,7 @@ def rows(*points: tuple[int, float]) -> list[Row]:
     return [{"step": step, "x": value} for step, value in points]
 
 
-def test_the_area_under_a_straight_line_is_its_middle() -> None:
+def test_the_mean_of_a_straight_line_is_its_middle() -> None:
     assert mean_over_course(rows((0, 1.0), (10, 3.0)), "x") == 2.0
     assert mean_over_course(rows((3, 7.0)), "x") == 7.0
     assert math.isnan(mean_over_course([], "x"))
@@ -28,7 +28,7 @@ def test_the_area_under_a_straight_line_is_its_middle() -> None:
     st.integers(0, 4),
     st.floats(0, 1),
 )
-def test_a_point_on_the_line_adds_nothing_to_the_area(
+def test_a_further_point_on_the_line_does_not_change_the_area(
     gaps: list[tuple[int, float]], index: int, fraction: float
 ) -> None:
     step, points = 0, []
@@ -42,7 +42,7 @@ def test_a_point_on_the_line_adds_nothing_to_the_area(
     assert mean_over_course(as_rows[1], "x") == pytest.approx(mean_over_course(as_rows[0], "x"), abs=1e-6)
 
 
-def test_a_gap_is_bridged_and_the_last_tenth_is_the_end() -> None:
+def test_gaps_are_bridged_and_the_late_mean_is_that_of_the_last_tenth() -> None:
     holes = [*rows((0, 1.0), (1, math.nan), (2, 3.0)), {"step": 3}]
     assert mean_over_course(holes, "x") == 2.0
     assert late_mean(rows(*((step, float(step)) for step in range(1, 21))), "x") == 19.5

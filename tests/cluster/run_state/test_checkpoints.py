@@ -1,4 +1,4 @@
-"""Checkpoints: what a crash leaves half done does not count, and the last good one is never lost."""
+"""Checkpoints: one that a crash left incomplete does not count, and the last undamaged one is never lost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def progress_at(step: int) -> Progress:
 
 
 def write_learner(path: Path) -> None:
-    """As DeepSpeed does: several files, some of them deeper."""
+    """Write several files, some in a subdirectory, as DeepSpeed does."""
     (path / "learner" / "state").mkdir(parents=True)
     (path / "learner" / "state" / "rank-0.pt").write_bytes(bytes(1000))
     (path / "learner" / "meta").write_text("meta")
@@ -60,11 +60,11 @@ def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path / "checkpoints", keep=2)
 
 
-def test_there_is_none_before_the_first(store: CheckpointStore) -> None:
+def test_an_empty_store_has_no_checkpoint(store: CheckpointStore) -> None:
     assert store.newest_intact(pytest.fail) is None
 
 
-def test_what_was_saved_is_restored(store: CheckpointStore) -> None:
+def test_a_saved_checkpoint_is_found(store: CheckpointStore) -> None:
     path = save(store, 50)
     assert store.newest_intact(pytest.fail) == Checkpoint(path, progress_at(50))
     assert (path / RANK_FILE).read_bytes() == bytes(1000)
@@ -87,9 +87,7 @@ def test_the_manifest_names_every_file_with_its_size_and_hash(store: CheckpointS
     assert content["files"][RANK_FILE] == {"size": 1000, "sha256": hashlib.sha256(bytes(1000)).hexdigest()}
 
 
-def test_what_the_writers_sealed_is_not_read_again(
-    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sealed_files_are_not_read_again(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     path = store.begin(50)
     write_learner(path)
     sealed = {path / RANK_FILE: seal(path / RANK_FILE)}
@@ -179,7 +177,7 @@ def test_a_damaged_checkpoint_does_not_count(store: CheckpointStore, damage: Cal
         (empty("COMPLETE"), "COMPLETE cannot be read"),
     ],
 )
-def test_a_damaged_one_is_named_in_one_line(
+def test_a_damaged_checkpoint_is_reported_in_one_line(
     store: CheckpointStore, damage: Callable[[Path], object], said: str
 ) -> None:
     save(store, 50)
@@ -193,14 +191,14 @@ def test_a_damaged_one_is_named_in_one_line(
     assert re.search(said, told[0])
 
 
-def test_an_interrupted_one_is_passed_over_in_silence(store: CheckpointStore) -> None:
+def test_an_incomplete_checkpoint_is_skipped_silently(store: CheckpointStore) -> None:
     path = save(store, 50)
     write_learner(store.begin(100))
     assert store.newest_intact(pytest.fail) == Checkpoint(path, progress_at(50))
 
 
-def test_if_all_are_damaged_it_does_not_begin_anew(store: CheckpointStore) -> None:
-    """It would train for days what is nearly there."""
+def test_if_all_are_damaged_the_run_does_not_start_again_by_itself(store: CheckpointStore) -> None:
+    """It would repeat days of training."""
     for step in (50, 100):
         truncate(RANK_FILE)(save(store, step))
     with pytest.raises(CheckpointError, match=r"no undamaged checkpoint is left .*--fresh"):
@@ -208,7 +206,7 @@ def test_if_all_are_damaged_it_does_not_begin_anew(store: CheckpointStore) -> No
 
 
 @pytest.mark.parametrize("content", ['{"format": 3, "files": []}', '{"learner/meta": 4}', "[1, 2]"])
-def test_one_of_another_version_is_refused_and_kept(store: CheckpointStore, content: str) -> None:
+def test_a_checkpoint_in_another_format_is_refused_and_kept(store: CheckpointStore, content: str) -> None:
     save(store, 50)
     path = save(store, 100)
     (path / "COMPLETE").write_text(content)
@@ -220,19 +218,21 @@ def test_one_of_another_version_is_refused_and_kept(store: CheckpointStore, cont
     assert path.exists()
 
 
-def test_what_does_not_verify_is_not_one_of_those_that_are_kept(store: CheckpointStore) -> None:
-    """Its size is right, so only who has read it knows."""
+def test_a_checkpoint_known_to_be_damaged_does_not_count_among_those_that_are_kept(
+    store: CheckpointStore,
+) -> None:
+    """Its size is correct, so the damage is known only after reading it."""
     for step in (50, 100):
         path = save(store, step)
     (path / RANK_FILE).write_bytes(b"1" * 1000)
     assert newest_step(store) == 50
     save(store, 75)
     assert list(store.complete()) == [50, 75]
-    save(store, 100)  # the resumed run comes to the same step
+    save(store, 100)  # the resumed run reaches the same step
     assert list(store.complete()) == [75, 100]
 
 
-def test_what_crashes_left_is_cleared_away_with_the_next_commit(store: CheckpointStore) -> None:
+def test_leftovers_of_crashes_are_removed_at_the_next_commit(store: CheckpointStore) -> None:
     write_learner(store.begin(30))
     store.scratch.mkdir()
     path = save(store, 50)
@@ -243,19 +243,19 @@ def test_a_crash_between_begin_and_commit_is_harmless(store: CheckpointStore) ->
     save(store, 50)
     write_learner(store.begin(100))
     assert newest_step(store) == 50
-    path = save(store, 100)  # the resumed run comes to the same step
+    path = save(store, 100)  # the resumed run reaches the same step
     assert store.newest_intact(pytest.fail) == Checkpoint(path, progress_at(100))
 
 
-def test_beginning_a_step_again_forgets_its_first_attempt(store: CheckpointStore) -> None:
+def test_beginning_a_step_again_removes_its_first_attempt(store: CheckpointStore) -> None:
     (store.begin(50) / "leftover").touch()
     assert list(store.begin(50).iterdir()) == []
 
 
-def test_all_is_on_the_disk_before_the_checkpoint_counts_and_then_the_marker_too(
+def test_files_are_on_the_disk_before_the_manifest_is_and_the_manifest_before_deletions(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every file and every directory. Only then may an older checkpoint go."""
+    """This holds for every file and every directory. Only then are older checkpoints deleted."""
     for step in (1, 2):
         save(store, step)
     path = store.begin(3)
@@ -290,7 +290,7 @@ def test_all_is_on_the_disk_before_the_checkpoint_counts_and_then_the_marker_too
 def test_a_crash_while_committing_is_harmless(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, failing: str, calls_made: int
 ) -> None:
-    """At each of the calls that make it durable. It counts from the moment on at which its marker is there."""
+    """The crash comes at each of the calls that make it durable. It counts as soon as it has a manifest."""
     save(store, 50)
     real = getattr(os, failing)
     for survived in range(calls_made):
@@ -299,12 +299,12 @@ def test_a_crash_while_committing_is_harmless(
         def crash(*arguments: object, calls: object = calls) -> None:
             call = next(calls, None)  # type: ignore[call-overload]
             if call is None:
-                raise OSError("cut off")
+                raise OSError("crash")
             call(*arguments)
 
         path = store.begin(100)
         write_learner(path)
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="cut off"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="crash"):
             patch.setattr(os, failing, crash)
             store.commit(path, progress_at(100))
         assert newest_step(store) == (100 if (path / "COMPLETE").exists() else 50)
@@ -320,11 +320,11 @@ def test_a_crash_while_deleting_the_old_is_harmless(
 
     def half(path: Path) -> None:
         (path / "learner" / "meta").unlink()
-        raise OSError("cut off")
+        raise OSError("crash")
 
     path = store.begin(150)
     write_learner(path)
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="cut off"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="crash"):
         patch.setattr(shutil, "rmtree", half)
         store.commit(path, progress_at(150))
     assert newest_step(store) == 150
@@ -342,22 +342,22 @@ def test_the_newest_are_kept_and_the_rest_deleted(tmp_path: Path, keep: int) -> 
         assert newest_step(store) == step
 
 
-def test_newest_is_by_number_not_by_name(store: CheckpointStore) -> None:
+def test_the_newest_is_found_by_number_and_not_by_name(store: CheckpointStore) -> None:
     """`step-1000000` sorts before `step-999999` as text."""
     for step in (999_998, 999_999, 1_000_000):
         save(store, step)
         assert newest_step(store) == step
 
 
-def test_the_complete_ones_are_listed_by_step(store: CheckpointStore) -> None:
+def test_complete_checkpoints_are_listed_by_step(store: CheckpointStore) -> None:
     assert store.complete() == {}
     paths = {step: save(store, step) for step in (999_999, 1_000_000)}
     write_learner(store.begin(1_000_001))
     assert list(store.complete().items()) == list(paths.items())
 
 
-def test_an_incomplete_checkpoint_does_not_push_out_a_good_one(store: CheckpointStore) -> None:
-    """Two are kept, and what was never committed is not one of them."""
+def test_an_incomplete_checkpoint_does_not_displace_a_complete_one(store: CheckpointStore) -> None:
+    """The store keeps two, and a directory that was never committed is not one of them."""
     save(store, 50)
     save(store, 100)
     write_learner(store.begin(150))
@@ -365,7 +365,7 @@ def test_an_incomplete_checkpoint_does_not_push_out_a_good_one(store: Checkpoint
     assert newest_step(store) == 100
 
 
-def test_a_save_that_fails_is_explained_and_cleared_away(
+def test_a_failed_save_is_explained_and_removed(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = save(store, 50)
@@ -381,12 +381,12 @@ def test_a_save_that_fails_is_explained_and_cleared_away(
     assert list(kept.parent.iterdir()) == [kept]
 
 
-def test_a_rank_that_is_late_is_not_a_full_disk(store: CheckpointStore) -> None:
+def test_a_timeout_of_a_rank_is_not_reported_as_a_full_disk(store: CheckpointStore) -> None:
     with pytest.raises(TimeoutError, match="rank 1"), store.attempt(100):
         raise TimeoutError("rank 1 did not finish")
 
 
-def test_one_that_is_complete_is_not_thrown_away_because_an_older_one_cannot_be_deleted(
+def test_a_complete_checkpoint_stays_if_an_older_one_cannot_be_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = CheckpointStore(tmp_path, keep=1)
@@ -404,12 +404,12 @@ def test_one_that_is_complete_is_not_thrown_away_because_an_older_one_cannot_be_
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
+    """Mount a file system of 1 MiB."""
     path = tmp_path / "disk"
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)]
     if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("needs the right to mount a file system")
+        pytest.skip("needs permission to mount a file system")
     try:
         yield path
     finally:
@@ -417,8 +417,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("bytes_left", [0, 200, 5000])
-def test_a_full_disk_leaves_the_previous_one_intact(small_disk: Path, bytes_left: int) -> None:
-    """Really full: with the learner's files, with the controller's, or with the manifest."""
+def test_a_full_disk_leaves_the_previous_checkpoint_intact(small_disk: Path, bytes_left: int) -> None:
+    """The disk fills up with the learner's files, with the controller's, or with the manifest."""
     store = CheckpointStore(small_disk, keep=1)
     save(store, 50)
     with (
@@ -433,12 +433,12 @@ def test_a_full_disk_leaves_the_previous_one_intact(small_disk: Path, bytes_left
     assert str(small_disk) in str(caught.value)
     assert newest_step(store) == 50
     assert [entry.name for entry in small_disk.iterdir()] == ["step-000050"]
-    save(store, 100)  # there is room again
+    save(store, 100)  # there is free space again
     assert newest_step(store) == 100
 
 
 def fill(file: Path, bytes_left: int) -> None:
-    """Write until the disk is full, then make a little room: less than one page, or two."""
+    """Write until the disk is full, then free a little space: less than one page, or two."""
     with open(file, "wb", buffering=0) as stream:
         try:
             while True:

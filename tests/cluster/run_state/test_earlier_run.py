@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from cluster.commands.report.page import write_report
 from cluster.commands.report.runs import read_run
-from cluster.commands.report.writing import write_report
 from cluster.core.renamed import METRICS, SETTINGS
 from cluster.metrics.catalogue import METRICS as CATALOGUE
 from cluster.run_state.checkpoints import CheckpointStore

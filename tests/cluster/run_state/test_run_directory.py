@@ -1,4 +1,4 @@
-"""The run directory: what is written is read back, and a crash leaves whole files."""
+"""The run directory: written files read back equal, and a crash never leaves a partial file."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_a_written_config_reads_back_equal(
 
 @given(name=NAMES)
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_omegaconf_too_reads_the_written_config(run: RunDirectory, name: str) -> None:
-    """`launch.py train <run>/config.yaml` reads with OmegaConf, which knows more numbers than PyYAML."""
+def test_omegaconf_reads_the_written_config_too(run: RunDirectory, name: str) -> None:
+    """`launch.py train <run>/config.yaml` reads with OmegaConf, which accepts more forms of numbers than PyYAML."""
     config = RunConfig(name=name)
     run.write_config(config)
     assert RunConfig.model_validate(OmegaConf.to_container(OmegaConf.load(run.config_file))) == config
@@ -82,7 +82,7 @@ def test_differences_name_the_field_and_both_values(run: RunDirectory) -> None:
     assert run.differences(old) == []
 
 
-def test_a_hand_broken_config_is_refused_with_its_path(run: RunDirectory) -> None:
+def test_a_broken_config_is_refused_with_its_path(run: RunDirectory) -> None:
     run.config_file.write_text("a: [1", encoding="utf-8")
     with pytest.raises(ValueError, match=r"config\.yaml is not YAML"):
         run.read_config()
@@ -92,7 +92,7 @@ def test_a_hand_broken_config_is_refused_with_its_path(run: RunDirectory) -> Non
 
 
 def finished(run: RunDirectory) -> bool:
-    return run.is_finished  # in a function, or mypy believes that it cannot change
+    return run.is_finished  # in a function, because mypy would assume that it cannot change
 
 
 def test_only_a_run_with_a_summary_is_finished(run: RunDirectory) -> None:
@@ -121,11 +121,11 @@ def test_a_write_that_fails_leaves_the_old_summary(
     assert json.loads(run.summary_file.read_text(encoding="utf-8")) == {"steps": 1}
 
 
-def test_create_keeps_what_is_there(run: RunDirectory) -> None:
+def test_create_keeps_existing_entries(run: RunDirectory) -> None:
     (run.checkpoints / "kept").touch()
     run.create()
     assert (run.checkpoints / "kept").exists()
-    assert not run.final_model.exists()  # its presence means that there is one
+    assert not run.final_model.exists()  # its presence would mean that the model was saved
 
 
 def test_the_readme_explains_every_entry(run: RunDirectory) -> None:

@@ -1,4 +1,4 @@
-"""Alerts: each kind begins when it should, is told once while it lasts, and again when it comes back."""
+"""Alerts: each kind is sent when its condition begins, once while it lasts, and again when it returns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUIET = {
 }
 
 
-def told(*steps: dict[str, float]) -> list[list[str]]:
+def sent(*steps: dict[str, float]) -> list[list[str]]:
     alerts = Alerts(CONFIG)
     return [
         [alert.title for alert in alerts.after(step, QUIET | changes)] for step, changes in enumerate(steps)
@@ -40,31 +40,31 @@ def told(*steps: dict[str, float]) -> list[list[str]]:
         ({"reward/error_fraction": 0.11}, "Verifier errors"),
     ],
 )
-def test_each_kind_is_told_when_it_begins_and_again_when_it_comes_back(
+def test_each_kind_is_sent_when_it_begins_and_again_when_it_returns(
     changes: dict[str, float], title: str
 ) -> None:
-    assert told({}, changes, changes, {}, changes) == [[], [title], [], [], [title]]
+    assert sent({}, changes, changes, {}, changes) == [[], [title], [], [], [title]]
 
 
-def test_a_gap_on_stale_samples_is_the_policy_s_own_movement() -> None:
-    assert told({"logprob_gap/mean": 0.9, "staleness/max": 1.0}) == [[]]
+def test_a_gap_on_stale_samples_sends_no_alert() -> None:
+    assert sent({"logprob_gap/mean": 0.9, "staleness/max": 1.0}) == [[]]
 
 
 def test_churn_is_as_many_losses_in_ten_steps_as_there_are_workers() -> None:
     slow = [{"fleet/restarts": float(step // 11)} for step in range(60)]
-    assert told(*slow) == [[]] * 60
+    assert sent(*slow) == [[]] * 60
     fast = [{"fleet/restarts": float(step // 3)} for step in range(8)]
-    assert told(*fast) == [[]] * 6 + [["Worker churn"], []]
+    assert sent(*fast) == [[]] * 6 + [["Worker churn"], []]
     one_of_many = [{"fleet/workers": 8.0, "fleet/restarts": float(step)} for step in range(9)]
-    assert told(*one_of_many) == [[]] * 8 + [["Worker churn"]]
+    assert sent(*one_of_many) == [[]] * 8 + [["Worker churn"]]
 
 
 def test_restarts_before_a_resumption_are_not_counted() -> None:
-    assert told({"fleet/restarts": 40.0}, {"fleet/restarts": 41.0}) == [[], []]
+    assert sent({"fleet/restarts": 40.0}, {"fleet/restarts": 41.0}) == [[], []]
 
 
 @given(st.lists(st.floats(0.1, 1000), min_size=1, max_size=30), st.floats(0, 1e5))
-def test_a_stall_is_ten_usual_steps_and_five_minutes_at_least(
+def test_a_stall_is_ten_typical_steps_and_at_least_five_minutes(
     durations_s: list[float], wait_s: float
 ) -> None:
     watch, now_s = StallWatch(), 0.0
@@ -73,8 +73,8 @@ def test_a_stall_is_ten_usual_steps_and_five_minutes_at_least(
         now_s += duration_s
     watch.heard(now_s)
     recent = sorted(durations_s[-20:])
-    usual_s = (recent[(len(recent) - 1) // 2] + recent[len(recent) // 2]) / 2
-    stalls = wait_s >= max(LEAST_STALL_S, 10 * usual_s) * (1 + 1e-9)
+    typical_s = (recent[(len(recent) - 1) // 2] + recent[len(recent) // 2]) / 2
+    stalls = wait_s >= max(LEAST_STALL_S, 10 * typical_s) * (1 + 1e-9)
     if abs(wait_s - watch.allowed_s) > 1e-3:
         assert (watch.alert(now_s + wait_s) is not None) == stalls
     assert watch.alert(now_s + 1e6) is None or not stalls, "once"

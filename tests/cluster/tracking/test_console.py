@@ -1,4 +1,4 @@
-"""The console: fits 80 columns, says the truth about the numbers, and gives the terminal back."""
+"""The console: it fits 80 columns, shows the metrics correctly, and restores the terminal."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_any_metrics_render_within_80_columns(metrics: dict[str, float], step: i
     assert "\n" not in plain_line(view)
 
 
-def test_a_typical_step_is_shown_whole_at_80_columns() -> None:
+def test_a_typical_step_is_shown_completely_at_80_columns() -> None:
     view = View("countdown-a_hpo-seed0", 1000)
     for step in range(438):
         view = view.after(step, {"eval/pass_at_1": 0.1} if step == 0 else TYPICAL)
@@ -125,7 +125,7 @@ def test_plain_lines_are_aligned() -> None:
     ),
     width=st.integers(1, 100),
 )
-def test_the_bar_is_as_wide_as_asked_and_parts_are_in_proportion(
+def test_the_bar_has_the_requested_width_and_proportional_parts(
     seconds: dict[str, float], width: int
 ) -> None:
     parts = time_parts({f"time/{name}_s": value for name, value in seconds.items()})
@@ -139,7 +139,7 @@ def test_the_bar_is_as_wide_as_asked_and_parts_are_in_proportion(
         assert abs(bar.count(glyph) - width * value / sum(parts.values())) <= 1
 
 
-def test_what_no_part_of_a_step_accounts_for_is_other() -> None:
+def test_the_rest_of_a_step_is_other() -> None:
     parts = time_parts({"time/step_s": 10, "time/rollout_s": 6, "time/learn_s": 3, "time/evaluate_s": 10})
     assert parts == {"rollout": 6, "learn": 3, "evaluate": 10, "other": 1}
     assert time_legend(parts).plain == "▚eval 50% █rollout 30% ▓learn 15% ░other 5%"
@@ -170,7 +170,7 @@ def test_short_counts(value: float, said: str) -> None:
     assert short(value) == said
 
 
-def test_the_time_left_counts_evaluations_too() -> None:
+def test_the_remaining_time_includes_evaluations() -> None:
     view = View("run", 10).after(1, {"time/step_s": 10}).after(2, {"time/step_s": 10, "time/evaluate_s": 20})
     assert view.remaining_s == 8 * (10 + 30) / 2
 
@@ -179,8 +179,8 @@ def test_a_log_has_one_line_per_stage_step_and_event() -> None:
     console, stream = plain_console()
     with RunConsole("run", 2, console=console) as run:
         run.stage("starting Ray")
-        for share in range(0, 101, 10):
-            run.stage(f"building the starter model {share} %")
+        for percent in range(0, 101, 10):
+            run.stage(f"building the starter model {percent} %")
         run.step(0, {"eval/pass_at_1": 0.125})
         run.event("rollout-1 [died] " + 30 * "long ")
         run.step(1, {"reward/mean": 0.5})
@@ -197,7 +197,7 @@ def test_a_log_has_one_line_per_stage_step_and_event() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
-def test_a_log_hears_of_a_long_stage_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_repeats_a_long_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     console, stream = plain_console()
     with RunConsole("run", 2, console=console) as run:
         run.stage("building the starter model 0 %")
@@ -207,7 +207,7 @@ def test_a_log_hears_of_a_long_stage_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert re.findall(r"\d+ %", stream.getvalue()) == ["0 %", "40 %"]
 
 
-def test_a_failure_says_during_what() -> None:
+def test_a_failure_names_its_stage() -> None:
     console, stream = plain_console()
     run = RunConsole("run", 2, console=console)
     run.stage("starting Ray")
@@ -216,7 +216,7 @@ def test_a_failure_says_during_what() -> None:
     assert re.search(r"✗ starting Ray  stopped after \d", stream.getvalue())
 
 
-def test_quiet_says_the_summary_alone() -> None:
+def test_quiet_mode_shows_only_the_summary() -> None:
     console, stream = plain_console()
     with RunConsole("run", 2, quiet=True, console=console) as run:
         run.stage("starting Ray")
@@ -227,8 +227,8 @@ def test_quiet_says_the_summary_alone() -> None:
 
 
 @pytest.mark.parametrize("quiet", [True, False])
-def test_a_warning_is_heard_in_quiet_mode_too(quiet: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """On stderr there, so that stdout has the summary alone; once in either mode, and as it is."""
+def test_a_warning_is_shown_in_quiet_mode_too(quiet: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """In quiet mode it goes to stderr, because stdout has only the summary. It is shown once, unchanged."""
     text = "rollout-1 was lost [no markup]; " + 30 * "long "
     with RunConsole("run", 2, quiet=quiet) as run:
         run.event("hello")
@@ -239,7 +239,7 @@ def test_a_warning_is_heard_in_quiet_mode_too(quiet: bool, capsys: pytest.Captur
     assert text not in (output if quiet else errors)
 
 
-def test_a_resumed_run_shows_where_it_began() -> None:
+def test_a_resumed_run_shows_its_history() -> None:
     run = RunConsole("run", 9)
     run.restore(
         [{"step": 0, "time": 1e9, "eval/pass_at_1": 0.125}, {"step": 1, "time": 1e9, "reward/mean": 0.5}]
@@ -256,7 +256,7 @@ def test_summary_rows_flatten() -> None:
     ]
 
 
-def test_ctrl_c_gives_the_terminal_back() -> None:
+def test_ctrl_c_restores_the_terminal() -> None:
     code = (
         "import time\n"
         "from cluster.tracking import RunConsole\n"
@@ -278,7 +278,7 @@ def test_ctrl_c_gives_the_terminal_back() -> None:
     while time.monotonic() < deadline and select.select([master], [], [], 60)[0]:
         try:
             part = os.read(master, 4096)
-        except OSError:  # Linux: how a pseudo-terminal says that nobody holds its other end any more
+        except OSError:  # on Linux: the other end of the pseudo-terminal is closed
             break
         output += part
         if b"ready" in output and not interrupted:

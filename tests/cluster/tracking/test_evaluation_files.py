@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk; above all, that what a model writes stays text."""
+"""The files of an evaluation, and the page that shows the output of a model as plain text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ALLOWED = {
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page."""
+    """Collects the text and the tags of a page, as a browser reads it."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 
 def written_by(text: str) -> ScoredGroup:
-    """A model that writes `text` wherever it can."""
+    """Return a group of a model that writes `text` wherever it can."""
     group = make_group([1.0, 0.0], prompt=replace(make_prompt(id_=text), text=text))
     responses = tuple(replace(response, text=text) for response in group.responses)
     verdicts = tuple(replace(verdict, answer=text, reason=text) for verdict in group.verdicts)
@@ -66,9 +66,9 @@ def written_by(text: str) -> ScoredGroup:
 
 @given(st.lists(st.sampled_from([*HOSTILE, "a", "\n"]), max_size=5).map("".join))
 @example("".join(HOSTILE))
-def test_what_a_model_writes_stays_text(text: str) -> None:
+def test_the_output_of_a_model_stays_text(text: str) -> None:
     page = transcript_page(text, [written_by(text)], lambda problem: text, 10)
-    page.encode()  # no half of a surrogate pair is left
+    page.encode()  # no unpaired surrogate is left
     read, plain = Page(page), Page(transcript_page("a", [written_by("a")], lambda problem: "a", 10))
     assert read.tags == plain.tags
     assert read.attributes == plain.attributes
@@ -79,23 +79,23 @@ def test_what_a_model_writes_stays_text(text: str) -> None:
             assert any(hostile in shown for shown in read.shown), "and a reader sees all of it"
 
 
-def test_the_page_allows_no_scripts_whatever_happens() -> None:
+def test_the_page_forbids_scripts() -> None:
     page = transcript_page("", [], lambda problem: None, 10)
     assert "content=\"default-src 'none'; style-src 'unsafe-inline'\"" in page
     assert "script" not in page
 
 
-def test_what_turns_a_line_around_or_is_not_seen_is_written_out() -> None:
+def test_invisible_and_direction_changing_characters_are_written_out() -> None:
     page = transcript_page("t", [written_by("a\u202eb\u200bc\x1bd\ud800e\tf")], lambda problem: None, 10)
     assert "a\\u202eb\\u200bc\\u001bd\\ud800e\tf" in page
 
 
-def test_a_very_long_response_is_cut_and_says_so() -> None:
+def test_a_very_long_response_is_cut_with_a_note() -> None:
     assert len(transcript_page("t", [written_by("x" * 10**6)], lambda problem: None, 10)) < 300_000
     assert "more characters]" in transcript_page("t", [written_by("x" * 10**6)], lambda problem: None, 10)
 
 
-def test_right_and_wrong_ones_and_the_category_are_shown() -> None:
+def test_correct_and_incorrect_responses_and_the_category_are_shown() -> None:
     page = transcript_page("t", [written_by("what it said")], lambda problem: "C1 tilt", 10)
     for said in (
         "✓ correct",
@@ -107,7 +107,7 @@ def test_right_and_wrong_ones_and_the_category_are_shown() -> None:
         assert said in page
 
 
-def test_every_response_is_in_the_lines(tmp_path: Path) -> None:
+def test_every_response_is_in_the_jsonl_file(tmp_path: Path) -> None:
     groups = [written_by(text) for text in HOSTILE]
     report = {"task": "t", "split": "eval", "model": "m"}
     write_evaluation(tmp_path / "new" / "evaluation", report, groups, lambda problem: "kind")

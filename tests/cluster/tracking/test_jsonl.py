@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: every line is JSON, no step is there twice, a crash costs one line at most."""
+"""`metrics.jsonl`: every line is JSON, steps are unique, and a crash costs at most one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def steps(path: Path) -> list[int]:
     return [row["step"] for row in rows(path)]
 
 
-def test_a_step_says_which_prompts_it_learned_from_and_which_it_gave_up(tmp_path: Path) -> None:
+def test_a_row_has_the_prompts_that_the_step_trained_on_and_dropped(tmp_path: Path) -> None:
     with MetricsFile(*paths(tmp_path)) as metrics:
         metrics.log(1, {}, ["train/0/1"], {"all incorrect": ["train/0/2", "train/0/3"]})
         metrics.log(2, {}, ["train/0/4"], {})
@@ -41,7 +41,7 @@ def test_a_step_says_which_prompts_it_learned_from_and_which_it_gave_up(tmp_path
     assert [row.get("dropped") for row in found] == [{"all incorrect": ["train/0/2", "train/0/3"]}, None]
 
 
-def test_what_is_not_a_number_is_null_and_reads_as_nan(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_null_and_read_as_nan(tmp_path: Path) -> None:
     with MetricsFile(*paths(tmp_path)) as metrics:
         metrics.log(0, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": float("nan"), "e": 0.5})
     (row,) = rows(paths(tmp_path)[0])
@@ -62,10 +62,10 @@ def test_a_line_is_on_disk_when_log_returns(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(crashes=st.lists(st.tuples(st.integers(0, 8), st.integers(-1, 8)), max_size=4))
-def test_over_any_crashes_and_resumes_each_step_is_there_once(
+def test_over_any_crashes_and_resumptions_each_step_is_there_once(
     tmp_path_factory: pytest.TempPathFactory, crashes: list[tuple[int, int]]
 ) -> None:
-    """Each crash: (steps done since the start, checkpoint resumed from). Nothing that was logged is lost."""
+    """Each crash: (steps done since the start, checkpoint resumed from). No logged row is lost."""
     path, superseded = paths(tmp_path_factory.mktemp("run"))
     logged = 0
     at = -1
@@ -83,7 +83,7 @@ def test_over_any_crashes_and_resumes_each_step_is_there_once(
     assert len(steps(path)) + moved == logged
 
 
-def test_logging_goes_on_after_a_truncation(tmp_path: Path) -> None:
+def test_logging_continues_after_a_truncation(tmp_path: Path) -> None:
     with MetricsFile(*paths(tmp_path)) as metrics:
         for step in range(5):
             metrics.log(step, {"x": step})
@@ -94,7 +94,7 @@ def test_logging_goes_on_after_a_truncation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [2, 1])
-def test_a_step_that_is_there_is_refused(tmp_path: Path, step: int) -> None:
+def test_an_existing_step_is_refused(tmp_path: Path, step: int) -> None:
     with MetricsFile(*paths(tmp_path)) as metrics:
         metrics.log(2, {})
     with MetricsFile(*paths(tmp_path)) as metrics, pytest.raises(ValueError, match="truncate_after"):

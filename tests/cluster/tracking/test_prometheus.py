@@ -1,4 +1,4 @@
-"""The dashboard that ships: made from the catalogue, and every metric that it names is one that a run exports."""
+"""The Grafana dashboard and the gauges are generated from the catalogue and name the same metrics."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ DASHBOARD = json.loads(DASHBOARD_FILE.read_text(encoding="utf-8"))
 EXPORTED = {prometheus_name(key) for key in METRICS}
 
 
-def test_the_file_is_current() -> None:
+def test_the_file_is_up_to_date() -> None:
     assert DASHBOARD_FILE.read_text(encoding="utf-8") == dashboard_text(), "run: make docs"
 
 
-def test_every_metric_that_it_names_exists_and_every_charted_one_is_there() -> None:
+def test_it_queries_exactly_the_charted_metrics() -> None:
     queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
     queries += [variable["query"] for variable in DASHBOARD["templating"]["list"]]
     named = {name for query in queries for name in re.findall(r"ray_\w+", query)}
     assert named <= EXPORTED
     assert named == {prometheus_name(key) for key in CHARTED | {"progress/step"}}
-    assert len(EXPORTED) == len(METRICS), "no two metrics share a name"
+    assert len(EXPORTED) == len(METRICS), "names are unique"
     assert all(re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", name) for name in EXPORTED)
 
 
-def test_panels_lie_side_by_side_within_the_page() -> None:
+def test_panels_do_not_overlap_and_fit_the_page() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         position = panel["gridPos"]
@@ -42,6 +42,6 @@ def test_panels_lie_side_by_side_within_the_page() -> None:
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
 
 
-def test_ray_takes_the_names_and_descriptions_of_all_gauges() -> None:
-    """It makes them without being connected, and refuses what is not ASCII."""
+def test_ray_accepts_the_names_and_descriptions_of_all_gauges() -> None:
+    """Ray makes gauges without a connection, and refuses names that are not ASCII."""
     RayMetrics("run").log(1, dict.fromkeys(METRICS, 0.5))

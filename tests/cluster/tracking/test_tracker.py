@@ -1,4 +1,4 @@
-"""The tracker: one call reaches every sink, and only the files of the run directory can fail the caller."""
+"""The tracker: one call reaches every sink, and only failures of the run directory reach the caller."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.cluster.tracking.test_transcripts import group
 
 
 class Recorder:
-    """In place of the wandb run."""
+    """A substitute for the wandb run."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -91,7 +91,7 @@ def test_a_run_that_fails_is_not_finished(
 
 
 @pytest.mark.parametrize(("resume_step", "kept"), [(None, [0, 1, 2, 3]), (1, [0, 1]), (-1, [])])
-def test_resuming_keeps_the_steps_that_are_not_done_again(
+def test_resuming_keeps_the_steps_that_are_not_repeated(
     config: RunConfig,
     run: RunDirectory,
     console: RunConsole,
@@ -106,15 +106,15 @@ def test_resuming_keeps_the_steps_that_are_not_done_again(
     fresh = RunConsole("run", 9, quiet=True)
     with Tracker(config, run, fresh, resume_step=resume_step) as tracker:
         assert not run.is_finished
-        assert len(fresh._view.rewards) == len(kept)  # the console goes on from there too
+        assert len(fresh._view.rewards) == len(kept)  # the console continues from there too
         tracker.log(len(kept), {})
     assert [row["step"] for row in read_metrics(run.metrics_file)] == [*kept, len(kept)]
 
 
-def test_restarts_before_a_resumption_are_remembered(
+def test_restarts_before_a_resumption_are_counted(
     config: RunConfig, run: RunDirectory, console: RunConsole, wandb_run: Recorder
 ) -> None:
-    """Those of steps that are done again too, also when the first resumption came to no step."""
+    """Restarts in repeated steps are included, also if the first resumption completed no step."""
     with Tracker(config, run, console) as tracker:
         assert tracker.restarts_before == 0
         tracker.log(0, {"reward/mean": 0.5})
@@ -125,10 +125,10 @@ def test_restarts_before_a_resumption_are_remembered(
             assert tracker.restarts_before == 4
 
 
-def test_wandb_is_told_each_step_once(
+def test_wandb_receives_each_step_once(
     config: RunConfig, run: RunDirectory, console: RunConsole, wandb_run: Recorder
 ) -> None:
-    """However often a step is done again: the second resumption goes back behind what the first had shown."""
+    """The second resumption starts before the last step that the first one had logged."""
     for resume_step, steps in ((None, range(5)), (1, range(2, 3)), (1, range(2, 7))):
         with Tracker(config, run, console, resume_step=resume_step) as tracker:
             for step in steps:
@@ -138,7 +138,7 @@ def test_wandb_is_told_each_step_once(
     assert [row["step"] for row in read_metrics(run.metrics_file)] == list(range(7))
 
 
-def test_a_full_disk_reaches_the_caller_and_wandb_is_closed_even_so(
+def test_a_full_disk_reaches_the_caller_and_wandb_is_still_closed(
     config: RunConfig, run: RunDirectory, console: RunConsole, wandb_run: Recorder
 ) -> None:
     tracker = Tracker(config, run, console)
@@ -149,7 +149,7 @@ def test_a_full_disk_reaches_the_caller_and_wandb_is_closed_even_so(
     assert wandb_run.calls == [1]
 
 
-def test_a_broken_wandb_does_not(
+def test_a_broken_wandb_does_not_reach_the_caller(
     config: RunConfig, run: RunDirectory, console: RunConsole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: WandbSink) -> None:
@@ -167,7 +167,7 @@ def test_a_broken_wandb_does_not(
     assert json.loads(run.summary_file.read_text(encoding="utf-8")) == {}
 
 
-def test_no_transcripts_when_none_are_wanted(
+def test_no_transcripts_are_written_if_switched_off(
     run: RunDirectory, console: RunConsole, wandb_run: Recorder
 ) -> None:
     config = RunConfig.model_validate({"tracking": {"transcripts_per_step": 0}})

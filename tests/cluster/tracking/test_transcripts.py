@@ -1,4 +1,4 @@
-"""Transcripts: show contrasts, never more than asked, and survive whatever a model writes."""
+"""Transcripts show contrasting responses, never more than requested, and keep any text of a model intact."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def group(outcomes: list[Outcome], row: int = 0, text: str = "4 * 5 = 20", reaso
 
 
 @given(batch=st.lists(OUTCOMES, max_size=5), responses=st.integers(0, 12))
-def test_as_many_as_asked_none_twice_and_right_next_to_wrong(
+def test_the_requested_number_without_duplicates_and_correct_next_to_incorrect(
     batch: list[list[Outcome]], responses: int
 ) -> None:
     groups = [group(outcomes, row) for row, outcomes in enumerate(batch)]
@@ -57,14 +57,14 @@ def test_as_many_as_asked_none_twice_and_right_next_to_wrong(
             assert one.verdicts[index] is verdict
 
 
-def test_groups_that_teach_most_come_first() -> None:
+def test_groups_with_several_outcomes_come_first() -> None:
     groups = [group(["incorrect"] * 4, 0), group(["incorrect", "correct", "incorrect", "incorrect"], 1)]
     ((first, pairs),) = choose(groups, 3)
     assert first.prompt.id == "train/0/1"
     assert [verdict.outcome for _, verdict in pairs] == ["correct", "incorrect", "incorrect"]
 
 
-def test_a_reader_finds_everything(tmp_path: Path) -> None:
+def test_a_transcript_has_everything(tmp_path: Path) -> None:
     file = tmp_path / "step_000050.md"
     write_transcripts(file, 50, [group(["incorrect", "correct"], reason="uses 5 twice")], 4)
     text = file.read_text(encoding="utf-8")
@@ -85,13 +85,13 @@ def test_no_text_of_a_model_breaks_out_of_its_fence(text: str, reason: str) -> N
             headings += line.startswith("#")
             if opening := re.match(r"(`{3,})text$", line):
                 fence = opening.group(1)
-        elif re.match(rf" {{0,3}}{fence}`*[ \t]*$", line):  # what CommonMark takes for the closing fence
+        elif re.match(rf" {{0,3}}{fence}`*[ \t]*$", line):  # a closing fence in CommonMark
             fence = None
     assert fence is None
     assert headings == 4  # step, prompt, two responses
 
 
-def test_a_very_long_response_is_cut_and_says_so() -> None:
+def test_a_very_long_response_is_cut_with_a_note() -> None:
     page = render(1, [group(["correct"], text="x" * 100_000)], 1)
     assert len(page) < 10_000
     assert "more characters" in page

@@ -1,4 +1,4 @@
-"""W&B at arm's length: what is logged is in its file, and no trouble of its makes the trainer wait or fail.
+"""W&B is isolated: logged metrics are in its file, and its failures never make the trainer wait or fail.
 
 Real wandb runs in subprocesses, offline or against a server on this machine that refuses or hangs.
 """
@@ -45,7 +45,7 @@ run = RunDirectory(config.run_directory)
 run.create()
 hooks = sys.excepthook, sys.exit
 known_id = None
-for part in range(runs):  # the second is a resumed run, which knows the page from its checkpoint alone
+for part in range(runs):  # the second is a resumed run, which knows the id only from its checkpoint
     run.wandb_run_id_file.unlink(missing_ok=True)
     sink = WandbSink(config, run, lambda text: print(text, flush=True), resumed_id=known_id, **deadlines)
     known_id = sink.run_id
@@ -67,7 +67,7 @@ assert (sys.excepthook, sys.exit) == hooks
 
 
 def clean_environment(home: Path) -> dict[str, str]:
-    """Of a person who has no W&B account, whatever the tester has."""
+    """Return the environment of a user without a W&B account."""
     home.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "NETRC"))}
     return kept | {
@@ -95,7 +95,7 @@ def start(
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float) -> str:
-    """What it printed; it must exit with 0, in time, and leave no wandb process."""
+    """Return the output of a process that must exit with 0, in time, and leave no wandb process."""
     output, _ = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, output
     assert orphans(process.pid) == []
@@ -108,7 +108,7 @@ def orphans(pid: int) -> list[list[str]]:
 
 
 def records(file: Path) -> Iterator[Any]:
-    """The protobuf records of a `.wandb` file: a LevelDB log after a header of 7 bytes.
+    """Yield the protobuf records of a `.wandb` file: a LevelDB log after a header of 7 bytes.
 
     wandb 0.31 has its reader in its Go process only. Format: github.com/google/leveldb, doc/log_format.md.
     """
@@ -119,9 +119,9 @@ def records(file: Path) -> Iterator[Any]:
     assert content[:4] == b":W&B"
     position, data = 7, b""
     while position + frame.size <= len(content):
-        room = block - position % block
-        if room < frame.size:  # no frame starts in the last 6 bytes of a block
-            position += room
+        left = block - position % block
+        if left < frame.size:  # no frame starts in the last 6 bytes of a block
+            position += left
             continue
         _, length, kind = frame.unpack_from(content, position)
         assert kind in (1, 2, 3, 4), (position, kind)
@@ -139,7 +139,7 @@ def name_of(item: Any) -> str:
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[list[Any]]]:
-    """What a run and its resumption printed, and the records of the two `.wandb` files."""
+    """Return the output of a run and its resumption, and the records of the two `.wandb` files."""
     directory = tmp_path_factory.mktemp("wandb")
     output = finish(start(directory, "offline", runs=2), 90)
     files = sorted((directory / "run" / "wandb").glob("offline-run-*/*.wandb"))
@@ -171,7 +171,7 @@ def test_offline_config_summary_and_axis_are_in_the_file(offline: tuple[str, lis
     assert any("pass_at_1" in name_of(item) and "0.625" in item.value_json for item in summary)
 
 
-def test_charts_summaries_and_what_is_hidden_are_defined(offline: tuple[str, list[list[Any]]]) -> None:
+def test_charts_summaries_and_hidden_metrics_are_defined(offline: tuple[str, list[list[Any]]]) -> None:
     defined = {record.metric.name: record.metric for record in offline[1][0] if record.HasField("metric")}
     assert set(METRICS) <= set(defined)
     assert all(defined[key].step_metric == "step" for key in METRICS)
@@ -203,12 +203,12 @@ def test_histograms_alerts_and_the_code_are_in_the_file(offline: tuple[str, list
 
 
 def artifacts(of_part: list[Any]) -> dict[str, Any]:
-    """By type."""
+    """Return the records by type."""
     return {record.artifact.type: record.artifact for record in of_part if record.HasField("artifact")}
 
 
 def test_checkpoints_are_kept_as_versions_of_one_artifact(offline: tuple[str, list[list[Any]]]) -> None:
-    """One that is not there any more costs a line, and nothing else."""
+    """A deleted checkpoint costs only a line of output."""
     kept = [artifacts(of_part)["checkpoint"] for of_part in offline[1]]
     assert kept[0].name == kept[1].name
     for part, artifact in enumerate(kept):
@@ -219,7 +219,7 @@ def test_checkpoints_are_kept_as_versions_of_one_artifact(offline: tuple[str, li
 
 
 def test_nothing_is_left_in_the_home_directory(offline: tuple[str, list[list[Any]]]) -> None:
-    """Or `wandb sync` on another machine would miss it."""
+    """`wandb sync` on another machine would miss files there."""
     kept = artifacts(offline[1][0])
     assert set(kept) == {"checkpoint", "run_table"}
     for artifact in kept.values():
@@ -248,7 +248,7 @@ def test_without_network_or_key_it_is_offline_soon(tmp_path: Path) -> None:
     processes = {
         start(tmp_path / "1", "online", refused): unreachable,
         start(tmp_path / "2", "auto", refused): unreachable,
-        start(tmp_path / "3", "auto"): "no W&B API key is configured",  # and nobody is asked for one
+        start(tmp_path / "3", "auto"): "no W&B API key is configured",  # without a prompt for one
     }
     for process, why in processes.items():
         output = finish(process, 60)
@@ -294,7 +294,7 @@ def test_a_hanging_server_cannot_hold_the_run(tmp_path: Path, hanging_server: st
 
 
 class BrokenRun:
-    """Fails as the network does: at some call, with an error that wandb does not own."""
+    """Fails at some call like the network, with an error that is not wandb's own."""
 
     def __init__(self, failing: str) -> None:
         self.calls: list[str] = []
@@ -378,7 +378,7 @@ def test_the_trainer_does_not_wait_for_a_slow_start(
     assert "does not keep up" in told[0]
 
 
-def test_silence_is_told_once_and_the_end_is_no_silence(
+def test_a_stall_is_reported_once_and_the_end_is_no_stall(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wandb_sink, "LOOK_FOR_STALLS_S", 0.01)
@@ -396,7 +396,7 @@ def test_silence_is_told_once_and_the_end_is_no_silence(
     assert run.calls == ["log", "alert Stall", "log", "alert the end", "finish 0"]
 
 
-def test_the_page_is_that_of_the_run_directory_else_of_the_checkpoint_else_new(
+def test_the_id_is_that_of_the_run_directory_else_of_the_checkpoint_else_new(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(WandbSink, "_start", lambda self: None)
