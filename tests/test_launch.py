@@ -1,4 +1,4 @@
-"""The command line: what a person sees, and the exit code a script sees. Nothing is trained here."""
+"""The output and the exit codes of the command line. No test here trains a model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ cli = CliRunner()
 
 @pytest.fixture
 def sound(tmp_path: Path) -> Path:
-    """A configuration that fits on any machine."""
+    """Write a valid configuration that fits on any machine."""
     file = tmp_path / "sound.yaml"
     values = {
         "name": "sound",
@@ -63,7 +63,7 @@ def python_launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 # --- check
 
 
-def test_check_says_the_arithmetic_of_a_sound_run(sound: Path) -> None:
+def test_check_prints_the_batch_sizes_of_a_valid_run(sound: Path) -> None:
     process = python_launch("check", str(sound))
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
@@ -73,7 +73,7 @@ def test_check_says_the_arithmetic_of_a_sound_run(sound: Path) -> None:
 
 
 def test_five_mistakes_are_five_lines(sound: Path) -> None:
-    """Two in the file, two in the overrides, one that only the machine shows."""
+    """Two mistakes are in the file, two in the overrides, and one depends on the machine."""
     text = sound.read_text().replace("learner:\n", "learner:\n  learning_rat: 1.0e-3\n  temperature: 0.5\n")
     sound.write_text(text)
     mistakes = ["objective.alpha_min=2", "learner.mini_batches=3", "model.source=./nowhere"]
@@ -98,7 +98,7 @@ def test_five_mistakes_are_five_lines(sound: Path) -> None:
 def test_a_file_that_cannot_be_read_is_one_line(
     sound: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
 ) -> None:
-    """However small the machine: what the file does not say cannot be wrong with it."""
+    """The resources of a small machine are not reported, because the file states no needs."""
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if content is None:
@@ -111,21 +111,21 @@ def test_a_file_that_cannot_be_read_is_one_line(
     assert str(sound) in result.stderr
 
 
-def test_a_line_is_printed_as_it_is(sound: Path) -> None:
-    """No markup, no emoji, no wrapping: a person may copy it."""
+def test_an_error_line_is_printed_without_formatting(sound: Path) -> None:
+    """There is no markup, emoji or wrapping, so that a user can copy the line."""
     source = f"./[bold]{'x' * 200}:smile:[/nowhere]"
     result = cli.invoke(app, ["check", str(sound), f"model.source={source}"])
     (line,) = result.stderr.splitlines()
     assert source in line
 
 
-def test_check_leaves_nothing_behind(sound: Path) -> None:
+def test_check_writes_no_files(sound: Path) -> None:
     before = sorted(sound.parent.rglob("*"))
     assert cli.invoke(app, ["check", str(sound)]).exit_code == 0
     assert sorted(sound.parent.rglob("*")) == before
 
 
-def test_an_address_stands_for_a_cluster_of_unknown_size(sound: Path) -> None:
+def test_with_an_address_the_resources_of_this_machine_do_not_matter(sound: Path) -> None:
     assert cli.invoke(app, ["check", str(sound), "rollout.workers=1000"]).exit_code == 2
     assert (
         cli.invoke(app, ["check", str(sound), "rollout.workers=1000", "--address", "head:6379"]).exit_code
@@ -133,7 +133,7 @@ def test_an_address_stands_for_a_cluster_of_unknown_size(sound: Path) -> None:
     )
 
 
-def test_the_arithmetic_cannot_be_misread() -> None:
+def test_the_batch_sizes_are_one_sentence() -> None:
     config = RunConfig.model_validate(
         {
             "steps": 7,
@@ -154,7 +154,7 @@ Training = Callable[[BaseException | None], list[RunConfig]]
 
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> Training:
-    """Let something else stand for the training: it ends well, or with `error`. Returns the runs that were started."""
+    """Replace the training by a function that succeeds, or raises `error`. It returns the started runs."""
 
     def stand_in(error: BaseException | None) -> list[RunConfig]:
         started: list[RunConfig] = []
@@ -177,7 +177,7 @@ def finished(sound: Path) -> RunDirectory:
     return directory
 
 
-def test_train_starts_the_run_that_was_described(sound: Path, training: Training) -> None:
+def test_train_starts_the_configured_run(sound: Path, training: Training) -> None:
     started = training(None)
     result = cli.invoke(app, ["train", str(sound), "seed=3", "--address", "head:6379"])
     assert result.exit_code == 0, result.output
@@ -185,7 +185,7 @@ def test_train_starts_the_run_that_was_described(sound: Path, training: Training
     assert (config.name, config.seed, config.cluster.address) == ("sound", 3, "head:6379")
 
 
-def test_train_starts_nothing_that_check_would_refuse(sound: Path, training: Training) -> None:
+def test_train_refuses_what_check_refuses(sound: Path, training: Training) -> None:
     started = training(None)
     checked = cli.invoke(app, ["check", str(sound), "steps=0", "seed=-1"])
     trained = cli.invoke(app, ["train", str(sound), "steps=0", "seed=-1"])
@@ -195,7 +195,7 @@ def test_train_starts_nothing_that_check_would_refuse(sound: Path, training: Tra
     assert started == []
 
 
-def test_an_interrupted_run_says_how_to_go_on(sound: Path, training: Training) -> None:
+def test_an_interrupted_run_says_how_to_resume(sound: Path, training: Training) -> None:
     training(KeyboardInterrupt())
     result = cli.invoke(app, ["train", str(sound)])
     assert result.exit_code == 130
@@ -206,7 +206,9 @@ def test_an_interrupted_run_says_how_to_go_on(sound: Path, training: Training) -
 @pytest.mark.parametrize(
     "error", [TimeoutError("learner rank(s) [1] did not finish"), OSError("No space left")]
 )
-def test_a_failed_run_says_why_and_where_to_look(sound: Path, training: Training, error: Exception) -> None:
+def test_a_failed_run_prints_the_reason_and_the_logs(
+    sound: Path, training: Training, error: Exception
+) -> None:
     training(error)
     result = cli.invoke(app, ["train", str(sound)])
     assert result.exit_code == 1
@@ -215,7 +217,7 @@ def test_a_failed_run_says_why_and_where_to_look(sound: Path, training: Training
     assert "Traceback" not in result.output
 
 
-def test_quiet_does_not_hide_that_a_run_failed(sound: Path, training: Training) -> None:
+def test_quiet_does_not_hide_a_failure(sound: Path, training: Training) -> None:
     training(TimeoutError("learner rank(s) [1] did not finish"))
     result = cli.invoke(app, ["train", str(sound), "--quiet"])
     assert result.exit_code == 1
@@ -224,13 +226,13 @@ def test_quiet_does_not_hide_that_a_run_failed(sound: Path, training: Training) 
     assert str(sound.parent / "runs" / "sound" / "logs") in result.stderr
 
 
-def test_an_error_of_our_own_is_not_hidden(sound: Path, training: Training) -> None:
+def test_a_bug_keeps_its_traceback(sound: Path, training: Training) -> None:
     training(AssertionError("a bug"))
     result = cli.invoke(app, ["train", str(sound)])
     assert isinstance(result.exception, AssertionError)
 
 
-def test_a_finished_run_is_shown_and_not_started(sound: Path, training: Training) -> None:
+def test_a_finished_run_prints_its_summary_and_does_not_start(sound: Path, training: Training) -> None:
     started = training(None)
     finished(sound)
     result = cli.invoke(app, ["train", str(sound)])
@@ -240,7 +242,7 @@ def test_a_finished_run_is_shown_and_not_started(sound: Path, training: Training
     assert started == []
 
 
-def test_fresh_moves_an_earlier_run_aside_whole(sound: Path, training: Training) -> None:
+def test_fresh_moves_the_complete_earlier_run_aside(sound: Path, training: Training) -> None:
     started = training(None)
     earlier = finished(sound)
     result = cli.invoke(app, ["train", str(sound), "--fresh"])
@@ -270,7 +272,7 @@ def test_runs_moved_aside_within_a_second_are_all_kept(
     assert sorted(kept) == [0, 1, 2, 3]
 
 
-def test_resume_goes_on_with_an_earlier_run(sound: Path, training: Training) -> None:
+def test_resume_continues_an_earlier_run(sound: Path, training: Training) -> None:
     started = training(None)
     earlier = RunDirectory(sound.parent / "runs" / "sound")
     earlier.create()
@@ -280,7 +282,7 @@ def test_resume_goes_on_with_an_earlier_run(sound: Path, training: Training) -> 
     assert len(started) == 1
 
 
-def test_resume_starts_nothing_anew(sound: Path, training: Training) -> None:
+def test_resume_does_not_start_a_new_run(sound: Path, training: Training) -> None:
     started = training(None)
     result = cli.invoke(app, ["train", str(sound), "--resume"])
     assert result.exit_code == 2
@@ -290,7 +292,7 @@ def test_resume_starts_nothing_anew(sound: Path, training: Training) -> None:
     assert not (sound.parent / "runs").exists()
 
 
-def test_resume_and_fresh_contradict_each_other(sound: Path, training: Training) -> None:
+def test_resume_and_fresh_cannot_be_combined(sound: Path, training: Training) -> None:
     started = training(None)
     earlier = finished(sound)
     result = cli.invoke(app, ["train", str(sound), "--resume", "--fresh"])
@@ -300,7 +302,7 @@ def test_resume_and_fresh_contradict_each_other(sound: Path, training: Training)
     assert earlier.is_finished
 
 
-def test_an_interrupted_fresh_run_does_not_advise_to_throw_it_away(sound: Path, training: Training) -> None:
+def test_an_interrupted_fresh_run_advises_to_resume(sound: Path, training: Training) -> None:
     training(KeyboardInterrupt())
     result = cli.invoke(app, ["train", str(sound), "--fresh"])
     assert result.exit_code == 130
@@ -316,10 +318,10 @@ def test_an_interrupted_fresh_run_does_not_advise_to_throw_it_away(sound: Path, 
         ([], ("progress.json", "{"), "no undamaged checkpoint is left"),
     ],
 )
-def test_a_checkpoint_that_the_run_cannot_go_on_from_is_one_line_and_is_left_alone(
+def test_an_unusable_checkpoint_is_one_line_and_stays_unchanged(
     sound: Path, settings: list[str], damage: tuple[str, str] | None, said: str
 ) -> None:
-    """Nothing is patched here: it is refused before anything starts."""
+    """Nothing is patched here, because the run is refused before anything starts."""
     run = RunDirectory(sound.parent / "runs" / "sound")
     run.create()
     run.write_config(RunConfig())
@@ -342,7 +344,7 @@ def test_a_checkpoint_that_the_run_cannot_go_on_from_is_one_line_and_is_left_alo
     assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
 
 
-def test_quiet_says_nothing_of_a_run_that_goes_well(sound: Path, training: Training) -> None:
+def test_quiet_prints_nothing_while_a_run_succeeds(sound: Path, training: Training) -> None:
     training(None)
     assert cli.invoke(app, ["train", str(sound), "--quiet"]).output == ""
 
@@ -355,7 +357,7 @@ Evaluation = Callable[[BaseException | None], list[tuple[RunConfig, str]]]
 
 @pytest.fixture
 def evaluation(monkeypatch: pytest.MonkeyPatch) -> Evaluation:
-    """Let something else stand for the sampling: one prompt with a right and a wrong response, or `error`."""
+    """Replace the sampling by one prompt with a correct and an incorrect response, or by `error`."""
 
     def stand_in(error: BaseException | None) -> list[tuple[RunConfig, str]]:
         started: list[tuple[RunConfig, str]] = []
@@ -374,7 +376,7 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> Evaluation:
     return stand_in
 
 
-def test_eval_measures_what_was_described_and_shows_it(sound: Path, evaluation: Evaluation) -> None:
+def test_eval_measures_the_configured_model_and_prints_the_table(sound: Path, evaluation: Evaluation) -> None:
     started = evaluation(None)
     result = cli.invoke(app, ["eval", str(sound), "seed=3", "--split", "train", "--address", "head:6379"])
     assert result.exit_code == 0, result.output
@@ -396,7 +398,7 @@ def test_eval_prints_json_and_nothing_else(sound: Path, evaluation: Evaluation) 
     assert "on Ray on this machine" in result.stderr
 
 
-def test_eval_starts_nothing_that_check_would_refuse(sound: Path, evaluation: Evaluation) -> None:
+def test_eval_refuses_what_check_refuses(sound: Path, evaluation: Evaluation) -> None:
     started = evaluation(None)
     mistakes = ["evaluation.prompts=0", "modle.source=x"]
     checked = cli.invoke(app, ["check", str(sound), *mistakes])
@@ -406,7 +408,7 @@ def test_eval_starts_nothing_that_check_would_refuse(sound: Path, evaluation: Ev
     assert started == []
 
 
-def test_eval_needs_no_room_for_a_learner(sound: Path, evaluation: Evaluation) -> None:
+def test_eval_needs_no_resources_for_a_learner(sound: Path, evaluation: Evaluation) -> None:
     started = evaluation(None)
     big = "learner.ranks=1000"
     assert cli.invoke(app, ["check", str(sound), big]).exit_code == 2
@@ -416,20 +418,22 @@ def test_eval_needs_no_room_for_a_learner(sound: Path, evaluation: Evaluation) -
 
 
 @pytest.mark.parametrize("json_alone", [[], ["--json"]], ids=["table", "json"])
-def test_a_failed_evaluation_says_why_and_where_to_look(
+def test_a_failed_evaluation_prints_the_reason_and_the_logs(
     sound: Path, evaluation: Evaluation, json_alone: list[str]
 ) -> None:
     evaluation(TimeoutError("the reward actor did not score"))
     result = cli.invoke(app, ["eval", str(sound), *json_alone])
     assert result.exit_code == 1
-    told = result.stderr if json_alone else result.stdout
-    assert "stopped: the reward actor did not score" in told
-    assert str(sound.parent / "runs" / "sound.eval" / "logs") in told
+    output = result.stderr if json_alone else result.stdout
+    assert "stopped: the reward actor did not score" in output
+    assert str(sound.parent / "runs" / "sound.eval" / "logs") in output
     assert "Traceback" not in result.output
     assert result.stdout == "" or not json_alone
 
 
-def test_an_interrupted_evaluation_is_an_interrupted_command(sound: Path, evaluation: Evaluation) -> None:
+def test_an_interrupted_evaluation_has_the_exit_code_of_an_interrupt(
+    sound: Path, evaluation: Evaluation
+) -> None:
     evaluation(KeyboardInterrupt())
     result = cli.invoke(app, ["eval", str(sound)])
     assert result.exit_code == 130
@@ -437,7 +441,7 @@ def test_an_interrupted_evaluation_is_an_interrupted_command(sound: Path, evalua
     assert "Traceback" not in result.output
 
 
-def test_a_split_that_is_none_is_refused(sound: Path) -> None:
+def test_an_unknown_split_is_refused(sound: Path) -> None:
     assert cli.invoke(app, ["eval", str(sound), "--split", "test"]).exit_code == 2
 
 
@@ -455,7 +459,7 @@ def test_export_refuses_with_one_line(tmp_path: Path) -> None:
 # --- the rest
 
 
-def test_tasks_are_listed_with_a_prompt_a_right_and_a_wrong_answer() -> None:
+def test_tasks_are_listed_with_a_prompt_a_correct_and_an_incorrect_answer() -> None:
     result = cli.invoke(app, ["tasks"])
     assert result.exit_code == 0
     lines = iter(result.output.splitlines())

@@ -240,7 +240,7 @@ def test_the_job_commands_list_show_and_stop_a_run(site: Site, tmp_path: Path) -
     assert "Running entrypoint" in logs.stdout
     assert logs.returncode == 130, logs
     again = command_line("stop", job, *where)
-    assert (again.returncode, "has ended already" in again.stderr) == (2, True)
+    assert (again.returncode, "has already ended" in again.stderr) == (2, True)
 
 
 def test_a_key_reaches_the_driver_and_nothing_that_others_can_read(site: Site, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""To whom Ray's token is sent without being asked: to this machine, and to nobody else."""
+"""Ray's token is sent automatically to clusters on this machine, and to no other cluster."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ OWN = next(
     for each in addresses
     if each.address.startswith("127.")
 )
-ELSEWHERE = "192.0.2.200"  # reserved for examples
+ELSEWHERE = "192.0.2.200"  # an address reserved for examples
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user who has never said anything about tokens."""
+    """Set up the home of a user without any settings for tokens."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.setenv(name, "")  # so that it is put back afterwards, whatever is done to it
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it, whatever the test does to it
         monkeypatch.delenv(name)
     return tmp_path
 
@@ -34,26 +34,26 @@ def give_token(home: Path) -> None:
     (home / ".ray" / "auth_token").write_text("secret")
 
 
-def test_a_cluster_of_this_machine_is_sent_its_token(home: Path) -> None:
+def test_a_cluster_on_this_machine_receives_the_token(home: Path) -> None:
     give_token(home)
     send_token_to(f"{OWN}:6379")
     assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
 @pytest.mark.parametrize("address", [f"{ELSEWHERE}:6379", "somewhere.example:6379", "auto", ""])
-def test_nobody_else_is(home: Path, address: str) -> None:
+def test_no_other_cluster_receives_the_token(home: Path, address: str) -> None:
     give_token(home)
     send_token_to(address)
     assert "RAY_AUTH_MODE" not in os.environ
 
 
-def test_where_there_is_no_token_none_is_sent(home: Path) -> None:
-    """Ray would refuse to connect without it."""
+def test_without_a_token_none_is_sent(home: Path) -> None:
+    """With RAY_AUTH_MODE=token and without a token, Ray would refuse to connect."""
     send_token_to(f"{OWN}:6379")
     assert "RAY_AUTH_MODE" not in os.environ
 
 
-def test_what_the_user_says_counts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_of_the_user_take_precedence(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give_token(home)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     send_token_to(f"{OWN}:6379")
@@ -64,5 +64,5 @@ def test_what_the_user_says_counts(home: Path, monkeypatch: pytest.MonkeyPatch) 
     assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
-def test_it_says_where_a_token_may_be() -> None:
+def test_the_sources_of_a_token_are_listed() -> None:
     assert token_sources() == "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"

@@ -1,4 +1,4 @@
-"""A run that fits is let through, and one that does not is told which of its actors find no place."""
+"""A run that fits has no problem; otherwise the actors without resources are named."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_run_that_fits_has_no_problem() -> None:
     assert list(shortfalls(needs_of(config()), [node("a")])) == []
 
 
-def test_what_finds_no_place_is_named_with_what_there_is() -> None:
+def test_actors_that_do_not_fit_are_named_with_the_existing_resources() -> None:
     needs = needs_of(config(rollout={"workers": 5, "gpus_per_worker": 1}))
     (problem,) = shortfalls(needs, [node("a", 4, 2), node("b", 4, 1)])
     assert problem.where == "rollout.workers"
@@ -33,13 +33,13 @@ def test_what_finds_no_place_is_named_with_what_there_is() -> None:
 
 
 def test_an_actor_needs_its_resources_on_one_node() -> None:
-    """Sums over the cluster do not tell."""
+    """The totals of the cluster are not sufficient."""
     needs = needs_of(config(learner={"cpus_per_rank": 6}, rollout={"workers": 1}))
     (problem,) = shortfalls(needs, [node("a", 4), node("b", 4)])
     assert problem.where == "learner.ranks"
 
 
-def test_labels_that_no_node_has_are_named_with_those_that_there_are() -> None:
+def test_missing_labels_are_named_with_the_existing_ones() -> None:
     needs = needs_of(config(cluster={"node_labels": {"learner": {"pool": "reserved"}}}))
     (problem,) = shortfalls(needs, [node("a", pool="spot"), node("b", zone="1")])
     assert problem.where == "cluster.node_labels.learner"
@@ -47,13 +47,13 @@ def test_labels_that_no_node_has_are_named_with_those_that_there_are() -> None:
     assert "--labels pool=reserved" in problem.fix
 
 
-def test_room_on_other_nodes_does_not_help_who_has_labels() -> None:
+def test_nodes_without_the_labels_do_not_count() -> None:
     needs = needs_of(config(cluster={"node_labels": {"rollout": {"pool": "spot"}}}, rollout={"workers": 3}))
     (problem,) = shortfalls(needs, [node("a", 64), node("b", 2, pool="spot")])
     assert "2 of 3 rollout workers" in problem.what
 
 
-def test_who_can_go_anywhere_leaves_room_for_who_cannot() -> None:
+def test_actors_without_labels_leave_the_labeled_nodes_to_others() -> None:
     needs = needs_of(
         config(
             rollout={"workers": 2}, reward={"cpus_per_worker": 2}, cluster={"node_labels": {"rollout": {"pool": "s"}}}
@@ -62,11 +62,11 @@ def test_who_can_go_anywhere_leaves_room_for_who_cannot() -> None:
     assert list(shortfalls(needs, [node("a", 2, pool="s"), node("b", 3)])) == []
 
 
-def test_nodes_of_one_machine_are_nodes_all_the_same() -> None:
+def test_several_nodes_on_one_machine_are_counted_separately() -> None:
     assert list(shortfalls(needs_of(config(rollout={"workers": 2})), [node("a", 2), node("a", 2)])) == []
 
 
-def test_actors_without_gpus_leave_the_nodes_with_gpus_alone() -> None:
+def test_actors_without_gpus_avoid_nodes_with_gpus() -> None:
     needs = needs_of(
         config(
             reward={"cpus_per_worker": 2}, rollout={"workers": 1, "gpus_per_worker": 1, "cpus_per_worker": 2}
@@ -95,7 +95,7 @@ def test_labels_are_compared_as_ray_does(condition: str, value: str | None, matc
 
 
 @given(st.integers(0, 5), st.lists(st.integers(0, 4), max_size=4), st.integers(1, 3))
-def test_equal_actors_fit_if_and_only_if_each_node_takes_its_share(
+def test_equal_actors_fit_if_the_nodes_together_have_enough_slots(
     count: int, nodes: list[int], each: int
 ) -> None:
     needs = [Need("rollout", "rollout worker", count, {"CPU": each}, {}, "rollout.workers")]

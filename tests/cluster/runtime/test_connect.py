@@ -1,4 +1,4 @@
-"""Connecting to Ray. What needs a cluster is in tests/integration."""
+"""Connecting to Ray. The tests that need a cluster are in tests/integration."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from cluster.runtime.connect import connect
     ("configured", "variable", "joined"),
     [(None, None, "local"), ("auto", None, "auto"), (None, "h:1", "h:1"), ("g:2", "h:1", "g:2")],
 )
-def test_a_cluster_is_joined_only_if_it_was_named(
+def test_only_a_named_cluster_is_connected_to(
     monkeypatch: pytest.MonkeyPatch, configured: str | None, variable: str | None, joined: str
 ) -> None:
-    """Left to itself, `ray.init` would join whatever cluster somebody had started on this machine."""
+    """By default `ray.init` would connect to any cluster that runs on this machine."""
     asked: dict[str, Any] = {}
     monkeypatch.setattr("cluster.runtime.connect.probe", lambda address: None)
     monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
@@ -31,7 +31,7 @@ def test_a_cluster_is_joined_only_if_it_was_named(
 
 
 @pytest.mark.parametrize(("runtime_env", "travels"), [({"working_dir": "gcs://x.zip"}, False), ({}, True)])
-def test_a_job_joins_its_own_cluster_and_brings_what_it_has_not_sent(
+def test_a_job_connects_to_its_own_cluster_and_sends_the_missing_code(
     monkeypatch: pytest.MonkeyPatch, runtime_env: dict[str, str], travels: bool
 ) -> None:
     asked: dict[str, Any] = {}
@@ -58,7 +58,7 @@ def test_a_job_joins_its_own_cluster_and_brings_what_it_has_not_sent(
         (ray.exceptions.AuthenticationError("Unauthenticated"), r"requires a token: run RAY_AUTH_MODE=token"),
     ],
 )
-def test_a_cluster_that_does_not_let_us_in_is_one_line(
+def test_a_refusal_by_the_cluster_is_one_line(
     monkeypatch: pytest.MonkeyPatch, failure: Exception, said: str
 ) -> None:
     def refuse(**_: Any) -> None:
@@ -78,12 +78,12 @@ def test_a_cluster_that_does_not_let_us_in_is_one_line(
         ("http://head:8265", "use launch.py submit to send a run to it"),
     ],
 )
-def test_an_address_where_no_cluster_can_be_joined_is_known_at_once(address: str, said: str) -> None:
+def test_an_address_without_a_cluster_fails_at_once(address: str, said: str) -> None:
     with pytest.raises(ConnectionError, match=said):
         connect(ClusterConfig(address=address))
 
 
-def test_a_machine_too_busy_to_start_ray_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_of_the_start_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: Any) -> None:
         raise Exception("The current node timed out during startup. This could happen because …")
 

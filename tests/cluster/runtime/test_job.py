@@ -1,4 +1,4 @@
-"""Keys reach the job that they are for, and nobody else can read them on the way."""
+"""Keys reach their job, and no other process can read them on the way."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PLANTED = "planted-key-0123456789"
 
 
 @given(st.dictionaries(st.text(min_size=1), st.text()))
-def test_who_it_was_sealed_for_can_open_it(keys: dict[str, str]) -> None:
+def test_the_receiver_can_open_a_box(keys: dict[str, str]) -> None:
     private = X25519PrivateKey.generate()
     public = announced("job", announcement("job", private))
     assert public is not None
     assert unseal("job", seal("job", keys, public), private) == keys
 
 
-def test_nobody_else_can() -> None:
+def test_no_other_process_can_open_a_box() -> None:
     private, other = X25519PrivateKey.generate(), X25519PrivateKey.generate()
     box = seal("job", {"WANDB_API_KEY": PLANTED}, private.public_key().public_bytes_raw())
     assert PLANTED.encode() not in box
@@ -35,7 +35,7 @@ def test_each_box_differs() -> None:
     assert seal("job", {"K": PLANTED}, public) != seal("job", {"K": PLANTED}, public)
 
 
-def test_the_announcement_is_found_in_a_log_and_that_of_another_job_is_not() -> None:
+def test_only_the_announcement_of_the_same_job_is_found_in_a_log() -> None:
     private = X25519PrivateKey.generate()
     log = f"Runtime env is setting up.\n{announcement('mine', private)}\nstep 1\n"
     assert announced("mine", log) == private.public_key().public_bytes_raw()
@@ -43,7 +43,7 @@ def test_the_announcement_is_found_in_a_log_and_that_of_another_job_is_not() -> 
     assert announced("mine", "nothing yet") is None
 
 
-def test_a_job_takes_its_keys_into_its_environment_and_says_their_names() -> None:
+def test_a_job_puts_the_keys_into_its_environment_and_prints_their_names() -> None:
     environment, said = {KEYS_VARIABLE: "WANDB_API_KEY"}, []
     answers = iter([None, "box"])
 
@@ -60,7 +60,7 @@ def test_a_job_takes_its_keys_into_its_environment_and_says_their_names() -> Non
     assert PLANTED not in "".join(said)
 
 
-def test_a_job_whose_keys_do_not_come_goes_on_and_says_so() -> None:
+def test_a_job_without_its_keys_continues_with_a_message() -> None:
     environment, said = {KEYS_VARIABLE: "WANDB_API_KEY"}, []
     receive("job", lambda: None, said.append, environment, wait_s=0)
     assert "WANDB_API_KEY" not in environment

@@ -1,4 +1,4 @@
-"""Comparisons: what is planned, what is run and not run again, and what is said about it."""
+"""Comparisons: their plan, the runs that are started or skipped, and the reported results."""
 
 from __future__ import annotations
 
@@ -53,15 +53,14 @@ def planned(folder: Path, *overrides: str, **changes: Any) -> Comparison:
 
 
 def run(comparison: Comparison, side_by_side: int = 1, **options: Any) -> tuple[bool, str]:
-    """Whether all is finished, and what was shown."""
+    """Run a comparison. Return whether all runs are finished, and the output."""
     screen = io.StringIO()
-    # Its own process imports the project from here, whatever the tests' working directory.
     complete = run_comparison(comparison, TRAINING, side_by_side, Console(file=screen, width=120), **options)
     return complete, screen.getvalue()
 
 
 def finish(comparison: Comparison) -> None:
-    """As if all runs had been trained."""
+    """Write the files of all runs as if they had been trained."""
     for planned_run in comparison.runs:
         train(planned_run.config)
 
@@ -78,7 +77,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- The plan
 
 
-def test_each_variant_is_planned_with_each_seed_seed_by_seed(tmp_path: Path) -> None:
+def test_each_variant_is_planned_with_each_seed_in_the_order_of_seeds(tmp_path: Path) -> None:
     comparison = planned(tmp_path, "steps=2")
     assert [run.name for run in comparison.runs] == [
         "rates.low.seed3",
@@ -95,7 +94,7 @@ def test_each_variant_is_planned_with_each_seed_seed_by_seed(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "file", sorted((PROJECT / "configs").glob("compare_*.yaml")), ids=lambda file: file.stem
 )
-def test_shipped_comparisons_are_sound(file: Path) -> None:
+def test_shipped_comparisons_are_valid(file: Path) -> None:
     _, problems = load_comparison(file, ["rollout.cpus_per_worker=0.1", "learner.cpus_per_rank=0.1"])
     assert problems == []
 
@@ -134,7 +133,7 @@ def test_mistakes_are_found_before_anything_starts(
     assert any(said in str(problem) for problem in problems), problems
 
 
-def test_objectives_that_are_one_on_policy_are_named(tmp_path: Path) -> None:
+def test_objectives_with_equal_gradients_are_named(tmp_path: Path) -> None:
     variants = {name: [f"objective.name={name}"] for name in ("grpo", "gspo", "sapo", "a_hpo")}
     assert same_gradient(planned(tmp_path, variants=variants)) == ["grpo", "gspo", "sapo"]
     assert same_gradient(planned(tmp_path, "learner.mini_batches=2", variants=variants)) == []
@@ -166,7 +165,7 @@ def test_results_are_written_and_shown(tmp_path: Path) -> None:
         assert f"({plot})" in page
 
 
-def test_what_is_finished_is_not_run_again_and_what_was_interrupted_or_is_new_is(tmp_path: Path) -> None:
+def test_finished_runs_are_skipped_and_interrupted_or_new_runs_are_started(tmp_path: Path) -> None:
     finish(planned(tmp_path))
     more = planned(tmp_path, seeds=[3, 5, 8])
     more.runs[1].config.run_directory.joinpath("summary.json").unlink()
@@ -176,14 +175,14 @@ def test_what_is_finished_is_not_run_again_and_what_was_interrupted_or_is_new_is
     assert sorted(starts(more)[4:]) == ["rates.high.seed3", "rates.high.seed8", "rates.low.seed8"]
 
 
-def test_a_comparison_does_not_mix_runs_of_other_settings(tmp_path: Path) -> None:
+def test_runs_with_other_settings_are_not_mixed(tmp_path: Path) -> None:
     finish(planned(tmp_path))
     with pytest.raises(OtherSettingsError, match=r"steps: 4 -> 5.*Restore them"):
         run(planned(tmp_path, "steps=5"))
     assert run(planned(tmp_path, "tracking.wandb=disabled"))[0]
 
 
-def test_a_run_that_fails_costs_the_others_nothing(tmp_path: Path) -> None:
+def test_a_failed_run_does_not_affect_other_runs(tmp_path: Path) -> None:
     variants = {"bad": ["learner.learning_rate=13"], "good": ["learner.learning_rate=0.1"]}
     comparison = planned(tmp_path, variants=variants)
     complete, screen = run(comparison, 2)
@@ -196,7 +195,7 @@ def test_a_run_that_fails_costs_the_others_nothing(tmp_path: Path) -> None:
     assert found["measures"]["pass_at_1_final"]["bad"]["estimate"]["mean"] is None
 
 
-def test_only_the_table_starts_nothing(tmp_path: Path) -> None:
+def test_the_table_alone_starts_no_run(tmp_path: Path) -> None:
     comparison = planned(tmp_path)
     complete, screen = run(comparison, only_table=True)
     assert not complete
@@ -204,8 +203,8 @@ def test_only_the_table_starts_nothing(tmp_path: Path) -> None:
     assert not (comparison.directory / "starts").exists()
 
 
-def test_interrupted_it_interrupts_its_trainings_side_by_side(tmp_path: Path) -> None:
-    """SIGTERM is taken as Ctrl-C: one test for both."""
+def test_an_interrupted_comparison_interrupts_its_parallel_trainings(tmp_path: Path) -> None:
+    """SIGTERM is handled like Ctrl-C, so one test covers both."""
     variants = {"a": ["learner.learning_rate=99"], "b": ["learner.learning_rate=99", "steps=5"]}
     file = comparison_file(tmp_path, variants=variants)
     script = f"""
@@ -232,7 +231,7 @@ run_comparison(load_comparison(Path({str(file)!r}))[0], {TRAINING!r}, 2, Console
     assert not (folder / "rates.a.seed5").exists(), "two at a time, and none after it was interrupted"
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_command_prints_every_mistake(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["compare", str(comparison_file(tmp_path, baseline="none")), "name=x"])
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 2

@@ -1,4 +1,4 @@
-"""What is missing is found and said with what mends it, and nothing else is complained of."""
+"""Every problem of a machine is one finding with a fix, and a valid machine has no problems."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ SOUND = MachineFacts(
 GPUS = replace(SOUND, gpu_devices=2, engines=Engines(2, "12.9", "cuda"))
 
 
-def complaints(facts: MachineFacts, wants_gpus: bool | None = None) -> list[Finding]:
+def problems(facts: MachineFacts, wants_gpus: bool | None = None) -> list[Finding]:
     return [finding for finding in assess_machine(facts, PINNED, wants_gpus) if finding.level != "ok"]
 
 
 @pytest.mark.parametrize("facts", [SOUND, GPUS])
-def test_a_sound_machine_is_sound(facts: MachineFacts) -> None:
-    assert complaints(facts) == []
+def test_a_valid_machine_has_no_problems(facts: MachineFacts) -> None:
+    assert problems(facts) == []
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,8 @@ def test_a_sound_machine_is_sound(facts: MachineFacts) -> None:
         ({"engines": Engines(error="ImportError: libcudart")}, "fail", "torch and vLLM", "make setup"),
     ],
 )
-def test_one_thing_that_is_wrong_is_one_finding(
-    change: dict[str, Any], level: str, what: str, fix: str
-) -> None:
-    (finding,) = complaints(replace(SOUND, **change))
+def test_one_problem_is_one_finding(change: dict[str, Any], level: str, what: str, fix: str) -> None:
+    (finding,) = problems(replace(SOUND, **change))
     assert (finding.level, finding.what) == (level, what)
     assert fix in finding.fix
 
@@ -73,10 +71,10 @@ def test_one_thing_that_is_wrong_is_one_finding(
         (Engines(2, "12.9", "cpu"), "vLLM finds the platform cpu", "PLATFORM=gpu"),
     ],
 )
-def test_gpus_that_somebody_does_not_see(engines: Engines, said: str, fix: str) -> None:
-    """A failure for a run that wants them, a warning for others."""
+def test_gpus_that_torch_or_vllm_does_not_find(engines: Engines, said: str, fix: str) -> None:
+    """The problem is a failure for a run that needs GPUs, and a warning otherwise."""
     for wants_gpus, level in [(True, "fail"), (False, "warn"), (None, "warn")]:
-        (finding,) = complaints(replace(GPUS, engines=engines), wants_gpus)
+        (finding,) = problems(replace(GPUS, engines=engines), wants_gpus)
         assert finding.level == level
         assert said in finding.said
         assert fix in finding.fix
@@ -90,7 +88,7 @@ def test_nodes_that_differ_are_named() -> None:
     assert list(assess_alike({"a": SOUND, "c": SOUND})) == []
 
 
-def test_what_is_the_same_everywhere_is_said_once() -> None:
+def test_equal_findings_of_several_nodes_are_merged() -> None:
     same, own = Finding("ok", "a", "b"), Finding("warn", "c", "d")
     assert list(merged({"x": [same, own], "y": [same]})) == [("all nodes", same), ("x", own)]
     assert list(merged({"x": [same]})) == [("x", same)]

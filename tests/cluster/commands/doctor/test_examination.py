@@ -1,4 +1,4 @@
-"""Ports, keys, and what the command says and exits with."""
+"""The checks of ports and keys, and the output and the exit code of the command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from launch import app
 cli = CliRunner()
 
 
-def test_a_port_that_is_taken_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -35,7 +35,7 @@ def test_a_port_that_is_taken_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def strict_server() -> Iterator[str]:
-    """Stands for W&B, and accepts no key."""
+    """Start a server in place of W&B that accepts no key."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -59,7 +59,7 @@ def strict_server() -> Iterator[str]:
 
 
 def wandb_says(home: Path, **variables: str) -> Finding:
-    """In a process of its own: wandb keeps what it has once read."""
+    """Check the login in a separate process, because wandb caches its settings."""
     code = (
         "import json, dataclasses; from cluster.commands.doctor.examination import wandb_login; "
         "print(json.dumps(dataclasses.asdict(wandb_login())))"
@@ -76,14 +76,14 @@ def wandb_says(home: Path, **variables: str) -> Finding:
     return Finding(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_a_key_that_is_not_accepted_any_more(tmp_path: Path, strict_server: str) -> None:
+def test_a_key_that_is_no_longer_accepted(tmp_path: Path, strict_server: str) -> None:
     key = "0123456789" * 4
     finding = wandb_says(tmp_path, WANDB_API_KEY=key, WANDB_BASE_URL=strict_server)
     assert (finding.level, finding.fix) == ("fail", "wandb login --relogin"), finding
     assert key not in finding.said
 
 
-def test_no_key_and_no_server_are_no_failures(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_only_a_warning(tmp_path: Path) -> None:
     finding = wandb_says(tmp_path, WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:1")
     assert finding.level == "warn"
     assert "cannot be reached" in finding.said

@@ -1,4 +1,4 @@
-"""What can be exported is found, and what cannot is refused in one line that says why."""
+"""A possible export is planned, and an impossible one is refused with one line of reason and remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.builders import make_progress
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    """A run of a model in a directory, with complete checkpoints of steps 50 and 100 and half of one of 150."""
+    """Write a run with complete checkpoints of steps 50 and 100 and an incomplete one of step 150."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").touch()
     directory = RunDirectory(tmp_path / "runs" / "first")
@@ -46,12 +46,12 @@ def refusal(*arguments: Any, **options: Any) -> str:
         plan_export(*arguments, **options)
     text = str(caught.value)
     assert "\n" not in text
-    assert "; " in text, "it says what to do"
+    assert "; " in text, "the message names a remedy"
     return text
 
 
 @pytest.mark.parametrize(("asked", "step"), [(None, 100), (100, 100), (50, 50)])
-def test_the_newest_complete_checkpoint_or_the_one_asked_for(
+def test_the_newest_or_the_requested_checkpoint_is_chosen(
     run: RunDirectory, tmp_path: Path, asked: int | None, step: int
 ) -> None:
     plan = plan_export(run.path, tmp_path / "made" / "here", asked, address="head:6379")
@@ -62,10 +62,10 @@ def test_the_newest_complete_checkpoint_or_the_one_asked_for(
     assert plan.run == run
 
 
-def test_the_run_may_have_moved_since(
+def test_the_run_directory_may_have_been_moved(
     run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What its configuration says of where it is does not count. And relative paths are those of whoever asks."""
+    """The location in its configuration is ignored, and relative paths refer to the working directory."""
     run.path.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     plan = plan_export(Path("moved"), Path("here"))
@@ -73,7 +73,7 @@ def test_the_run_may_have_moved_since(
     assert plan.destination == tmp_path / "here"
 
 
-def test_an_empty_destination_will_do(run: RunDirectory, tmp_path: Path) -> None:
+def test_an_empty_destination_is_accepted(run: RunDirectory, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert plan_export(run.path, tmp_path / "empty").destination == tmp_path / "empty"
 
@@ -98,7 +98,7 @@ def file(path: Path) -> Path:
     ],
     ids=["full", "a file", "below a file"],
 )
-def test_a_destination_that_is_taken_is_refused(
+def test_a_destination_in_use_is_refused(
     run: RunDirectory, tmp_path: Path, occupied: Callable[[Path], Path], why: str
 ) -> None:
     destination = occupied(tmp_path / "taken")
@@ -109,10 +109,10 @@ def test_a_destination_that_is_taken_is_refused(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_step_without_a_checkpoint_is_refused_with_those_there_are(
+def test_a_step_without_a_checkpoint_is_refused_with_the_existing_steps(
     run: RunDirectory, tmp_path: Path
 ) -> None:
-    for step in (150, 7):  # 150 was begun and never completed
+    for step in (150, 7):  # the checkpoint of step 150 is incomplete
         text = refusal(run.path, tmp_path / "here", step)
         assert f"step {step}" in text
         assert "50, 100" in text
@@ -125,7 +125,7 @@ def test_a_run_without_a_complete_checkpoint_is_refused(run: RunDirectory, tmp_p
 
 
 @pytest.mark.parametrize("name", ["nowhere", "model", "model/config.json"])
-def test_what_is_no_run_is_refused(run: RunDirectory, tmp_path: Path, name: str) -> None:
+def test_a_directory_without_a_run_is_refused(run: RunDirectory, tmp_path: Path, name: str) -> None:
     text = refusal(tmp_path / name, tmp_path / "here")
     assert f"{tmp_path / name}: this is not a run directory" in text
 
@@ -137,7 +137,7 @@ def test_a_broken_configuration_is_refused(run: RunDirectory, tmp_path: Path) ->
     assert "stepps" in text
 
 
-def test_a_model_that_is_no_longer_there_is_said_to_be(run: RunDirectory, tmp_path: Path) -> None:
+def test_a_missing_model_is_named(run: RunDirectory, tmp_path: Path) -> None:
     (tmp_path / "model").rename(tmp_path / "elsewhere")
     text = refusal(run.path, tmp_path / "here")
     assert "no longer exists" in text
@@ -145,8 +145,8 @@ def test_a_model_that_is_no_longer_there_is_said_to_be(run: RunDirectory, tmp_pa
     assert str(run.config_file) in text
 
 
-def test_a_starter_model_is_not_built_anew(run: RunDirectory, tmp_path: Path) -> None:
-    """Its recipe may have changed since; what was learned would not fit, or its tokens would mean something else."""
+def test_a_starter_model_is_not_built_again(run: RunDirectory, tmp_path: Path) -> None:
+    """Its recipe may have changed, so that the weights would not fit, or the tokens would differ."""
     write_config(run, model={"source": "starter", "cache_directory": str(tmp_path / "cache")})
     text = refusal(run.path, tmp_path / "here")
     assert f"no longer in {tmp_path / 'cache'}" in text
@@ -163,14 +163,14 @@ def test_only_the_learner_must_fit_on_the_machine(
     assert "asks for 1000 CPUs" in refusal(run.path, tmp_path / "here")
 
 
-def test_a_damaged_one_is_refused(run: RunDirectory, tmp_path: Path) -> None:
-    """Also where its size is right. The others can be exported."""
+def test_a_damaged_checkpoint_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    """Damage is found even if the size is unchanged. Other checkpoints can still be exported."""
     (run.checkpoints / "step-000100" / "learner" / "weights").write_bytes(b"1" * 100)
     assert "learner/weights has SHA-256" in refusal(run.path, tmp_path / "here")
     assert plan_export(run.path, tmp_path / "here", 50).step == 50
 
 
-def test_one_of_another_version_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_version_is_refused(run: RunDirectory, tmp_path: Path) -> None:
     (run.checkpoints / "step-000100" / "COMPLETE").write_text('{"format": 3, "files": {}}')
     with pytest.raises(ExportRefusedError, match="another version of this program"):
         plan_export(run.path, tmp_path / "here")

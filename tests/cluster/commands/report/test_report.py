@@ -1,4 +1,4 @@
-"""The report: everything that a run says is in it, and nothing that a model wrote is more than text."""
+"""The report contains all metrics of a run, and shows the output of a model only as text."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ hostile_text = st.lists(
 
 
 class Reader(HTMLParser):
-    """What a browser makes of a page: the tags, with their attributes, and the text."""
+    """Parse a page as a browser does, into tags with attributes and text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ TAGS = [tag for tag, _ in Reader(html(made_run())).tags]
 
 @settings(max_examples=25)  # each makes a page
 @given(hostile_text, hostile_text, hostile_text)
-def test_whatever_a_model_wrote_is_text(text: str, answer: str, prompt: str) -> None:
+def test_model_output_is_always_text(text: str, answer: str, prompt: str) -> None:
     group = record(text=text, answer=answer, reason=text, reward=answer) | {
         "prompt": prompt,
         "prompt_id": text,
@@ -138,16 +138,16 @@ def test_whatever_a_model_wrote_is_text(text: str, answer: str, prompt: str) -> 
 
 
 @given(st.text())
-def test_what_cannot_be_seen_is_written_out(text: str) -> None:
+def test_invisible_characters_are_escaped(text: str) -> None:
     left = {unicodedata.category(character) for character in visible_text(text) if character not in "\n\t"}
     assert not left & {"Cc", "Cf", "Cs"}
 
 
-def test_long_texts_are_cut_and_say_so() -> None:
+def test_long_texts_are_truncated_with_a_remark() -> None:
     assert visible_text("x" * 6100, 6000).endswith("x\n[… 100 more characters]")
 
 
-def test_the_page_runs_nothing_and_asks_nobody() -> None:
+def test_the_page_has_no_scripts_and_no_external_resources() -> None:
     runs = [made_run()]
     read = Reader(page("runs", runs, list(drawn_sections(runs)), "today"))
     (policy,) = [a["content"] for tag, a in read.tags if tag == "meta" and "http-equiv" in a]
@@ -161,41 +161,41 @@ def test_the_page_runs_nothing_and_asks_nobody() -> None:
     assert {link.removeprefix("#") for link in links} <= ids, "all links stay on the page, and lead somewhere"
 
 
-def test_all_numbers_are_drawn_or_said_to_be_constant() -> None:
-    """Metrics that no chart has are said to be so here."""
+def test_all_metrics_are_drawn_or_listed_as_constant() -> None:
+    """The metrics without a chart are listed here."""
     charted = {key for section in SECTIONS for chart in section.charts for key in chart.keys}
-    told_otherwise = {
+    without_chart = {
         "eval/pass_at_1_stderr",
         "eval/response_length_mean",
         "reward/correct_fraction",
         "reward/overlong_penalty_mean",
     }
-    told_otherwise |= {
+    without_chart |= {
         "objective/importance_weight_mean",
         "objective/importance_capped_fraction",
         "response_length/std",
     }
-    told_otherwise |= {
+    without_chart |= {
         "objective/gradient_fraction_positive",
         "logprob_gap/max",
         "logprob_gap/missing_fraction",
     }
-    told_otherwise |= {"progress/step", "progress/weight_version", "progress/epoch"}
-    assert charted | told_otherwise == set(METRICS)
+    without_chart |= {"progress/step", "progress/weight_version", "progress/epoch"}
+    assert charted | without_chart == set(METRICS)
     (evaluation, reward, length) = drawn_sections([made_run(), made_run("two", rows=5)])
     assert evaluation.constant == {"eval/pass_at_1": 0.2}
     assert [one.chart.keys for one in reward.charts] == [("reward/mean",)]
     assert length.constant == {"response_length/mean": 9.0}
 
 
-def test_a_number_is_constant_only_if_all_runs_agree_on_it() -> None:
+def test_a_metric_is_constant_only_if_it_is_equal_in_all_runs() -> None:
     other = made_run()
     other.rows[0]["response_length/mean"] = 10.0  # type: ignore[index]
     assert constant_value("response_length/mean", [made_run(), other]) is None
     assert constant_value("response_length/mean", [made_run(rows=1)]) is None, "one step is no course"
 
 
-def test_settings_that_differ_are_set_side_by_side() -> None:
+def test_differing_settings_are_shown_side_by_side() -> None:
     runs = [made_run(seed=1), made_run("two", seed=2, objective={"name": "hpo", "alpha": 0.6})]
     differing = differing_settings(runs)
     assert ("seed", ["1", "2"]) in differing
@@ -206,7 +206,7 @@ def test_settings_that_differ_are_set_side_by_side() -> None:
     assert "All settings are equal." in Reader(html(made_run(), made_run("two"))).text
 
 
-def test_runs_are_called_by_as_much_of_their_path_as_tells_them_apart() -> None:
+def test_labels_are_the_shortest_distinct_paths() -> None:
     assert labels([Path("/a/x"), Path("/a/y")]) == ["x", "y"]
     assert labels([Path("/a/x"), Path("/b/x"), Path("/b/y")]) == ["a/x", "b/x", "b/y"]
 
@@ -268,7 +268,7 @@ def test_a_report_of_two_runs_is_one_file_and_its_plots(on_disk: Make, tmp_path:
     assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots.iterdir())
 
 
-def test_the_command_writes_it_and_refuses_what_is_no_run(on_disk: Make, tmp_path: Path) -> None:
+def test_the_command_writes_the_report_and_refuses_other_directories(on_disk: Make, tmp_path: Path) -> None:
     cli, run = CliRunner(), on_disk()
     result = cli.invoke(app, ["report", str(run)])
     assert result.exit_code == 0, result.output
@@ -287,7 +287,7 @@ def test_a_broken_run_is_named(on_disk: Make) -> None:
 
 @pytest.mark.slow
 def test_a_browser_shows_the_text_and_runs_nothing(on_disk: Make, tmp_path: Path) -> None:
-    """Also without the page's own ban on scripts. Needs Chromium: apt-get install chromium."""
+    """This also holds without the page's own policy against scripts. Needs Chromium: apt-get install chromium."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert browser is not None, (
         "no Chromium is installed, and this test is about a browser: apt-get install chromium"
@@ -318,7 +318,7 @@ def test_a_browser_shows_the_text_and_runs_nothing(on_disk: Make, tmp_path: Path
     assert titles[file] == titles[bare] == "demo · hpo-trainer"
 
 
-def test_transcripts_for_programs_hold_what_those_for_people_show(on_disk: Make) -> None:
+def test_the_json_transcripts_contain_what_the_page_shows(on_disk: Make) -> None:
     file = RunDirectory(on_disk()).transcript_file(4)
     (line,) = file.with_suffix(".jsonl").read_text().splitlines()
     told = json.loads(line)

@@ -1,5 +1,7 @@
-"""`launch.py workspace`: W&B is given the catalogue's sections and charts, once; and where it does not take them, one
-line says why, in time. The server is on this machine, and the rest is wandb's own."""
+"""`launch.py workspace` saves the catalogue's sections and charts once, or prints one line with the reason in time.
+
+The server is simulated on this machine; the client is wandb's own.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from tests.cluster.tracking.test_wandb_sink import clean_environment
 KEY = "0123456789" * 4
 
 
-def test_the_definition_is_the_catalogue() -> None:
+def test_the_definition_matches_the_catalogue() -> None:
     workspace = definition("somebody", "hpo-trainer")
     charts = [
         (section.name, panel.title, tuple(panel.y), panel.x)
@@ -45,14 +47,14 @@ def test_the_definition_is_the_catalogue() -> None:
 
 @dataclass
 class Wandb:
-    """Plays W&B: one user, and the views of one project. `accepts` is the key that it takes."""
+    """A simulated W&B with one user and the views of one project. It accepts the key `accepts`."""
 
     address: str = ""
     accepts: str = KEY
     answers: bool = True
     has_project: bool = True
     views: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By their name."""
+    """The views by name."""
     over: threading.Event = field(default_factory=threading.Event)
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def wandb() -> Iterator[Wandb]:
 def workspace(
     home: Path, address: str, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """As a user does it. WANDB_HTTP_TIMEOUT is in seconds."""
+    """Run the command as a user does. WANDB_HTTP_TIMEOUT is in seconds."""
     return subprocess.run(
         [sys.executable, PROJECT / "launch.py", "workspace", *arguments],
         cwd=home,
@@ -130,7 +132,7 @@ def config(tmp_path: Path) -> str:
     return str(file)
 
 
-def test_the_view_arrives_once(tmp_path: Path, wandb: Wandb, config: str) -> None:
+def test_the_view_is_saved_once_and_then_updated(tmp_path: Path, wandb: Wandb, config: str) -> None:
     saved = workspace(tmp_path, wandb.address, config)
     assert (saved.returncode, saved.stdout) == (0, f"saved: {wandb.address}/somebody/laws?nw=hpotrainer\n"), (
         saved
@@ -154,7 +156,7 @@ def test_the_view_arrives_once(tmp_path: Path, wandb: Wandb, config: str) -> Non
     assert runs["grouping"] == [{"section": "config", "name": "objective.value.name"}]
 
 
-def test_what_stands_in_the_way_is_one_line(tmp_path: Path, wandb: Wandb, config: str) -> None:
+def test_every_failure_is_one_line(tmp_path: Path, wandb: Wandb, config: str) -> None:
     def said(address: str = wandb.address, **environment: str) -> str:
         began = time.monotonic()
         done = workspace(tmp_path, address, config, **environment)
@@ -174,7 +176,7 @@ def test_what_stands_in_the_way_is_one_line(tmp_path: Path, wandb: Wandb, config
     assert wandb.views == {}
 
 
-def test_a_server_that_lets_wandb_wait_is_not_waited_for(tmp_path: Path, wandb: Wandb) -> None:
+def test_a_server_that_does_not_answer_is_abandoned_at_the_deadline(tmp_path: Path, wandb: Wandb) -> None:
     wandb.answers = False
     code = """
 from cluster.commands.workspace import view
@@ -197,7 +199,7 @@ except view.WorkspaceNotSavedError as error:
     assert (done.stdout, done.stderr) == (f"{wandb.address} did not answer within 4 s; try again later\n", "")
 
 
-def test_without_the_package_the_command_names_it(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "cluster.commands.workspace.view", raising=False)
     for name in [name for name in sys.modules if name.partition(".")[0] == "wandb_workspaces"]:
         monkeypatch.delitem(sys.modules, name)
@@ -207,7 +209,7 @@ def test_without_the_package_the_command_names_it(config: str, monkeypatch: pyte
     assert "wandb-workspaces is not installed" in result.stderr
 
 
-def test_settings_that_are_none_are_refused(config: str) -> None:
+def test_an_unknown_setting_is_refused(config: str) -> None:
     result = CliRunner().invoke(app, ["workspace", config, "--group-by", "objective.nam"])
     assert result.exit_code == 2
     assert "no such setting" in result.stderr
