@@ -1,4 +1,4 @@
-"""Who may import whom, and what a quick answer must not wait for."""
+"""The import rules of the packages, and the modules that must load quickly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sources(room: str) -> list[Path]:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Dotted names of all modules that a file imports, wherever in it, whether or not they are packages."""
+    """Yield the dotted names of all modules and packages that a file imports anywhere."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -83,13 +83,13 @@ def test_a_room_knows_itself_and_what_crosses_the_walls(room: str) -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_nobody_imports_the_command_line_or_the_tests(room: str) -> None:
+def test_no_package_imports_the_command_line_or_the_tests(room: str) -> None:
     for file in sources(room):
         assert not {name for name in our_imports(file) if name.partition(".")[0] in ("launch", "tests")}
 
 
 @pytest.mark.parametrize("module", sorted(ALL_MAY_IMPORT))
-def test_what_everybody_imports_imports_nobody(module: str) -> None:
+def test_modules_that_all_may_import_import_none_of_ours(module: str) -> None:
     assert our_imports(PROJECT.joinpath(*module.split(".")).with_suffix(".py")) == set()
 
 
@@ -112,7 +112,7 @@ def test_modules_of_a_room_do_not_import_in_circles(room: str) -> None:
 
 
 def loaded_after(code: str) -> set[str]:
-    """Top-level modules that a process has loaded at the end of `code`."""
+    """Return the top-level modules that a process has loaded at the end of `code`."""
     process = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print('loaded:', *sys.modules)"],
         cwd=PROJECT,
@@ -135,7 +135,7 @@ app(["check", "configs/demo.yaml", "rollout.cpus_per_worker=0.1", "learner.cpus_
 
 
 @pytest.mark.parametrize("module", sorted(ALL_MAY_IMPORT))
-def test_what_everybody_imports_is_light(module: str) -> None:
+def test_modules_that_all_may_import_are_light(module: str) -> None:
     loaded = loaded_after(f"import {module}")
     assert module.partition(".")[0] in loaded
     assert not loaded & {"torch", "ray", "vllm", "transformers", "deepspeed", "wandb", "datasets"}
@@ -181,7 +181,7 @@ def distribution(requirement: str) -> str:
 
 
 def foreign_imports(rooms: tuple[str, ...]) -> set[str]:
-    """Modules that are neither ours nor Python's, by their first name."""
+    """Return the top-level names of imported modules that are neither ours nor of the standard library."""
     files = [PROJECT / "launch.py", *(file for room in rooms for file in sources(room))]
     return {name.partition(".")[0] for file in files for name in imports(file)} - {
         *OURS,
@@ -197,7 +197,7 @@ def foreign_imports(rooms: tuple[str, ...]) -> set[str]:
     ],
 )
 def test_what_is_imported_is_declared(rooms: tuple[str, ...], extras: tuple[str, ...]) -> None:
-    """And does not only happen to be installed, because something else needs it too."""
+    """A dependency must be declared even if another package installs it."""
     project = project_table()
     requirements = [
         *project["dependencies"],

@@ -65,7 +65,7 @@ def test_new_results_do_not_mark_the_commit_as_dirty(tmp_path: Path, monkeypatch
     kept = results / "kept.json"
     for file in (kept, code):
         file.write_text("")
-    who = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+    who = ["-c", "user.name=tester", "-c", "user.email=tester@example.org"]
     for words in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "all"]):
         subprocess.run(["git", "-C", tmp_path, *words], check=True)
     monkeypatch.setattr("benchmarks.report.RESULTS", results)

@@ -1,4 +1,4 @@
-"""What tests of policy share: a real learner of one rank that changes its weights enough to be noticed."""
+"""A real learner with one rank for tests of weight publication. Its steps change the weights noticeably."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.integration.engines import actor, random_tokens
 async def publishing_learner(
     model: Path, dtype: str = "float32", *, offers_weights: bool = True, **settings: Any
 ) -> AsyncIterator[LearnerGroup]:
-    """Yet to be started. By default one step of Adam moves most weights by about as much as they are."""
+    """Yield a learner that is not started. By default one Adam step changes most weights by about their own size."""
     probes = (random_tokens(1), random_tokens(2))
     config = LearnerConfig.model_validate({"learning_rate": 0.1} | settings)
     options = LearnerOptions(str(model), dtype, 1.0, 0, config, ObjectiveConfig(), probes, 1)

@@ -1,5 +1,4 @@
-"""What a real engine does with seeds, with prompts that do not fit into a step, and with weights that change under
-responses in flight."""
+"""A real engine with seeds, with more prompts than fit into a step, and with weights that change during responses."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ from tests.integration.engines import (
 )
 
 NEAR = 1e-4
-"""|Δ log p| of engine and transformers on equal weights. The two models here are 1 and more apart."""
+"""The bound of |Δ log p| between engine and transformers with equal weights. The two models differ by 1 or more."""
 pytestmark = pytest.mark.timeout(400)
 
 
@@ -50,7 +49,7 @@ def policies(models: list[Path]) -> list[Policy]:
 
 @pytest.fixture(scope="module")
 def engine(local_ray: None, models: list[Path]) -> Iterator[ray.actor.ActorHandle]:
-    """It has loaded the first model."""
+    """Start an engine with the first model."""
     engine = actor(Engines).remote()
     ray.get(engine.start.remote(engine_options(models[0], max_sequences=64)))
     yield engine
@@ -58,7 +57,7 @@ def engine(local_ray: None, models: list[Path]) -> Iterator[ray.actor.ActorHandl
 
 
 def policy(version: int, models: Sequence[Path], policies: Sequence[Policy]) -> PolicyVersion:
-    """The two models' weights take turns."""
+    """Return a policy version. Even versions have the weights of the first model, odd ones those of the second."""
     model, policy, probe = models[version % 2], policies[version % 2], random_tokens(1)
     parts = [np.fromfile(model / "model.safetensors", dtype=np.uint8)]
     return PolicyVersion(version, ray.put(parts), (probe,), (logprobs_of(policy, probe),))
@@ -69,11 +68,13 @@ def prompt(id_: str, seed: int, length: int = 300, responses: int = 1, max_token
     return Prompt(id_, "", random_tokens(seed, length), None, sampling)
 
 
-async def test_seeded_prompts_that_do_not_fit_into_a_step_are_sampled_and_the_same_again(
+async def test_seeded_prompts_that_do_not_fit_into_a_step_are_sampled_reproducibly(
     engine: ray.actor.ActorHandle,
 ) -> None:
-    """60 prompts of 400 tokens come at once, and an engine takes in 8,192 tokens in a step. Had it cut one of them in
-    two, it would be dead."""
+    """60 prompts of 400 tokens are submitted at once, and a step of the engine takes 8,192 tokens.
+
+    An engine that split a prompt over two steps would crash.
+    """
     prompts = [prompt(f"{seed}", seed, length=400, max_tokens=50) for seed in range(60)]
     found: list[dict[str, list[int]]] = []
     for _ in range(2):
@@ -81,15 +82,19 @@ async def test_seeded_prompts_that_do_not_fit_into_a_step_are_sampled_and_the_sa
         sampled: list[Sampled] = await engine.collect.remote(len(prompts))
         found.append({one.prompt_id: one.response.token_ids.tolist() for one in sampled})
     assert found[0] == found[1]
-    assert len({tuple(tokens) for tokens in found[0].values()}) > 50, "each seed draws something else"
+    assert len({tuple(tokens) for tokens in found[0].values()}) > 50, (
+        "different seeds must give different responses"
+    )
 
 
 @pytest.mark.parametrize("mode", ["continue", "finish", "restart"])
-async def test_responses_in_flight_meet_new_weights_as_configured(
+async def test_responses_in_flight_are_treated_as_configured_when_weights_change(
     engine: ray.actor.ActorHandle, models: list[Path], policies: list[Policy], mode: OnNewWeights
 ) -> None:
-    """Every token's log-probability is that of the weights which its span names, given all tokens before it under the
-    same weights: nothing of the old ones is left in a cache."""
+    """The log-probability of every token is that of the weights that its span names.
+
+    This includes all previous tokens, which are computed with the same weights: no cache keeps old values.
+    """
     first = {"continue": 1, "finish": 3, "restart": 5}[mode]
     old, new = policies[first % 2], policies[(first + 1) % 2]
     await engine.use.remote(mode)
@@ -97,9 +102,9 @@ async def test_responses_in_flight_meet_new_weights_as_configured(
 
     short = prompt("short", 1, max_tokens=3)
     long = prompt("long", 2, responses=48)
-    again = prompt("again", 2, responses=8)  # what it asks is in the prefix cache
+    again = prompt("again", 2, responses=8)  # its prompt is in the prefix cache
     await engine.submit.remote([short, long])
-    before = await engine.collect.remote(1)  # the short one has ended, others go on
+    before = await engine.collect.remote(1)  # the short response has ended, others are in flight
     second = policy(first + 1, models, policies)
     assert await engine.pull_weights.remote(second) < NEAR
     await engine.submit.remote([again])
@@ -107,10 +112,10 @@ async def test_responses_in_flight_meet_new_weights_as_configured(
 
     sampled = {(one.prompt_id, one.index): one.response for one in [*before, *after]}
     for (prompt_id, _), response in sampled.items():
-        asked = {"short": short, "long": long, "again": again}[prompt_id]
+        own_prompt = {"short": short, "long": long, "again": again}[prompt_id]
         assert_spans_cover(response)
         gaps = {
-            version: sampling_gaps(asked, [response], policy)[0]
+            version: sampling_gaps(own_prompt, [response], policy)[0]
             for version, policy in ((first, old), (first + 1, new))
         }
         for version, start, end in response.version_spans:
@@ -125,7 +130,7 @@ async def test_responses_in_flight_meet_new_weights_as_configured(
         assert in_flight == {(first,)}
     else:
         assert (first + 1,) in in_flight
-        assert in_flight <= {(first + 1,), (first,)}, "some may have ended just before"
+        assert in_flight <= {(first + 1,), (first,)}, "some responses may have ended just before"
     assert {versions["again", index] for index in range(8)} == {(first + 1,)}
 
 
@@ -136,8 +141,8 @@ def assert_spans_cover(response: Response) -> None:
     assert all(one.end == next_.start for one, next_ in itertools.pairwise(spans))
 
 
-async def test_a_response_that_takes_too_long_is_cut_off_where_it_is(engine: ray.actor.ActorHandle) -> None:
-    """What nearly always takes the likeliest token comes to no end by itself."""
+async def test_a_response_that_takes_too_long_is_truncated(engine: ray.actor.ActorHandle) -> None:
+    """At a low temperature, sampling nearly always takes the likeliest token and does not end by itself."""
     sampling = Sampling(1, 0.01, 480, seed=0)
     prompts = [Prompt(f"{seed}", "", random_tokens(seed, 20), None, sampling) for seed in range(16)]
 
@@ -147,13 +152,15 @@ async def test_a_response_that_takes_too_long_is_cut_off_where_it_is(engine: ray
 
     whole = await sample()
     await engine.cut_off_after.remote(0.05)
-    cut_off = await sample()
-    assert {id_ for id_, one in whole.items() if len(one.token_ids) == 480}, "some never end"
-    for id_, response in cut_off.items():
+    truncated = await sample()
+    assert {id_ for id_, one in whole.items() if len(one.token_ids) == 480}, (
+        "some responses must reach the limit"
+    )
+    for id_, response in truncated.items():
         tokens, all_tokens = response.token_ids, whole[id_].token_ids
         assert 0 < len(tokens) == len(response.logprobs)
         assert tokens.tolist() == all_tokens[: len(tokens)].tolist(), (
-            "its beginning is what it would have been"
+            "a truncated response must be a prefix of the complete one"
         )
         assert response.finish_reason == (
             whole[id_].finish_reason if len(tokens) == len(all_tokens) else "length"
@@ -179,8 +186,8 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("tensor_parallel_size", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_an_engine_does_not_outlive_its_worker(models: list[Path], tensor_parallel_size: int) -> None:
-    """Without Ray, which would clear up after a worker, if its raylet lives."""
+def test_an_engine_ends_with_its_worker(models: list[Path], tensor_parallel_size: int) -> None:
+    """The worker runs without Ray, which would end the processes of a worker if its raylet is alive."""
     worker = subprocess.Popen(
         [sys.executable, "-c", ALONE],
         stdin=subprocess.PIPE,

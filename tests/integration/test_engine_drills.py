@@ -1,8 +1,8 @@
-"""What may happen to real engines, made to happen: vLLM workers that are killed, stopped, scaled, and that fail in
-ways of their own, under a real learner. Minutes each: `make drill`.
+"""Failure drills with real engines and a real learner: vLLM workers are killed, stopped and scaled, and fail in other
+ways. Each drill takes minutes: `make drill`.
 
-Each drill: the run completes, every admitted prompt is trained or dropped exactly once, no sample is older than
-allowed, and sampler and learner agree on log-probabilities.
+In each drill the run completes, every admitted prompt is trained on or dropped exactly once, no sample is staler than
+allowed, and the log-probabilities of sampler and learner agree.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ UP = {WorkerState.STALE, WorkerState.HEALTHY}
 
 
 def mortal_engine(faults: Path) -> type:
-    """`RolloutWorker`, one of which fails once, in the way that a file in folder `faults` is called."""
+    """Return a `RolloutWorker` of which one worker fails once, as the name of a file in the folder `faults` says."""
 
     def meets(fault: str) -> bool:
         try:
@@ -62,7 +62,9 @@ def mortal_engine(faults: Path) -> type:
 
     class MortalWorker(RolloutWorker):
         async def start(self) -> int:
-            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # a function is sent to the engine below
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = (
+                "1"  # allows to send a function to the engine, as below
+            )
             return await super().start()
 
         async def submit(self, prompts: Sequence[Prompt]) -> None:
@@ -97,7 +99,7 @@ def mortal_engine(faults: Path) -> type:
         async def _take_broadcast(self, *arguments: Any) -> None:
             taking = asyncio.ensure_future(super()._take_broadcast(*arguments))
             if meets("half-a-broadcast"):
-                await asyncio.sleep(0.005)  # some of it is there
+                await asyncio.sleep(0.005)  # a part of the weights has arrived
                 os.kill(os.getpid(), signal.SIGKILL)
             await taking
 
@@ -106,8 +108,10 @@ def mortal_engine(faults: Path) -> type:
 
 @dataclass
 class EngineRun:
-    """A run of `config`, with all that is real. Until `hurry` it takes `pace_s` longer for each step, so that it does
-    not end before the drill does."""
+    """A run of `config` with real parts.
+
+    Until `hurry` is called each step takes `pace_s` longer, so that the run does not end before the drill.
+    """
 
     config: RunConfig
     faults: Path
@@ -122,9 +126,9 @@ class EngineRun:
     async def run(self) -> AsyncIterator[tuple[RolloutFleet, asyncio.Task[None]]]:
         config, directory = self.config, RunDirectory(self.config.run_directory)
         model = Path(config.model.source)
-        questions = load_dataset(config, model)
+        dataset = load_dataset(config, model)
         graph = ActorGraph(config, directory, model, mortal_engine(self.faults))
-        probe = tuple(question.encoded.token_ids for question in questions.train[:2])
+        probe = tuple(problem.encoded.token_ids for problem in dataset.train[:2])
         with (
             RunConsole(config.name, config.steps, quiet=True) as console,
             Tracker(config, directory, console) as tracker,
@@ -145,9 +149,9 @@ class EngineRun:
                 controller = Controller(
                     config,
                     PromptSource(
-                        questions.train, config.seed, lambda prompt_id: training_sampling(config, prompt_id)
+                        dataset.train, config.seed, lambda prompt_id: training_sampling(config, prompt_id)
                     ),
-                    evaluation_prompts(config, questions),
+                    evaluation_prompts(config, dataset),
                     fleet,
                     learner,
                     CheckpointStore(directory.checkpoints, config.checkpoint.keep),
@@ -161,7 +165,7 @@ class EngineRun:
                     await asyncio.gather(training, return_exceptions=True)
 
     async def hears(self, fleet: RolloutFleet, *words: str) -> None:
-        """Wait for an event with all these words in it."""
+        """Wait for an event that contains all the words."""
         await until(
             fleet, lambda: any(all(word in event for word in words) for event in self.events), str(words)
         )
@@ -208,7 +212,7 @@ def assert_complete(config: RunConfig) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("local_ray")
 async def test_fifty_kills(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    """A random one of those that are up, every three seconds. The engines take longer than that to start."""
+    """A random running worker is killed every three seconds, which is less than an engine takes to start."""
     run = engine_run(
         write_config,
         tmp_path,
@@ -239,11 +243,11 @@ async def test_fifty_kills(write_config: Callable[..., Path], tmp_path: Path) ->
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("transport", ["pull", "broadcast"])
-async def test_one_run_outlives_all_that_engines_do(
+async def test_one_run_survives_all_failures_of_engines(
     write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
-    """One after the other: a fatal error inside a live actor, an engine that hangs, weights that come half, a response
-    that never ends, a process that stands still, all killed at once, 1 → 4 → 1 workers."""
+    """The failures follow one another: a fatal error in a live actor, an engine that hangs, incomplete weights, a
+    response that never ends, a stopped process, all workers killed at once, and a fleet of 1 → 4 → 1 workers."""
     monkeypatch.setattr(weight_sync, "BROADCAST_TIMEOUT_S", 5.0)
     run = engine_run(
         write_config,
@@ -260,7 +264,7 @@ async def test_one_run_outlives_all_that_engines_do(
             ("engine-dies", "died"),
             ("engine-hangs", "rollout.silence_timeout_s"),
             ("half-a-pull", "weight version") if transport == "pull" else ("half-a-broadcast", "died"),
-            ("endless-response", "rollout.silence_timeout_s"),  # once all others have ended
+            ("endless-response", "rollout.silence_timeout_s"),  # after all other responses have ended
         ):
             run.events.clear()
             (run.faults / fault).touch()
@@ -287,25 +291,25 @@ async def test_one_run_outlives_all_that_engines_do(
             fleet.resize(workers)
             await all_up(fleet)
             await until(fleet, lambda: len(fleet.process_ids) == workers, f"{workers} processes")  # noqa: B023
-            assert fleet.state.restarts == before, "who is drained is not killed"
-        assert not training.done(), "else nothing was under load"
+            assert fleet.state.restarts == before, "a drained worker must not be killed"
+        assert not training.done(), "the run must still sample"
         run.hurry()
         await training
     assert_complete(run.config)
 
 
 def is_an_agent_of_ray(process: psutil.Process) -> bool:
-    """One of the two that look about them only once a minute."""
+    """Return True for Ray's two agents, which notice the end of their raylet only once a minute."""
     return any(name in " ".join(process.cmdline()) for name in ("DashboardAgent", "RuntimeEnvAgent"))
 
 
 def assert_gone(processes: Iterable[psutil.Process], timeout_s: float) -> None:
     _, alive = psutil.wait_procs(list(processes), timeout=timeout_s)
-    assert not alive, f"left behind: {[process.name() for process in alive]}"
+    assert not alive, f"still running: {[process.name() for process in alive]}"
 
 
 def test_the_controller_is_killed(write_config: Callable[..., Path]) -> None:
-    """SIGKILL to the command itself, twice; the same command goes on."""
+    """The command itself gets SIGKILL twice. The same command resumes the run."""
     config_file = write_config(
         name="killed", steps=30, rollout={"max_staleness": 1}, checkpoint={"every_steps": 3},
         evaluation={"every_steps": 30},

@@ -1,8 +1,8 @@
-"""What may happen to rollout workers, made to happen: real processes are killed, stopped and told to go. Their engines
-are simulated, all else is real.
+"""Failure drills with simulated engines: the processes of rollout workers are killed, stopped and drained.
 
-Each drill: the run completes, every admitted prompt is trained or dropped exactly once, no sample is older than
-allowed, and sampler and learner agree. `make drill` runs them, and those with real engines (test_engine_drills.py).
+In each drill the run completes, every admitted prompt is trained on or dropped exactly once, no sample is staler than
+allowed, and sampler and learner agree. `make drill` runs these drills and those with real engines
+(test_engine_drills.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def until(fleet: RolloutFleet, states: set[WorkerState], count: int) -> No
 
 
 def kill(process_id: int) -> bool:
-    """Whether it was there to be killed: one that was killed just now may not be missed yet."""
+    """Kill a process. Returns False if it was killed before and the fleet has not noticed yet."""
     try:
         os.kill(process_id, signal.SIGKILL)
     except ProcessLookupError:
@@ -47,7 +47,7 @@ def kill(process_id: int) -> bool:
     return True
 
 
-async def test_a_random_worker_is_killed_again_and_again(tmp_path: Path) -> None:
+async def test_random_workers_are_killed_repeatedly(tmp_path: Path) -> None:
     run, order = simulation(tmp_path, steps=30, max_staleness=1), random.Random(0)
     kills = 0
     async with run.run() as (fleet, training):
@@ -64,7 +64,7 @@ async def test_a_random_worker_is_killed_again_and_again(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_fifty_kills(tmp_path: Path) -> None:
-    """A random one of those that are up, every two seconds."""
+    """A random running worker is killed every two seconds."""
     run = simulation(tmp_path, steps=400, workers=4, max_staleness=1, max_consecutive_failures=10)
     order, kills = random.Random(0), 0
     run.learner.learn_s = 1.0
@@ -110,8 +110,8 @@ async def test_all_workers_are_killed_at_once(tmp_path: Path) -> None:
 
 
 async def test_engines_sleep_while_the_learner_learns(tmp_path: Path) -> None:
-    """All of them, in every step, and whoever comes in between too; a simulated worker dies of being asked to sample in
-    its sleep."""
+    """All engines sleep in every step, also one that joins during the step. A simulated worker that samples while it
+    sleeps fails."""
     run = simulation(tmp_path, steps=6, sleep_while_learning=True)
     asleep: list[int] = []
     async with run.run() as (fleet, training):
@@ -142,14 +142,14 @@ async def test_the_fleet_grows_and_shrinks_under_load(tmp_path: Path) -> None:
         assert len(fleet.resize(1).drained) == 3
         await until(fleet, {WorkerState.RETIRED}, 3)
         assert len(fleet.process_ids) == 1
-        assert not training.done(), "else nothing was under load"
+        assert not training.done(), "the run must still sample"
         await training
-    assert fleet.state.restarts == 0, "who is drained is not killed"
+    assert fleet.state.restarts == 0, "a drained worker must not be killed"
     assert_complete(run.config)
 
 
 def scale(run_directory: Path, workers: int, *options: str) -> subprocess.CompletedProcess[str]:
-    """As a user does it, in another process, which knows nothing of what Ray has set in this one."""
+    """Run `launch.py scale` as a user does: in another process, without the environment that Ray has set here."""
     command = ["launch.py", "scale", str(run_directory), "--rollout-workers", str(workers), *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.run(
@@ -166,10 +166,10 @@ def scale(run_directory: Path, workers: int, *options: str) -> subprocess.Comple
 async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=40, workers=1)
     directory = RunDirectory(run.config.run_directory)
-    told = run.events.append
-    async with run.run() as (fleet, training), listening(run.config.name, fleet, told, told):
+    say = run.events.append
+    async with run.run() as (fleet, training), listening(run.config.name, fleet, say, say):
         with pytest.raises(RunIsLiveError, match="called run is live"):
-            await listening(run.config.name, fleet, told, told).__aenter__()
+            await listening(run.config.name, fleet, say, say).__aenter__()
         directory.ray_address_file.write_text(ray.get_runtime_context().gcs_address)
         done = await asyncio.to_thread(scale, directory.path, 2)
         assert (done.returncode, done.stdout) == (0, "rollout workers: 1 → 2; starting rollout-1\n"), done
@@ -192,7 +192,7 @@ async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
     assert "does not say where its Ray cluster is" in done.stderr
 
 
-async def test_a_fleet_that_is_too_small_grows_by_itself(tmp_path: Path) -> None:
+async def test_a_fleet_that_is_too_small_grows_automatically(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=60, workers=1, max_workers=2, inflight_prompts_per_worker=2)
     async with run.run() as (fleet, training):
         await until(fleet, UP, 2)
@@ -212,11 +212,11 @@ async def test_a_fleet_that_is_too_small_grows_by_itself(tmp_path: Path) -> None
         ("endless-response", "rollout.request_timeout_s"),
     ],
 )
-async def test_a_worker_fails_in_its_own_way(tmp_path: Path, fault: str, said: str) -> None:
+async def test_a_worker_that_fails_is_replaced(tmp_path: Path, fault: str, said: str) -> None:
     run = simulation(tmp_path, steps=12, request_timeout_s=5.0)
     (run.faults / fault).touch()
     await run.finish()
-    assert not list(run.faults.iterdir()), "it did not happen"
+    assert not list(run.faults.iterdir()), "the failure did not happen"
     assert any("was lost" in event and said in event for event in run.events), run.events
     assert_complete(run.config)
 

@@ -1,5 +1,5 @@
-"""Losing a node is losing its workers, and a full object store or a killed controller loses nothing. A cluster of
-several raylets on this machine, whose engines are simulated."""
+"""Failure drills in a cluster of several raylets on this machine, with simulated engines: a lost node costs only its
+workers, and a full object store or a killed controller costs nothing."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.drill]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head, where the controller and the learner are, and a node for two workers. Nothing of it is where `auto` would
-    find it."""
+    """Start a head for the controller and the learner, and a node for two workers.
+
+    Their files are not in the folder where the address `auto` would find them.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp") as directory,
         pytest.MonkeyPatch.context() as patch,
@@ -50,7 +52,7 @@ def cluster() -> Iterator[Cluster]:
                 "num_cpus": 1,
                 "object_store_memory": STORE_BYTES,
                 "labels": LEARNER_POOL,
-                "_system_config": {  # a node that is gone is missed after 3 s
+                "_system_config": {  # a lost node is detected after 3 s
                     "health_check_initial_delay_ms": 1000,
                     "health_check_period_ms": 1000,
                     "health_check_failure_threshold": 3,
@@ -69,7 +71,7 @@ def add_node(cluster: Cluster) -> Any:
 
 
 def on_nodes(run: Simulation) -> Simulation:
-    """Two workers to a node, all of them in the rollout pool."""
+    """Place two workers on each node of the rollout pool."""
     where = ClusterConfig(
         node_labels={"rollout": ROLLOUT_POOL, "learner": LEARNER_POOL}, placement_timeout_s=5
     )
@@ -96,12 +98,12 @@ async def test_a_node_is_lost_and_its_workers_are_placed_elsewhere(cluster: Clus
         await fleet.wait_until(lambda: all(fleet.state[name].incarnation for name in lost))
         assert not training.done()
         await until_demanded(cluster, {"CPU": 1.0})
-        third = add_node(cluster)  # such as one that an autoscaler brings
+        third = add_node(cluster)  # as an autoscaler would add it
         await fleet.wait_until(lambda: fleet.state.started_workers == 3)
         left = {first.all_processes["raylet"][0].process.pid, third.all_processes["raylet"][0].process.pid}
         for process in fleet.process_ids.values():
             assert any(runs_under(process, pid) for pid in left)
-        assert not training.done(), "else the run did without them"
+        assert not training.done(), "the run must still need the lost workers"
         run.learner.learn_s = 0.0
         await training
     assert fleet.state.restarts == len(lost)
@@ -109,7 +111,7 @@ async def test_a_node_is_lost_and_its_workers_are_placed_elsewhere(cluster: Clus
 
 
 async def until_demanded(cluster: Cluster, bundle: dict[str, float]) -> None:
-    """Until Ray's autoscaler, if there were one, would see that a node is wanted for this."""
+    """Wait until Ray's autoscaler, if there were one, would see a demand for this bundle."""
     while True:
         demands = get_cluster_status(cluster.address).resource_demands.placement_group_demand
         if any(bundle in [each.bundle for each in demand.bundles_by_count] for demand in demands):
@@ -124,18 +126,18 @@ def runs_under(process_id: int, raylet_id: int) -> bool:
 async def test_weights_pass_through_an_object_store_that_is_nearly_full(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Of 80 MiB 60 are taken by others; two versions of 12 do not fit, and 20 are published."""
+    """Other objects take 60 of 80 MiB, so two versions of 12 MiB do not fit; 20 versions are published."""
     taken = ray.put(np.zeros(60 * 2**20, dtype=np.uint8))
     run = simulation(tmp_path, steps=20, workers=2, max_staleness=1)
     run.learner.weight_bytes = 12 * 2**20
     await run.finish()
     assert_complete(run.config)
     assert len(await taken) == 60 * 2**20
-    assert spilled_bytes(cluster) <= (60 + 3 * 12) * 2**20, "versions that nobody needs are kept"
+    assert spilled_bytes(cluster) <= (60 + 3 * 12) * 2**20, "unused versions must be freed"
 
 
 @pytest.mark.slow
-def test_the_controller_is_killed_and_its_cluster_lives_on(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_controller_is_killed_and_the_cluster_survives(cluster: Cluster, tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=60, max_staleness=1)
     config = run.config.model_copy(
         update={"checkpoint": run.config.checkpoint.model_copy(update={"every_steps": 5})}
@@ -148,7 +150,7 @@ def test_the_controller_is_killed_and_its_cluster_lives_on(cluster: Cluster, tmp
     first = subprocess.Popen(command, cwd=PROJECT)
     deadline = time.monotonic() + 100
     while not (metrics.exists() and any(row["step"] == 13 for row in read_metrics(metrics))):
-        assert first.poll() is None, "it ended by itself"
+        assert first.poll() is None, "the run ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.05)
     first.kill()
@@ -157,7 +159,7 @@ def test_the_controller_is_killed_and_its_cluster_lives_on(cluster: Cluster, tmp
     assert_complete(config)
 
 
-async def test_nodes_without_the_labels_are_not_taken(cluster: Cluster) -> None:
+async def test_nodes_without_the_labels_are_not_used(cluster: Cluster) -> None:
     with pytest.raises(PlacementError, match=r"1 CPU, 0 GPU on nodes with the labels pool=other within 1 s"):
         async with Reservation("rollout-0", [{"CPU": 1}], 1, {"pool": "other"}):
             pass

@@ -1,4 +1,4 @@
-"""A published weight is a served weight: a real learner, a real engine, and weights that changed since it loaded."""
+"""A real engine serves the weights that a real learner published after the engine had loaded another model."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ BOUNDS = {
     "float32": 1e-4,
     "bfloat16": 0.15,
 }
-"""Of |Δ log p| between engine and learner. In bfloat16 a logit between 2 and 4 is rounded to a multiple of 2^-6 =
-0.016, and each of the two rounds dozens of intermediate results on its way there, in an order of its own;
-0.04 was seen."""
+"""The bounds of |Δ log p| between engine and learner. In bfloat16 a logit between 2 and 4 is rounded to a multiple of
+2^-6 = 0.016, and both round dozens of intermediate results in a different order. The largest value seen was 0.04."""
 STALE = 10
-"""Stale weights are at least so many bounds away: no rounding explains that."""
+"""Stale weights differ by at least this many times the bound, which rounding cannot explain."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def engine_process(local_ray: None) -> ray.actor.ActorHandle:
 @pytest.fixture
 def engines(engine_process: ray.actor.ActorHandle) -> Iterator[ray.actor.ActorHandle]:
     yield engine_process
-    ray.get(engine_process.stop.remote())  # once more does no harm
+    ray.get(engine_process.stop.remote())  # stopping twice is allowed
 
 
 @pytest.mark.timeout(400)
@@ -54,10 +53,10 @@ def engines(engine_process: ray.actor.ActorHandle) -> Iterator[ray.actor.ActorHa
         pytest.param(False, "bfloat16", id="untied-bfloat16", marks=pytest.mark.slow),
     ],
 )
-async def test_what_was_published_is_served(
+async def test_an_engine_serves_the_published_weights(
     engines: ray.actor.ActorHandle, tmp_path: Path, tied: bool, dtype: str
 ) -> None:
-    """First another model's weights, which a prompt in the prefix cache is answered with too; then those of a step."""
+    """The first weights are those of another model, and apply to cached prompts too. The next are those of a step."""
     loaded = save_model(tmp_path / "loaded", tied=tied, seed=1)
     learned = save_model(tmp_path / "learned", tied=tied, seed=2)
     prompt = Prompt("train/0/0", "", random_tokens(3), None, Sampling(4, 1.0, 24, seed=None))
@@ -68,10 +67,12 @@ async def test_what_was_published_is_served(
         await asyncio.gather(group.start(), engines.start.remote(options))
         await engines.generate.remote(prompt)
         first = await group.publish(version=1)
-        assert await engines.probe_gap.remote(first) > far, "else stale weights would not be noticed here"
+        assert await engines.probe_gap.remote(first) > far, "the test must be able to detect stale weights"
         if tied:
             await engines.reload_as_vllm_does.remote(learned)
-            assert await engines.probe_gap.remote(first) > far, "vLLM needs no `_repack_tied_head` any more"
+            assert await engines.probe_gap.remote(first) > far, (
+                "if this fails, vLLM no longer needs `_repack_tied_head`"
+            )
         assert await engines.pull_weights.remote(first) < near
         answer = await engines.generate.remote(prompt)
         assert sampling_gap(answer, load_policy(learned, dtype)) < near
@@ -80,17 +81,21 @@ async def test_what_was_published_is_served(
         await group.learn([batch()])
         second = await group.publish(version=2)
         assert await engines.probe_gap.remote(second) > far
-        assert await engines.sleep.remote()  # on CPU no memory is given back; all else is as on a GPU
+        assert (
+            await engines.sleep.remote()
+        )  # on CPU the engine frees no memory; otherwise it behaves as on a GPU
         assert await engines.pull_weights.remote(second) < near
         awake = await engines.generate.remote(prompt)
         assert {(response.min_version, response.max_version) for response in awake.responses} == {(2, 2)}
 
     assert not [name for name in await engines.stop.remote() if "EngineCore" in name]
-    assert not list(Path("/dev/shm").glob(f"*{options.run_id}*")), "the weight files go with the last worker"
+    assert not list(Path("/dev/shm").glob(f"*{options.run_id}*")), (
+        "the last worker must delete the weight files"
+    )
 
 
 def write_out_tied_head(file: Path) -> None:
-    """As in some models on the hub."""
+    """Add the tied head to the weights, as some models on the hub do."""
     weights = load_file(file)
     save_file(
         weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, file, {"format": "pt"}
@@ -98,10 +103,10 @@ def write_out_tied_head(file: Path) -> None:
 
 
 @pytest.mark.timeout(400)
-async def test_adapters_travel_alone_and_are_served_merged(
+async def test_only_adapters_are_sent_and_the_engine_serves_merged_weights(
     engines: ray.actor.ActorHandle, tmp_path: Path
 ) -> None:
-    """The worker adds them to what it loaded: every version anew, and not to the version before."""
+    """The worker adds the adapters of every version to the loaded weights, not to the previous version."""
     base = save_model(tmp_path / "base", tied=True, seed=1)
     write_out_tied_head(base / "model.safetensors")
     prompt = Prompt("train/0/0", "", random_tokens(3), None, Sampling(4, 1.0, 24, seed=None))
@@ -114,7 +119,7 @@ async def test_adapters_travel_alone_and_are_served_merged(
         for version in (2, 3):
             await group.learn([batch()])
             policy = await group.publish(version)
-            assert await engines.probe_gap.remote(policy) > far, "else old weights would not be noticed"
+            assert await engines.probe_gap.remote(policy) > far, "the test must be able to detect old weights"
             assert await engines.pull_weights.remote(policy) < near
             assert sum(map(len, await policy.weights)) < (base / "model.safetensors").stat().st_size / 4
         answer = await engines.generate.remote(prompt)

@@ -1,4 +1,4 @@
-"""Weights over a link: a real learner sends, two real engines take, and what breaks in the middle is mended."""
+"""A real learner broadcasts weights to two real engines, and both recover from a broadcast that fails."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def broadcasting(
     engine: dict[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[LearnerGroup]:
-    """A learner that keeps what it publishes, and engines that have loaded the same model."""
+    """Start engines, and a learner that keeps its published weights, with the same model."""
     engine_settings = replace(engine_options(model), **engine or {})
     async with publishing_learner(model, offers_weights=False, **settings) as learner:
         try:
@@ -64,10 +64,10 @@ async def learned(learner: LearnerGroup, version: int) -> PolicyVersion:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-async def test_what_was_broadcast_is_served(
+async def test_engines_serve_the_broadcast_weights(
     engines: list[ray.actor.ActorHandle], tmp_path: Path, tied: bool
 ) -> None:
-    """By both engines, under responses in flight, again and again over one link."""
+    """Both engines receive several versions over one channel, with responses in flight."""
     prompt = Prompt("train/0/0", "", random_tokens(3), None, Sampling(4, 1.0, 64, seed=None))
     async with broadcasting(engines, save_model(tmp_path / "model", tied=tied, seed=1)) as learner:
         spec = link(learner, 1, 3)
@@ -107,10 +107,10 @@ async def test_adapters_are_broadcast_alone(engines: list[ray.actor.ActorHandle]
 
 
 @pytest.mark.slow
-async def test_both_halves_of_an_engine_are_in_the_link(
+async def test_both_processes_of_an_engine_receive_the_broadcast(
     engines: list[ray.actor.ActorHandle], tmp_path: Path
 ) -> None:
-    """Tensor parallel: two processes to an engine, each with a rank of its own; and they can pull too."""
+    """With tensor parallelism an engine has two processes, each with its own rank. They can pull too."""
     model = save_model(tmp_path / "model", tied=True, seed=1)
     async with broadcasting(engines[:1], model, engine={"tensor_parallel_size": 2}) as learner:
         policy = await learned(learner, 1)
@@ -129,17 +129,17 @@ async def test_both_halves_of_an_engine_are_in_the_link(
 
 @ray.remote(num_cpus=0)
 def take_half(spec: ChannelSpec, rank: int, policy: PolicyVersion) -> None:
-    """And be gone, as a process that is killed."""
+    """Receive a half of the weights and disconnect, as a killed process would."""
     end = WeightChannel(spec, rank, torch.device("cpu"))
     for layout in policy.layout[: len(policy.layout) // 2]:
         end.broadcast(torch.empty(layout.shape, dtype=getattr(torch, layout.dtype)))
     end.close()
 
 
-async def test_a_broadcast_that_breaks_in_the_middle_is_made_up_for_by_a_pull(
+async def test_workers_pull_after_a_broadcast_that_fails(
     engines: list[ray.actor.ActorHandle], tmp_path: Path
 ) -> None:
-    """Nobody waits longer than the link allows, the learner and the engines live on, and the next link holds."""
+    """The wait is limited by the channel's timeout, the learner and the engines survive, and the next channel works."""
     prompt = Prompt("train/0/0", "", random_tokens(3), None, Sampling(2, 1.0, 16, seed=None))
     async with broadcasting(engines, save_model(tmp_path / "model", tied=True, seed=1)) as learner:
         policy = await learned(learner, 1)
@@ -158,7 +158,7 @@ async def test_a_broadcast_that_breaks_in_the_middle_is_made_up_for_by_a_pull(
         assert max(await asyncio.gather(*(one.pull_weights.remote(offered) for one in engines))) < NEAR
 
         policy = await learned(learner, 2)
-        assert await learner.offer(1) is None, "version 1 is learned over"
+        assert await learner.offer(1) is None, "the learner has replaced version 1"
         spec = link(learner, 2, 3)
         failure, *gaps = await asyncio.gather(
             learner.broadcast(spec),
@@ -171,7 +171,7 @@ async def test_a_broadcast_that_breaks_in_the_middle_is_made_up_for_by_a_pull(
 
 
 @pytest.mark.slow
-async def test_one_that_does_not_come_costs_the_others_only_time(
+async def test_a_missing_worker_costs_the_others_only_time(
     engines: list[ray.actor.ActorHandle], tmp_path: Path
 ) -> None:
     async with broadcasting(engines, save_model(tmp_path / "model", tied=True, seed=1)) as learner:

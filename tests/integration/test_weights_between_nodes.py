@@ -1,4 +1,4 @@
-"""Published weights reach workers on another node, through Ray's object store: two raylets on this machine."""
+"""Published weights reach workers on another node through Ray's object store. Two raylets run on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.drill]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head, where weights are published, and a node for workers."""
+    """Start a head, where weights are published, and a node for workers."""
     with (
         tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp") as directory,
         pytest.MonkeyPatch.context() as patch,
@@ -48,7 +48,7 @@ class Fetcher:
         self._worker = RolloutWorker(name, options)
 
     async def fetch(self, policy: PolicyVersion) -> tuple[str, int, dict[str, float]]:
-        """The node, the file's inode, and the sum of each weight."""
+        """Return the node, the inode of the file, and the sum of each weight."""
         async with self._worker._fetched(policy) as path:
             sums = {name: float(weight.sum()) for name, weight in load_file(path).items()}
             return ray.get_runtime_context().get_node_id(), path.stat().st_ino, sums
@@ -58,7 +58,7 @@ class Fetcher:
 
 
 async def test_workers_of_another_node_share_one_file_and_old_versions_are_freed(cluster: Cluster) -> None:
-    """20 versions of 16 MiB pass through stores of 80: what nobody needs any more has to go."""
+    """20 versions of 16 MiB pass through object stores of 80 MiB, so unused versions must be freed."""
     options = EngineOptions(uuid.uuid4().hex, "none", "float32", 64, 8, 1, 0.1, 0.5, on_gpu=False)
     workers = [
         ray.remote(Fetcher).options(resources={"elsewhere": 1}, num_cpus=0).remote(f"rollout-{i}", options)
