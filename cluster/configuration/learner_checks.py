@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.core.config import LearnerConfig, RunConfig
 from cluster.core.problem import Problem
 from cluster.models.source import ready_directory
-from learner.model.checkpoint_names import checkpoint_shapes, matrix_layers, unmatched
+from learner.model.model_files import checkpoint_shapes, matrix_layers, unmatched
 
 _NEVER_ADAPTED = ("lm_head", "embed_tokens", "embed_out", "wte", "wpe", "embed_in")
 

@@ -152,7 +152,7 @@ def _build(config: RunConfig, source: ModelSource, directory: Path, progress: Pr
     if source.kind == "starter":
         build_starter(config.task, directory, progress)
     else:
-        from learner.model.gguf import convert_gguf
+        from learner.model.model_files import convert_gguf
 
         progress(f"converting {Path(source.location).name} (once)")
         convert_gguf(Path(source.location), directory)

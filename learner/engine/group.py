@@ -14,7 +14,7 @@ import ray
 from cluster.core.actor_options import LearnerOptions
 from cluster.core.types import PolicyVersion, TrainingBatch
 from cluster.core.weight_channel import ChannelSpec
-from learner.engine.devices import refuse_shared_devices
+from learner.engine.process_setup import refuse_shared_devices
 from learner.engine.statistics import learner_metrics
 from learner.model.batching import shard
 from learner.state.state_files import CheckpointError, FileRecord

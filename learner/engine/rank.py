@@ -20,10 +20,16 @@ from cluster.core.actor_options import LearnerOptions
 from cluster.core.network import use_interface_of
 from cluster.core.types import PolicyVersion, WeightLayout
 from cluster.core.weight_channel import FAILURES, ChannelSpec, WeightChannel
-from learner.engine.build_lock import operator_folder, remove_stale_lock
 from learner.engine.deepspeed_engine import build_engine, published_tensors
-from learner.engine.devices import RankDevice, own_device
-from learner.engine.rendezvous import join_ranks, join_store, open_store
+from learner.engine.process_setup import (
+    RankDevice,
+    join_ranks,
+    join_store,
+    open_store,
+    operator_folder,
+    own_device,
+    remove_stale_lock,
+)
 from learner.model.batching import MicroBatch, Packing
 from learner.state.state_files import FileRecord
 
@@ -173,7 +179,7 @@ class LearnerRank:
 
     def probe_logprobs(self, sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
         """Log-probabilities at temperature 1 of all tokens but the first of each sequence, float32 [T - 1]."""
-        from learner.model.logprobs import sequence_logprobs
+        from learner.model.policy import sequence_logprobs
 
         model, device = self._engine.module, self._engine.device
         return tuple(sequence_logprobs(model, tokens, device) for tokens in sequences)
@@ -181,7 +187,7 @@ class LearnerRank:
     def export(self, directory: Path) -> None:
         """Write the current model and its tokenizer as a Hugging Face directory. An adapter is merged into it, and also
         written by itself, as peft reads it, into `adapter/` inside."""
-        from learner.engine.model_export import export_model
+        from learner.engine.deepspeed_engine import export_model
 
         export_model(self._engine, self._options, directory, write=self._rank == 0)
 

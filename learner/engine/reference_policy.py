@@ -1,8 +1,8 @@
-"""The frozen reference: the model that the run started with, for the divergence from it."""
+"""The frozen reference policy: the model that the run started with. The KL term is the divergence from it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,22 +10,23 @@ from transformers import AutoModelForCausalLM
 
 from cluster.core.actor_options import LearnerOptions
 from learner.model.adapters import adapters_disabled
-from learner.model.logprobs import TokenBatch, response_logprobs
-from learner.model.policy import Policy
+from learner.model.policy import Policy, TokenBatch, response_logprobs
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
 class Reference(Protocol):
+    """A source of reference log-probabilities."""
+
     def logprobs(self, batch: TokenBatch, temperature: float) -> Tensor:
-        """Log π_ref of the response tokens, float32 [B, T], without gradient. A collective under ZeRO 3: all ranks
-        call it equally often."""
+        """Return log π_ref of the response tokens, float32 [B, T], without gradient. A collective under ZeRO 3: all
+        ranks call it equally often."""
 
 
 def build_reference(engine: DeepSpeedEngine, options: LearnerOptions) -> Reference | None:
-    """The reference that the objective's divergence is from, or None without a KL term: then nothing is loaded. All
-    ranks build it together."""
+    """Build the reference of the objective's KL term, or return None without loading anything if there is no KL term.
+    All ranks call this together."""
     if not options.objective.kl_coefficient:
         return None
     if options.learner.lora_rank is not None:
@@ -34,7 +35,7 @@ def build_reference(engine: DeepSpeedEngine, options: LearnerOptions) -> Referen
 
 
 class WithoutAdapters:
-    """Where adapters alone are trained, the model without them is what the run started with: it costs no memory."""
+    """The reference of a run that trains adapters only: the model without its adapters, which costs no memory."""
 
     def __init__(self, engine: DeepSpeedEngine) -> None:
         self._engine = engine
@@ -47,16 +48,16 @@ class WithoutAdapters:
 class FrozenModel:
     """A second model, without gradients or optimizer state.
 
-    It costs its weights at most. With ZeRO 3 they are partitioned over the ranks, like the learner's own. Else, on CPU,
-    they are looked at in the model's own safetensors files (transformers maps them into memory where nothing has to be
-    converted), so that all ranks of a machine share the kernel's one copy; on GPU every rank holds them.
+    It takes at most the memory of its weights. With ZeRO 3 they are partitioned over the ranks, like the learner's own.
+    Otherwise, on CPU, transformers maps the model's safetensors files into memory if nothing has to be converted, so
+    that all ranks of a machine share the kernel's single copy. On GPU every rank holds all weights.
     """
 
     def __init__(self, engine: DeepSpeedEngine, options: LearnerOptions) -> None:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             options.model,
             dtype=getattr(torch, options.dtype),
-            attn_implementation=engine.module.model.config._attn_implementation,  # it gets the same micro-batches
+            attn_implementation=engine.module.model.config._attn_implementation,  # the micro-batches are the same
         )
         model.requires_grad_(False).eval()
         self._policy: nn.Module
@@ -71,9 +72,10 @@ class FrozenModel:
 
 
 def _partitioned(policy: Policy, dtype: str) -> nn.Module:
-    """As DeepSpeed has it for inference with ZeRO 3: an engine without an optimizer."""
+    """Partition `policy` as DeepSpeed does for inference with ZeRO 3: an engine without an optimizer."""
     import deepspeed
 
+    engine: nn.Module
     engine, *_ = deepspeed.initialize(
         model=policy,
         config={

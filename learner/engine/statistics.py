@@ -1,4 +1,4 @@
-"""What the learner ranks count, joined over micro-batches, steps and ranks, and said as metrics. Pure, torch-free."""
+"""Merge the statistics of micro-batches, steps and ranks, and turn them into metrics. Pure, torch-free."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _MEANS_OVER_TOKENS = {
     "objective/importance_capped_fraction": "capped",
     "logprob_gap/mean": "logprob_gap",
 }
-"""Metric, and the sum that it is made of. Those of options that are off are left out."""
+"""Each metric that is a mean over tokens, and the sum it is computed from. Metrics of disabled options are left out."""
 
 
 def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Several parts as one: `min_…` and `max_…` are extremes, the rest are sums."""
+    """Merge several parts into one: `min_…` and `max_…` are extremes, everything else is a sum."""
     merged: dict[str, float] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         values = [part[name] for part in parts if name in part]
-        join = min if name.startswith("min_") else max if name.startswith("max_") else sum
-        merged[name] = join(values)
+        combine = min if name.startswith("min_") else max if name.startswith("max_") else sum
+        merged[name] = combine(values)
     return merged
 
 
-def learner_metrics(of_steps: Sequence[Mapping[str, float]], steps: int) -> dict[str, float]:
-    """What all ranks say of `steps` optimizer steps: one entry per rank and step, the newest last. What all ranks agree
-    on is averaged."""
-    merged = merge(of_steps)
+def learner_metrics(parts: Sequence[Mapping[str, float]], steps: int) -> dict[str, float]:
+    """Return the metrics of `steps` optimizer steps from one entry per rank and step, the newest last. Values that are
+    the same on all ranks are averaged."""
+    merged = merge(parts)
     tokens = merged["tokens"]
     metrics = {
         metric: merged[name] / max(tokens, 1.0)
@@ -43,8 +43,8 @@ def learner_metrics(of_steps: Sequence[Mapping[str, float]], steps: int) -> dict
         "objective/loss": merged["loss"] / steps,
         "objective/ratio_min": merged["min_ratio"] if tokens else math.nan,
         "objective/ratio_max": merged["max_ratio"] if tokens else math.nan,
-        "objective/learning_rate": of_steps[-1]["learning_rate"],
-        "objective/grad_norm": merged["grad_norm"] / len(of_steps),
+        "objective/learning_rate": parts[-1]["learning_rate"],
+        "objective/grad_norm": merged["grad_norm"] / len(parts),
         "logprob_gap/max": merged["max_logprob_gap"] if tokens else 0.0,
         "learner_tokens": tokens,
     }

@@ -1,22 +1,21 @@
-"""The update of one rank: micro-batches in, one optimizer step per mini-batch and epoch, sums for the metrics out."""
+"""The update of one rank: takes micro-batches, does one optimizer step per mini-batch and epoch, returns statistics."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import ObjectiveConfig
-from learner.engine.gradient_fraction import take_gradient_norm
 from learner.engine.reference_policy import build_reference
 from learner.engine.statistics import merge
 from learner.model.batching import MicroBatch
-from learner.model.logprobs import TokenBatch, response_logprobs
+from learner.model.policy import TokenBatch, response_logprobs
 from learner.objective.loss import PolicyLogprobs, policy_loss
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class PolicyUpdate:
-    """What a rank does with its share of a batch. It never sees rewards or groups.
+    """Train on a rank's part of a batch. Rewards and groups are not visible here.
 
     Usage:
         update = PolicyUpdate(engine, options)
@@ -39,11 +38,11 @@ class PolicyUpdate:
         self._reference = build_reference(engine, options)
 
     def learn(self, mini_batches: Sequence[Sequence[MicroBatch]]) -> list[dict[str, float]]:
-        """Learn from all mini-batches, `epochs_per_batch` times, an optimizer step each. Returns this rank's statistics
-        (see `learner_metrics`), one dict per step.
+        """Do one optimizer step per mini-batch, `epochs_per_batch` times. Returns this rank's statistics (see
+        `learner_metrics`), one dict per step.
 
-        π_old is the policy before the first of these steps: there it is π_θ itself and costs nothing; for the later
-        mini-batches it is computed before that step is taken. The reference is asked once per batch.
+        π_old is the policy before the first of these steps. For the first mini-batch it equals π_θ and costs nothing;
+        for the later ones it is computed before the first step is taken. The reference is evaluated once per batch.
         """
         work = [[_Work(micro_batch) for micro_batch in micro_batches] for micro_batches in mini_batches]
         for item in itertools.chain(*work[1:]):
@@ -51,10 +50,10 @@ class PolicyUpdate:
         if self._reference is not None:
             for item in itertools.chain(*work):
                 item.reference_BT = self._reference.logprobs(self._tensors(item), self._temperature)
-        shares = self._gradient_norms_by_side(work[0]) if self._learner.measure_gradient_fraction else {}
+        norms = self._gradient_norms_by_sign(work[0]) if self._learner.measure_gradient_fraction else {}
         epochs = self._learner.epochs_per_batch
         first, *others = [self._step(mini_batch) for _ in range(epochs) for mini_batch in work]
-        return [first | shares, *others]
+        return [first | norms, *others]
 
     def _step(self, mini_batch: Sequence[_Work]) -> dict[str, float]:
         statistics = merge([self._backward(item, self._objective) for item in mini_batch])
@@ -63,14 +62,15 @@ class PolicyUpdate:
         statistics["grad_norm"] = float(self._engine.get_global_grad_norm())
         return statistics
 
-    def _gradient_norms_by_side(self, mini_batch: Sequence[_Work]) -> dict[str, float]:
-        """Of the surrogate's gradient from positive advantages alone, and from negative ones. Nothing is learned."""
+    def _gradient_norms_by_sign(self, mini_batch: Sequence[_Work]) -> dict[str, float]:
+        """Return the norms of the surrogate's gradient from positive and from negative advantages alone. The weights do
+        not change."""
         surrogate = self._objective.model_copy(update={"kl_coefficient": None, "entropy_coefficient": 0.0})
         norms = {}
-        for side, bounds in (("positive", (0.0, math.inf)), ("negative", (-math.inf, 0.0))):
+        for sign, bounds in (("positive", (0.0, math.inf)), ("negative", (-math.inf, 0.0))):
             for item in mini_batch:
                 self._backward(item, surrogate, bounds)
-            norms[f"{side}_gradient_norm"] = take_gradient_norm(self._engine)
+            norms[f"{sign}_grad_norm"] = take_gradient_norm(self._engine)
         return norms
 
     def _backward(
@@ -79,7 +79,7 @@ class PolicyUpdate:
         objective: ObjectiveConfig,
         bounds: tuple[float, float] = (-math.inf, math.inf),
     ) -> dict[str, float]:
-        """Forward and backward of one micro-batch, its advantages brought between `bounds`."""
+        """Run forward and backward of one micro-batch, with its advantages clamped to `bounds`."""
         batch = self._tensors(item)
         logprobs_BT, entropy_BT = response_logprobs(
             self._engine, batch, self._temperature, entropy_gradient=objective.entropy_coefficient > 0
@@ -94,11 +94,12 @@ class PolicyUpdate:
             batch.scales_B,
             batch.response_mask_BT,
         )
-        # DeepSpeed averages gradients over the ranks; the denominators in `scales_B` are the whole batch's already.
+        # DeepSpeed averages gradients over the ranks, but the denominators in `scales_B` are the whole batch's.
         self._engine.backward(result.loss * self._learner.ranks)
         return result.statistics
 
     def _frozen_logprobs(self, item: _Work) -> Tensor:
+        """Return the log-probabilities of the current policy, without gradient."""
         with torch.no_grad():
             return response_logprobs(self._engine, self._tensors(item), self._temperature)[0]
 
@@ -107,11 +108,36 @@ class PolicyUpdate:
 
 
 class _Work:
-    """A micro-batch, and what is computed of it once, however often it is learned from."""
+    """A micro-batch with the log-probabilities that are computed once, however many steps it is used in."""
 
     def __init__(self, micro_batch: MicroBatch) -> None:
         self.micro_batch = micro_batch
         self.old_BT: Tensor | None = None
-        """Log π_old of its response tokens, [B, T]."""
+        """log π_old of the response tokens, [B, T]."""
         self.reference_BT: Tensor | None = None
-        """Log π_ref, [B, T]."""
+        """log π_ref of the response tokens, [B, T]."""
+
+
+def take_gradient_norm(engine: DeepSpeedEngine) -> float:
+    """Return the norm over all ranks of the gradient accumulated since the last step, and discard that gradient. The
+    weights do not change. A collective.
+
+    Each ZeRO stage keeps gradients in its own way, and only `step` can finish, measure and clear them. So this runs a
+    step in which the optimizer does nothing, and which neither the learning-rate schedule nor the engine counts.
+    """
+    optimizer: Any = getattr(
+        engine.optimizer, "optimizer", engine.optimizer
+    )  # ZeRO's optimizer wraps torch's
+    update, schedule = optimizer.step, engine.lr_scheduler
+    counted = engine.global_steps, engine.global_samples
+    optimizer.step, engine.lr_scheduler = _no_update, None
+    try:
+        engine.step()
+    finally:
+        optimizer.step, engine.lr_scheduler = update, schedule
+        engine.global_steps, engine.global_samples = counted
+    return float(engine.get_global_grad_norm())
+
+
+def _no_update(*_: Any, **__: Any) -> None:
+    pass

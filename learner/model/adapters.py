@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685), through peft: W is left as it is, and s·B·A is learned on top of it.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: W stays frozen, and s·B·A is trained on top of it.
 
-peft's layers are put into the model itself, which stays what it was: `model.base_model`, its output layer and all
-else that the learner asks it for. A published version holds the factors alone; each rollout worker adds their product
-to the weights that it loaded at its start (rollout/weights/lora_update.py).
+peft's layers are injected into the model itself, so that `model.base_model`, its output layer and everything else that
+the learner uses stay in place. A published version holds the factors alone; each rollout worker adds their product to
+the weights that it loaded at its start (rollout/weights/lora_update.py).
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from transformers.pytorch_utils import Conv1D
 
 from cluster.core.config import LearnerConfig
 from cluster.core.types import LEFT_FACTOR, RIGHT_FACTOR
-from learner.model.checkpoint_names import checkpoint_shapes, is_meant, unmatched
+from learner.model.model_files import checkpoint_shapes, matches, unmatched
 
 _NAME = "default"
-"""Of the adapter, which peft could have several of."""
+"""The name of the adapter: peft supports several at once."""
 
 
 def add_adapters(model: PreTrainedModel, config: LearnerConfig) -> None:
-    """Give the targeted linear layers of `model` an adapter each, which changes nothing yet, and freeze all else.
+    """Add an adapter to each targeted linear layer of `model`, and freeze all other weights. The model's output does
+    not change yet.
 
     Raises:
-        ValueError: a target is no linear layer of this model, or is its output layer.
+        ValueError: if a target is not a linear layer of this model, or is its output layer.
     """
     assert config.lora_rank is not None
     adapter = LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # a float does as well
-        # Dropout would make the policy another one than the workers sample from.
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # a float is accepted too
+        # Dropout would make the trained policy differ from the sampled one.
         lora_dropout=0.0,
         target_modules=_targeted(model, config.lora_target_modules),
     )
@@ -44,7 +45,7 @@ def add_adapters(model: PreTrainedModel, config: LearnerConfig) -> None:
 
 
 def _targeted(model: PreTrainedModel, targets: tuple[str, ...]) -> list[str]:
-    """Full names of the layers that `targets` means."""
+    """Return the full names of the layers that `targets` selects."""
     head = model.get_output_embeddings()
     linear = [
         name
@@ -53,25 +54,25 @@ def _targeted(model: PreTrainedModel, targets: tuple[str, ...]) -> list[str]:
     ]
     if targets == ("all-linear",):
         return linear
-    if strangers := unmatched(targets, linear):
+    if unknown := unmatched(targets, linear):
         known = sorted({name.rpartition(".")[2] for name in linear})
         raise ValueError(
-            f"learner.lora_target_modules: {', '.join(strangers)} is no linear layer of {type(model).__name__} "
-            f"that can have an adapter (there are {', '.join(known)})"
+            f"learner.lora_target_modules: {', '.join(unknown)} is not a linear layer of {type(model).__name__} "
+            f"that can have an adapter: choose from {', '.join(known)}"
         )
-    return [name for name in linear if any(is_meant(target, name) for target in targets)]
+    return [name for name in linear if any(matches(target, name) for target in targets)]
 
 
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """The layers that have an adapter, by the names that they had in the model without any."""
+    """Return the layers that have an adapter, by their names in the model without adapters."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 @contextmanager
 def adapters_disabled(model: nn.Module) -> Iterator[None]:
-    """In the block `model` is the model that training began with: a frozen reference that costs no memory.
+    """Turn `model` into the model that training began with, within the block: a frozen reference without memory cost.
 
-    A model without adapters is left alone. Not to be used between a forward pass and its backward.
+    A model without adapters is not changed. Must not be used between a forward pass and its backward.
     """
     layers = adapter_layers(model).values()
     for layer in layers:
@@ -84,8 +85,8 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def low_rank_factors(model: nn.Module) -> dict[str, Tensor]:
-    """What has been learned, float32: for each weight W of the checkpoint that has an adapter two matrices, L [m, r]
-    and R [r, n], so that W + L @ R is the weight now. Under ZeRO 3 the adapters must have been gathered."""
+    """Return the trained update in float32: for each weight W of the checkpoint with an adapter two matrices, L [m, r]
+    and R [r, n], so that W + L @ R is the current weight. Under ZeRO 3 the adapters must have been gathered."""
     factors: dict[str, Tensor] = {}
     for name, layer in adapter_layers(model).items():
         left, right = _factors(layer)
@@ -95,6 +96,7 @@ def low_rank_factors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """Return L [m, r] and R [r, n] of one layer, float32."""
     a_RI, b_OR = _matrices(layer)
     a_RI, b_OR = a_RI.float(), b_OR.float() * layer.scaling[_NAME]
     # GPT-2 keeps its weights as [in, out].
@@ -102,15 +104,17 @@ def _factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
 
 
 def _matrices(layer: LoraLayer) -> tuple[Tensor, Tensor]:
-    """Peft's A [r, in] and B [out, r]."""
+    """Return peft's A [r, in] and B [out, r]."""
     modules: tuple[Any, Any] = layer.lora_A[_NAME], layer.lora_B[_NAME]
     return modules[0].weight.detach(), modules[1].weight.detach()
 
 
 def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All weights under the names of the checkpoint that `model` was made from, tied ones once, the adapters added to
-    those that have one. Added up in float32, and rounded to the weight's own type. Without adapters: all weights as
-    they are. Under ZeRO 3 all parameters must have been gathered."""
+    """Return all weights under their names in the checkpoint, tied weights once, with the adapters merged.
+
+    The sums are computed in float32 and rounded to the weight's own type. Without adapters the weights are returned
+    unchanged. Under ZeRO 3 all parameters must have been gathered.
+    """
     layers = adapter_layers(model)
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -128,10 +132,10 @@ def merged_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def refuse_unnamed(model: nn.Module, directory: Path) -> None:
-    """The rollout workers find what an adapter belongs to by its name in the checkpoint's files.
+    """Check that the checkpoint's files name every weight with an adapter: rollout workers find weights by these names.
 
     Raises:
-        ValueError: a weight with an adapter is not in the safetensors files of `directory` under its name.
+        ValueError: if a weight with an adapter is not in the safetensors files of `directory` under its name.
     """
     shapes = checkpoint_shapes(directory)
     for name, layer in adapter_layers(model).items():
@@ -143,8 +147,8 @@ def refuse_unnamed(model: nn.Module, directory: Path) -> None:
 
 
 def save_adapter(model: nn.Module, config: LearnerConfig, base: str, directory: Path) -> None:
-    """Write the adapter alone, as `peft.PeftModel.from_pretrained(base_model, directory)` reads it. As
-    `low_rank_factors`, gathered."""
+    """Write the adapter alone, in the format that `peft.PeftModel.from_pretrained(base_model, directory)` reads. Under
+    ZeRO 3 the adapters must have been gathered."""
     from safetensors.torch import save_file
 
     layers = adapter_layers(model)

@@ -1,14 +1,15 @@
-"""Cut a weighed batch into micro-batches, by cost, the same number for every rank. Pure: samples in, samples out.
+"""Cut a training batch into micro-batches by cost, the same number for every rank. Pure functions of samples.
 
     samples ─▶ bundles (samples that share a prompt, computed as one sequence) ─▶ rounds (one micro-batch per rank)
 
-Bundles are sorted by the tokens that they compute, and dealt to the ranks in turn. A round is a run of them, so what
-is computed together is of nearly one width, on all ranks alike. Where the rounds begin is chosen for the least cost,
-and so is how many samples a bundle may have: with 1 a prompt is computed for every response, with more once per bundle;
-but then there is less to share out among the ranks, and with a mask responses look past each other (`ForwardCost`).
+Bundles are sorted by the number of tokens that they compute, and dealt to the ranks in turn. A round is a range of
+sorted bundles, so that everything computed together has nearly the same width, on all ranks. The boundaries of the
+rounds are chosen for the least cost, and so is the largest number of samples in a bundle. With 1 sample a prompt is
+computed for every response; with more it is computed once per bundle, but then there are fewer bundles to distribute
+over the ranks, and attention with a mask also computes pairs of different responses (`ForwardCost`).
 
-Every rank runs as many micro-batches as the others, because backward is a collective under ZeRO 2 and 3. Where one
-has fewer, it runs an empty one: a single token whose scale is 0.
+Every rank runs the same number of micro-batches, because backward is a collective under ZeRO 2 and 3. A rank with fewer
+micro-batches runs an empty one: a single token with scale 0.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import numpy as np
 from cluster.core.types import TrainingSample
 
 Bundle = tuple[TrainingSample, ...]
-"""Samples with one prompt, which is computed once for all of them."""
+"""Samples with the same prompt, which is computed once for all of them."""
 MicroBatch = tuple[Bundle, ...]
+"""Bundles that one forward pass of one rank computes."""
 
 EMPTY: MicroBatch = (
     (
@@ -42,53 +44,63 @@ EMPTY: MicroBatch = (
 
 @dataclass(frozen=True, slots=True)
 class ForwardCost:
-    """What a micro-batch costs, in units of one token that goes through everything but attention."""
+    """The cost of a micro-batch, in units of one token that passes through everything but attention."""
 
     per_pair: float = 0.0
-    """Of one query looking at one key; a model's layers × attention width × 2 / parameters."""
+    """The cost of one query attending to one key: a model's layers × attention width × 2 / parameters."""
     per_micro_batch: float = 256.0
-    """However small it is: what a pass costs without any tokens. A guess, and on purpose not measured: the cut must be
-    the same in every run."""
+    """The cost of a pass without any tokens. It is an estimate and deliberately not measured, because all runs must cut
+    their batches in the same way."""
     masked: bool = False
-    """Whether pairs of different responses are computed too, as they are where attention takes a mask (on GPUs)."""
+    """True if pairs of different responses are computed too, as they are when attention uses a mask (on GPUs)."""
 
     def __call__(
         self, sequences: np.ndarray, width: int, prompt: np.ndarray, own: np.ndarray, shared: np.ndarray
     ) -> np.ndarray:
-        """Costs of micro-batches, all [R]: `sequences` of them, `width` columns each, `prompt` columns of which are
-        prompt in all, `own` pairs of responses with themselves at most, and whether any sequence is `shared` by
-        responses. See learner/model/shared_prefix.py."""
+        """Return the costs of R micro-batches with shared prefixes (learner/model/shared_prefix.py).
+
+        Args:
+            sequences: the number of sequences, [R].
+            width: the number of columns of each sequence.
+            prompt: the number of columns that are prompt in all sequences, [R].
+            own: the largest number of pairs of responses with themselves in a sequence, [R].
+            shared: True if several responses share any of the sequences, [R].
+        """
         among_responses = (width - prompt) ** 2 if self.masked else own
         together = prompt**2 / 2 + (width - prompt) * prompt + among_responses
-        return self.per_micro_batch + sequences * (
+        costs: np.ndarray = self.per_micro_batch + sequences * (
             width + self.per_pair * np.where(shared, together, width**2 / 2)
         )
+        return costs
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How samples may be packed into micro-batches."""
+    """The rules for packing samples into micro-batches."""
 
     micro_batch_tokens: int
-    """Tokens that one micro-batch computes at most, padding included. A sample longer than that gets one of its own."""
+    """The largest number of tokens that one micro-batch computes, padding included. A longer sample has a micro-batch
+    of its own."""
     prefix_sharing: Literal["auto", "on", "off"] = "auto"
-    """Whether responses to one prompt are computed together: where it costs less, as far as possible, never."""
+    """Responses to the same prompt are computed together if it costs less (auto), whenever possible (on), or never
+    (off)."""
     cost: ForwardCost = ForwardCost()
 
 
 def computed_tokens(bundle: Bundle) -> int:
-    """Columns that a bundle fills: its prompt, and of each response all but the last token, from which nothing is
-    predicted."""
+    """Return the number of columns of a bundle: its prompt, and each response without its last token, from which
+    nothing is predicted."""
     return len(bundle[0].prompt_token_ids) + sum(len(sample.response_token_ids) - 1 for sample in bundle)
 
 
 def own_pairs(bundle: Bundle) -> float:
-    """Query-key pairs of its responses with themselves, all as long as the longest."""
+    """Return the number of query-key pairs of the responses with themselves, if all were as long as the longest."""
     return len(bundle) * (max(len(sample.response_token_ids) for sample in bundle) - 1) ** 2 / 2
 
 
 def shard(samples: Sequence[TrainingSample], ranks: int, packing: Packing) -> list[list[MicroBatch]]:
-    """One list of micro-batches per rank, all of the same length, at least 1. Every sample is in exactly one."""
+    """Return one list of micro-batches per rank, all with the same length of at least 1. Every sample is in exactly one
+    micro-batch."""
     if not samples:
         return [[EMPTY]] * ranks
     groups = _by_prompt(samples)
@@ -97,7 +109,7 @@ def shard(samples: Sequence[TrainingSample], ranks: int, packing: Packing) -> li
             _plan([bundle for group in groups for bundle in _split(group, limit, packing)], ranks, packing)
             for limit in _sample_limits(max(map(len, groups)), packing.prefix_sharing)
         ),
-        key=lambda plan: plan[0],  # of equals the first, which shares most
+        key=lambda plan: plan[0],  # among equal costs the first, which shares most
     )
     return [
         [tuple(bundles[start + rank : end : ranks]) or EMPTY for start, end in itertools.pairwise(rounds)]
@@ -106,7 +118,7 @@ def shard(samples: Sequence[TrainingSample], ranks: int, packing: Packing) -> li
 
 
 def _by_prompt(samples: Iterable[TrainingSample]) -> list[list[TrainingSample]]:
-    """Samples with the same prompt, whichever group they were sampled in; the longest responses first."""
+    """Collect the samples of each prompt, also across groups of the batch, with the longest responses first."""
     groups: dict[bytes, list[TrainingSample]] = defaultdict(list)
     for sample in samples:
         groups[sample.prompt_token_ids.tobytes()].append(sample)
@@ -114,7 +126,7 @@ def _by_prompt(samples: Iterable[TrainingSample]) -> list[list[TrainingSample]]:
 
 
 def _sample_limits(largest: int, prefix_sharing: str) -> list[int]:
-    """How many samples bundles might be allowed to have: all, and by halves down to 1."""
+    """Return the candidates for the largest number of samples in a bundle: a whole group, then halves down to 1."""
     limits = [largest]
     while limits[-1] > 1:
         limits.append((limits[-1] + 1) // 2)
@@ -125,19 +137,19 @@ def _split(group: Sequence[TrainingSample], limit: int, packing: Packing) -> lis
     """Split `group` into bundles of nearly equal size with at most `limit` samples, each within the tokens of a
     micro-batch if possible."""
     for count in range(-(-len(group) // limit), len(group) + 1):
-        # There and back, as children are chosen into teams: the samples are sorted.
+        # The samples are sorted by length, so dealing them back and forth keeps the bundles nearly equal.
         order = itertools.cycle([*range(count), *reversed(range(count))])
-        teams: list[list[TrainingSample]] = [[] for _ in range(count)]
-        for sample, team in zip(group, order, strict=False):
-            teams[team].append(sample)
-        bundles = [tuple(team) for team in teams]
+        parts: list[list[TrainingSample]] = [[] for _ in range(count)]
+        for sample, part in zip(group, order, strict=False):
+            parts[part].append(sample)
+        bundles = [tuple(part) for part in parts]
         if max(map(computed_tokens, bundles)) <= packing.micro_batch_tokens:
             return bundles
     return [(sample,) for sample in group]
 
 
 def _plan(bundles: list[Bundle], ranks: int, packing: Packing) -> tuple[float, list[Bundle], list[int]]:
-    """The least cost, the bundles sorted, and where in them the rounds begin that cost it, with the end of the last.
+    """Return the least cost, the sorted bundles, and the boundaries of the rounds in them that have this cost.
 
     best[j] = min over i of best[i] + cost of a round of blocks i … j − 1, where a block is one bundle for each rank.
     """

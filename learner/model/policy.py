@@ -1,26 +1,110 @@
-"""The language model as the learner sees it: a micro-batch in, log-probabilities of its response tokens out."""
+"""The policy: a language model that takes a micro-batch and returns the log-probabilities of its response tokens.
+
+`learner/model/policy_setup.py` prepares a model for training; this module is used in every step.
+"""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cluster.core.config import LearnerConfig
-from learner.model.batching import ForwardCost, Packing
-from learner.model.logprobs import TokenBatch
-from learner.model.model_probe import output_layer_is_plain, prefix_sharing_fault
-from learner.model.prefix_support import prefix_obstacle
+from cluster.core.types import TrainingSample
+from learner.model.batching import MicroBatch, computed_tokens
+from learner.model.shared_prefix import response_columns, shared_prefix_mask
 from learner.model.token_logprobs import TokenLogprobs
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """A micro-batch as tensors. B counts responses, S the sequences that the model computes, L their columns.
+
+    A sequence consists of a prompt, the responses to it one after the other, each without its last token (from which
+    nothing is predicted), and padding. Masks are computed from lengths; the token ids of the padding have no meaning
+    (pad may equal eos).
+    """
+
+    input_ids_SL: Tensor
+    position_ids_SL: Tensor | None
+    """None if each sequence has one response, so that the column is the position."""
+    attention_mask: Tensor | None
+    """The attention pattern (learner/model/shared_prefix.py): `response_columns` on CPU, int64 [S, 1, G, T], or
+    `shared_prefix_mask`, bool [S, 1, Q, L]. None if causal attention is sufficient."""
+    predictors_N: Tensor
+    """The column that predicts each response token: an index into the flattened [S · L], in the order of the mask."""
+    response_ids_BT: Tensor
+    response_mask_BT: Tensor
+    sampler_logprobs_BT: Tensor
+    advantages_B: Tensor
+    scales_B: Tensor
+
+    @classmethod
+    def from_samples(cls, samples: Sequence[TrainingSample], device: torch.device) -> TokenBatch:
+        """Build a batch in which each response has a sequence of its own."""
+        return cls.from_micro_batch(tuple((sample,) for sample in samples), device)
+
+    @classmethod
+    def from_micro_batch(cls, micro_batch: MicroBatch, device: torch.device) -> TokenBatch:
+        """Build a batch in which each bundle is one sequence."""
+        width = max(computed_tokens(bundle) for bundle in micro_batch)
+        input_ids = np.zeros((len(micro_batch), width), dtype=np.int64)
+        position_ids = np.zeros_like(input_ids)
+        predictors: list[np.ndarray] = []
+        for s, bundle in enumerate(micro_batch):
+            prompt = bundle[0].prompt_token_ids
+            input_ids[s, : len(prompt)] = prompt
+            position_ids[s, : len(prompt)] = np.arange(len(prompt))
+            column = len(prompt)
+            for sample in bundle:
+                end = column + len(sample.response_token_ids) - 1
+                input_ids[s, column:end] = sample.response_token_ids[:-1]
+                position_ids[s, column:end] = len(prompt) + np.arange(end - column)
+                predictors.append(s * width + np.array([len(prompt) - 1, *range(column, end)]))
+                column = end
+
+        samples = [sample for bundle in micro_batch for sample in bundle]
+        shape = (len(samples), max(len(sample.response_token_ids) for sample in samples))
+        response_ids, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+        sampler_logprobs = np.zeros(shape, dtype=np.float32)
+        for b, sample in enumerate(samples):
+            length = len(sample.response_token_ids)
+            response_ids[b, :length] = sample.response_token_ids
+            sampler_logprobs[b, :length] = sample.sampler_logprobs
+            mask[b, :length] = True
+
+        shared = any(len(bundle) > 1 for bundle in micro_batch)
+        return cls(
+            input_ids_SL=torch.from_numpy(input_ids).to(device),
+            position_ids_SL=torch.from_numpy(position_ids).to(device) if shared else None,
+            attention_mask=_attention_mask(micro_batch, width, device) if shared else None,
+            predictors_N=torch.from_numpy(np.concatenate(predictors)).to(device),
+            response_ids_BT=torch.from_numpy(response_ids).to(device),
+            response_mask_BT=torch.from_numpy(mask).to(device),
+            sampler_logprobs_BT=torch.from_numpy(sampler_logprobs).to(device),
+            advantages_B=torch.tensor(
+                [sample.advantage for sample in samples], dtype=torch.float32, device=device
+            ),
+            scales_B=torch.tensor([sample.scale for sample in samples], dtype=torch.float32, device=device),
+        )
+
+
+def _attention_mask(micro_batch: MicroBatch, width: int, device: torch.device) -> Tensor | None:
+    prompts = [len(bundle[0].prompt_token_ids) for bundle in micro_batch]
+    responses = [[len(sample.response_token_ids) - 1 for sample in bundle] for bundle in micro_batch]
+    if not any(map(any, responses)):  # every response is a single token: only prompts are computed
+        return None
+    if device.type == "cpu":
+        return response_columns(prompts, responses)
+    return shared_prefix_mask(prompts, responses, width, device)
 
 
 class Policy(nn.Module):
-    """A causal language model of transformers, as one module: DeepSpeed's engine is built around this.
+    """A causal language model of transformers as one module, around which DeepSpeed's engine is built.
 
     Usage:
         policy, packing = prepare_policy(model, config.learner, config.model.max_context_tokens)
@@ -33,12 +117,12 @@ class Policy(nn.Module):
         super().__init__()
         self.model: PreTrainedModel = model
         self.head: TokenLogprobs | None = None
-        """None where the model does more to its logits than one linear layer does."""
+        """None if the model computes its logits by more than one linear layer."""
         if output_layer_is_plain(model):
             self.head = TokenLogprobs(model.get_output_embeddings())
 
     def forward(self, batch: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies of all response tokens in the order of the batch's mask, both [N]."""
+        """Return log-probabilities and entropies of all response tokens in the order of the batch's mask, both [N]."""
         tokens_N = batch.response_ids_BT[batch.response_mask_BT]
         inputs: dict[str, Any] = {"input_ids": batch.input_ids_SL, "use_cache": False}
         if batch.position_ids_SL is not None:
@@ -47,68 +131,80 @@ class Policy(nn.Module):
             inputs["attention_mask"] = self._additive(mask) if mask.dtype == torch.bool else mask
         if self.head is not None:
             hidden_SLD = self.model.base_model(**inputs).last_hidden_state
-            return self.head(hidden_SLD.flatten(0, 1)[batch.predictors_N], tokens_N, temperature)
+            found: tuple[Tensor, Tensor] = self.head(
+                hidden_SLD.flatten(0, 1)[batch.predictors_N], tokens_N, temperature
+            )
+            return found
         width = batch.input_ids_SL.shape[1]
-        columns_K, place_N = (batch.predictors_N % width).unique(return_inverse=True)
+        columns_K, index_N = torch.unique(batch.predictors_N % width, return_inverse=True)
         logits_SKV = self.model(**inputs, logits_to_keep=columns_K).logits
-        logits_NV = logits_SKV[batch.predictors_N // width, place_N]
-        policy = torch.distributions.Categorical(
+        logits_NV: Tensor = logits_SKV[batch.predictors_N // width, index_N]
+        policy: Any = torch.distributions.Categorical(
             logits=logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / temperature,
             validate_args=False,
         )
         return policy.log_prob(tokens_N), policy.entropy()
 
     def _additive(self, mask: Tensor) -> Tensor:
-        """Once here, and not once per layer: attention would make it so from a boolean mask."""
+        """Convert a boolean mask to an additive one. Attention would do this in every layer; here it is done once."""
         dtype = self.model.get_input_embeddings().weight.dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
-def prepare_policy(
-    model: PreTrainedModel, config: LearnerConfig, max_context_tokens: int | None
-) -> tuple[Policy, Packing]:
-    """Wrap `model` and find out how its micro-batches may be packed. Before DeepSpeed takes the parameters apart.
+def response_logprobs(
+    policy: torch.nn.Module, batch: TokenBatch, temperature: float, *, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return log π(response token) and the policy's entropy at each response position, at least float32 [B, T], 0 in
+    the padding.
 
-    Raises:
-        ValueError: prefix sharing is asked for, and the model is not fit for it.
+    Logits are divided by the sampling temperature. The entropy has a gradient only with `entropy_gradient`.
+
+    Args:
+        policy: a `Policy`, or a DeepSpeed engine around one.
     """
-    _switch_off_dropout(model)
-    policy = Policy(model)
-    if policy.head is None:
-        logger.info(
-            "%s does more to its logits than one linear layer does: those of all response tokens of a micro-batch are "
-            "in memory at once (lower learner.micro_batch_tokens if it runs out)",
-            type(model).__name__,
-        )
-    sharing = config.prefix_sharing
-    if sharing != "off":
-        text = model.config.get_text_config()
-        known = text.to_dict() | {"layer_types": getattr(text, "layer_types", None)}
-        obstacle = prefix_obstacle(known, max_context_tokens) or prefix_sharing_fault(model, policy)
-        if obstacle and sharing == "on":
-            raise ValueError(f"learner.prefix_sharing is on, but {obstacle}: set it to auto or off")
-        if obstacle:
-            logger.info("every response computes its prompt anew: %s", obstacle)
-            sharing = "off"
-    cost = forward_cost(model, masked=config.gpus_per_rank > 0)
-    return policy, Packing(config.micro_batch_tokens, sharing, cost)
+    logprobs_N, entropy_N = policy(batch, temperature)
+    if not entropy_gradient:
+        entropy_N = entropy_N.detach()
+    mask_BT = batch.response_mask_BT
+    empty_BT = logprobs_N.new_zeros(mask_BT.shape)
+    return empty_BT.masked_scatter(mask_BT, logprobs_N), empty_BT.masked_scatter(mask_BT, entropy_N)
 
 
-def _switch_off_dropout(model: PreTrainedModel) -> None:
-    """The policy that learns must be the one that samples, and the sampler drops nothing."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+def sequence_logprobs(policy: torch.nn.Module, token_ids: Sequence[int], device: torch.device) -> np.ndarray:
+    """Return the log-probabilities of `token_ids[1:]` at temperature 1, float32 [T - 1], which a probe compares."""
+    ids = np.asarray(token_ids, dtype=np.int64)
+    sample = TrainingSample(
+        ids[:1], ids[1:], np.zeros(len(ids) - 1, dtype=np.float32), advantage=0.0, scale=0.0
+    )
+    with torch.no_grad():
+        logprobs_BT, _ = response_logprobs(policy, TokenBatch.from_samples([sample], device), 1.0)
+    return logprobs_BT[0].float().cpu().numpy()
 
 
-def forward_cost(model: PreTrainedModel, masked: bool = False) -> ForwardCost:
-    """By counting multiplications: 2 per parameter and token, 4 per pair of tokens and unit of attention width."""
-    text = model.config.get_text_config()
-    layers, heads = (getattr(text, name, 0) or 0 for name in ("num_hidden_layers", "num_attention_heads"))
-    width = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
-    outside = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
-    parameters = sum(p.numel() for p in model.parameters() if id(p) not in outside)
-    return ForwardCost(per_pair=2 * layers * heads * width / max(parameters, 1), masked=masked)
+def output_layer_is_plain(model: PreTrainedModel) -> bool:
+    """Return True if one linear layer computes the logits from the base model's hidden states, without scaling or
+    capping."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        return False
+    seen: list[tuple[Any, Any]] = []
+    hook = head.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    inputs = {"input_ids": torch.tensor([[1, 2, 3]]), "use_cache": False}
+    try:
+        logits = without_gradient(model, lambda: model(**inputs).logits)
+    finally:
+        hook.remove()
+    hidden = without_gradient(model, lambda: model.base_model(**inputs).last_hidden_state)
+    ((taken, given),) = seen
+    return torch.equal(taken, hidden) and torch.equal(given.to(logits.dtype), logits)
+
+
+def without_gradient(model: PreTrainedModel, ask: Callable[[], Any]) -> Any:
+    """Call `ask` without gradient and dropout."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return ask()
+    finally:
+        model.train(training)

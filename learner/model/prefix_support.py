@@ -1,6 +1,6 @@
-"""Which models may not compute the responses of a group together, as far as their configuration tells. Torch-free.
+"""Recognize models that cannot compute the responses of a group together, by their configuration. Torch-free.
 
-Whatever this does not know, the learner finds out on the model itself when it starts (learner/model/policy.py).
+Models that this check does not know are tested by the learner when it starts (learner/model/policy_setup.py).
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ _FULL = {"full_attention", "attention", "global"}
 
 
 def prefix_obstacle(known: Mapping[str, Any], max_context_tokens: int | None) -> str | None:
-    """Why responses cannot share their prompt's forward pass in this model, or None if nothing is known against it.
+    """Return the reason why responses cannot share their prompt's forward pass in this model, or None if no reason is
+    known.
 
     Args:
         known: the model's config.json.
-        max_context_tokens: of the run, or None if it is not known. A window that is as wide is none.
+        max_context_tokens: the run's setting, or None if it is not known. An attention window of at least this width
+            has no effect.
     """
     known = known.get("text_config") or known
     kind = known.get("model_type", "this model")
     if known.get("is_encoder_decoder"):
         return f"{kind} has an encoder"
     if known.get("alibi") or kind in ("bloom", "mpt"):
-        return f"{kind} tells positions by distances between columns (ALiBi)"
+        return f"{kind} encodes positions as distances between columns (ALiBi)"
 
     kinds = {str(layer) for key in _LAYER_KINDS for layer in known.get(key) or ()}
     if other := sorted(kinds - _FULL - {"sliding_attention"}):

@@ -1,9 +1,10 @@
-"""The output layer and log-softmax in one, in blocks of the vocabulary: the logits of a whole batch never exist.
+"""The output layer fused with log-softmax, in blocks of the vocabulary. The logits of a whole batch never exist.
 
 With a vocabulary of 150,000, the float32 logits of 8,192 response tokens would take 4.6 GiB, and log-softmax and its
-gradient as much again. Here a block's logits are made, used and dropped, and made again in backward. Memory is that of
-a block. The cost is one more product with the output weights. Blocks are of the vocabulary, not of the tokens, so that
-each weight is read once in every pass, and each row of the weights' gradient is written once and summed nowhere.
+gradient the same again. Here the logits of one block are computed, used and dropped, and computed again in backward.
+The memory is that of one block; the cost is one more product with the output weights. The vocabulary is divided rather
+than the tokens, so that each weight is read once per pass, and each row of the weights' gradient is written once and
+needs no summation.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 BLOCK_BYTES = 64 * 2**20
-"""Of one block's logits in float32; twice that where the whole vocabulary fits. Two such tensors exist at a time."""
+"""The size of one block's logits in float32, or up to twice this size if the whole vocabulary then fits into one block.
+Two such tensors exist at a time."""
 SMALLEST_BLOCK = 1024
-"""Words, however many tokens there are: as wide as hidden states are, so nothing is gained below."""
+"""The smallest number of words in a block, for any number of tokens. It is about the width of hidden states, so smaller
+blocks save no memory."""
 
 
 class TokenLogprobs(nn.Module):
-    """Hidden states and token ids in, log-probabilities and entropies out. Shares the parameters of `head`.
+    """Compute log-probabilities and entropies from hidden states and token ids. Shares the parameters of `head`.
 
-    It is a module and holds the parameters itself, so that DeepSpeed's ZeRO 3 gathers them around its forward and
-    its backward, once for all blocks.
+    This is a module that holds the parameters itself, so that DeepSpeed's ZeRO 3 gathers them around its forward and
+    backward, once for all blocks.
     """
 
     def __init__(
@@ -39,19 +42,24 @@ class TokenLogprobs(nn.Module):
         self._smallest_block = smallest_block
 
     def forward(self, hidden_ND: Tensor, token_ids_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log π(token) and the entropy of π, both [N], where π = softmax(head(hidden) / temperature). At least float32;
-        both are differentiable.
+        """Return log π(token) and the entropy of π, both [N], where π = softmax(head(hidden) / temperature).
+
+        Both are at least float32 and differentiable.
         """
         bytes_of_a_word = 4 * max(1, len(hidden_ND))
         words = max(self._smallest_block, self._block_bytes // bytes_of_a_word)
         if bytes_of_a_word * len(self.weight) <= 2 * self._block_bytes:
-            words = len(self.weight)  # one block is kept and not made again: worth a little more memory
-        return _TokenLogprobs.apply(hidden_ND, self.weight, self.bias, token_ids_N, temperature, words)
+            words = len(self.weight)  # a single block is kept for backward: worth a little more memory
+        apply: Any = _TokenLogprobs.apply
+        found: tuple[Tensor, Tensor] = apply(
+            hidden_ND, self.weight, self.bias, token_ids_N, temperature, words
+        )
+        return found
 
 
 @dataclass(slots=True)
 class _Softmax:
-    """A softmax over logits that come block by block (Milakov and Gimelshein, arXiv 1805.02867), and its entropy."""
+    """An online softmax over blocks of logits (Milakov and Gimelshein, arXiv 1805.02867), and its entropy."""
 
     top_N: Tensor
     """The largest logit so far."""
@@ -62,14 +70,14 @@ class _Softmax:
 
     @classmethod
     def of_block(cls, logits_NW: Tensor, before: _Softmax | None) -> tuple[_Softmax, Tensor]:
-        """Of all blocks so far, and exp(z − top) of this one [N, W]. The logits are overwritten."""
+        """Return the softmax over all blocks so far, and exp(z − top) of this block [N, W]. Overwrites the logits."""
         top_N = logits_NW.amax(dim=-1)
         if before is not None:
             top_N = torch.maximum(top_N, before.top_N)
         logits_NW -= top_N[:, None]
         weights_NW = logits_NW.exp()
         total_N = weights_NW.sum(dim=-1)
-        moment_N = logits_NW.mul_(weights_NW).sum(dim=-1)  # in place: they are not needed any more
+        moment_N = logits_NW.mul_(weights_NW).sum(dim=-1)  # in place: the logits are no longer needed
         if before is not None:
             lower_N = before.top_N - top_N
             scale_N = lower_N.exp()
@@ -79,11 +87,12 @@ class _Softmax:
 
     @property
     def entropy_N(self) -> Tensor:
+        """The entropy of the softmax over all blocks so far."""
         return self.total_N.log() - self.moment_N / self.total_N
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """With p = softmax(z / T), y the token and H = −Σ p log p:
+    """The autograd function of `TokenLogprobs`. With p = softmax(z / T), y the token and H = −Σ p log p:
 
     T ∂ log p_y / ∂z_v = [v = y] − p_v              T ∂H / ∂z_v = −p_v (log p_v + H)
     """
@@ -103,20 +112,20 @@ class _TokenLogprobs(torch.autograd.Function):
             len(hidden_ND), dtype=torch.promote_types(hidden_ND.dtype, torch.float32)
         )
         for start in range(0, len(weight_VD), words):
-            weights_NW = None  # the last block's, before this one needs its place
+            weights_NW = None  # free the last block before this one is allocated
             logits_NW = _logits(hidden_ND, weight_VD, bias_V, slice(start, start + words), temperature)
             here_K, column_K = _inside(token_ids_N, start, logits_NW.shape[1])
             chosen_N[here_K] = logits_NW[here_K, column_K]
             softmax, weights_NW = _Softmax.of_block(logits_NW, softmax)
             del logits_NW
-        assert softmax is not None, "a vocabulary has words"
+        assert softmax is not None, "the vocabulary is empty"
         assert weights_NW is not None
         entropy_N = softmax.entropy_N
         ctx.save_for_backward(
             hidden_ND, weight_VD, bias_V, token_ids_N, softmax.top_N, softmax.total_N, entropy_N
         )
         ctx.temperature, ctx.words = temperature, words
-        # Backward begins with the last block. Where there is only one, nothing is computed twice.
+        # Backward begins with the last block. With a single block nothing is computed twice.
         ctx.kept_NW = weights_NW.div_(softmax.total_N[:, None]) if any(ctx.needs_input_grad) else None
         ctx.set_materialize_grads(False)
         return chosen_N - softmax.top_N - softmax.total_N.log(), entropy_N
@@ -171,7 +180,7 @@ class _TokenLogprobs(torch.autograd.Function):
 def _logits(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, block: slice, temperature: float
 ) -> Tensor:
-    """Of one block of words, divided by the temperature, at least float32 [N, W]."""
+    """Return the logits of one block of words, divided by the temperature, at least float32 [N, W]."""
     bias_W = None if bias_V is None else bias_V[block]
     logits_NW = functional.linear(hidden_ND, weight_VD[block], bias_W)
     logits_NW = logits_NW.to(torch.promote_types(logits_NW.dtype, torch.float32))
@@ -179,7 +188,7 @@ def _logits(
 
 
 def _inside(token_ids_N: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:
-    """Which tokens are words of the block that begins at `start`, and which of its columns they are, both [K]."""
+    """Return the indices of the tokens that lie in the block that begins at `start`, and their columns, both [K]."""
     column_N = token_ids_N - start
     here_K = ((column_N >= 0) & (column_N < words)).nonzero().squeeze(-1)
     return here_K, column_N[here_K]
@@ -192,7 +201,7 @@ def _differentiate_(
     grad_entropy_N: Tensor | None,
     entropy_N: Tensor,
 ) -> None:
-    """In place of the probabilities, the gradient by the logits (see `_TokenLogprobs`)."""
+    """Overwrite the probabilities with the gradient with respect to the logits (see `_TokenLogprobs`)."""
     of_entropy_NW = None
     if grad_entropy_N is not None:
         of_entropy_NW = torch.special.xlogy(probabilities_NW, probabilities_NW)  # p log p, 0 where p is 0

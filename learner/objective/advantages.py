@@ -6,7 +6,7 @@ Source of the formulas: HPO, arXiv 2605.30201. Choices of our own are marked (ou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,7 +33,8 @@ def group_advantages(rewards: np.ndarray, valid: np.ndarray, scaling: Scaling = 
         float64 [P, G].
     """
     rewards = np.asarray(rewards, dtype=np.float64)
-    masked: np.ma.MaskedArray = np.ma.masked_array(rewards, mask=~np.asarray(valid, dtype=bool))
+    ma: Any = np.ma  # numpy does not annotate masked arrays
+    masked = ma.masked_array(rewards, mask=~np.asarray(valid, dtype=bool))
     varied: np.ndarray = (masked.max(axis=1) != masked.min(axis=1)).filled(False)
     centered = np.where(varied[:, None], (masked - masked.mean(axis=1, keepdims=True)).filled(0.0), 0.0)
     # A response at its group's mean has advantage 0; the subtraction may leave a rounding error of either sign.
@@ -44,9 +45,10 @@ def group_advantages(rewards: np.ndarray, valid: np.ndarray, scaling: Scaling = 
     if scaling == "group":
         deviation = masked.std(axis=1, ddof=1, keepdims=True).filled(0.0)
     else:
-        used = centered[varied][~np.ma.getmaskarray(masked)[varied]]
+        used = centered[varied][~ma.getmaskarray(masked)[varied]]
         deviation = np.sqrt(np.square(used).sum() / max(used.size - 1, 1))
-    return np.divide(centered, deviation + STD_EPSILON)
+    scaled: np.ndarray = centered / (deviation + STD_EPSILON)
+    return scaled
 
 
 def overlong_penalties(lengths: np.ndarray, max_tokens: int, penalized_tokens: int) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Files of a checkpoint: on the disk for good, and known by size and hash. Torch-free.
+"""The files of a checkpoint: written durably, and identified by size and hash. Torch-free.
 
-Whoever writes a file seals it, so that a large checkpoint is hashed where its parts were written, by all ranks at once,
-and nobody reads all of it.
+The process that writes a file also seals it. All ranks hash their own parts of a large checkpoint at the same time, and
+no process has to read all of it.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from pathlib import Path
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or cannot be gone on from: says which, why and what to do, in one line."""
+    """A checkpoint cannot be written or resumed from. The message names it, the reason and the remedy in one line."""
 
 
 class CheckpointWriteError(CheckpointError):
-    """A part of a checkpoint could not be written: a full disk, say. Says what and why."""
+    """A part of a checkpoint could not be written, for example because the disk is full."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What a file must be to be the one that was written."""
+    """The size and the hash of a file when it was written."""
 
     size: int
-    """Bytes."""
+    """The size in bytes."""
     sha256: str
 
 
 def seal(file: Path) -> FileRecord:
-    """Wait until a file is on the disk, and say what it is.
+    """Wait until a file is on disk, and return its record.
 
     Raises:
-        OSError: it cannot be read or brought to the disk.
+        OSError: if the file cannot be read or synchronized.
     """
     with open(file, "rb") as stream:
         os.fsync(stream.fileno())
@@ -42,10 +42,10 @@ def seal(file: Path) -> FileRecord:
 
 
 def record(file: Path) -> FileRecord:
-    """A file as it is now.
+    """Return the record of a file in its present state.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: if the file cannot be read.
     """
     with open(file, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256")
@@ -53,10 +53,10 @@ def record(file: Path) -> FileRecord:
 
 
 def why_not_written(error: Exception, directory: Path) -> str | None:
-    """What keeps anybody from writing in `directory`, in one line; None if `error` is about something else.
+    """Return the reason why `directory` cannot be written, in one line, or None if `error` has another cause.
 
-    On a full disk torch raises a RuntimeError that says where in its file it was, and not why; a lost rank is a
-    RuntimeError too. So the system is asked, with one more attempt.
+    On a full disk torch raises a RuntimeError with a position in its file but without the reason, and a lost rank is a
+    RuntimeError too. Therefore one more attempt to write asks the operating system.
     """
     if not isinstance(error, OSError):
         try:

@@ -1,20 +1,26 @@
-"""A rank's part of a checkpoint: what it writes, and how it goes on from there.
+"""Save and load a rank's part of a checkpoint.
 
 learner/
-    description.json        what all of it is of (learner/state/state_description.py)
-    state/                  DeepSpeed's: weights, optimizer and learning-rate schedule
+    description.json        the model and its partitioning (learner/state/state_description.py)
+    state/                  DeepSpeed's files: weights, optimizer and learning-rate schedule
     random/rank_0.pt        the random number generators of each rank
+
+A state that another number of ranks wrote is partitioned again through DeepSpeed's universal checkpoints.
 """
 
 from __future__ import annotations
 
+import random
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from cluster.core.actor_options import LearnerOptions
-from learner.state.random_state import load_random_state, save_random_state
-from learner.state.resizing import load_resized
 from learner.state.state_description import FILE_NAME, StateDescription, obstacle, other_model, resizing
 from learner.state.state_files import CheckpointError, CheckpointWriteError, FileRecord, seal, why_not_written
 
@@ -28,12 +34,13 @@ _TAG = "state"
 def save_training_state(
     engine: DeepSpeedEngine, directory: Path, options: LearnerOptions
 ) -> dict[Path, FileRecord]:
-    """Write this rank's part of the training state under `directory`, and wait until it is on the disk. A collective.
-    Returns the files that this rank wrote. The caller marks the checkpoint complete (DeepSpeed's own `latest` file is
-    written too early to be trusted).
+    """Write this rank's part of the training state under `directory`, and wait until it is on disk. A collective.
+
+    Returns the files that this rank wrote. The caller marks the checkpoint complete (DeepSpeed writes its own `latest`
+    file too early for that).
 
     Raises:
-        CheckpointWriteError: it cannot be written. The other ranks may then wait for this one in a collective.
+        CheckpointWriteError: if a file cannot be written. The other ranks may then wait for this one in a collective.
     """
     rank = engine.global_rank
     try:
@@ -54,25 +61,25 @@ def save_training_state(
 def load_training_state(
     engine: DeepSpeedEngine, directory: Path, options: LearnerOptions, scratch: Path
 ) -> None:
-    """Restore what `save_training_state` wrote, with any number of ranks. A collective.
+    """Restore the state that `save_training_state` wrote, with any number of ranks. A collective.
 
-    Learning rate, weight decay and so on are those of `options`, which may have changed since. Where the number of
-    ranks did, the state is cut up anew in `scratch`, which all ranks must see and which is removed afterwards; a rank
-    that is new then goes on with the random numbers that it began with.
+    Learning rate, weight decay and the other optimizer settings come from `options`, which may have changed since. If
+    the number of ranks has changed, the state is partitioned again in `scratch`, a directory that all ranks must see
+    and that is removed afterwards. A rank without a saved random state keeps its initial one.
 
     Raises:
-        CheckpointError: it is of another model, or cannot be read with these settings.
+        CheckpointError: if the state belongs to another model, or cannot be read with these settings.
     """
     try:
         saved = StateDescription.from_json((directory / FILE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory / FILE_NAME} cannot be read: {error}") from error
     learner = options.learner
-    in_the_way = obstacle(saved, options.dtype, learner.zero_stage) or other_model(
+    obstacle_found = obstacle(saved, options.dtype, learner.zero_stage) or other_model(
         saved, describe(engine, options)
     )
-    if in_the_way is not None:
-        raise CheckpointError(f"{directory}: cannot go on from this checkpoint: {in_the_way}")
+    if obstacle_found is not None:
+        raise CheckpointError(f"{directory}: cannot resume from this checkpoint: {obstacle_found}")
     if resizing(saved, learner.ranks, learner.zero_stage):
         load_resized(engine, directory / _TAG, scratch)
     else:
@@ -85,8 +92,8 @@ def load_training_state(
 
 
 def describe(engine: DeepSpeedEngine, options: LearnerOptions) -> StateDescription:
-    """What a rank's engine holds, and how it is cut up."""
-    model = engine.module.model
+    """Describe the model in a rank's engine, and its partitioning."""
+    model: Any = engine.module.model
     shapes = {
         name: tuple(getattr(parameter, "ds_shape", parameter.shape))  # whole, also under ZeRO 3
         for name, parameter in model.named_parameters()
@@ -101,13 +108,13 @@ def describe(engine: DeepSpeedEngine, options: LearnerOptions) -> StateDescripti
 
 
 def _apply_settings(engine: DeepSpeedEngine, options: LearnerOptions) -> None:
-    """A checkpoint holds these settings too, and loading it brought the old ones back."""
+    """Apply the optimizer settings of `options` again: loading a checkpoint has restored the saved ones."""
     learner = options.learner
     schedule: Any = engine.lr_scheduler
     schedule.base_lrs = [learner.learning_rate] * len(schedule.base_lrs)
     rates = [
-        base * share(schedule.last_epoch)
-        for base, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        base * factor(schedule.last_epoch)
+        for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
     ]
     schedule._last_lr = rates
     for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
@@ -122,7 +129,8 @@ def _apply_settings(engine: DeepSpeedEngine, options: LearnerOptions) -> None:
 
 
 def _has_frozen(engine: DeepSpeedEngine) -> bool:
-    """Whether adapters alone are trained. The rest is what the model's own files say, and is not saved."""
+    """Return True if only adapters are trained. The frozen weights are those of the model's own files, and are not
+    saved."""
     return not all(parameter.requires_grad for parameter in engine.module.parameters())
 
 
@@ -131,6 +139,106 @@ def _random_file(directory: Path, rank: int) -> Path:
 
 
 def _writer(file: Path) -> int:
-    """The rank that wrote a file, by its name, as DeepSpeed's are too; rank 0 writes those without one."""
+    """Return the rank that wrote a file, according to its name (DeepSpeed's files have ranks in their names too). Files
+    without a rank in their name are written by rank 0."""
     named = re.search(r"rank_(\d+)", file.name)
     return int(named[1]) if named else 0
+
+
+# --- Random number generators.
+
+
+def save_random_state(file: Path) -> None:
+    """Save the state of the random number generators of Python, NumPy, torch and the process's GPUs.
+
+    Raises:
+        OSError, RuntimeError: if the file cannot be written.
+    """
+    torch.save(
+        {
+            "python": random.getstate(),
+            "numpy": _without_arrays(np.random.get_state()),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+        file,
+    )
+
+
+def _without_arrays(state: Any) -> Any:
+    """Replace the array in NumPy's state by a tensor: `torch.load` with `weights_only` accepts no other objects."""
+    generator, keys, *rest = state
+    return generator, torch.from_numpy(keys.astype(np.int64)), *rest
+
+
+def load_random_state(file: Path) -> None:
+    """Continue the random numbers of the process that saved `file`. The generators of GPUs are restored only if their
+    number is the same.
+
+    Raises:
+        pickle.UnpicklingError: if the file holds anything but numbers and tensors.
+    """
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    random.setstate(state["python"])
+    generator, keys, *rest = state["numpy"]
+    np.random.set_state((generator, keys.numpy(), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+# --- Another number of ranks.
+
+
+def load_resized(engine: DeepSpeedEngine, state: Path, scratch: Path) -> None:
+    """Load the ZeRO state in directory `state`, whatever the number of ranks that wrote it. A collective.
+
+    Rank 0 assembles it in `scratch`, parameter by parameter, and each rank reads its part from there. The state itself
+    is not changed.
+
+    Raises:
+        CheckpointWriteError: if `scratch` cannot be written. The other ranks then wait for rank 0 in a collective.
+    """
+    from deepspeed import comm
+
+    if comm.get_rank() == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            _convert(state, scratch / state.name)
+        except (OSError, RuntimeError) as error:  # torch.save says RuntimeError on a full disk
+            why = why_not_written(error, scratch)
+            shutil.rmtree(scratch, ignore_errors=True)
+            if why is None:
+                raise
+            raise CheckpointWriteError(
+                f"{scratch}: {why}, while {state} was partitioned for a different number of ranks, which needs the "
+                "same disk space again"
+            ) from error
+    comm.barrier()
+    # DeepSpeed reads this flag only while it loads. An engine that was built with it could read no other checkpoints.
+    engine._config.load_universal_checkpoint = True
+    try:
+        engine.load_checkpoint(str(scratch), tag=state.name)
+    finally:
+        engine._config.load_universal_checkpoint = False
+    comm.barrier()
+    if comm.get_rank() == 0:
+        shutil.rmtree(scratch)
+
+
+def _convert(state: Path, universal: Path) -> None:
+    """Write the ZeRO state in `state` as a universal checkpoint."""
+    from deepspeed.checkpoint.ds_to_universal import main as ds_to_universal
+
+    universal.mkdir(parents=True)
+    ds_to_universal(
+        SimpleNamespace(
+            input_folder=str(state),
+            output_folder=str(universal),
+            num_extract_workers=1,  # in this process: forking a process with threads and sockets is unsafe
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,  # the state of tensor parallelism, which we do not use
+        )
+    )

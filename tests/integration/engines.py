@@ -20,8 +20,7 @@ from cluster.core.config import OnNewWeights
 from cluster.core.types import Group, PolicyVersion, Prompt, Response, Sampled
 from cluster.core.weight_channel import ChannelSpec
 from cluster.runtime.placement import cpu_environment
-from learner.model.logprobs import sequence_logprobs
-from learner.model.policy import Policy
+from learner.model.policy import Policy, sequence_logprobs
 from learner.model.supervised import character_tokenizer
 from reward.tasks.countdown.starter import ANSWER_TAGS, COMPACT_CHARACTERS
 from rollout.engine.response_clock import ResponseClock

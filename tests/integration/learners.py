@@ -30,7 +30,7 @@ class ReusedRank(LearnerRank):
         import torch
 
         import learner.engine.deepspeed_engine
-        from learner.engine.deepspeed_config import deepspeed_config
+        from learner.engine.deepspeed_engine import deepspeed_config
 
         if not torch.distributed.is_initialized():
             super()._join(address, port)

@@ -358,7 +358,7 @@ async def test_adapters_learn_the_same_in_all_variants_and_only_they_are_publish
 
 def logprobs_without_adapters(engine: Any) -> np.ndarray:
     from learner.model.adapters import adapters_disabled
-    from learner.model.logprobs import sequence_logprobs
+    from learner.model.policy import sequence_logprobs
 
     with adapters_disabled(engine.module):
         return sequence_logprobs(engine.module, PROBE, engine.device)

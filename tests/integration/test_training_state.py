@@ -193,7 +193,7 @@ async def assert_refusals_are_one_line(
     description = (state / "description.json").read_text()
     (state / "description.json").write_text(description.replace('"LlamaForCausalLM"', '"Qwen2ForCausalLM"'))
     with pytest.raises(
-        CheckpointError, match="it is of a Qwen2ForCausalLM, and this run's model is"
+        CheckpointError, match="its model is a Qwen2ForCausalLM, and this run's model is"
     ) as caught:
         await learner.load(state, scratch)
     assert "\n" not in str(caught.value)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from learner.engine.build_lock import operator_folder
+from learner.engine.process_setup import operator_folder
 
 ENGINES_TIMEOUT_S = 180.0
 _GIB = 2**30

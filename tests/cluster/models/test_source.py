@@ -245,7 +245,7 @@ def test_a_changed_gguf_file_is_converted_anew(tmp_path: Path, monkeypatch: pyte
         converted.append(file.read_bytes())
         make_model(directory)
 
-    monkeypatch.setattr("learner.model.gguf.convert_gguf", convert)
+    monkeypatch.setattr("learner.model.model_files.convert_gguf", convert)
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF one")
     first = prepare_model(config(tmp_path / "cache", str(file)), progress=print)

@@ -21,8 +21,8 @@ from cluster.core.config import LearnerConfig, ObjectiveConfig
 from cluster.core.types import FinishReason, ScoredGroup, TrainingSample
 from learner.engine.statistics import merge
 from learner.model.batching import EMPTY, MicroBatch, Packing, shard
-from learner.model.logprobs import TokenBatch, response_logprobs
-from learner.model.policy import prepare_policy
+from learner.model.policy import TokenBatch, response_logprobs
+from learner.model.policy_setup import prepare_policy
 from learner.objective.loss import PolicyLogprobs, policy_loss
 from learner.objective.objectives import OBJECTIVES
 from learner.objective.training_batch import build_training_batch

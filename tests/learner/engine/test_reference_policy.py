@@ -14,8 +14,8 @@ from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig
 from cluster.core.types import TrainingSample
 from learner.engine.reference_policy import FrozenModel, build_reference
-from learner.model.logprobs import TokenBatch, response_logprobs
-from learner.model.policy import prepare_policy
+from learner.model.policy import TokenBatch, response_logprobs
+from learner.model.policy_setup import prepare_policy
 from tests.builders import tiny_llama
 
 

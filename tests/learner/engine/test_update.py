@@ -15,8 +15,7 @@ from cluster.core.types import TrainingSample
 from learner.engine import update
 from learner.engine.update import PolicyUpdate
 from learner.model.batching import MicroBatch, Packing, shard
-from learner.model.logprobs import TokenBatch, response_logprobs
-from learner.model.policy import Policy
+from learner.model.policy import Policy, TokenBatch, response_logprobs
 from learner.objective.loss import PolicyLogprobs, policy_loss
 from tests.builders import tiny_llama
 
@@ -166,5 +165,5 @@ def test_what_each_side_pulls_is_measured_and_leaves_no_trace() -> None:
         gradients = torch.autograd.grad(loss, list(untouched.module.parameters()))
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
         assert norm > 0.01
-        assert first.pop(f"{side}_gradient_norm") == pytest.approx(norm, rel=1e-6)
+        assert first.pop(f"{side}_grad_norm") == pytest.approx(norm, rel=1e-6)
     assert [first, second] == expected

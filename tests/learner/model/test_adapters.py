@@ -21,8 +21,8 @@ from learner.model.adapters import (
     refuse_unnamed,
     save_adapter,
 )
-from learner.model.logprobs import sequence_logprobs
-from learner.model.policy import Policy, prepare_policy
+from learner.model.policy import Policy, sequence_logprobs
+from learner.model.policy_setup import prepare_policy
 from rollout.weights.lora_update import is_low_rank, updated_weights
 from tests.builders import tiny_model
 

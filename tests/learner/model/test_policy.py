@@ -1,173 +1,144 @@
-"""What a model is fit for is found out before training: on its configuration, and on the model itself."""
+"""Padded, batched log-probabilities are those of each sample alone, whatever lies in the padding."""
 
 from __future__ import annotations
 
-import json
-import logging
-from functools import partial
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from cluster.core.config import LearnerConfig
 from cluster.core.types import TrainingSample
-from learner.model.batching import shard
-from learner.model.logprobs import TokenBatch, response_logprobs
-from learner.model.policy import Policy, forward_cost, prepare_policy
-from learner.model.prefix_support import prefix_obstacle
-from learner.model.shared_prefix import ATTENTION
-from tests.builders import tiny_model
+from learner.model.policy import Policy, TokenBatch, response_logprobs, sequence_logprobs
+from tests.builders import tiny_llama
 
-AUTO, ON, OFF = (LearnerConfig(prefix_sharing=sharing) for sharing in ("auto", "on", "off"))
-
-UNFIT: dict[str, tuple[dict[str, Any], str]] = {
-    "mistral": ({"sliding_window": 4}, "last 4 tokens"),
-    "qwen2": ({"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, "last 4 tokens"),
-    "mamba": ({}, "linear_attention"),
-    "bloom": ({}, "ALiBi"),
-    "gptj": ({"rotary_dim": 4}, "no attention function but its own"),
-}
-"""By their configuration; the last says nothing in it, and only fails."""
+VOCABULARY = 32
+EOS = 0  # also what TokenBatch fills its padding with
+CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("kind", UNFIT)
-def test_a_model_that_cannot_share_prompts_is_refused_if_that_was_asked_for(kind: str) -> None:
-    settings, reason = UNFIT[kind]
-    with pytest.raises(ValueError, match=r"learner\.prefix_sharing is on, but") as error:
-        prepare_policy(tiny_model(kind, **settings), ON, max_context_tokens=100)
-    assert reason in str(error.value)
+@pytest.fixture(scope="module", params=["relative positions", "absolute positions"])
+def policy(request: pytest.FixtureRequest) -> Policy:
+    """Llama's rotations do not see where a sample begins; learned positions, as GPT-2's, do."""
+    if request.param == "relative positions":
+        return Policy(tiny_llama(VOCABULARY))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5
+        )
+        return Policy(GPT2LMHeadModel(config).double().eval())
 
 
-@pytest.mark.parametrize("kind", UNFIT)
-def test_else_one_line_says_so_and_it_does_without(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    settings, reason = UNFIT[kind]
-    model = tiny_model(kind, **settings)
-    with caplog.at_level(logging.INFO, "learner.model.policy"):
-        policy, packing = prepare_policy(model, AUTO, max_context_tokens=100)
-    (line,) = [record.message for record in caplog.records if record.name == "learner.model.policy"]
-    assert reason in line
-    assert packing.prefix_sharing == "off"
-    assert model.config._attn_implementation != ATTENTION
-    assert_scores_as_the_model_does(policy)
+def make_sample(prompt: list[int], response: list[int]) -> TrainingSample:
+    logprobs = -np.arange(1, len(response) + 1, dtype=np.float32)
+    return TrainingSample(
+        np.array(prompt), np.array(response), logprobs, advantage=len(prompt), scale=1 / len(response)
+    )
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox", "gpt2", "opt", "phi", "olmo"])
-def test_a_model_that_can_is_found_fit_without_a_word(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    settings = {"ffn_dim": 32, "word_embed_proj_dim": 16} if kind == "opt" else {}
-    with caplog.at_level(logging.INFO, "learner.model.policy"):
-        policy, packing = prepare_policy(tiny_model(kind, **settings), AUTO, max_context_tokens=100)
-    assert caplog.messages == []
-    assert packing.prefix_sharing == "auto"
-    assert policy.head is not None
-    assert_scores_as_the_model_does(policy)
+TOKENS = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9)
+SAMPLES = st.lists(st.builds(make_sample, TOKENS, TOKENS), min_size=1, max_size=4)
+MIXED = [
+    make_sample([3, EOS, 9, 4], [7, 5, EOS]),
+    make_sample([EOS], [EOS]),
+    make_sample([8, 9], [1, 2, 3, 4, 5, EOS]),
+]
 
 
-def test_off_leaves_the_model_alone() -> None:
-    model = tiny_model("llama")
-    _, packing = prepare_policy(model, OFF, max_context_tokens=None)
-    assert packing.prefix_sharing == "off"
-    assert model.config._attn_implementation == "sdpa"
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        ("gemma2", {"final_logit_softcapping": 2.0, "head_dim": 8}),
-        ("cohere", {"logit_scale": 0.5}),
-        ("granite", {"logits_scaling": 4.0}),
-    ],
-)
-def test_logits_that_are_capped_or_scaled_are_left_to_the_model(
-    kind: str, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, "learner.model.policy"):
-        policy, _ = prepare_policy(tiny_model(kind, **settings), AUTO, max_context_tokens=100)
-    (line,) = caplog.messages
-    assert "more to its logits" in line
-    assert policy.head is None
-    assert_scores_as_the_model_does(policy)
-
-
-def assert_scores_as_the_model_does(policy: Policy) -> None:
-    prompt, responses = [1, 2, 3], [[4, 5, 6, 7], [8]]
-    samples = [
-        TrainingSample(np.array(prompt), np.array(response), np.zeros(len(response), np.float32), 0.0, 0.0)
-        for response in responses
-    ]
-    batch = TokenBatch.from_samples(samples, torch.device("cpu"))
+def alone(policy: Policy, sample: TrainingSample, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies of one sample's response, unpadded, from the definition."""
+    ids = torch.from_numpy(np.concatenate([sample.prompt_token_ids, sample.response_token_ids]))
     with torch.no_grad():
-        logprobs, entropy = response_logprobs(policy, batch, 0.5)
-        for i, response in enumerate(responses):
-            logits = policy.model(torch.tensor([prompt + response]), use_cache=False).logits[0, 2:-1]
-            expected = torch.distributions.Categorical(logits=logits / 0.5)
-            count = len(response)
-            close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5, check_dtype=False)
-            close(logprobs[i, :count], expected.log_prob(torch.tensor(response)))
-            close(entropy[i, :count], expected.entropy())
+        logits = policy.model(input_ids=ids[None], use_cache=False).logits[0]
+    distribution = torch.distributions.Categorical(logits=logits / temperature)
+    first = len(sample.prompt_token_ids) - 1
+    scores = torch.stack([distribution.logits[i, ids[i + 1]] for i in range(first, len(ids) - 1)])
+    return scores, distribution.entropy()[first:-1]
 
 
-@pytest.mark.parametrize(
-    ("kind", "dropout"),
-    [("gpt2", {"attn_pdrop": 0.5, "resid_pdrop": 0.5}), ("llama", {"attention_dropout": 0.5})],
-)
-@pytest.mark.parametrize("sharing", ["on", "off"])
-def test_nothing_is_dropped_in_training(kind: str, dropout: dict[str, float], sharing: Any) -> None:
-    """The policy that learns is the one that samples."""
-    model = tiny_model(kind, **dropout).train()
-    policy, packing = prepare_policy(model, LearnerConfig(prefix_sharing=sharing), max_context_tokens=100)
-    assert policy.model.training
-    samples = [
-        TrainingSample(np.array([1, 2]), np.array(response), np.zeros(len(response), np.float32), 0.0, 0.0)
-        for response in ([3, 4, 5], [6, 7])
-    ]
-    (micro_batches,) = shard(samples, 1, packing)
-    batch = TokenBatch.from_micro_batch(micro_batches[0], torch.device("cpu"))
-    first, second = (response_logprobs(policy, batch, 1.0)[0] for _ in range(2))
-    assert torch.equal(first, second)
+@settings(max_examples=25)
+@given(samples=SAMPLES, temperature=st.sampled_from([0.5, 1.0, 1.7]))
+def test_a_sample_in_a_batch_scores_as_it_does_alone(
+    policy: Policy, samples: list[TrainingSample], temperature: float
+) -> None:
+    batch = TokenBatch.from_samples(samples, CPU)
+    logprobs, entropy = response_logprobs(policy, batch, temperature)
+    assert logprobs.shape == entropy.shape == batch.response_mask_BT.shape
+    for i, sample in enumerate(samples):
+        expected_logprobs, expected_entropy = alone(policy, sample, temperature)
+        length = len(sample.response_token_ids)
+        torch.testing.assert_close(logprobs[i, :length], expected_logprobs, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(entropy[i, :length], expected_entropy, rtol=1e-9, atol=1e-9)
+        assert (logprobs[i, length:] == 0).all()
+        assert (entropy[i, length:] == 0).all()
 
 
-def test_costs_are_counted_from_the_models_sizes() -> None:
-    """2 layers × 16 wide × 4 per pair, against 2 × the parameters between embedding and output layer."""
-    model = tiny_model("llama", tied=False)
-    between = sum(p.numel() for p in model.model.layers.parameters()) + model.model.norm.weight.numel()
-    assert forward_cost(model).per_pair == pytest.approx(2 * 16 * 4 / (2 * between))
-    assert forward_cost(tiny_model("llama", tied=True)).per_pair == forward_cost(model).per_pair
+def test_temperature_divides_the_logits(policy: Policy) -> None:
+    batch = TokenBatch.from_samples(MIXED, CPU)
+    cold, hot = (response_logprobs(policy, batch, temperature)[1] for temperature in (0.5, 2.0))
+    assert (cold < hot)[batch.response_mask_BT].all()
 
 
-# --- By the configuration alone
+@given(samples=SAMPLES)
+def test_a_sequence_is_what_the_responses_last_token_is_predicted_from(samples: list[TrainingSample]) -> None:
+    batch = TokenBatch.from_samples(samples, CPU)
+    width = max(sample.tokens for sample in samples) - 1
+    assert batch.input_ids_SL.shape == (len(samples), width)
+    predictors = iter(batch.predictors_N.tolist())
+    for i, sample in enumerate(samples):
+        prompt, response = sample.prompt_token_ids.tolist(), sample.response_token_ids.tolist()
+        assert batch.input_ids_SL[i, : sample.tokens - 1].tolist() == (prompt + response)[:-1]
+        for t in range(len(response)):
+            assert next(predictors) == i * width + len(prompt) - 1 + t
+        assert batch.response_ids_BT[i, : len(response)].tolist() == response
+        assert batch.response_mask_BT[i].nonzero().flatten().tolist() == list(range(len(response)))
+        assert batch.sampler_logprobs_BT[i, : len(response)].tolist() == sample.sampler_logprobs.tolist()
+    assert list(predictors) == []
+    assert batch.advantages_B.tolist() == [sample.advantage for sample in samples]
+    assert batch.scales_B.tolist() == pytest.approx([sample.scale for sample in samples])
 
 
-@pytest.mark.parametrize(
-    ("known", "context", "fit"),
-    [
-        ({"model_type": "llama"}, 100, True),
-        ({"model_type": "llama", "sliding_window": None}, 100, True),
-        ({"model_type": "mistral", "sliding_window": 100}, 100, True),
-        ({"model_type": "mistral", "sliding_window": 99}, 100, False),
-        ({"model_type": "mistral", "sliding_window": 99}, None, False),
-        ({"model_type": "qwen2", "sliding_window": 99, "use_sliding_window": False}, 100, True),
-        ({"model_type": "qwen3", "sliding_window": 99, "layer_types": ["full_attention"] * 2}, 100, True),
-        ({"model_type": "gemma3", "sliding_window": 99, "layer_types": ["sliding_attention"]}, 100, False),
-        ({"model_type": "gemma3", "text_config": {"sliding_window": 99}}, 100, False),
-        ({"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]}, 100, False),
-        ({"model_type": "llama4", "attention_chunk_size": 8192}, 100, False),
-        ({"model_type": "falcon", "alibi": True}, 100, False),
-        ({"model_type": "falcon", "alibi": False}, 100, True),
-        ({"model_type": "falcon_h1", "mamba_d_state": 16}, 100, False),
-        ({"model_type": "t5", "is_encoder_decoder": True}, 100, False),
-        ({}, None, True),
-    ],
-)
-def test_what_a_configuration_tells(known: dict[str, Any], context: int | None, fit: bool) -> None:
-    assert (prefix_obstacle(known, context) is None) == fit
+def test_a_response_ends_by_its_length_not_by_an_id(policy: Policy) -> None:
+    """The end-of-sequence token is learned, in the middle too, though padding has the same id."""
+    batch = TokenBatch.from_samples(MIXED, CPU)
+    assert (batch.response_ids_BT[0] == EOS).sum() > 1, "its end-of-sequence token, and padding"
+    assert batch.response_mask_BT.sum(dim=1).tolist() == [3, 1, 6]
 
 
-def test_a_saved_configuration_tells_the_same(tmp_path: Path) -> None:
-    """`check` reads the file, the learner the model."""
-    for kind, (settings, _) in UNFIT.items():
-        tiny_model(kind, **settings).config.save_pretrained(tmp_path / kind)
-        known = json.loads((tmp_path / kind / "config.json").read_text())
-        assert (prefix_obstacle(known, 100) is None) == (kind == "gptj"), kind
+@settings(max_examples=10)
+@given(filler=st.integers(0, VOCABULARY - 1))
+def test_padding_ids_mean_nothing(policy: Policy, filler: int) -> None:
+    batch = TokenBatch.from_samples(MIXED, CPU)
+    columns = torch.arange(batch.input_ids_SL.shape[1])
+    padding = columns >= torch.tensor([[sample.tokens - 1] for sample in MIXED])
+    assert padding.any()
+    other = replace(
+        batch,
+        input_ids_SL=batch.input_ids_SL.masked_fill(padding, filler),
+        response_ids_BT=batch.response_ids_BT.where(batch.response_mask_BT, filler),
+    )
+    for ours, theirs in zip(
+        response_logprobs(policy, batch, 1.0), response_logprobs(policy, other, 1.0), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_log_probabilities_carry_a_gradient_and_the_entropy_if_asked(policy: Policy) -> None:
+    batch = TokenBatch.from_samples(MIXED, CPU)
+    logprobs, entropy = response_logprobs(policy, batch, 1.0)
+    assert logprobs.requires_grad
+    assert not entropy.requires_grad
+    assert response_logprobs(policy, batch, 1.0, entropy_gradient=True)[1].requires_grad
+
+
+@settings(max_examples=10)
+@given(tokens=st.lists(st.integers(0, VOCABULARY - 1), min_size=2, max_size=9))
+def test_a_probe_scores_all_but_the_first_token_at_temperature_one(policy: Policy, tokens: list[int]) -> None:
+    probe = sequence_logprobs(policy, tokens, CPU)
+    expected, _ = alone(policy, make_sample(tokens[:1], tokens[1:]), temperature=1.0)
+    assert probe.dtype == np.float32
+    assert probe == pytest.approx(expected.numpy(), abs=1e-5)

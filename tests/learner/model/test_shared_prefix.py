@@ -15,14 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import learner.model.logprobs
+import learner.model.policy
 from cluster.core.config import LearnerConfig
 from cluster.core.types import TrainingSample
 from learner.model.batching import Bundle, MicroBatch, Packing, shard
-from learner.model.logprobs import TokenBatch, response_logprobs
-from learner.model.policy import Policy, prepare_policy
-from learner.model.shared_prefix import ATTENTION, response_columns, shared_prefix_mask
-from learner.model.split_attention import split_attention
+from learner.model.policy import Policy, TokenBatch, response_logprobs
+from learner.model.policy_setup import prepare_policy
+from learner.model.shared_prefix import ATTENTION, response_columns, shared_prefix_mask, split_attention
 from tests.builders import tiny_model
 
 CPU = torch.device("cpu")
@@ -45,7 +44,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "masked":
             patch.setattr(
-                learner.model.logprobs,
+                learner.model.policy,
                 "response_columns",
                 lambda prompts, responses: shared_prefix_mask(
                     prompts, responses, max(map(lambda p, r: p + sum(r), prompts, responses)), CPU

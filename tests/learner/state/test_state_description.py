@@ -58,15 +58,15 @@ def test_another_dtype_is_in_the_way() -> None:
         ({"architecture": "Qwen2ForCausalLM"}, "of a LlamaForCausalLM, and this run's model is a Qwen2ForCausalLM"),
         (
             {"shapes": SAVED.shapes | {"embed.weight": (40, 64)}},
-            "in it embed.weight is 32 × 64, and in this run's model it is 40 × 64",
+            "in the checkpoint embed.weight is 32 × 64, and in this run's model it is 40 × 64",
         ),
         (
             {"shapes": SAVED.shapes | {"bias": (64,)}},
-            "in it bias is missing, and in this run's model it is 64",
+            "in the checkpoint bias is missing, and in this run's model it is 64",
         ),
         (
             {"shapes": {"embed.weight": (32, 64), "norm.weight": (64,)}},
-            "in it scale is a number, and in this run's model it is missing",
+            "in the checkpoint scale is a number, and in this run's model it is missing",
         ),
         (
             {"shapes": SAVED.shapes | {"embed.lora_A.default.weight": (8, 64)}},

@@ -1,8 +1,10 @@
-"""What a rank writes and reads beside DeepSpeed's files, and what it does when it cannot. The engine is a stand-in."""
+"""Saving and loading the training state of a rank, and of its random number generators."""
 
 from __future__ import annotations
 
 import errno
+import os
+import pickle
 import random
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,10 +17,17 @@ import torch
 
 from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig
-from learner.engine.lr_schedule import lr_factor
+from learner.engine.deepspeed_engine import lr_factor
 from learner.state.state_files import CheckpointError, CheckpointWriteError, record
-from learner.state.training_state import load_training_state, save_training_state
+from learner.state.training_state import (
+    load_random_state,
+    load_training_state,
+    save_random_state,
+    save_training_state,
+)
 from tests.builders import tiny_llama
+
+# --- The training state.
 
 
 class Module(torch.nn.Module):
@@ -188,7 +197,7 @@ def test_another_dtype_or_zero_stage_is_refused_before_anything_is_loaded(tmp_pa
     for other in (options(dtype="bfloat16"), options(zero_stage=3)):
         engine = Engine(other)
         before = engine.optimizer.state_dict()
-        with pytest.raises(CheckpointError, match="cannot go on from this checkpoint"):
+        with pytest.raises(CheckpointError, match="cannot resume from this checkpoint"):
             load(engine, tmp_path / "state")
         assert engine.optimizer.state_dict() == before
 
@@ -207,3 +216,31 @@ def test_a_description_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "state" / "description.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"description\.json cannot be read"):
         load(Engine(options()), tmp_path / "state")
+
+
+# --- Random number generators.
+
+
+def drawn_numbers() -> tuple[float, list[float], list[float]]:
+    return random.random(), np.random.rand(3).tolist(), torch.rand(3).tolist()
+
+
+def test_what_is_drawn_is_what_would_have_been_drawn(tmp_path: Path) -> None:
+    save_random_state(tmp_path / "state")
+    expected = drawn_numbers()
+    drawn_numbers()
+    load_random_state(tmp_path / "state")
+    assert drawn_numbers() == expected
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("harm",)
+
+
+def test_code_in_the_file_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"python": Harmful()}, "state")
+    with pytest.raises(pickle.UnpicklingError, match="mkdir"):
+        load_random_state(Path("state"))
+    assert not Path("harm").exists()

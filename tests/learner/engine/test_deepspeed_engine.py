@@ -1,11 +1,15 @@
-"""What DeepSpeed is told follows from the settings."""
+"""DeepSpeed's configuration and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.core.config import LearnerConfig
-from learner.engine.deepspeed_config import deepspeed_config
+from learner.engine.deepspeed_engine import deepspeed_config, lr_factor
+
+# --- Configuration.
 
 
 def test_nothing_is_offloaded_unasked() -> None:
@@ -34,3 +38,33 @@ def test_in_bfloat16_gradients_are_summed_in_float32(zero_stage: int) -> None:
     assert (config.get("data_types") == {"grad_accum_dtype": "fp32"}) == (zero_stage > 0)
     assert config["communication_data_type"] == "fp32"
     assert deepspeed_config(learner, "float32")["bf16"] == {"enabled": False}
+
+
+# --- Learning rate.
+
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def shares(schedule: str, steps: int, warmup: int) -> list[float]:
+    learner = LearnerConfig(lr_schedule=schedule, warmup_steps=warmup)
+    return [lr_factor(step, steps, learner) for step in range(steps)]
+
+
+@given(st.sampled_from(SCHEDULES), st.integers(1, 200), st.integers(0, 50))
+def test_it_rises_to_the_whole_rate_and_never_again(schedule: str, steps: int, warmup: int) -> None:
+    rates = shares(schedule, steps, warmup)
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert rates[warmup : warmup + 1] in ([1.0], [])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "after_the_last"), [("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)]
+)
+def test_where_it_leads(schedule: str, middle: float, after_the_last: float) -> None:
+    learner = LearnerConfig(lr_schedule=schedule, warmup_steps=10)
+    assert lr_factor(60, 110, learner) == pytest.approx(middle)
+    assert lr_factor(110, 110, learner) == pytest.approx(after_the_last, abs=1e-12)
+    assert lr_factor(500, 110, learner) == pytest.approx(after_the_last, abs=1e-12)

@@ -1,0 +1,185 @@
+"""The devices of the ranks, their rendezvous, and stale compilation locks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest.mock import patch
+
+import psutil
+import pytest
+from torch.utils.file_baton import FileBaton
+
+from cluster.core.network import interface_of, use_interface_of
+from learner.engine.process_setup import (
+    RankDevice,
+    join_store,
+    meet,
+    open_store,
+    operator_folder,
+    own_device,
+    refuse_shared_devices,
+    remove_stale_lock,
+)
+
+# --- Devices.
+
+
+def gpu(rank: int, host: str, device: str) -> RankDevice:
+    return RankDevice(rank, host, device, "NVIDIA H200")
+
+
+def test_ranks_with_gpus_of_their_own() -> None:
+    refuse_shared_devices([gpu(0, "a", "GPU-1"), gpu(1, "a", "GPU-2"), gpu(2, "b", "GPU-1")])
+
+
+def test_cpus_may_be_shared() -> None:
+    place = own_device(0, on_gpu=False, threads=2)
+    assert "2 thread(s) (cpu)" in str(place)
+    refuse_shared_devices([place, RankDevice(1, place.host, "cpu", "2 thread(s)")])
+
+
+def test_two_ranks_with_one_gpu_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"ranks \[0, 2\] were given the same GPU \(GPU-1 on a\)"):
+        refuse_shared_devices([gpu(0, "a", "GPU-1"), gpu(1, "a", "GPU-2"), gpu(2, "a", "GPU-1")])
+
+
+def test_a_gpu_that_torch_does_not_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"rank 3 on .* torch sees none"):
+        own_device(3, on_gpu=True, threads=1)
+
+
+# --- Rendezvous.
+
+
+ADDRESS = "127.0.0.1"
+
+
+def test_the_port_is_taken_from_the_moment_it_is_known() -> None:
+    """There is no time between choosing it and using it: nobody else can open it, and who meets there meets ranks."""
+    store = open_store(ADDRESS)
+    with pytest.raises(OSError, match="in use"):
+        socket.create_server((ADDRESS, store.port))
+    other = join_store(ADDRESS, store.port, timeout_s=10)
+    with ThreadPoolExecutor(2) as pool:
+        for arrival in [pool.submit(meet, each, rank, 2, 10) for rank, each in enumerate([store, other])]:
+            arrival.result(timeout=20)
+
+
+def test_a_port_that_is_busy_is_never_chosen() -> None:
+    stores = [open_store(ADDRESS) for _ in range(20)]
+    assert len({store.port for store in stores}) == 20
+
+
+def test_it_listens_at_this_address_alone() -> None:
+    store = open_store(ADDRESS)
+    process = psutil.Process()
+    (listening,) = [
+        connection.laddr
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == store.port
+    ]
+    assert listening.ip == ADDRESS
+
+
+def test_who_does_not_come_is_named() -> None:
+    store = open_store(ADDRESS)
+    store.set("arrived/2", "")
+    with pytest.raises(TimeoutError, match=r"rank\(s\) \[1, 3\] did not arrive .* within 0\.2 s"):
+        meet(store, 0, 4, timeout_s=0.2)
+
+
+def test_gloo_and_nccl_talk_over_the_interface_with_the_nodes_address() -> None:
+    loopback = interface_of(ADDRESS)
+    assert loopback is not None
+    assert use_interface_of(ADDRESS, {}) == {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+
+
+def test_what_was_set_stays() -> None:
+    assert use_interface_of(ADDRESS, {"GLOO_SOCKET_IFNAME": "eth7"}).keys() == {"NCCL_SOCKET_IFNAME"}
+
+
+def test_an_address_that_is_not_this_machines_changes_nothing() -> None:
+    """As in a container whose address is translated."""
+    with patch("psutil.net_if_addrs", return_value={}):
+        assert use_interface_of("192.0.2.1", {}) == {}
+
+
+# --- Compilation locks.
+
+
+OWNER = """
+import sys, time
+from torch.utils.file_baton import FileBaton
+assert FileBaton(sys.argv[1]).try_acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that compiles, as torch would."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def age(lock: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(lock, (then, then))
+
+
+def test_a_lock_that_is_held_stays_however_old(tmp_path: Path, owner: subprocess.Popen[str]) -> None:
+    age(tmp_path / "lock", 10_000)
+    remove_stale_lock(tmp_path)
+    assert (tmp_path / "lock").exists()
+
+
+def test_after_its_owner_was_killed_it_is_removed_and_can_be_taken(
+    tmp_path: Path, owner: subprocess.Popen[str]
+) -> None:
+    owner.kill()
+    owner.wait()
+    age(tmp_path / "lock", 10_000)
+    remove_stale_lock(tmp_path)
+    assert FileBaton(str(tmp_path / "lock")).try_acquire()
+
+
+def test_a_young_one_is_waited_for_until_it_is_surely_stale(tmp_path: Path) -> None:
+    """It may be another machine's, whose processes are not seen from here."""
+    lock = tmp_path / "lock"
+    lock.touch()
+    remove_stale_lock(tmp_path, stale_after_s=0.5)
+    assert not lock.exists()
+
+
+def test_several_may_find_it_at_once(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()
+    age(lock, 10_000)
+    with ThreadPoolExecutor(8) as pool:
+        for each in [pool.submit(remove_stale_lock, tmp_path) for _ in range(8)]:
+            each.result(timeout=30)
+    assert not lock.exists()
+
+
+def test_without_a_lock_nothing_happens(tmp_path: Path) -> None:
+    remove_stale_lock(tmp_path / "never-built")
+
+
+def test_it_is_looked_for_where_torch_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert operator_folder().parent == tmp_path
