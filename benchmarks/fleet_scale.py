@@ -115,6 +115,7 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
     from benchmarks.simulated_engines import EngineHost, Engines, HostedWorkerFactory, VerifierRunner
     from cluster.core.actor import Actor
     from cluster.core.types import PolicyVersion, Prompt, Sampling, TrainingBatch
+    from cluster.core.weight_transport import CoordinatorContext
     from cluster.run_state.checkpoints import CheckpointStore
     from cluster.run_state.run_directory import RunDirectory
     from cluster.tracking import RunConsole, Tracker, read_metrics
@@ -125,6 +126,7 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
     from reward.tasks.countdown.puzzles import Puzzle
     from rollout.engine.tokenizer import EncodedPrompt
     from rollout.fleet.fleet import RolloutFleet
+    from rollout.weights.pull import PullCoordinator
 
     engines = Engines(response_tokens=256, shortest_s=SHORTEST_S * scale, longest_s=LONGEST_S * scale)
     start_host = ray.remote(EngineHost).options(num_cpus=0, max_concurrency=4000)
@@ -167,8 +169,11 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
             rewards = RewardPool(
                 [Actor(judge) for judge in judges], timeout_s=300, truncated_is_incorrect=True
             )
-            places: Any = HostedWorkerFactory(hosts, directory)
-            fleet = RolloutFleet(config, places, rewards, console.event, background)
+            coordinator = PullCoordinator(
+                CoordinatorContext(config.rollout.update_timeout_s, 1, None, console.event, background)
+            )
+            factory = HostedWorkerFactory(hosts, directory)
+            fleet = RolloutFleet(config, factory, rewards, coordinator, console.event, background)
             learner: Any = SleepingLearner()
             controller = Controller(
                 config,

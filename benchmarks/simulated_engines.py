@@ -13,11 +13,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
+from cluster.core.actor import Actor
 from cluster.core.types import (
     LOADED_VERSION,
     IndexedVerdicts,
@@ -96,9 +98,9 @@ class SimulatedEngine:
         sampled, self._sampled = self._sampled, []
         return sampled
 
-    async def pull_weights(self, policy: PolicyVersion) -> float:
-        await policy.weights
-        self._version = policy.version
+    async def update_weights(self, version: PolicyVersion, route: Any = None) -> float:
+        await version.weights
+        self._version = version.version
         self._asleep = False
         return 0.0
 
@@ -142,8 +144,8 @@ class EngineHost:
         worker = self._workers.get(name)
         if worker is None:
             worker = self._workers[name] = self._engines.engine()
-        if method == "pull_weights":  # Ray looks for references among arguments, not inside of them
-            return await worker.pull_weights(*arguments)
+        if method == "update_weights":  # Ray looks for references among arguments, not inside of them
+            return await worker.update_weights(*arguments)
         return await getattr(worker, method)(*arguments)
 
     async def cpu_s(self) -> float:
@@ -174,14 +176,21 @@ class _Handle:
 
 @dataclass
 class HostedWorkerFactory:
-    """Stands in for `WorkerFactory`: worker `rollout-N` is in host N modulo the number of hosts."""
+    """Stands in for `RayWorkerFactory`: worker `rollout-N` is in host N modulo the number of hosts."""
 
     hosts: Sequence[ray.actor.ActorHandle]
     run_directory: RunDirectory
 
     @asynccontextmanager
-    async def worker(self, name: str) -> AsyncIterator[_Handle]:
-        yield _Handle(self.hosts[int(name.rpartition("-")[2]) % len(self.hosts)], name)
+    async def worker(self, name: str) -> AsyncIterator[Actor[Any]]:
+        yield Actor(_Handle(self.hosts[int(name.rpartition("-")[2]) % len(self.hosts)], name))
+
+    @property
+    def logs(self) -> Path:
+        return self.run_directory.logs
+
+    def free_slots(self) -> int:
+        return 0
 
 
 class VerifierRunner:

@@ -1,7 +1,7 @@
-"""Generated TeleLogs problems: the lengths of the prompts, the speed of the generator, the accuracy of the solver.
+"""What the generated TeleLogs problems are like: how long, how fast they are made, and how often the rules solve them.
 
-python benchmarks/telelogs_problems.py                                      # half a minute on one core
-python benchmarks/telelogs_problems.py --tokenizer runs/demo/final_model    # also count the tokens of a tokenizer.json
+python benchmarks/telelogs_problems.py                                  # half a minute on one core
+python benchmarks/telelogs_problems.py --tokenizer runs/demo/final_model    # tokens too, by a model's tokenizer.json
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--problems", type=int, default=2000, help="problems of each kind")
+    parser.add_argument("--problems", type=int, default=2000, help="of each kind")
     parser.add_argument("--tokenizer", type=Path, help="a directory with a tokenizer.json")
-    parser.add_argument("--smoke", action="store_true", help="few problems, to check that it works")
-    parser.add_argument("--output", type=Path, help="the file of the report")
+    parser.add_argument("--smoke", action="store_true", help="few problems, to see that it works")
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     count = 32 if arguments.smoke else arguments.problems
     tokenizer = (
@@ -52,25 +52,24 @@ def main() -> None:
         kinds[name] = {
             "problems": count,
             "problems_per_cpu_s": round(per_cpu_s),
-            **describe(problems, tokenizer),
+            **described(problems, tokenizer),
         }
         print(name, kinds[name])
     write_cases("telelogs_problems", kinds, arguments.output)
 
 
-def describe(problems: Sequence[Problem], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Return the accuracy of the solver and the lengths of the prompts."""
-    total = Counter(problem.cause for problem in problems)
+def described(problems: Sequence[Problem], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    asked = Counter(problem.cause for problem in problems)
     solved = Counter(problem.cause for problem in problems if solve(problem.question) == problem.answer)
-    described: dict[str, Any] = {
+    said: dict[str, Any] = {
         "solved_share": solved.total() / len(problems),
-        "solved_share_by_cause": {label: solved[label] / total[label] for label in LABELS},
-        "largest_share_of_a_cause": max(total.values()) / len(problems),
+        "solved_share_by_cause": {label: solved[label] / asked[label] for label in LABELS},
+        "largest_share_of_a_cause": max(asked.values()) / len(problems),
         "characters": spread([len(problem.question) for problem in problems]),
     }
     if tokenizer is not None:
-        described["tokens"] = spread([len(tokenizer.encode(problem.question).ids) for problem in problems])
-    return described
+        said["tokens"] = spread([len(tokenizer.encode(problem.question).ids) for problem in problems])
+    return said
 
 
 def spread(values: Sequence[int]) -> dict[str, float]:

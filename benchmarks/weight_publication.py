@@ -24,8 +24,7 @@ import tempfile
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,11 @@ import numpy as np
 
 from benchmarks.cases import SMOLLM2, STARTER, TINY, Case
 from benchmarks.report import Target, checked, medians, write_cases
+from cluster.core.actor import Actor
 from cluster.core.actor_options import EngineOptions, LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig, RunConfig
 from cluster.core.types import PolicyVersion, Prompt, Sampling
+from learner.engine.rank import LearnerRank
 from rollout.engine.worker import RolloutWorker
 
 CASES = {"tiny": STARTER, "smollm2": SMOLLM2}
@@ -47,36 +48,35 @@ PROBE = tuple(tuple(3 + index % 20 for index in range(100)) for _ in range(2))
 
 
 class TimedWorker(RolloutWorker):
-    """Says how long the parts of a pull take."""
+    """Measures the parts of an update by pull."""
 
     def __init__(self, name: str, options: EngineOptions) -> None:
         super().__init__(name, options)
         self._seconds: dict[str, float] = {}
 
-    @asynccontextmanager
-    async def _fetched(self, policy: PolicyVersion) -> AsyncIterator[Path]:
+    async def fetch(self, version: PolicyVersion) -> None:
         started = time.perf_counter()
-        async with super()._fetched(policy) as path:
+        async with self._receiver.arriving(version, None):
             self._seconds["fetch"] = time.perf_counter() - started
-            yield path
 
-    async def _swap(self, load: Callable[[], Awaitable[None]], version: int) -> None:
-        started = time.perf_counter()
-        await super()._swap(load, version)
-        self._seconds["pause"] = time.perf_counter() - started
+    async def timed_update(self, version: PolicyVersion) -> dict[str, float]:
+        """Update without the probe. `reload` is the part of `pause` in which vLLM loads the file."""
+        async with self._receiver.arriving(version, None) as route:
+            rpc = self._engine.collective_rpc
 
-    async def _reload(self, path: Path) -> None:
-        started = time.perf_counter()
-        await super()._reload(path)
-        self._seconds["reload"] = time.perf_counter() - started
+            async def timed_rpc(*arguments: Any, **named: Any) -> Any:
+                started = time.perf_counter()
+                answer = await rpc(*arguments, **named)
+                self._seconds["reload"] = time.perf_counter() - started
+                return answer
 
-    async def fetch(self, policy: PolicyVersion) -> None:
-        async with self._fetched(policy):
-            pass
-
-    async def timed_pull(self, policy: PolicyVersion) -> dict[str, float]:
-        async with self._fetched(policy) as path:
-            await self._swap(lambda: self._reload(path), policy.version)
+            self._engine.collective_rpc = timed_rpc
+            started = time.perf_counter()
+            try:
+                await self._swap(route, version)
+            finally:
+                self._engine.collective_rpc = rpc
+            self._seconds["pause"] = time.perf_counter() - started
         return self._seconds
 
 
@@ -95,12 +95,11 @@ def copy_seconds(size: int) -> dict[str, float]:
 
 async def measure(model: Path, repeats: int) -> dict[str, Any]:
     from cluster.runtime.placement import Reservation, bundle, cpu_environment
-    from learner.engine.rank import LearnerRank
 
     seconds: dict[str, list[float]] = defaultdict(list)
     async with AsyncExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        place = await stack.enter_async_context(Reservation("all", [bundle(0.5, 0)] * (1 + WORKERS), 60))
+        slots = await stack.enter_async_context(Reservation("all", [bundle(0.5, 0)] * (1 + WORKERS), 60))
         options = EngineOptions(
             run_id=uuid.uuid4().hex,
             model=str(model),
@@ -114,7 +113,7 @@ async def measure(model: Path, repeats: int) -> dict[str, Any]:
         )
         environment = cpu_environment(1, on_gpu=False)
         workers = [
-            place.actor(
+            slots.actor(
                 TimedWorker,
                 f"rollout-{index}",
                 options,
@@ -126,20 +125,21 @@ async def measure(model: Path, repeats: int) -> dict[str, Any]:
             for index in range(WORKERS)
         ]
         learner = LearnerOptions(str(model), "float32", 1.0, 0, LearnerConfig(), ObjectiveConfig(), (), 1)
-        rank = place.actor(LearnerRank, 0, learner, bundle=0, log_file=logs / "learner.log", env=environment)
-        await asyncio.gather(*(worker.start.remote() for worker in workers))
-        await rank.start.remote(*await rank.rendezvous.remote())
+        rank = slots.actor(LearnerRank, 0, learner, bundle=0, log_file=logs / "learner.log", env=environment)
+        await asyncio.gather(*(worker.call(TimedWorker.start) for worker in workers))
+        await rank.call(LearnerRank.start, *await rank.call(LearnerRank.rendezvous))
 
         for turn in range(repeats + 1):  # the first warms up
             began = time.perf_counter()
-            policy = await rank.publish.remote(turn + 1)
+            version = await rank.call(LearnerRank.publish, turn + 1)
+            assert version is not None, "rank 0 answers"
             published = time.perf_counter()
-            await asyncio.gather(*(worker.fetch.remote(policy) for worker in workers))
+            await asyncio.gather(*(worker.call(TimedWorker.fetch, version) for worker in workers))
             fetched = time.perf_counter()
-            idle = [await worker.timed_pull.remote(policy) for worker in workers]
-            size = sum(map(len, await policy.weights))
+            idle = [await worker.call(TimedWorker.timed_update, version) for worker in workers]
+            size = sum(map(len, await version.weights))
             copied = copy_seconds(size)
-            busy = await pull_under_load(workers[0], policy)
+            busy = await update_under_load(workers[0], version)
             if not turn:
                 continue
             seconds["publish"].append(published - began)
@@ -156,25 +156,25 @@ async def measure(model: Path, repeats: int) -> dict[str, Any]:
             )
         seconds["probe"] = await probe_seconds(rank, repeats)
         for worker in workers:
-            await worker.shut_down.remote()
+            await worker.call(TimedWorker.shut_down)
     return {"bytes": size, **summary({way: list(map(short, times)) for way, times in seconds.items()})}
 
 
-async def pull_under_load(worker: Any, policy: PolicyVersion) -> float:
+async def update_under_load(worker: Actor[TimedWorker], version: PolicyVersion) -> float:
     prompt = Prompt("p", "", tuple(range(3, 23)), None, Sampling(32, 1.0, 64, seed=None))
-    await worker.submit.remote([prompt])
-    seconds = (await worker.timed_pull.remote(policy))["pause"]
+    await worker.call(TimedWorker.submit, [prompt])
+    seconds = (await worker.call(TimedWorker.timed_update, version))["pause"]
     missing = prompt.sampling.responses
     while missing:
-        missing -= len(await worker.collect.remote(60.0))
+        missing -= len(await worker.call(TimedWorker.collect, 60.0))
     return seconds
 
 
-async def probe_seconds(rank: Any, repeats: int) -> list[float]:
+async def probe_seconds(rank: Actor[LearnerRank], repeats: int) -> list[float]:
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
-        await rank.probe_logprobs.remote(PROBE)
+        await rank.call(LearnerRank.probe_logprobs, PROBE)
         seconds.append(time.perf_counter() - started)
     return seconds[1:]
 

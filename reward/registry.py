@@ -7,15 +7,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import reward.tasks
 from reward.task import Example, GeneratedTask, LoadedTask, LocalTask, Sample, Task, shown
 
 
 def task_names() -> list[str]:
     """Return the names of all tasks, sorted."""
-    return sorted(
-        file.parent.name for folder in reward.tasks.__path__ for file in Path(folder).glob("*/task.py")
-    )
+    folders = import_module("reward.tasks").__path__
+    return sorted(file.parent.name for folder in folders for file in Path(folder).glob("*/task.py"))
 
 
 def task_class(name: str) -> type[Task]:

@@ -36,19 +36,20 @@ from cluster.core.types import (
     Verdict,
     VersionSpan,
 )
+from cluster.core.weight_transport import CoordinatorContext
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.connect import connect
 from cluster.tracking import RunConsole, Tracker, read_metrics
-from cluster.training.actors import engine_options
+from cluster.training.actors import RayWorkerFactory, engine_options
 from cluster.training.control import listening
 from cluster.training.controller import Controller
 from cluster.training.prompt_source import PromptSource, TokenizedProblem
-from cluster.training.worker_factory import WorkerFactory
 from learner.state.state_files import FileRecord
 from reward.tasks.countdown.puzzles import Puzzle
 from rollout.engine.tokenizer import EncodedPrompt
 from rollout.fleet.fleet import RolloutFleet
+from rollout.weights.pull import PullCoordinator
 
 TOKENS = 8
 PROBLEM = Puzzle((1, 2, 3), 6)
@@ -97,12 +98,12 @@ def simulated_worker(response_s: float, faults: Path) -> type:
                 raise self._failure
             return sampled
 
-        async def pull_weights(self, policy: PolicyVersion) -> float:
+        async def update_weights(self, version: PolicyVersion, route: Any = None) -> float:
             if meets("pull-dies"):
                 os._exit(1)
             if meets("pull-half"):
                 return 100.0
-            return await super().pull_weights(policy)
+            return await super().update_weights(version, route)
 
     return SimulatedWorker
 
@@ -185,13 +186,18 @@ class Simulation:
             ) as tracker,
         ):
             async with asyncio.TaskGroup() as background:
-                workers = WorkerFactory(
+                factory = RayWorkerFactory(
                     config,
                     engine_options(config, Path("no-model")),
                     directory,
                     simulated_worker(self.response_s, self.faults),
                 )
-                fleet = RolloutFleet(config, workers, Rewards(), self.events.append, background)  # type: ignore[arg-type]
+                coordinator = PullCoordinator(
+                    CoordinatorContext(
+                        config.rollout.update_timeout_s, 1, None, self.events.append, background
+                    )
+                )
+                fleet = RolloutFleet(config, factory, Rewards(), coordinator, self.events.append, background)
                 controller = Controller(
                     config,
                     PromptSource(problems, config.seed, sampling),

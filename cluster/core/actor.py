@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-ActorT = TypeVar("ActorT")
+ActorT = TypeVar("ActorT", covariant=True)
 Arguments = ParamSpec("Arguments")
 ResultT = TypeVar("ResultT")
 

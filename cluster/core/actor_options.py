@@ -1,4 +1,4 @@
-"""The options that the actors of the rooms are started with. They cross from `cluster` into `learner` and `rollout`.
+"""The options of learner ranks and rollout workers, which cross from `cluster` into `learner` and `rollout`.
 
 Torch-free and Ray-free: Ray pickles them on the driver, which loads neither torch nor vLLM.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.core.config import LearnerConfig, ObjectiveConfig, OnNewWeights
+from cluster.core.weight_transport import WEIGHT_TRANSPORTS, WeightTransport
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerOptions:
-    """What a rank needs to build its engine."""
+    """The facts from which a learner rank builds its DeepSpeed engine."""
 
     model: str
     dtype: str
@@ -22,16 +23,17 @@ class LearnerOptions:
     objective: ObjectiveConfig
     probe_tokens: tuple[tuple[int, ...], ...]
     steps: int
-    """Optimizer steps of the whole run, over which the learning rate is scheduled."""
+    """The optimizer steps of the whole run, over which the learning rate is scheduled."""
     max_context_tokens: int | None = None
-    """Longest prompt and response together; None if that is not known."""
+    """The longest prompt and response together; None if that is not known."""
     shares_gpu: bool = False
-    """Whether others need the GPU's memory when something was published."""
+    """True if engines need this GPU's memory after a version was published."""
+    transport: WeightTransport = WEIGHT_TRANSPORTS["pull"]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What a rollout worker needs to build its engine."""
+    """The facts from which a rollout worker builds its vLLM engine."""
 
     run_id: str
     model: str
@@ -45,4 +47,5 @@ class EngineOptions:
     on_new_weights: OnNewWeights = "continue"
     response_timeout_s: float | None = None
     sleeps: bool = False
-    """Whether it will be asked to sleep."""
+    """True if the engine will be asked to sleep."""
+    transport: WeightTransport = WEIGHT_TRANSPORTS["pull"]

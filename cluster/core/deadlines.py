@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Awaitable
+from typing import TypeVar
+
+ResultT = TypeVar("ResultT")
 
 
-async def within(timeout_s: float, awaitable: Any, what: str) -> Any:
+async def within(timeout_s: float, awaitable: Awaitable[ResultT], what: str) -> ResultT:
     """Return the result of `awaitable`.
 
     Raises:

@@ -1,13 +1,12 @@
-"""The link over which weights go from the learner into engines: a torch process group (NCCL or gloo) of one learner
-rank and some engine processes, which lasts for as long as its members do.
+"""A channel for weights: a torch process group (NCCL or gloo) of the first learner rank and some engine processes.
 
-Rank 0 is the learner's. Everybody comes in with the same spec, and whatever fails, fails in time:
+Rank 0 belongs to the learner. All members are given the same spec, and every wait has a deadline:
 
-    link = WeightChannel(spec, rank, device)     # waits for all others
-    link.broadcast(tensor)                      # from rank 0 into everybody's
-    link.close()
+    channel = WeightChannel(spec, rank, device)     # waits for all other members
+    channel.broadcast(tensor)                       # copies rank 0's tensor into the tensor of every other member
+    channel.close()
 
-A link in which something failed is of no use any more. The next set of members makes a new one, with a higher number.
+A channel in which anything failed is useless. The next set of members makes a new one, with a higher number.
 """
 
 from __future__ import annotations
@@ -23,29 +22,34 @@ if TYPE_CHECKING:
     import torch
 
 FAILURES = (RuntimeError, TimeoutError)
-"""What torch raises where a member does not come, is gone, or takes too long. Its own errors are RuntimeErrors."""
+"""The errors that torch raises if a member does not arrive, is gone, or takes too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfferRequest:
+    """Asks the learner to put a version that it keeps into the object store, for workers outside of the channel."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelSpec:
-    """What a member must know to come in."""
+    """The facts that a process needs to become a member."""
 
     address: str
     port: int
-    """Of the learner's store, where the members find each other."""
+    """The port of the learner's store, in which the members find each other."""
     number: int
-    """Of the link, among all of a run."""
+    """Counts the channels of a run, from 1."""
     size: int
-    """Processes, the learner's among them."""
+    """The number of processes, including the learner's."""
     timeout_s: float
-    """Longest wait for all to come, and then for each tensor."""
+    """The longest wait for all members to arrive, and then for each tensor."""
 
 
 class WeightChannel:
-    """This process's end.
+    """The end of a channel in this process.
 
     Raises:
-        RuntimeError, TimeoutError: the others did not come in time (see `FAILURES`).
+        RuntimeError, TimeoutError: if the other members did not arrive in time (see `FAILURES`).
     """
 
     def __init__(self, spec: ChannelSpec, rank: int, device: torch.device) -> None:
@@ -59,10 +63,10 @@ class WeightChannel:
         self._group: Any = make_group(PrefixStore(f"weights/{spec.number}", store), rank, spec.size, timeout)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
-        """Rank 0's contiguous `tensor` into that of every other member. Returns when it is there.
+        """Copy rank 0's contiguous `tensor` into `tensor` of every other member. Return when the copy is complete.
 
         Raises:
-            RuntimeError, TimeoutError: somebody is gone, or did not take it in time (see `FAILURES`).
+            RuntimeError, TimeoutError: if a member is gone, or did not take it in time (see `FAILURES`).
         """
         from torch.distributed import BroadcastOptions
 
@@ -72,7 +76,7 @@ class WeightChannel:
         self._group.broadcast([tensor], options).wait()
 
     def close(self) -> None:
-        """Leave. Who still waits for this process fails."""
+        """Leave the channel. A member that still waits for this process fails."""
         if self.device.type == "cuda":
             self._group.abort()
         del self._group
@@ -95,8 +99,8 @@ def _nccl(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
 
 @contextmanager
 def _nccl_waits_on_the_host() -> Iterator[None]:
-    """A group that is made in this block raises when its time is over. Otherwise a watchdog ends the whole process, or
-    nobody notices."""
+    """Make groups that are created in this block raise an error at their deadline. By default a watchdog would end the
+    whole process, or the failure would go unnoticed."""
     name = "TORCH_NCCL_BLOCKING_WAIT"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.core.actor import Actor
+from cluster.core.errors import PlacementError
 from cluster.runtime.actor_logs import LOG_FILE_VARIABLE
 
-
-class PlacementError(RuntimeError):
-    """The cluster did not provide the requested resources in time."""
+ActorT = TypeVar("ActorT")
 
 
 class Reservation:
@@ -68,13 +68,13 @@ class Reservation:
 
     def actor(
         self,
-        cls: type,
+        cls: type[ActorT],
         *arguments: Any,
         bundle: int,
         log_file: Path,
         env: Mapping[str, str],
         **options: Any,
-    ) -> ray.actor.ActorHandle:
+    ) -> Actor[ActorT]:
         """Create an actor of `cls` in the slot `bundle`, with all resources of that slot."""
         assert self._group is not None, "the reservation is used outside its block"
         resources = self._bundles[bundle]
@@ -90,7 +90,7 @@ class Reservation:
             .remote(*arguments)
         )
         self._actors.append(actor)
-        return actor
+        return Actor(actor)
 
     def _release(self) -> None:
         for actor in self._actors:

@@ -1,6 +1,6 @@
-"""The run's actors: what each is told, and where it is placed.
+"""Creates the actors of a run: learner ranks, reward actors and rollout workers, each in a reserved slot.
 
-Leaving a block kills its actors and frees their resources.
+Leaving a block kills its actors and releases their resources.
 """
 
 from __future__ import annotations
@@ -13,23 +13,35 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
+
 from cluster.core.actor import Actor
 from cluster.core.actor_options import EngineOptions, LearnerOptions
 from cluster.core.config import RunConfig
+from cluster.core.protocols import ResponseScorer
+from cluster.core.weight_transport import (
+    WEIGHT_TRANSPORTS,
+    CoordinatorContext,
+    PolicyPublisher,
+    WeightCoordinator,
+    WeightTransport,
+    transport_part,
+)
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.placement import Reservation, bundle, cpu_environment
-from cluster.training.worker_factory import WorkerFactory
 from learner.engine.group import LearnerGroup
 from learner.engine.rank import LearnerRank
 from reward.service import RewardActor, RewardPool
 from rollout.engine.worker import RolloutWorker
 from rollout.fleet.fleet import RolloutFleet
-from rollout.fleet.weight_sync import BroadcastTransport
+
+CONCURRENT_CALLS = 1000
+"""The number of calls that an actor with coroutines handles at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class ActorGraph:
-    """Makes the actors of `config` for the model in directory `model`.
+    """Creates the actors of `config` for the model in directory `model`.
 
     Usage:
         graph = ActorGraph(config, run_directory, model)
@@ -41,12 +53,12 @@ class ActorGraph:
     config: RunConfig
     run_directory: RunDirectory
     model: Path
-    worker_class: type = RolloutWorker
-    """Made into the rollout workers; drills take one that fails."""
+    worker_class: type[RolloutWorker] = RolloutWorker
+    """The class of the rollout workers. Drills use one that fails."""
 
     @asynccontextmanager
     async def learner(self, probe_tokens: tuple[tuple[int, ...], ...]) -> AsyncIterator[LearnerGroup]:
-        """The learner ranks, not started yet."""
+        """Yield the learner ranks, which are not started yet."""
         config = self.config.learner
         options = LearnerOptions(
             model=str(self.model),
@@ -59,14 +71,15 @@ class ActorGraph:
             steps=self.config.steps * self.config.optimizer_steps_per_batch,
             max_context_tokens=self.config.model.max_context_tokens,
             shares_gpu=self.config.rollout.sleep_while_learning,
+            transport=self._transport,
         )
         bundles = [bundle(config.cpus_per_rank, config.gpus_per_rank)] * config.ranks
         cluster = self.config.cluster
         async with Reservation(
             "the learner", bundles, cluster.placement_timeout_s, cluster.node_labels.get("learner")
-        ) as place:
+        ) as slots:
             ranks = [
-                place.actor(
+                slots.actor(
                     LearnerRank,
                     rank,
                     options,
@@ -76,69 +89,122 @@ class ActorGraph:
                 )
                 for rank in range(config.ranks)
             ]
-            yield LearnerGroup(ranks, options, offers_weights=not self._broadcasts)
+            yield LearnerGroup(ranks, options)
 
     @asynccontextmanager
     async def rewards(self) -> AsyncIterator[RewardPool]:
-        """The reward actors."""
+        """Yield the reward actors."""
         config = self.config.reward
         bundles = [bundle(config.cpus_per_worker, 0)] * config.workers
         cluster = self.config.cluster
         async with Reservation(
             "the reward actors", bundles, cluster.placement_timeout_s, cluster.node_labels.get("reward")
-        ) as place:
+        ) as slots:
             actors = [
-                place.actor(
+                slots.actor(
                     RewardActor,
                     self.config.task,
                     config,
-                    [os.getcwd()],  # users' modules are found from where the command was given
+                    [os.getcwd()],  # users' modules are found relative to the directory of the command
                     bundle=index,
                     log_file=self.run_directory.log_file(f"reward-{index}"),
                     env={},
                     max_restarts=-1,
                     max_task_retries=3,
-                    max_concurrency=1000,
+                    max_concurrency=CONCURRENT_CALLS,
                 )
                 for index in range(config.workers)
             ]
-            pool = RewardPool(
-                [Actor(actor) for actor in actors], config.timeout_s, config.truncated_is_incorrect
-            )
+            pool = RewardPool(actors, config.timeout_s, config.truncated_is_incorrect)
             try:
                 yield pool
             finally:
                 await pool.close()
 
-    @property
-    def _broadcasts(self) -> bool:
-        return self.config.rollout.weight_transport == "broadcast"
-
     @asynccontextmanager
     async def fleet(
-        self, rewards: RewardPool, on_event: Callable[[str], None], learner: LearnerGroup | None = None
+        self,
+        scorer: ResponseScorer,
+        on_event: Callable[[str], None],
+        learner: PolicyPublisher | None = None,
     ) -> AsyncIterator[RolloutFleet]:
-        """The rollout workers, starting in the background. Their fatal failures are raised in the block. Without a
-        `learner` they serve what they load."""
-        places = WorkerFactory(
+        """Yield the fleet, whose workers start in the background. Their fatal failures are raised in the block. Without
+        a `learner` the workers serve the model as they load it."""
+        rollout = self.config.rollout
+        factory = RayWorkerFactory(
             self.config, engine_options(self.config, self.model), self.run_directory, self.worker_class
         )
         async with asyncio.TaskGroup() as background:
-            transport = None
-            if learner is not None and self._broadcasts:
-                transport = BroadcastTransport(self.config.rollout, learner, on_event, background)
-            fleet = RolloutFleet(self.config, places, rewards, on_event, background, transport)
+            coordinator: WeightCoordinator = transport_part(self._transport.coordinator)(
+                CoordinatorContext(
+                    update_timeout_s=rollout.update_timeout_s,
+                    processes_per_engine=rollout.tensor_parallel_size,
+                    learner=learner,
+                    on_event=on_event,
+                    background=background,
+                )
+            )
+            fleet = RolloutFleet(self.config, factory, scorer, coordinator, on_event, background)
             try:
                 yield fleet
             finally:
                 await fleet.stop()
 
+    @property
+    def _transport(self) -> WeightTransport:
+        return WEIGHT_TRANSPORTS[self.config.rollout.weight_transport]
+
+
+@dataclass(frozen=True, slots=True)
+class RayWorkerFactory:
+    """A `WorkerFactory` of the fleet: each worker is a Ray actor in a slot of its own, on any node that has the
+    resources. The slot is reserved again for each process, so it is never on a node that is gone."""
+
+    config: RunConfig
+    options: EngineOptions
+    run_directory: RunDirectory
+    worker_class: type[RolloutWorker] = RolloutWorker
+    """The class of the actors."""
+
+    @property
+    def logs(self) -> Path:
+        return self.run_directory.logs
+
+    def free_slots(self) -> int:
+        """Return how many more workers the cluster could hold now, as far as its totals tell."""
+        available, rollout = ray.available_resources(), self.config.rollout
+        requested = bundle(rollout.cpus_per_worker, rollout.gpus_per_worker)
+        return int(min(round(available.get(kind, 0) / amount, 4) for kind, amount in requested.items()))
+
+    @asynccontextmanager
+    async def worker(self, name: str) -> AsyncIterator[Actor[RolloutWorker]]:
+        """Reserve a slot and start a process for `name`. Both end with the block. While the cluster has no slot, Ray's
+        autoscaler sees the request, and may add a node for it.
+
+        Raises:
+            PlacementError: if there was no slot in time.
+        """
+        rollout, cluster = self.config.rollout, self.config.cluster
+        bundles = [bundle(rollout.cpus_per_worker, rollout.gpus_per_worker)]
+        async with Reservation(
+            name, bundles, cluster.placement_timeout_s, cluster.node_labels.get("rollout")
+        ) as slots:
+            yield slots.actor(
+                self.worker_class,
+                name,
+                self.options,
+                bundle=0,
+                log_file=self.run_directory.log_file(name),
+                env=cpu_environment(rollout.threads_per_worker, on_gpu=rollout.gpus_per_worker > 0),
+                max_concurrency=CONCURRENT_CALLS,
+            )
+
 
 def engine_options(config: RunConfig, model: Path) -> EngineOptions:
-    """What the rollout workers of one execution of the run are told."""
+    """Return the options of the rollout workers, for one execution of the run."""
     rollout = config.rollout
     return EngineOptions(
-        run_id=uuid.uuid4().hex,  # of this execution: files that an earlier one left behind are not ours
+        run_id=uuid.uuid4().hex,  # files that an earlier execution left behind have another id
         model=str(model),
         dtype=config.model.dtype,
         max_context_tokens=config.model.max_context_tokens,
@@ -150,4 +216,5 @@ def engine_options(config: RunConfig, model: Path) -> EngineOptions:
         on_new_weights=rollout.on_new_weights,
         response_timeout_s=rollout.response_timeout_s,
         sleeps=rollout.sleep_while_learning,
+        transport=WEIGHT_TRANSPORTS[rollout.weight_transport],
     )

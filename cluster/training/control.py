@@ -165,7 +165,7 @@ def _resize(fleet: RolloutFleet, workers: int) -> str:
     Raises:
         ValueError: it is not done.
     """
-    before, room = fleet.state.size, fleet.free_places
+    before, room = fleet.state.size, fleet.free_slots
     change = fleet.resize(workers)
     answer = f"rollout workers: {before} → {fleet.state.size}" + "".join(
         f"; {what} {', '.join(names)}"

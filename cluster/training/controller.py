@@ -211,8 +211,7 @@ class Controller:
         self.pass_at_1[0] = progress.first_pass_at_1
         self._started -= progress.elapsed_s
         self._source.resume(progress.position, progress.in_flight)
-        self._buffer.trained_prompts = progress.trained_prompts
-        self._buffer.dropped_prompts.update(progress.dropped_prompts)
+        self._buffer.restore(progress.trained_prompts, progress.dropped_prompts)
         await self._publish(self.step)
 
     async def _save(self) -> None:
@@ -275,7 +274,7 @@ class Controller:
             "progress/weight_version": float(self.step),
             "progress/epoch": float(self._source.epoch),
             "progress/prompts_trained": float(self._buffer.trained_prompts),
-            "progress/prompts_dropped": float(self._buffer.dropped_prompts.total()),
+            "progress/prompts_dropped": float(sum(self._buffer.dropped_prompts.values())),
             **{f"time/{part}_s": seconds for part, seconds in self._times_s.items()},
         }
 

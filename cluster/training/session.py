@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import ray
 
 from cluster.core.config import RunConfig
+from cluster.core.errors import PlacementError
 from cluster.models.source import prepare_model
 from cluster.runtime.connect import connect
-from cluster.runtime.placement import PlacementError
 from cluster.runtime.signals import raise_on_sigterm
 from cluster.tracking import RunConsole
 from cluster.training.dataset import UnusablePromptError

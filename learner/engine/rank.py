@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -19,7 +18,7 @@ import ray
 from cluster.core.actor_options import LearnerOptions
 from cluster.core.network import use_interface_of
 from cluster.core.types import PolicyVersion, WeightLayout
-from cluster.core.weight_channel import FAILURES, ChannelSpec, WeightChannel
+from cluster.core.weight_transport import WeightSender, transport_part
 from learner.engine.deepspeed_engine import build_engine, published_tensors
 from learner.engine.process_setup import (
     RankDevice,
@@ -34,7 +33,6 @@ from learner.model.batching import MicroBatch, Packing
 from learner.state.state_files import FileRecord
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.distributed import TCPStore
 
 logger = logging.getLogger(__name__)
@@ -50,15 +48,13 @@ class LearnerRank:
         """Rank 0's, for as long as the process lives."""
         self._published: PolicyVersion | None = None
         """Whose weights the engine still has."""
-        self._channel: WeightChannel | None = None
-        """Rank 0's, to the engines that took the last broadcast."""
 
-    def place(self) -> RankDevice:
-        """The device that this rank computes on."""
+    def device(self) -> RankDevice:
+        """Return the device that this rank computes on."""
         learner = self._options.learner
-        place = own_device(self._rank, learner.gpus_per_rank > 0, learner.threads_per_rank)
-        logger.info("%s", place)
-        return place
+        device = own_device(self._rank, learner.gpus_per_rank > 0, learner.threads_per_rank)
+        logger.info("%s", device)
+        return device
 
     def rendezvous(self) -> tuple[str, int]:
         """Of rank 0: open the store through which the ranks meet. Returns its address and port."""
@@ -71,6 +67,7 @@ class LearnerRank:
         self._prepare_process()
         self._join(address, port)
         self._engine, self._packing = build_engine(self._options)
+        self._sender: WeightSender = transport_part(self._options.transport.sender)(self._engine.device)
         from learner.engine.update import PolicyUpdate
 
         self._update = PolicyUpdate(self._engine, self._options)
@@ -109,10 +106,12 @@ class LearnerRank:
         self._published = None
         return self._update.learn(mini_batches)
 
-    def publish(self, version: int, offered: bool = True) -> PolicyVersion | None:
-        """Call the current weights, or what adapters have learned, `version`, and put them into the object store; or,
-        with `offered` False, leave them here for `broadcast` and `offer`. Rank 0 returns the policy, the others
-        None."""
+    def publish(self, version: int) -> PolicyVersion | None:
+        """Make the current weights (or, with adapters, their low-rank updates) available to the engines as `version`.
+
+        All ranks gather the weights together. Rank 0 returns the version as workers are to be given it, the other
+        ranks return None.
+        """
         import torch
 
         probes = self.probe_logprobs(self._options.probe_tokens)
@@ -127,55 +126,22 @@ class LearnerRank:
                     for name, tensor in tensors.items()
                 ),
             )
-            published = self._put(tensors) if offered else self._by_first_rank(self._published)
+            published = self._sender.publish(self._published, tensors) if self._rank == 0 else None
         if self._options.shares_gpu and self._engine.device.type == "cuda":
             self._engine.empty_partition_cache()
             torch.cuda.empty_cache()
         return published
 
-    def offer(self, version: int) -> PolicyVersion | None:
-        """Put what was published as `version` into the object store after all. None if it is not there any more: since
-        then something was learned. Of ranks but the first always None."""
+    def send(self, version: int, request: Any) -> Any:
+        """Have the weight transport's sender handle `request` with the weights that were published as `version`.
+
+        All ranks gather the weights together. Rank 0 returns the sender's answer, or None if the rank has trained
+        since and does not have these weights any more. The other ranks return None.
+        """
         if self._published is None or self._published.version != version:
             return None
         with published_tensors(self._engine, self._options.learner) as tensors:
-            return self._put(tensors)
-
-    def _put(self, tensors: Mapping[str, Tensor]) -> PolicyVersion | None:
-        from learner.weights.packing import file_parts
-
-        if self._rank != 0:
-            return None
-        assert self._published is not None
-        return replace(self._published, weights=ray.put(file_parts(tensors)))
-
-    def _by_first_rank(self, policy: PolicyVersion) -> PolicyVersion | None:
-        return policy if self._rank == 0 else None
-
-    def broadcast(self, spec: ChannelSpec) -> str | None:
-        """Send what was published over the link of `spec`. Returns what went wrong there, and None if nothing did:
-        the ranks go on either way."""
-        with published_tensors(self._engine, self._options.learner) as tensors:
-            if self._rank != 0:
-                return None
-            try:
-                self._send(spec, tensors)
-            except FAILURES as failure:
-                self._leave_channel()
-                return " ".join(str(failure).split())
-        return None
-
-    def _send(self, spec: ChannelSpec, tensors: Mapping[str, Tensor]) -> None:
-        if self._channel is None or self._channel.spec != spec:
-            self._leave_channel()
-            self._channel = WeightChannel(spec, 0, self._engine.device)
-        for tensor in tensors.values():
-            self._channel.broadcast(tensor.detach().to(self._engine.device).contiguous())
-
-    def _leave_channel(self) -> None:
-        link, self._channel = self._channel, None
-        if link is not None:
-            link.close()
+            return self._sender.send(request, self._published, tensors) if self._rank == 0 else None
 
     def probe_logprobs(self, sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
         """Log-probabilities at temperature 1 of all tokens but the first of each sequence, float32 [T - 1]."""

@@ -36,7 +36,7 @@ def vllm_arguments(options: EngineOptions) -> dict[str, Any]:
         # Log-probabilities of the distribution that was really sampled from: after the temperature.
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
-        "worker_extension_cls": "rollout.weights.receiver.WeightReceiver",
+        "worker_extension_cls": "rollout.weights.extension.EngineExtension",
         "disable_log_stats": True,
         **device_arguments,
     }

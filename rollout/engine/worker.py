@@ -13,10 +13,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import astuple
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,9 @@ from cluster.core.actor_options import EngineOptions
 from cluster.core.config import OnNewWeights
 from cluster.core.network import use_interface_of
 from cluster.core.types import LOADED_VERSION, PolicyVersion, Prompt, Response, Sampled, Sampling, VersionSpan
-from cluster.core.weight_channel import ChannelSpec
+from cluster.core.weight_transport import EngineRoute, WeightReceiver, transport_part
 from rollout.engine.response_clock import ResponseClock
 from rollout.engine.vllm_args import vllm_arguments
-from rollout.weights.node_files import NodeWeightFiles
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +50,7 @@ class RolloutWorker:
         self._name = name
         self._options = options
         self._requests = itertools.count()
-        self._weight_files = NodeWeightFiles(options.run_id)
+        self._receiver: WeightReceiver = transport_part(options.transport.receiver)(options.run_id)
         self._engine: Any = None
         self._version = LOADED_VERSION
         self._ending = False
@@ -151,72 +148,44 @@ class RolloutWorker:
             if overdue := clock.look(self._tokens_in_flight(), time.monotonic()):
                 await self._engine.abort(overdue)
 
-    async def pull_weights(self, policy: PolicyVersion) -> float:
-        """Fetch a published version, serve it, and return the largest |Δ log p| against the learner on the probe.
+    async def update_weights(self, version: PolicyVersion, route: Any = None) -> float:
+        """Serve a published version. Return the largest |Δ log p| against the learner on the version's probe.
 
-        What becomes of responses in flight is `options.on_new_weights`; their caches are computed anew. The engine
-        goes on sampling while the weights are on their way, and stands still only while it loads them.
-        """
-        async with self._fetched(policy) as path:
-            return await self._serve(policy, lambda: self._reload(path))
-
-    async def receive_weights(self, policy: PolicyVersion, spec: ChannelSpec, first_rank: int) -> float:
-        """The same, as the learner broadcasts them: the engine stands still while the tensors come. Its processes have
-        the ranks from `first_rank` on in the link.
+        `route` says how the version arrives, in the weight transport's own terms. The engine keeps sampling while the
+        weights are on their way, and stops only to load them. What becomes of responses in flight is
+        `options.on_new_weights`; their caches are computed again.
 
         Raises:
-            RuntimeError: the link failed. The engine stands still, and is to pull the version.
+            RuntimeError: if the weights did not arrive. The engine then waits for the version by another route.
         """
-        gap = await self._serve(policy, lambda: self._take_broadcast(policy, spec, first_rank))
-        logger.info("took weight version %d over link %d", policy.version, spec.number)
-        return gap
+        async with self._receiver.arriving(version, route) as engine_route:
+            self._updating = True  # the update has its own deadline, and nothing is sampled during it
+            try:
+                await self._guarded(self._swap(engine_route, version))
+                return await self._guarded(self._probe_gap(version))
+            finally:
+                self._updating = False
 
-    async def _serve(self, policy: PolicyVersion, load: Callable[[], Awaitable[None]]) -> float:
-        """Swap to what `load` loads, and compare."""
-        self._updating = True  # has a deadline of its own, and nothing is sampled meanwhile
-        try:
-            await self._guarded(self._swap(load, policy.version))
-            return await self._guarded(self._probe_gap(policy))
-        finally:
-            self._updating = False
-
-    @asynccontextmanager
-    async def _fetched(self, policy: PolicyVersion) -> AsyncIterator[Path]:
-        """A file of the published weights on this node, for as long as the block lasts. From another node they come
-        through Ray's object store, once for all workers of this one."""
-        parts = await policy.weights
-        with ExitStack() as stack:
-            held = self._weight_files.held(policy.version, parts)
-            # In a thread: copying takes a while, and meanwhile responses end.
-            yield await asyncio.to_thread(stack.enter_context, held)
-
-    async def _swap(self, load: Callable[[], Awaitable[None]], version: int) -> None:
+    async def _swap(self, route: EngineRoute, version: PolicyVersion) -> None:
         if self._asleep:
             await self._engine.wake_up(["weights"])
         else:
             mode = _PAUSE_MODES[self._options.on_new_weights]
             await self._engine.pause_generation(mode=mode, clear_cache=True)
-        await load()
-        await self._engine.update_weight_version(str(version))
+        await self._engine.collective_rpc("receive_version", args=(*route, version.layout))
+        await self._engine.update_weight_version(str(version.version))
         if self._asleep:
             await self._engine.wake_up(["kv_cache"])
             self._asleep = False
         else:
             await self._engine.resume_generation()
-        self._version = version
+        self._version = version.version
 
     async def sleep(self) -> None:
         """Finish what is being sampled, then give the GPU's memory back, weights and caches, until new weights come.
         They wake the engine: first memory for the weights is taken, then, when they are loaded, for the caches."""
         await self._guarded(self._engine.sleep(level=2, mode="wait"))
         self._asleep = True
-
-    async def _reload(self, path: Path) -> None:
-        await self._engine.collective_rpc("receive_weights", args=(str(path),))
-
-    async def _take_broadcast(self, policy: PolicyVersion, spec: ChannelSpec, first_rank: int) -> None:
-        arguments = (astuple(spec), first_rank, policy.layout)
-        await self._engine.collective_rpc("receive_broadcast", args=arguments)
 
     async def _probe_gap(self, policy: PolicyVersion) -> float:
         """The largest |Δ log p| between what is served and what the learner says of `policy`."""
@@ -236,7 +205,7 @@ class RolloutWorker:
         if self._engine is not None:
             # In its own time, some seconds: an engine that is cut short leaves semaphores in shared memory.
             self._engine.shutdown()
-        self._weight_files.close()
+        self._receiver.close()
 
     async def _sample_response(self, prompt: Prompt, index: int) -> None:
         seed = prompt.sampling.seed

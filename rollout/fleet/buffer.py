@@ -27,9 +27,10 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MappingProxyType
 
 from cluster.core.types import Group, Prompt, Response, ScoredGroup, Verdict
 
@@ -86,8 +87,8 @@ class WorkBuffer:
         self._leased_under: dict[str, int] = {}
         """The version, of what is scored."""
         self._learning: dict[str, ScoredGroup] = {}
-        self.trained_prompts = 0
-        self.dropped_prompts: Counter[str] = Counter()
+        self._trained_prompts = 0
+        self._dropped_prompts: Counter[str] = Counter()
 
     @property
     def free_slots(self) -> int:
@@ -115,6 +116,27 @@ class WorkBuffer:
     def in_flight(self) -> tuple[str, ...]:
         """Ids of all prompts that hold a slot, oldest admission first. This is what a checkpoint remembers."""
         return tuple(self._order)
+
+    def restore(self, trained_prompts: int, dropped_prompts: Mapping[str, int]) -> None:
+        """Continue the counts of an earlier process, before the first prompt is admitted.
+
+        Raises:
+            ValueError: if prompts were admitted already.
+        """
+        if self.admissions:
+            raise ValueError("counts can be restored only before the first admission")
+        self._trained_prompts = trained_prompts
+        self._dropped_prompts = Counter(dropped_prompts)
+
+    @property
+    def trained_prompts(self) -> int:
+        """The number of prompts that were learned from."""
+        return self._trained_prompts
+
+    @property
+    def dropped_prompts(self) -> Mapping[str, int]:
+        """The number of prompts that were dropped, by reason."""
+        return MappingProxyType(self._dropped_prompts)
 
     def admit(self, prompt: Prompt) -> None:
         """Take a slot for `prompt`.
@@ -174,7 +196,7 @@ class WorkBuffer:
     def drop(self, prompt_id: str, reason: str) -> None:
         """Give a scored group up, free its slot, and count why."""
         del self._scored[prompt_id], self._leased_under[prompt_id], self._order[prompt_id]
-        self.dropped_prompts[reason] += 1
+        self._dropped_prompts[reason] += 1
 
     def batch_is_ready(self, version: int) -> bool:
         """Whether a batch may be taken for the learner that is at `version`: enough groups are scored, and among them
@@ -210,7 +232,7 @@ class WorkBuffer:
         for prompt_id in prompt_ids:
             del self._learning[prompt_id]
             del self._order[prompt_id]
-        self.trained_prompts += len(prompt_ids)
+        self._trained_prompts += len(prompt_ids)
 
     def _oldest_first(self, prompt_ids: Iterable[str]) -> list[str]:
         return sorted(prompt_ids, key=self._order.__getitem__)

@@ -1,38 +1,37 @@
-"""The rollout fleet: which workers there are, what they serve, and what they work on.
+"""The rollout fleet: its workers, the policy version that they serve, and the prompts that they work on.
 
-Membership is `state.py`, each member's life is `supervisor.py`, work is `scheduler.py`; here they meet.
+Membership is `state.py`, each member's life is `supervisor.py` and `worker_loop.py`, work is `scheduler.py`; the
+services that they share are in `context.py`. Here they are put together.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cluster.core.config import RunConfig
+from cluster.core.protocols import ResponseScorer
 from cluster.core.types import PolicyVersion, Prompt, ScoredGroup
-from cluster.training.worker_factory import WorkerFactory
-from reward.service import RewardPool
+from cluster.core.weight_transport import WeightCoordinator
 from rollout.fleet.autoscaler import Autoscaler
 from rollout.fleet.buffer import WorkBuffer
-from rollout.fleet.context import FleetContext
-from rollout.fleet.scheduler import Scheduler
-from rollout.fleet.scoring import ScoringQueue
+from rollout.fleet.context import FleetContext, ServedPolicy, WorkerFactory, WorkerRegistry
+from rollout.fleet.scheduler import Scheduler, ScoringQueue
 from rollout.fleet.state import FleetState, Resizing, WorkerState
 from rollout.fleet.supervisor import WorkerSupervisor
-from rollout.fleet.weight_sync import PullTransport, WeightTransport
 
 
 class RolloutFleet:
-    """N rollout workers that empty work buffers.
+    """N rollout workers that sample and score the prompts of work buffers.
 
     Usage:
         async with asyncio.TaskGroup() as background:   # a fatal failure ends the block
-            fleet = RolloutFleet(config, places, rewards, on_event, background, transport)
-            await fleet.publish(policy)     # from now on prompts are sampled under these weights, or, without a
-            fleet.serve_as_loaded()              # learner, under those that each worker has loaded
-            fleet.feed(buffer)                   # keep working on what is admitted to `buffer`
+            fleet = RolloutFleet(config, factory, scorer, coordinator, on_event, background)
+            await fleet.publish(version)         # from now on prompts are sampled under these weights; or, without a
+            fleet.serve_as_loaded()              # learner, under the weights that each worker has loaded
+            fleet.feed(buffer)                   # keep working on the prompts that are admitted to `buffer`
             await fleet.wait_until(lambda: buffer.scored_groups >= 32)
-            scored = await fleet.sample(prompts) # on the side, first in line: an evaluation
+            scored = await fleet.sample(prompts) # beside that, and first in line: an evaluation
             fleet.resize(4)                      # at any time
             await fleet.stop()
     """
@@ -40,133 +39,138 @@ class RolloutFleet:
     def __init__(
         self,
         config: RunConfig,
-        places: WorkerFactory,
-        rewards: RewardPool,
+        factory: WorkerFactory,
+        scorer: ResponseScorer,
+        coordinator: WeightCoordinator,
         on_event: Callable[[str], None],
         background: asyncio.TaskGroup,
-        transport: WeightTransport | None = None,
     ) -> None:
-        self.state = FleetState(config.rollout.workers, config.rollout.max_consecutive_failures)
+        rollout = config.rollout
+        self.state = FleetState(rollout.workers, rollout.max_consecutive_failures)
         self._scheduler = Scheduler()
-        transport = transport or PullTransport(config.rollout)
-        judging = ScoringQueue(rewards, self._scheduler, background)
-        self._room = FleetContext(
-            config, places, judging, on_event, self.state, self._scheduler, background, transport
+        self._policy = ServedPolicy()
+        self._registry = WorkerRegistry()
+        self._context = FleetContext(
+            config=config,
+            factory=factory,
+            scheduler=self._scheduler,
+            scoring=ScoringQueue(scorer, self._scheduler, background),
+            coordinator=coordinator,
+            state=self.state,
+            policy=self._policy,
+            registry=self._registry,
+            on_event=on_event,
+            background=background,
         )
         self._supervisors: dict[str, asyncio.Task[None]] = {}
-        rollout = config.rollout
         self._autoscaler = (
             Autoscaler(rollout.min_workers, rollout.max_workers) if rollout.max_workers else None
         )
         self._start_supervisors([member.name for member in self.state.members])
 
     async def stop(self) -> None:
-        """End all workers and give their resources back."""
-        for keeper in self._supervisors.values():
-            keeper.cancel()
+        """End all workers and release their resources."""
+        for supervisor in self._supervisors.values():
+            supervisor.cancel()
         await asyncio.gather(*self._supervisors.values(), return_exceptions=True)
 
     def resize(self, workers: int) -> Resizing:
-        """Change how many workers there are, at once; nobody waits for it. New ones start and pull the current weights;
-        those that go finish what they hold.
+        """Change the number of workers, and return at once. New workers start and update to the current version.
+        Workers that are to go first finish the prompts that they hold.
 
         Raises:
-            ValueError: `workers` is not positive, or not in the range in which the number adapts itself.
+            ValueError: if `workers` is not positive, or outside of the autoscaler's range.
         """
         if self._autoscaler is not None:
             self._autoscaler.refuse_outside(workers)
         change = self.state.resize(workers)
         self._start_supervisors(change.added)
         for name in change.drained:
-            if self.state[name].state is WorkerState.RETIRED:  # it held nothing yet
+            if self.state[name].state is WorkerState.RETIRED:  # it held no prompts yet
                 self._supervisors[name].cancel()
         self._scheduler.announce()
         return change
 
     def adapt_size(self, waited_s: float, step_s: float) -> None:
-        """After a step: change the size if that is configured, and if waiting `waited_s` of `step_s` for samples calls
-        for it."""
+        """After a step in which the learner waited for samples for `waited_s` of `step_s`: let the autoscaler, if there
+        is one, change the size."""
         if self._autoscaler is None:
             return
         workers, up = self.state.size, self.state.started_workers
         wanted = self._autoscaler.wanted(workers, waited_s, step_s, all_up=up == workers)
         if wanted != workers:
             self.resize(wanted)
-            self._room.on_event(
+            self._context.on_event(
                 f"rollout workers: {workers} → {wanted}; the learner waited for samples for {waited_s / step_s:.0%} "
                 "of a step"
             )
 
-    async def publish(self, policy: PolicyVersion) -> None:
-        """Make `policy` the version to serve. The one before is let go, and its memory with it. Returns when the
-        learner may change its weights again; nobody waits until they are served."""
+    async def publish(self, version: PolicyVersion) -> None:
+        """Make `version` the one to serve, and release the one before. Return when the learner may change its weights
+        again; this does not wait until workers serve the version."""
         serving = self.state.healthy_processes
-        others = self.state.count({WorkerState.STALE, WorkerState.SUSPECT}) > 0
-        self._room.policy = policy
-        self._room.resting = False
-        self._room.asleep.clear()
-        self.state.published(policy.version)
+        late = self.state.count({WorkerState.STALE, WorkerState.SUSPECT}) > 0
+        self._policy.publish(version)
+        self.state.published(version.version)
         self._scheduler.announce()
-        await self._room.transport.hand_out(policy, serving, others)
+        await self._context.coordinator.hand_out(version, serving, late)
 
     async def rest(self) -> None:
-        """Where that is configured: have the engines sleep until something is published. Returns when they do."""
-        room = self._room
-        if not room.config.rollout.sleep_while_learning:
+        """If `rollout.sleep_while_learning` is set: put the engines to sleep until a version is published. Return when
+        all of them sleep."""
+        if not self._context.config.rollout.sleep_while_learning:
             return
-        room.resting = True
+        self._policy.rest()
         self._scheduler.announce()
-        await self.wait_until(lambda: room.asleep.issuperset(self.state.healthy_processes))
+        await self.wait_until(lambda: self.asleep.issuperset(self.state.healthy_processes))
 
     def serve_as_loaded(self) -> None:
-        """Serve the model as each worker loads it. There is no learner then, and nothing to pull."""
+        """Serve the model as each worker loads it, for runs without a learner."""
         self.state.serve_as_loaded()
         self._scheduler.announce()
 
     def feed(self, buffer: WorkBuffer) -> None:
-        """Work on what is waiting in `buffer`, now and later. Call again after admitting prompts."""
+        """Work on the prompts that wait in `buffer`, now and later. Call it again after admitting prompts."""
         self._scheduler.feed(buffer)
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Return when `condition` holds; it is looked at whenever something happened in the fleet."""
+        """Return when `condition` holds. It is evaluated whenever something happened in the fleet."""
         await self._scheduler.wait_until(condition)
 
     async def sample(self, prompts: Sequence[Prompt]) -> list[ScoredGroup]:
-        """Sample and score `prompts`, before anything else that waits."""
+        """Sample and score `prompts` before all other waiting prompts. Return their groups."""
         buffer = WorkBuffer(len(prompts))
         for prompt in prompts:
             buffer.admit(prompt)
         with self._scheduler.ahead(buffer):
             await self.wait_until(lambda: buffer.scored_groups == len(prompts))
-        return buffer.take_batch(version=0)  # what it was sampled under does not matter
+        return buffer.take_batch(version=0)  # staleness does not matter here
 
     @property
     def asleep(self) -> frozenset[str]:
-        """The processes whose engine sleeps."""
-        return frozenset(self._room.asleep)
+        """The names of the processes whose engine sleeps."""
+        return self._registry.asleep
 
     @property
-    def free_places(self) -> int:
-        """How many more workers the cluster has room for now, as far as its totals tell."""
-        return self._room.places.free()
+    def free_slots(self) -> int:
+        """The number of further workers that the cluster could hold now, as far as its totals tell."""
+        return self._context.factory.free_slots()
 
     @property
     def sampled_tokens(self) -> int:
-        """Of all responses so far."""
+        """The number of tokens in all responses so far."""
         return self._scheduler.sampled_tokens
 
     @property
-    def process_ids(self) -> dict[str, int]:
-        """Of the workers that are up, by name."""
-        return self._room.process_ids
+    def process_ids(self) -> Mapping[str, int]:
+        """The operating system's ids of the workers that are up, by name."""
+        return self._registry.process_ids
 
     def take_probe_gap(self) -> float:
-        """Largest |Δ log p| on the probe in all pulls since the last call; 0 if there was none."""
-        gaps, self._room.probe_gaps = self._room.probe_gaps, []
-        return max(gaps, default=0.0)
+        """Return the largest |Δ log p| on the probe in all updates since the last call; 0 if there was none."""
+        return self._registry.take_probe_gap()
 
     def _start_supervisors(self, names: Sequence[str]) -> None:
         for name in names:
-            self._supervisors[name] = self._room.background.create_task(
-                WorkerSupervisor(name, self._room).keep()
-            )
+            supervisor = WorkerSupervisor(name, self._context)
+            self._supervisors[name] = self._context.background.create_task(supervisor.run())

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from cluster.core.actor_options import EngineOptions
 from cluster.core.config import OnNewWeights
 from cluster.core.types import Group, PolicyVersion, Prompt, Response, Sampled
-from cluster.core.weight_channel import ChannelSpec
+from cluster.core.weight_transport import WEIGHT_TRANSPORTS
 from cluster.runtime.placement import cpu_environment
 from learner.model.policy import Policy, sequence_logprobs
 from learner.model.supervised import character_tokenizer
@@ -52,23 +53,20 @@ class Engines:
         self._worker._clock = ResponseClock(timeout_s)
         self._worker._cutting_off = asyncio.create_task(self._worker._cut_off(self._worker._clock))
 
-    async def probe_gap(self, policy: PolicyVersion) -> float:
-        return await self._worker._probe_gap(policy)
+    async def probe_gap(self, version: PolicyVersion) -> float:
+        return await self._worker._probe_gap(version)
 
     async def reload_as_vllm_does(self, model: Path) -> None:
-        """Without our `WeightReceiver`."""
+        """Without our `EngineExtension`."""
         await self._worker._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
 
-    async def pull_weights(self, policy: PolicyVersion) -> float:
-        return await self._worker.pull_weights(policy)
+    async def update_weights(self, version: PolicyVersion, route: Any = None) -> float:
+        return await self._worker.update_weights(version, route)
 
     async def sleep(self) -> bool:
         """Whether vLLM says so."""
         await self._worker.sleep()
         return await self._worker._engine.is_sleeping()
-
-    async def receive_weights(self, policy: PolicyVersion, spec: ChannelSpec, first_rank: int) -> float:
-        return await self._worker.receive_weights(policy, spec, first_rank)
 
     async def submit(self, prompts: Sequence[Prompt]) -> None:
         await self._worker.submit(prompts)
@@ -115,7 +113,9 @@ def random_tokens(seed: int, length: int = 300) -> tuple[int, ...]:
     return tuple(np.random.default_rng(seed).integers(3, 20, size=length).tolist())
 
 
-def engine_options(model: Path, dtype: str = "float32", max_sequences: int = 8) -> EngineOptions:
+def engine_options(
+    model: Path, dtype: str = "float32", max_sequences: int = 8, transport: str = "pull"
+) -> EngineOptions:
     return EngineOptions(
         run_id=uuid.uuid4().hex,
         model=str(model),
@@ -126,6 +126,7 @@ def engine_options(model: Path, dtype: str = "float32", max_sequences: int = 8) 
         kv_cache_gib=0.125,
         gpu_memory_utilization=0.5,
         on_gpu=False,
+        transport=WEIGHT_TRANSPORTS[transport],
     )
 
 

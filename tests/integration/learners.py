@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from cluster.core.actor import Actor
 from cluster.core.actor_options import LearnerOptions
 from cluster.runtime.placement import cpu_environment
 from learner.engine.group import LearnerGroup
@@ -58,7 +59,7 @@ class ReusedRanks:
         """A group of engines; the one before is no more."""
         for actor in self.actors:
             await actor.become.remote(options)
-        group = LearnerGroup(self.actors, options)
+        group = LearnerGroup([Actor(actor) for actor in self.actors], options)
         await group.start()
         return group
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import ray
 
+from cluster.core.actor import Actor
 from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig
 from cluster.core.types import TrainingBatch, TrainingSample
+from cluster.core.weight_transport import WEIGHT_TRANSPORTS
 from learner.engine.group import LearnerGroup
 from learner.engine.rank import LearnerRank
 from tests.integration.engines import actor, random_tokens
@@ -20,17 +22,27 @@ from tests.integration.engines import actor, random_tokens
 
 @asynccontextmanager
 async def publishing_learner(
-    model: Path, dtype: str = "float32", *, offers_weights: bool = True, **settings: Any
+    model: Path, dtype: str = "float32", *, transport: str = "pull", **settings: Any
 ) -> AsyncIterator[LearnerGroup]:
     """Yield a learner that is not started. By default one Adam step changes most weights by about their own size."""
     probes = (random_tokens(1), random_tokens(2))
     config = LearnerConfig.model_validate({"learning_rate": 0.1} | settings)
-    options = LearnerOptions(str(model), dtype, 1.0, 0, config, ObjectiveConfig(), probes, 1)
-    rank = actor(LearnerRank).remote(0, options)
+    options = LearnerOptions(
+        str(model),
+        dtype,
+        1.0,
+        0,
+        config,
+        ObjectiveConfig(),
+        probes,
+        1,
+        transport=WEIGHT_TRANSPORTS[transport],
+    )
+    rank: Actor[LearnerRank] = Actor(actor(LearnerRank).remote(0, options))
     try:
-        yield LearnerGroup([rank], options, offers_weights=offers_weights)
+        yield LearnerGroup([rank], options)
     finally:
-        ray.kill(rank)
+        ray.kill(rank.handle)
 
 
 def batch() -> TrainingBatch:

@@ -73,7 +73,7 @@ async def test_an_engine_serves_the_published_weights(
             assert await engines.probe_gap.remote(first) > far, (
                 "if this fails, vLLM no longer needs `_repack_tied_head`"
             )
-        assert await engines.pull_weights.remote(first) < near
+        assert await engines.update_weights.remote(first) < near
         answer = await engines.generate.remote(prompt)
         assert sampling_gap(answer, load_policy(learned, dtype)) < near
         assert {(response.min_version, response.max_version) for response in answer.responses} == {(1, 1)}
@@ -84,7 +84,7 @@ async def test_an_engine_serves_the_published_weights(
         assert (
             await engines.sleep.remote()
         )  # on CPU the engine frees no memory; otherwise it behaves as on a GPU
-        assert await engines.pull_weights.remote(second) < near
+        assert await engines.update_weights.remote(second) < near
         awake = await engines.generate.remote(prompt)
         assert {(response.min_version, response.max_version) for response in awake.responses} == {(2, 2)}
 
@@ -115,12 +115,12 @@ async def test_only_adapters_are_sent_and_the_engine_serves_merged_weights(
     async with publishing_learner(base, lora_rank=4, learning_rate=0.01) as group:
         await asyncio.gather(group.start(), engines.start.remote(engine_options(base)))
         before = await group.publish(version=1)
-        assert await engines.pull_weights.remote(before) < near
+        assert await engines.update_weights.remote(before) < near
         for version in (2, 3):
             await group.learn([batch()])
             policy = await group.publish(version)
             assert await engines.probe_gap.remote(policy) > far, "the test must be able to detect old weights"
-            assert await engines.pull_weights.remote(policy) < near
+            assert await engines.update_weights.remote(policy) < near
             assert sum(map(len, await policy.weights)) < (base / "model.safetensors").stat().st_size / 4
         answer = await engines.generate.remote(prompt)
         await group.export(tmp_path / "exported")

@@ -13,6 +13,7 @@ import pytest
 import ray
 from safetensors.torch import load
 
+from cluster.core.actor import Actor
 from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig
 from cluster.runtime.placement import cpu_environment
@@ -64,7 +65,7 @@ async def fresh_learner(
     )
     actors = [actor.remote(rank, options) for rank in range(ranks)]
     try:
-        group = LearnerGroup(actors, options)
+        group = LearnerGroup([Actor(actor) for actor in actors], options)
         await group.start()
         yield group
     finally:

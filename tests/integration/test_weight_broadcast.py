@@ -14,8 +14,9 @@ import ray
 import torch
 
 from cluster.core.types import PolicyVersion, Prompt, Sampling
-from cluster.core.weight_channel import ChannelSpec, WeightChannel
+from cluster.core.weight_channel import ChannelSpec, OfferRequest, WeightChannel
 from learner.engine.group import LearnerGroup
+from rollout.weights.broadcast import BroadcastRoute
 from tests.integration.engines import (
     Engines,
     actor,
@@ -44,8 +45,8 @@ async def broadcasting(
     **settings: Any,
 ) -> AsyncIterator[LearnerGroup]:
     """Start engines, and a learner that keeps its published weights, with the same model."""
-    engine_settings = replace(engine_options(model), **engine or {})
-    async with publishing_learner(model, offers_weights=False, **settings) as learner:
+    engine_settings = replace(engine_options(model, transport="broadcast"), **engine or {})
+    async with publishing_learner(model, transport="broadcast", **settings) as learner:
         try:
             await asyncio.gather(learner.start(), *(one.start.remote(engine_settings) for one in engines))
             yield learner
@@ -77,10 +78,13 @@ async def test_engines_serve_the_broadcast_weights(
             assert min(await asyncio.gather(*(one.probe_gap.remote(policy) for one in engines))) > FAR
             await engines[0].submit.remote([prompt])
             failure, *gaps = await asyncio.gather(
-                learner.broadcast(spec),
-                *(one.receive_weights.remote(policy, spec, 1 + at) for at, one in enumerate(engines)),
+                learner.send(policy.version, spec),
+                *(
+                    one.update_weights.remote(policy, BroadcastRoute(spec, 1 + at))
+                    for at, one in enumerate(engines)
+                ),
             )
-            assert failure is None
+            assert failure == ""
             assert max(gaps) < NEAR
             await engines[0].collect.remote(prompt.sampling.responses)
         answer = await engines[1].generate.remote(prompt)
@@ -99,10 +103,13 @@ async def test_adapters_are_broadcast_alone(engines: list[ray.actor.ActorHandle]
             assert {layout.name.rpartition(".")[2] for layout in policy.layout} == {"left", "right"}
             assert await engines[0].probe_gap.remote(policy) > FAR
             failure, *gaps = await asyncio.gather(
-                learner.broadcast(spec),
-                *(one.receive_weights.remote(policy, spec, 1 + at) for at, one in enumerate(engines)),
+                learner.send(policy.version, spec),
+                *(
+                    one.update_weights.remote(policy, BroadcastRoute(spec, 1 + at))
+                    for at, one in enumerate(engines)
+                ),
             )
-            assert failure is None
+            assert failure == ""
             assert max(gaps) < NEAR
 
 
@@ -115,16 +122,16 @@ async def test_both_processes_of_an_engine_receive_the_broadcast(
     async with broadcasting(engines[:1], model, engine={"tensor_parallel_size": 2}) as learner:
         policy = await learned(learner, 1)
         failure, gap = await asyncio.gather(
-            learner.broadcast(link(learner, 1, 3)),
-            engines[0].receive_weights.remote(policy, link(learner, 1, 3), 1),
+            learner.send(1, link(learner, 1, 3)),
+            engines[0].update_weights.remote(policy, BroadcastRoute(link(learner, 1, 3), 1)),
         )
-        assert failure is None
+        assert failure == ""
         assert gap < NEAR
         await learned(learner, 2)
-        offered = await learner.offer(2)
+        offered = await learner.send(2, OfferRequest())
         assert offered is not None
         assert await engines[0].probe_gap.remote(offered) > FAR
-        assert await engines[0].pull_weights.remote(offered) < NEAR
+        assert await engines[0].update_weights.remote(offered) < NEAR
 
 
 @ray.remote(num_cpus=0)
@@ -145,26 +152,32 @@ async def test_workers_pull_after_a_broadcast_that_fails(
         policy = await learned(learner, 1)
         spec = link(learner, 1, 4, timeout_s=3.0)
         failure, _, *results = await asyncio.gather(
-            learner.broadcast(spec),
+            learner.send(policy.version, spec),
             take_half.remote(spec, 3, policy),
-            *(one.receive_weights.remote(policy, spec, 1 + at) for at, one in enumerate(engines)),
+            *(
+                one.update_weights.remote(policy, BroadcastRoute(spec, 1 + at))
+                for at, one in enumerate(engines)
+            ),
             return_exceptions=True,
         )
-        assert isinstance(failure, str)
+        assert failure
         assert any(isinstance(result, ray.exceptions.RayTaskError) for result in results)
 
-        offered = await learner.offer(1)
+        offered = await learner.send(1, OfferRequest())
         assert offered is not None
-        assert max(await asyncio.gather(*(one.pull_weights.remote(offered) for one in engines))) < NEAR
+        assert max(await asyncio.gather(*(one.update_weights.remote(offered) for one in engines))) < NEAR
 
         policy = await learned(learner, 2)
-        assert await learner.offer(1) is None, "the learner has replaced version 1"
+        assert await learner.send(1, OfferRequest()) is None, "the learner has replaced version 1"
         spec = link(learner, 2, 3)
         failure, *gaps = await asyncio.gather(
-            learner.broadcast(spec),
-            *(one.receive_weights.remote(policy, spec, 1 + at) for at, one in enumerate(engines)),
+            learner.send(policy.version, spec),
+            *(
+                one.update_weights.remote(policy, BroadcastRoute(spec, 1 + at))
+                for at, one in enumerate(engines)
+            ),
         )
-        assert failure is None
+        assert failure == ""
         assert max(gaps) < NEAR
         answer = await engines[0].generate.remote(prompt)
         assert {(one.min_version, one.max_version) for one in answer.responses} == {(2, 2)}
@@ -178,11 +191,11 @@ async def test_a_missing_worker_costs_the_others_only_time(
         policy = await learned(learner, 1)
         spec = link(learner, 1, 3, timeout_s=2.0)
         failure, missed = await asyncio.gather(
-            learner.broadcast(spec),
-            engines[0].receive_weights.remote(policy, spec, 1),
+            learner.send(policy.version, spec),
+            engines[0].update_weights.remote(policy, BroadcastRoute(spec, 1)),
             return_exceptions=True,
         )
-        assert isinstance(failure, str)
+        assert failure
         assert isinstance(missed, ray.exceptions.RayTaskError)
-        offered = await learner.offer(1)
-        assert await engines[0].pull_weights.remote(offered) < NEAR
+        offered = await learner.send(1, OfferRequest())
+        assert await engines[0].update_weights.remote(offered) < NEAR

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -16,7 +17,7 @@ from cluster.core.actor_options import EngineOptions
 from cluster.core.config import ClusterConfig
 from cluster.core.types import PolicyVersion
 from cluster.runtime.connect import connect
-from learner.weights.packing import file_parts
+from learner.weights.pull import file_parts
 from rollout.engine.worker import RolloutWorker
 
 STORE_BYTES = 80 * 2**20
@@ -49,7 +50,8 @@ class Fetcher:
 
     async def fetch(self, policy: PolicyVersion) -> tuple[str, int, dict[str, float]]:
         """Return the node, the inode of the file, and the sum of each weight."""
-        async with self._worker._fetched(policy) as path:
+        async with self._worker._receiver.arriving(policy, None) as route:
+            path = Path(*route.arguments)
             sums = {name: float(weight.sum()) for name, weight in load_file(path).items()}
             return ray.get_runtime_context().get_node_id(), path.stat().st_ino, sums
 

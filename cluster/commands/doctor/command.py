@@ -90,10 +90,10 @@ def _table(findings: Sequence[Located]) -> Table:
         table.add_column(heading, overflow="fold")
     for where, finding in findings:
         mark, style = _MARKS[finding.level]
-        found = Text(finding.found)
+        said = Text(finding.said)
         if finding.fix:
-            found.append(f"\n→ {finding.fix}", style="bold")
-        table.add_row(Text(mark, style), Text(where), Text(finding.what), found)
+            said.append(f"\n→ {finding.fix}", style="bold")
+        table.add_row(Text(mark, style), Text(where), Text(finding.what), said)
     return table
 
 

@@ -45,10 +45,9 @@ class Run:
         run = copy.copy(self)
         run.buffer = WorkBuffer(self.prompts, self.staleness)
         run.leased = []
+        run.buffer.restore(self.buffer.trained_prompts, self.buffer.dropped_prompts)
         for prompt_id in self.buffer.in_flight:
             run.buffer.admit(make_prompt(prompt_id))
-        run.buffer.trained_prompts = self.buffer.trained_prompts
-        run.buffer.dropped_prompts.update(self.buffer.dropped_prompts)
         return run
 
     def next_prompt(self) -> Prompt:
@@ -133,7 +132,7 @@ def test_no_prompt_is_lost_or_ends_twice_or_is_too_stale_over_a_resumption_eithe
         assert not set(run.settled) & set(run.buffer.in_flight)
         assert len(run.buffer.in_flight) <= (staleness + 1) * prompts
     assert run.buffer.trained_prompts == prompts * len(resumes)
-    assert run.buffer.dropped_prompts.total() == len(run.settled) - run.buffer.trained_prompts
+    assert sum(run.buffer.dropped_prompts.values()) == len(run.settled) - run.buffer.trained_prompts
     assert limit is not None or not run.buffer.dropped_prompts
 
 

@@ -17,9 +17,9 @@ from rollout.fleet.state import FleetState, Resizing
 
 @dataclass
 class Fleet:
-    """Two workers, in a cluster that has room for `free_places` more."""
+    """Two workers, in a cluster that has slots for `free_slots` more."""
 
-    free_places: int
+    free_slots: int
     state: FleetState = field(default_factory=lambda: FleetState(2, 3))
 
     def resize(self, workers: int) -> Resizing:

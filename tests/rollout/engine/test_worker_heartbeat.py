@@ -13,6 +13,7 @@ import pytest
 from cluster.core.actor_options import EngineOptions
 from rollout.engine import worker as worker_module
 from rollout.engine.worker import RolloutWorker
+from rollout.weights import pull
 from rollout.weights.node_files import NodeWeightFiles
 
 OPTIONS = EngineOptions("run", "model", "float32", 64, 8, 1, 0.1, 0.9, False)
@@ -40,7 +41,7 @@ class Engine:
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RolloutWorker:
     monkeypatch.setattr(worker_module, "LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr(worker_module, "NodeWeightFiles", lambda run_id: NodeWeightFiles(run_id, tmp_path))
+    monkeypatch.setattr(pull, "NodeWeightFiles", lambda run_id: NodeWeightFiles(run_id, tmp_path))
     return RolloutWorker("rollout-0", OPTIONS)
 
 

@@ -12,16 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.core.actor import Actor
 from cluster.core.config import RunConfig
 from cluster.core.types import IndexedVerdicts, PolicyVersion, Prompt, Sampled, ScoringRequest
+from cluster.core.weight_transport import CoordinatorContext
 from rollout.fleet.buffer import WorkBuffer
-from rollout.fleet.context import FleetContext
-from rollout.fleet.scheduler import Scheduler
-from rollout.fleet.scoring import ScoringQueue
+from rollout.fleet.context import FleetContext, ServedPolicy, WorkerRegistry
+from rollout.fleet.scheduler import Scheduler, ScoringQueue
 from rollout.fleet.state import FleetState, WorkerState
 from rollout.fleet.supervisor import first_cause
-from rollout.fleet.weight_sync import PullTransport
 from rollout.fleet.worker_loop import WeightGapError, WorkerLoop, prompts_in_a_request
+from rollout.weights.pull import PullCoordinator
 from tests.builders import make_prompt, make_response, make_verdict
 
 NAME, PROCESS = "rollout-0", "rollout-0.0"
@@ -52,8 +53,8 @@ class Worker:
     def __getattr__(self, name: str) -> Method:
         return Method(getattr(type(self), f"do_{name}").__get__(self))
 
-    async def do_pull_weights(self, policy: PolicyVersion) -> float:
-        self.calls.append(f"pull {policy.version}")
+    async def do_update_weights(self, version: PolicyVersion) -> float:
+        self.calls.append(f"pull {version.version}")
         return self.gap
 
     async def do_sleep(self) -> None:
@@ -92,33 +93,41 @@ class Rewards:
 class Scene:
     """One worker that is up, a buffer of four prompts, and weights of version 1."""
 
-    room: FleetContext
+    context: FleetContext
     buffer: WorkBuffer
     events: list[str]
 
     def publish(self, version: int) -> None:
-        self.room.policy = PolicyVersion(version, None, (), ())
-        self.room.state.published(version)
-        self.room.dispatch.announce()
+        self.context.policy.publish(PolicyVersion(version, None, (), ()))
+        self.context.state.published(version)
+        self.context.scheduler.announce()
 
     async def serve(self, worker: Worker) -> None:
-        await WorkerLoop(NAME, PROCESS, cast(Any, worker), self.room).serve()
+        await WorkerLoop(NAME, PROCESS, Actor(worker), self.context).run()
 
 
 def scene(background: asyncio.TaskGroup, **rollout: Any) -> Scene:
     config = RunConfig.model_validate({"rollout": rollout, "learner": {"max_logprob_gap": 0.1}})
-    state, dispatch, events = FleetState(1, 3), Scheduler(), list[str]()
-    transport = PullTransport(config.rollout)
-    judging = ScoringQueue(cast(Any, Rewards()), dispatch, background)
-    room = FleetContext(
-        config, cast(Any, None), judging, events.append, state, dispatch, background, transport
+    scheduler, events = Scheduler(), list[str]()
+    coordination = CoordinatorContext(config.rollout.update_timeout_s, 1, None, events.append, background)
+    context = FleetContext(
+        config=config,
+        factory=cast(Any, None),
+        scheduler=scheduler,
+        scoring=ScoringQueue(Rewards(), scheduler, background),
+        coordinator=PullCoordinator(coordination),
+        state=FleetState(1, 3),
+        policy=ServedPolicy(),
+        registry=WorkerRegistry(),
+        on_event=events.append,
+        background=background,
     )
-    state.started(NAME)
+    context.state.started(NAME)
     buffer = WorkBuffer(4)
     for number in range(4):
         buffer.admit(make_prompt(f"train/0/{number}"))
-    dispatch.feed(buffer)
-    found = Scene(room, buffer, events)
+    scheduler.feed(buffer)
+    found = Scene(context, buffer, events)
     found.publish(1)
     return found
 
@@ -127,15 +136,15 @@ async def test_it_pulls_before_it_samples_and_is_gone_when_it_is_drained() -> No
     async with asyncio.TaskGroup() as background:
         there, worker = scene(background, prompts_per_request=2, inflight_prompts_per_worker=2), Worker()
         serving = background.create_task(there.serve(worker))
-        await there.room.dispatch.wait_until(lambda: there.buffer.scored_groups == 4)
+        await there.context.scheduler.wait_until(lambda: there.buffer.scored_groups == 4)
         assert worker.calls == ["pull 1", *(f"sample train/0/{number}" for number in range(4))]
         there.publish(2)
-        await there.room.dispatch.wait_until(lambda: there.room.state.healthy == 1)
+        await there.context.scheduler.wait_until(lambda: there.context.state.healthy == 1)
         assert worker.calls[-1] == "pull 2"
-        there.room.state.drain(NAME)
-        there.room.dispatch.announce()
+        there.context.state.drain(NAME)
+        there.context.scheduler.announce()
         await serving
-    assert there.room.state[NAME].state is WorkerState.DRAINING
+    assert there.context.state[NAME].state is WorkerState.DRAINING
 
 
 @given(st.integers(1, 5000), st.integers(1, 64), st.integers(1, 8))
@@ -154,20 +163,19 @@ def test_many_prompts_go_out_in_few_requests_and_evenly(waiting: int, workers: i
 async def test_who_rests_takes_nothing_until_something_is_published() -> None:
     async with asyncio.TaskGroup() as background:
         there, worker = scene(background), Worker()
-        there.room.resting = True
+        there.context.policy.rest()
         serving = background.create_task(there.serve(worker))
-        await there.room.dispatch.wait_until(lambda: bool(there.room.asleep))
-        there.room.dispatch.announce()
+        await there.context.scheduler.wait_until(lambda: bool(there.context.registry.asleep))
+        there.context.scheduler.announce()
         for _ in range(20):
             await asyncio.sleep(0)
         assert worker.calls == ["pull 1", "sleep"], "once, and with four prompts waiting"
-        assert there.room.asleep == {PROCESS}
-        there.room.resting = False
+        assert there.context.registry.asleep == {PROCESS}
         there.publish(2)
-        await there.room.dispatch.wait_until(lambda: there.buffer.scored_groups == 4)
+        await there.context.scheduler.wait_until(lambda: there.buffer.scored_groups == 4)
         assert worker.calls[2:4] == ["pull 2", "sample train/0/0"]
-        there.room.state.drain(NAME)
-        there.room.dispatch.announce()
+        there.context.state.drain(NAME)
+        there.context.scheduler.announce()
         await serving
 
 
@@ -178,9 +186,9 @@ async def test_who_is_drained_finishes_what_it_holds() -> None:
             Worker(mute=True),
         )
         serving = background.create_task(there.serve(worker))
-        await there.room.dispatch.wait_until(lambda: there.buffer.leases(PROCESS) == 1)
-        there.room.state.drain(NAME)
-        there.room.dispatch.announce()
+        await there.context.scheduler.wait_until(lambda: there.buffer.leases(PROCESS) == 1)
+        there.context.state.drain(NAME)
+        there.context.scheduler.announce()
         await asyncio.sleep(0)
         assert not serving.done()
         for index in range(2):
@@ -217,5 +225,5 @@ async def test_it_is_lost(worker: Worker, kind: type[Exception], says: str) -> N
     assert says in str(cause)
     assert there.buffer.scored_groups == 0
     if worker.deaf:
-        assert there.room.state[NAME].state is WorkerState.SUSPECT
-        assert there.events == ["nothing heard of rollout-0 for 0.1 s"]
+        assert there.context.state[NAME].state is WorkerState.SUSPECT
+        assert there.events == ["rollout-0 has not answered for 0.1 s"]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import ray
 
+from cluster.core.actor import Actor
 from cluster.core.config import RolloutConfig
 from cluster.core.types import PolicyVersion
-from cluster.core.weight_channel import ChannelSpec
-from rollout.fleet.weight_sync import BroadcastTransport, Receiver, SupersededError
+from cluster.core.weight_channel import ChannelSpec, OfferRequest
+from cluster.core.weight_transport import CoordinatorContext, SupersededError, UpdateTarget
+from rollout.weights.broadcast import BroadcastCoordinator, BroadcastRoute
 
 
 @dataclass
@@ -26,13 +28,18 @@ class Learner:
     """Ranks that came to the last link."""
     meeting_point: tuple[str, int] = ("127.0.0.1", 1234)
 
-    async def broadcast(self, spec: ChannelSpec) -> str | None:
+    async def send(self, version: int, request: ChannelSpec | OfferRequest) -> Any:
+        if isinstance(request, OfferRequest):
+            return await self.offer(version)
+        return await self.broadcast(request)
+
+    async def broadcast(self, spec: ChannelSpec) -> str:
         self.specs.append(spec)
         self.arrived.clear()
         for _ in range(10):
             await asyncio.sleep(0)
         missing = set(range(1, spec.size)) - self.arrived
-        return f"{missing} did not come" if missing else None
+        return f"{missing} did not come" if missing else ""
 
     async def offer(self, version: int) -> PolicyVersion | None:
         self.offered.append(version)
@@ -53,17 +60,16 @@ class Worker:
     def __getattr__(self, name: str) -> Any:
         return type("Method", (), {"remote": getattr(type(self), f"do_{name}").__get__(self)})
 
-    async def do_receive_weights(self, policy: PolicyVersion, spec: ChannelSpec, first_rank: int) -> float:
-        assert policy.weights is None
+    async def do_update_weights(self, version: PolicyVersion, route: BroadcastRoute | None = None) -> float:
+        if route is None:
+            assert version.weights == "there"
+            self.taken.append(("pull", version.version))
+            return 0.0
+        assert version.weights is None
         if self.channel_breaks:
-            raise ray.exceptions.RayTaskError("receive_weights", "", RuntimeError("the weight link broke"))
-        self.learner.arrived |= set(range(first_rank, first_rank + self.ranks))
-        self.taken.append(("broadcast", policy.version))
-        return 0.0
-
-    async def do_pull_weights(self, policy: PolicyVersion) -> float:
-        assert policy.weights == "there"
-        self.taken.append(("pull", policy.version))
+            raise ray.exceptions.RayTaskError("update_weights", "", RuntimeError("the weight channel broke"))
+        self.learner.arrived |= set(range(route.first_rank, route.first_rank + self.ranks))
+        self.taken.append(("broadcast", version.version))
         return 0.0
 
 
@@ -76,8 +82,17 @@ class Scene:
         self.rollout = RolloutConfig(weight_transport="broadcast", **self.settings)
         self.learner = Learner()
         self.events: list[str] = []
-        self.transport = BroadcastTransport(
-            self.rollout, cast(Any, self.learner), self.events.append, self.background
+        self.under_test = self.coordinator()
+
+    def coordinator(self) -> BroadcastCoordinator:
+        return BroadcastCoordinator(
+            CoordinatorContext(
+                self.rollout.update_timeout_s,
+                self.rollout.tensor_parallel_size,
+                self.learner,
+                self.events.append,
+                self.background,
+            )
         )
 
     def worker(self, **settings: Any) -> Worker:
@@ -90,7 +105,7 @@ class Scene:
         others = others or {}
         self.learner.version = version
         handing_out = asyncio.create_task(
-            self.transport.hand_out(policy(version), tuple(serving), bool(others))
+            self.under_test.hand_out(policy(version), tuple(serving), bool(others))
         )
         await asyncio.sleep(0)
         await asyncio.gather(
@@ -99,8 +114,8 @@ class Scene:
         await handing_out
 
     async def bring(self, process: str, worker: Worker, version: int) -> float:
-        receiver = Receiver(process.rpartition(".")[0], process, cast(Any, worker))
-        return await self.transport.bring(receiver, policy(version))
+        target = UpdateTarget(process.rpartition(".")[0], process, Actor(worker))
+        return await self.under_test.bring(target, policy(version))
 
 
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
@@ -164,14 +179,14 @@ async def test_a_member_that_is_gone_holds_nobody_up_for_ever() -> None:
         a, b = scene.worker(), scene.worker()
         scene.learner.version = 1
         handing_out = asyncio.create_task(
-            scene.transport.hand_out(policy(1), ("rollout-0.0", "rollout-1.0"), False)
+            scene.under_test.hand_out(policy(1), ("rollout-0.0", "rollout-1.0"), False)
         )
         await asyncio.sleep(0)
-        assert scene.transport.expects("rollout-1.0", policy(1))
-        assert not scene.transport.expects("rollout-1.1", policy(1))
+        assert scene.under_test.expects("rollout-1.0", policy(1))
+        assert not scene.under_test.expects("rollout-1.1", policy(1))
         await scene.bring("rollout-0.0", a, 1)
         await handing_out
-        assert not scene.transport.expects("rollout-1.0", policy(1))
+        assert not scene.under_test.expects("rollout-1.0", policy(1))
         await scene.bring("rollout-1.1", b, 1)
         assert b.taken == [("pull", 1)]
         assert len(scene.events) == 1
@@ -199,8 +214,6 @@ async def test_a_learner_that_fails_is_not_the_failure_of_a_worker() -> None:
         async with asyncio.TaskGroup() as background:
             scene = Scene(background)
             scene.learner = Failing()
-            scene.transport = BroadcastTransport(
-                scene.rollout, cast(Any, scene.learner), scene.events.append, background
-            )
+            scene.under_test = scene.coordinator()
             await scene.bring("rollout-0.0", scene.worker(), 1)
     assert any("the learner is gone" in str(error) for error in ended.value.exceptions)

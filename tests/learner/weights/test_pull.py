@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from learner.weights.packing import file_parts
+from learner.weights.pull import file_parts
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3)
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])

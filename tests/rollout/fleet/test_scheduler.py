@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 
 from cluster.core.types import IndexedVerdicts, Sampled, ScoringRequest, Verdict
-from rollout.fleet import scoring as judging
-from rollout.fleet.scoring import ScoringQueue
+from rollout.fleet import scheduler as scheduler_module
+from rollout.fleet.scheduler import ScoringQueue
 from tests.builders import make_response, make_verdict
 
 
@@ -57,7 +57,7 @@ async def test_every_verdict_comes_to_who_sampled_the_response() -> None:
 
 async def test_what_comes_between_two_calls_travels_in_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long that is here; and what comes first, or late, does not wait."""
-    monkeypatch.setattr(judging, "BETWEEN_CALLS_S", 0.2)
+    monkeypatch.setattr(scheduler_module, "BETWEEN_CALLS_S", 0.2)
     rewards, delivered = Rewards(), Delivered()
     async with asyncio.TaskGroup() as background:
         queue = ScoringQueue(cast(Any, rewards), cast(Any, delivered), background)
