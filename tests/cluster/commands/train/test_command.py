@@ -1,0 +1,219 @@
+"""The output and the exit codes of `launch.py train`. The training itself is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, tzinfo
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.core.config import RunConfig
+from cluster.run_state.checkpoints import CheckpointStore, learner_state
+from cluster.run_state.run_directory import RunDirectory
+from launch import app
+from learner.state.state_description import StateDescription
+from tests.builders import make_progress
+
+cli = CliRunner()
+
+
+Training = Callable[[BaseException | None], list[RunConfig]]
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Training:
+    """Replace the training by a function that succeeds, or raises `error`. It returns the started runs."""
+
+    def stand_in(error: BaseException | None) -> list[RunConfig]:
+        started: list[RunConfig] = []
+
+        def train(config: RunConfig, _console: object) -> None:
+            started.append(config)
+            if error:
+                raise error
+
+        monkeypatch.setattr("cluster.commands.train.run.run_training", train)
+        return started
+
+    return stand_in
+
+
+def finished(sound: Path) -> RunDirectory:
+    directory = RunDirectory(sound.parent / "runs" / "sound")
+    directory.create()
+    directory.write_summary({"pass_at_1_before": 0.125, "pass_at_1_after": 0.875})
+    return directory
+
+
+def test_train_starts_the_configured_run(sound: Path, training: Training) -> None:
+    started = training(None)
+    result = cli.invoke(app, ["train", str(sound), "seed=3", "--address", "head:6379"])
+    assert result.exit_code == 0, result.output
+    (config,) = started
+    assert (config.name, config.seed, config.cluster.address) == ("sound", 3, "head:6379")
+
+
+def test_train_refuses_what_check_refuses(sound: Path, training: Training) -> None:
+    started = training(None)
+    checked = cli.invoke(app, ["check", str(sound), "steps=0", "seed=-1"])
+    trained = cli.invoke(app, ["train", str(sound), "steps=0", "seed=-1"])
+    assert (trained.exit_code, trained.stderr) == (checked.exit_code, checked.stderr)
+    assert trained.exit_code == 2
+    assert len(trained.stderr.splitlines()) == 2
+    assert started == []
+
+
+def test_an_interrupted_run_says_how_to_resume(sound: Path, training: Training) -> None:
+    training(KeyboardInterrupt())
+    result = cli.invoke(app, ["train", str(sound)])
+    assert result.exit_code == 130
+    assert "the same command resumes from the last checkpoint" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("learner rank(s) [1] did not finish"), OSError("No space left")]
+)
+def test_a_failed_run_prints_the_reason_and_the_logs(
+    sound: Path, training: Training, error: Exception
+) -> None:
+    training(error)
+    result = cli.invoke(app, ["train", str(sound)])
+    assert result.exit_code == 1
+    assert f"stopped: {error}" in result.output
+    assert str(sound.parent / "runs" / "sound" / "logs") in result.output
+    assert "Traceback" not in result.output
+
+
+def test_quiet_does_not_hide_a_failure(sound: Path, training: Training) -> None:
+    training(TimeoutError("learner rank(s) [1] did not finish"))
+    result = cli.invoke(app, ["train", str(sound), "--quiet"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "stopped: learner rank(s) [1] did not finish" in result.stderr
+    assert str(sound.parent / "runs" / "sound" / "logs") in result.stderr
+
+
+def test_a_bug_keeps_its_traceback(sound: Path, training: Training) -> None:
+    training(AssertionError("a bug"))
+    result = cli.invoke(app, ["train", str(sound)])
+    assert isinstance(result.exception, AssertionError)
+
+
+def test_a_finished_run_prints_its_summary_and_does_not_start(sound: Path, training: Training) -> None:
+    started = training(None)
+    finished(sound)
+    result = cli.invoke(app, ["train", str(sound)])
+    assert result.exit_code == 0
+    assert "this run is finished" in result.output
+    assert "87.5" in result.output or "0.875" in result.output
+    assert started == []
+
+
+def test_fresh_moves_the_complete_earlier_run_aside(sound: Path, training: Training) -> None:
+    started = training(None)
+    earlier = finished(sound)
+    result = cli.invoke(app, ["train", str(sound), "--fresh"])
+    assert result.exit_code == 0, result.output
+    assert len(started) == 1
+    (aside,) = earlier.path.parent.iterdir()
+    assert aside != earlier.path
+    assert str(aside) in result.output
+    assert RunDirectory(aside).read_summary()["pass_at_1_after"] == 0.875
+
+
+def test_runs_moved_aside_within_a_second_are_all_kept(
+    sound: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StoppedClock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2030, 1, 2, 3, 4, 5)
+
+    training(None)
+    monkeypatch.setattr("cluster.commands.train.run.datetime", StoppedClock)
+    for attempt in range(4):
+        earlier = finished(sound)
+        earlier.write_summary({"attempt": attempt})
+        assert cli.invoke(app, ["train", str(sound), "--fresh"]).exit_code == 0
+    kept = [RunDirectory(path).read_summary()["attempt"] for path in earlier.path.parent.iterdir()]
+    assert sorted(kept) == [0, 1, 2, 3]
+
+
+def test_resume_continues_an_earlier_run(sound: Path, training: Training) -> None:
+    started = training(None)
+    earlier = RunDirectory(sound.parent / "runs" / "sound")
+    earlier.create()
+    earlier.write_config(RunConfig())
+    result = cli.invoke(app, ["train", str(sound), "--resume"])
+    assert result.exit_code == 0, result.output
+    assert len(started) == 1
+
+
+def test_resume_does_not_start_a_new_run(sound: Path, training: Training) -> None:
+    started = training(None)
+    result = cli.invoke(app, ["train", str(sound), "--resume"])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert f"{sound.parent / 'runs' / 'sound'}: no run to resume" in line
+    assert started == []
+    assert not (sound.parent / "runs").exists()
+
+
+def test_resume_and_fresh_cannot_be_combined(sound: Path, training: Training) -> None:
+    started = training(None)
+    earlier = finished(sound)
+    result = cli.invoke(app, ["train", str(sound), "--resume", "--fresh"])
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert started == []
+    assert earlier.is_finished
+
+
+def test_an_interrupted_fresh_run_advises_to_resume(sound: Path, training: Training) -> None:
+    training(KeyboardInterrupt())
+    result = cli.invoke(app, ["train", str(sound), "--fresh"])
+    assert result.exit_code == 130
+    assert "--resume in place of --fresh resumes from the last checkpoint" in result.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "damage", "said"),
+    [
+        (["model.dtype=bfloat16"], None, "its weights are float32, and model.dtype is bfloat16: set it back"),
+        (["learner.zero_stage=3"], None, "learner.zero_stage 2 and cannot be read with 3"),
+        ([], ("COMPLETE", '{"format": 3, "files": {}}'), "format 3 by another version of this program"),
+        ([], ("progress.json", "{"), "no undamaged checkpoint is left"),
+    ],
+)
+def test_an_unusable_checkpoint_is_one_line_and_stays_unchanged(
+    sound: Path, settings: list[str], damage: tuple[str, str] | None, said: str
+) -> None:
+    """Nothing is patched here, because the run is refused before anything starts."""
+    run = RunDirectory(sound.parent / "runs" / "sound")
+    run.create()
+    run.write_config(RunConfig())
+    store = CheckpointStore(run.checkpoints, keep=2)
+    path = store.begin(50)
+    learner_state(path).mkdir()
+    description = StateDescription("LlamaForCausalLM", "float32", 2, 2, {}).to_json()
+    (learner_state(path) / "description.json").write_text(description)
+    store.commit(path, make_progress(50))
+    if damage:
+        (path / damage[0]).write_text(damage[1])
+    before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+
+    result = cli.invoke(app, ["train", str(sound), *settings])
+    assert result.exit_code == 1
+    stopped = " ".join(result.output.partition("stopped: ")[2].split())
+    assert str(path) in stopped.replace(" ", "")
+    assert said in stopped
+    assert "Traceback" not in result.output
+    assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
+
+
+def test_quiet_prints_nothing_while_a_run_succeeds(sound: Path, training: Training) -> None:
+    training(None)
+    assert cli.invoke(app, ["train", str(sound), "--quiet"]).output == ""
