@@ -20,7 +20,7 @@ def use_interface_of(address: str, environment: Mapping[str, str] = os.environ) 
 
 
 def interface_of(address: str) -> str | None:
-    """Return the name of this machine's network interface with `address`; None if there is none."""
+    """Return the name of this machine's network interface with `address`; None if no interface has it."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(known.address == address for known in addresses):
             return name

@@ -26,7 +26,7 @@ from cluster.tracking.jsonl import read_metrics
 from reward.registry import build_task
 from rollout.engine.tokenizer import PromptEncoder
 from tests import PROJECT
-from tests.cluster.tracking.test_wandb_sink import name_of, records
+from tests.cluster.tracking.wandb_runs import name_of, records
 
 pytestmark = pytest.mark.timeout(1200)
 

@@ -69,7 +69,7 @@ def test_powers_of_two_up_to_the_number_of_responses(largest: int, ks: list[int]
 
 
 def test_a_failed_verdict_is_neither_correct_nor_incorrect() -> None:
-    """Of the valid responses 1 of 2 and 2 of 3 are correct. Only the second prompt has a pass@3."""
+    """1 of 2 and 2 of 3 valid responses are correct. Only the second prompt has enough of them for pass@3."""
     groups = [make_group([1.0, 0.0, None, None]), make_group([1.0, 1.0, 0.0, None])]
     assert mean_pass_at_k(groups, 1) == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert mean_pass_at_k(groups, 3) == 1

@@ -24,13 +24,13 @@ from cluster.commands.workspace.view import definition
 from cluster.metrics.catalogue import SECTIONS
 from launch import app
 from tests import PROJECT
-from tests.cluster.tracking.test_wandb_sink import clean_environment
+from tests.cluster.tracking.wandb_runs import clean_environment
 
 KEY = "0123456789" * 4
 
 
 def test_the_definition_matches_the_catalogue() -> None:
-    workspace = definition("somebody", "hpo-trainer")
+    workspace = definition("someone", "hpo-trainer")
     charts = [
         (section.name, panel.title, tuple(panel.y), panel.x)
         for section in workspace.sections
@@ -69,7 +69,7 @@ class Wandb:
             found = self.views.get(variables["view"])
             edges = [{"node": {"id": found["id"]}}] if found else []
             return {"project": {"allViews": {"edges": edges}} if self.has_project else None}
-        return {"viewer": {"id": "1", "entity": "somebody", "username": "somebody", "flags": "{}"}}
+        return {"viewer": {"id": "1", "entity": "someone", "username": "someone", "flags": "{}"}}
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def config(tmp_path: Path) -> str:
 
 def test_the_view_is_saved_once_and_then_updated(tmp_path: Path, wandb: Wandb, config: str) -> None:
     saved = workspace(tmp_path, wandb.address, config)
-    assert (saved.returncode, saved.stdout) == (0, f"saved: {wandb.address}/somebody/laws?nw=hpotrainer\n"), (
+    assert (saved.returncode, saved.stdout) == (0, f"saved: {wandb.address}/someone/laws?nw=hpotrainer\n"), (
         saved
     )
     again = workspace(
@@ -142,7 +142,7 @@ def test_the_view_is_saved_once_and_then_updated(tmp_path: Path, wandb: Wandb, c
     )
     assert (again.returncode, again.stdout) == (0, saved.stdout), again
     (view,) = wandb.views.values()
-    assert (view["entityName"], view["projectName"], view["type"]) == ("somebody", "laws", "project-view")
+    assert (view["entityName"], view["projectName"], view["type"]) == ("someone", "laws", "project-view")
     section = json.loads(view["spec"])["section"]
     arrived = [
         (part["name"], panel["config"]["chartTitle"], panel["config"]["metrics"], panel["config"]["xAxis"])
@@ -168,7 +168,7 @@ def test_every_failure_is_one_line(tmp_path: Path, wandb: Wandb, config: str) ->
     assert said("http://127.0.0.1:9").startswith("http://127.0.0.1:9 cannot be reached (")
     assert said(WANDB_API_KEY="").endswith("is configured: run wandb login, or set WANDB_API_KEY")
     wandb.has_project = False
-    assert said().startswith(f"{wandb.address} has no project somebody/laws: ")
+    assert said().startswith(f"{wandb.address} has no project someone/laws: ")
     wandb.accepts = "another"
     assert said().startswith(f"{wandb.address} does not accept the API key (")
     wandb.answers = False
