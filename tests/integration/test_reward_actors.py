@@ -1,4 +1,4 @@
-"""Real reward actors: a user's verifier, found in the working directory, that hangs on one response."""
+"""Real reward actors with a user's verifier from the working directory that hangs on one response."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.builders import all_verdicts
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with a verifier, and Ray."""
+    """A working directory with a verifier, and a running Ray."""
     (tmp_path / "my_rewards.py").write_text(
         "import pathlib, time\n"
         "def score(problem, response):\n"
@@ -52,11 +52,11 @@ def answers(row: int, texts: list[str]) -> list[ScoringRequest]:
     return [ScoringRequest({"answer": f"{row}"}, text, "stop") for text in texts]
 
 
-async def test_a_verdict_that_takes_long_holds_up_none_and_is_not_lost_with_its_actor(
+async def test_a_slow_verdict_delays_no_other_and_survives_its_actor(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fifteen that were handed over with it are there at once. Then the actor is killed; Ray starts another, which
-    is asked again."""
+    """The other fifteen verdicts of the call arrive at once. Then the actor is killed, and Ray starts a new one, which
+    scores the response again."""
     monkeypatch.setenv("PWD", str(here))
     config = RunConfig.model_validate(
         {
@@ -66,12 +66,12 @@ async def test_a_verdict_that_takes_long_holds_up_none_and_is_not_lost_with_its_
     )
     graph = ActorGraph(config, RunDirectory(here / "run"), here / "model")
     problem = {"answer": "1", "go": str(here / "go")}
-    asked = [ScoringRequest(problem, text, "stop") for text in ["1"] * 8 + ["wait"] + ["1"] * 7]
+    requests = [ScoringRequest(problem, text, "stop") for text in ["1"] * 8 + ["wait"] + ["1"] * 7]
     seen: list[int] = []
     async with graph.rewards() as rewards, asyncio.timeout(120):
-        async for placed in rewards.score(asked):
-            assert {verdict.outcome for _, verdict in placed} <= {"correct"}
-            seen += [place for place, _ in placed]
+        async for verdicts in rewards.score(requests):
+            assert {verdict.outcome for _, verdict in verdicts} <= {"correct"}
+            seen += [index for index, _ in verdicts]
             if len(seen) == 15 and not (here / "go").exists():
                 assert 8 not in seen
                 actor = verifier_processes()[0].parent()
@@ -81,10 +81,10 @@ async def test_a_verdict_that_takes_long_holds_up_none_and_is_not_lost_with_its_
     assert sorted(seen) == list(range(16))
 
 
-async def test_groups_are_scored_side_by_side_and_nothing_is_left(
+async def test_groups_are_scored_concurrently_and_no_process_is_left(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PWD", str(here))  # by which these processes are known
+    monkeypatch.setenv("PWD", str(here))  # identifies the processes of this test
     config = RunConfig.model_validate(
         {
             "task": {"name": "python", "options": {"function": "my_rewards:score"}},
@@ -98,8 +98,8 @@ async def test_groups_are_scored_side_by_side_and_nothing_is_left(
     )
     graph = ActorGraph(config, RunDirectory(here / "run"), here / "model")
     async with graph.rewards() as rewards:
-        asked = [answers(row, [f"{row}", "no", "hang" if row == 0 else "no"]) for row in range(8)]
-        first, *others = await asyncio.gather(*(all_verdicts(rewards, each) for each in asked))
+        requests = [answers(row, [f"{row}", "no", "hang" if row == 0 else "no"]) for row in range(8)]
+        first, *others = await asyncio.gather(*(all_verdicts(rewards, each) for each in requests))
     assert [verdict.outcome for verdict in first] == ["correct", "incorrect", "timeout"]
     for row, verdicts in enumerate(others, start=1):
         assert [verdict.outcome for verdict in verdicts] == ["correct", "incorrect", "incorrect"]

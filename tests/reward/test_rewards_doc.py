@@ -1,4 +1,4 @@
-"""What docs/rewards.md shows works as it is shown."""
+"""The examples in docs/rewards.md work as shown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """The files of the example, in the working directory, with a model that is not there yet."""
+    """Write the example's files into the working directory, with an empty model directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_rewards.py").write_text(blocks("python")[0])
     (tmp_path / "sums.jsonl").write_text(blocks("json")[0])
@@ -48,20 +48,20 @@ def test_the_example_passes_its_check(example: RunConfig) -> None:
     assert len(task.problems("train")) + len(task.problems("eval")) == 3
 
 
-async def test_the_examples_verifier_judges(example: RunConfig) -> None:
+async def test_the_examples_verifier_scores_responses(example: RunConfig) -> None:
     scorer = make_scorer(example.task, example.reward, ["."], check=True)
     await scorer.start()
-    right, wrong, nothing = await scored_by(
+    correct, incorrect, empty = await scored_by(
         scorer, {"prompt": "What is 17 + 25?", "answer": "42"}, ["17 + 25 = 42\nAnswer: 42", "Answer: 43", ""]
     )
     await scorer.close()
-    assert (right.outcome, right.reward, right.answer) == ("correct", 1.0, "42")
-    assert (wrong.outcome, wrong.reward, wrong.answer) == ("incorrect", 0.0, "43")
-    assert nothing.outcome == "incorrect"
+    assert (correct.outcome, correct.reward, correct.answer) == ("correct", 1.0, "42")
+    assert (incorrect.outcome, incorrect.reward, incorrect.answer) == ("incorrect", 0.0, "43")
+    assert empty.outcome == "incorrect"
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
-def test_every_configuration_that_is_shown_is_one(text: str) -> None:
+def test_every_configuration_shown_is_valid(text: str) -> None:
     config = RunConfig.model_validate(yaml.safe_load(text))
     task_class(config.task.name).Options.model_validate(config.task.options)
 

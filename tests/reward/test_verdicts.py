@@ -88,7 +88,7 @@ anything = st.recursive(
 
 @pytest.mark.parametrize("reading", [lambda value: verdict_of(value, 1.0).reward, number_of])
 @given(returned=anything)
-def test_whatever_is_returned_gives_a_finite_reward_or_a_value_error(
+def test_any_value_gives_a_finite_reward_or_a_value_error(
     reading: Callable[[Any], float], returned: Any
 ) -> None:
     try:

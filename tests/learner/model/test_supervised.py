@@ -1,4 +1,4 @@
-"""A starter model is an ordinary Hugging Face directory, the same for the same seed, and has learned its answers."""
+"""A starter model is an ordinary Hugging Face directory, is reproducible by its seed, and learns its answers."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_it_loads_as_any_other_model(starter: Path) -> None:
     assert len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}) == 3
 
 
-def test_its_output_layer_is_its_own(starter: Path) -> None:
+def test_its_output_layer_is_not_tied(starter: Path) -> None:
     weights = load_file(starter / "model.safetensors")
     assert not torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
 
@@ -56,7 +56,7 @@ def test_it_has_learned_to_answer_and_to_stop(starter: Path) -> None:
         assert tokenizer.decode(output, skip_special_tokens=True) == prompt + response
 
 
-def test_a_seed_decides_the_weights_and_leaves_no_trace(tmp_path: Path) -> None:
+def test_a_seed_decides_the_weights_and_the_global_seed_is_untouched(tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -71,7 +71,7 @@ def test_a_seed_decides_the_weights_and_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_only_responses_bear_the_loss(tmp_path: Path) -> None:
-    """Prompts at random and a fixed response: the loss goes to 0 only if prompts are not to be predicted."""
+    """Prompts are random and the response is fixed, so the loss reaches 0 only if prompts have no loss."""
     examples = [(f"{n * 7919 % 1000}=", "1") for n in range(200)]
     losses: list[float] = []
     train_starter(
@@ -87,7 +87,7 @@ def test_only_responses_bear_the_loss(tmp_path: Path) -> None:
 
 
 @given(st.text(alphabet=CHARACTERS, max_size=20), st.text(alphabet=CHARACTERS, max_size=20))
-def test_texts_come_back_from_their_tokens(before: str, answer: str) -> None:
+def test_decoding_restores_the_text(before: str, answer: str) -> None:
     tokenizer = character_tokenizer(CHARACTERS, ["<answer>", "</answer>"], 64)
     text = f"{before}<answer>{answer}</answer>"
     tokens = tokenizer.encode(text)
@@ -104,7 +104,7 @@ def test_texts_come_back_from_their_tokens(before: str, answer: str) -> None:
         ([("1" * 20, "1" * 12)], {}, "33 tokens, more than max_tokens = 32"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(
+def test_invalid_training_is_refused(
     tmp_path: Path, examples: list[tuple[str, str]], arguments: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Two splits that share no prompt, and one clear line for every way in which data is not as it must be."""
+"""The two splits fraction no prompt, and every mistake in the data is reported in one clear line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def loaded(path: Path, rows: list[Any], **options: Any) -> Rows:
     return load_rows(DatasetOptions(data=write(path / "data.jsonl", rows), **options))
 
 
-def asked(count: int) -> list[dict[str, Any]]:
+def numbered_rows(count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(count)]
 
 
@@ -38,23 +38,25 @@ data = st.lists(
 
 
 @settings(max_examples=60)
-@given(rows=data, share=st.floats(0.05, 0.95), more=data)
+@given(rows=data, fraction=st.floats(0.05, 0.95), more=data)
 def test_no_prompt_is_in_both_splits(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], share: float, more: list[Any]
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], fraction: float, more: list[Any]
 ) -> None:
-    """Whichever way it is written, and whether the held-out rows are cut off or come from a file of their own."""
+    """This holds for every form of a prompt, and for eval rows from the same file or from a separate one."""
     path = tmp_path_factory.mktemp("data")
-    own = {"eval_data": write(path / "held_out.jsonl", more)}
-    for split in (loaded(path, rows, eval_fraction=share), loaded(path, rows, **own)):
-        train, held_out = ([prompt_key(row["prompt"]) for row in part] for part in (split.train, split.eval))
-        assert not set(train) & set(held_out)
+    own = {"eval_data": write(path / "eval.jsonl", more)}
+    for split in (loaded(path, rows, eval_fraction=fraction), loaded(path, rows, **own)):
+        train, evaluation = (
+            [prompt_key(row["prompt"]) for row in part] for part in (split.train, split.eval)
+        )
+        assert not set(train) & set(evaluation)
         assert len(set(train)) == len(train)
-        assert len(set(held_out)) == len(held_out)
-        assert {prompt_key(row["prompt"]) for row in rows} <= {*train, *held_out}
+        assert len(set(evaluation)) == len(evaluation)
+        assert {prompt_key(row["prompt"]) for row in rows} <= {*train, *evaluation}
 
 
-def test_a_split_depends_on_nothing_but_the_prompt(tmp_path: Path) -> None:
-    few, many = loaded(tmp_path, asked(50)), loaded(tmp_path, asked(500)[::-1])
+def test_a_split_depends_on_the_prompt_alone(tmp_path: Path) -> None:
+    few, many = loaded(tmp_path, numbered_rows(50)), loaded(tmp_path, numbered_rows(500)[::-1])
     assert {row["prompt"] for row in few.train} <= {row["prompt"] for row in many.train}
     assert {row["prompt"] for row in few.eval} <= {row["prompt"] for row in many.eval}
     assert 30 < len(many.eval) < 70, "a tenth of 500"
@@ -65,13 +67,13 @@ def test_a_split_depends_on_nothing_but_the_prompt(tmp_path: Path) -> None:
     ]
 
 
-def test_the_first_held_out_rows_are_not_the_first_of_the_file(tmp_path: Path) -> None:
-    held_out = [row["prompt"] for row in loaded(tmp_path, asked(300), eval_fraction=0.5).eval]
-    assert held_out != sorted(held_out, key=lambda prompt: int(prompt.split()[2]))
+def test_the_first_eval_rows_are_not_the_first_rows_of_the_file(tmp_path: Path) -> None:
+    evaluation = [row["prompt"] for row in loaded(tmp_path, numbered_rows(300), eval_fraction=0.5).eval]
+    assert evaluation != sorted(evaluation, key=lambda prompt: int(prompt.split()[2]))
 
 
-def test_what_is_left_out_is_said(tmp_path: Path) -> None:
-    rows = [*asked(20), *asked(3), {"prompt": "x" * 100}]
+def test_notes_say_which_rows_are_left_out(tmp_path: Path) -> None:
+    rows = [*numbered_rows(20), *numbered_rows(3), {"prompt": "x" * 100}]
     split = loaded(tmp_path, rows, max_prompt_characters=50)
     assert len(split.train) + len(split.eval) == 20
     repeated, too_long = split.notes
@@ -79,8 +81,8 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         "3 of 24 rows repeat an earlier prompt and are left out, the first is data.jsonl:21"
     )
     assert "1 of 24 prompts are longer than max_prompt_characters" in too_long
-    held_out = write(tmp_path / "held_out.jsonl", asked(4))
-    (both,) = loaded(tmp_path, asked(20), eval_data=held_out).notes
+    evaluation = write(tmp_path / "eval.jsonl", numbered_rows(4))
+    (both,) = loaded(tmp_path, numbered_rows(20), eval_data=evaluation).notes
     assert both.endswith("4 prompts are also eval prompts, and are not trained on")
 
 
@@ -112,7 +114,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         (b"x\n" * 5, "data.jsonl:3: not JSON (Expecting value at column 1); and 2 more"),
     ],
 )
-def test_a_row_that_is_not_as_it_must_be_is_one_line(tmp_path: Path, content: bytes, mistake: str) -> None:
+def test_an_invalid_row_is_reported_in_one_line(tmp_path: Path, content: bytes, mistake: str) -> None:
     (tmp_path / "data.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=r".+") as refusal:
         load_rows(DatasetOptions(data=str(tmp_path / "data.jsonl")))
@@ -120,13 +122,13 @@ def test_a_row_that_is_not_as_it_must_be_is_one_line(tmp_path: Path, content: by
     assert "\n" not in str(refusal.value)
 
 
-def test_fields_that_a_task_needs_are_looked_for(tmp_path: Path) -> None:
-    options = DatasetOptions(data=write(tmp_path / "data.jsonl", [*asked(2), {"prompt": "a"}]))
+def test_the_fields_that_a_task_needs_are_checked(tmp_path: Path) -> None:
+    options = DatasetOptions(data=write(tmp_path / "data.jsonl", [*numbered_rows(2), {"prompt": "a"}]))
     with pytest.raises(ValueError, match=r"data.jsonl:3: there is no field 'answer' \(fields: prompt\)"):
         load_rows(options, needed=["answer"])
 
 
-def test_files_that_are_not_there_or_not_what_they_are_called(tmp_path: Path, monkeypatch: Any) -> None:
+def test_missing_and_misnamed_files_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     (tmp_path / "data.parquet").write_text("no parquet")
     for source, mistake in {
@@ -144,7 +146,7 @@ def test_files_that_are_not_there_or_not_what_they_are_called(tmp_path: Path, mo
 def test_parquet_and_saved_data_sets_are_read_like_jsonl(tmp_path: Path) -> None:
     import datasets
 
-    rows = asked(30)
+    rows = numbered_rows(30)
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data.parquet")
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
     datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "saved_dict")
@@ -160,7 +162,7 @@ def test_parquet_and_saved_data_sets_are_read_like_jsonl(tmp_path: Path) -> None
         load_rows(DatasetOptions(data=str(tmp_path / "saved_dict"), data_split="test"))
 
 
-def test_how_a_prompt_is_put() -> None:
+def test_the_options_decide_the_form_of_a_prompt() -> None:
     text, chat = {"prompt": "Q?"}, {"prompt": [{"role": "user", "content": "Q?"}]}
     assert render(text, DatasetOptions()) == chat["prompt"]
     assert render(text, DatasetOptions(style="plain")) == "Q?"

@@ -1,4 +1,4 @@
-"""The sandbox with real processes and every verifier that goes wrong. Afterwards nothing is left running."""
+"""The sandbox with real processes and verifiers that fail in every way. No process is left running."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from tests.builders import scored_by
 LIMITS = Limits(timeout_s=1.0, memory_mib=256, child_processes=8)
 
 
-def recipe(factory: str) -> RunnerSpec:
+def runner_spec(factory: str) -> RunnerSpec:
     return RunnerSpec(f"tests.reward.sandbox.verifiers:{factory}")
 
 
 @contextlib.asynccontextmanager
 async def sandboxed(factory: str = "one_by_one", processes: int = 2, **limits: Any) -> AsyncIterator[Sandbox]:
     wanted = {name: getattr(LIMITS, name) for name in LIMITS.__slots__} | limits
-    async with Sandbox(recipe(factory), Limits(**wanted), processes) as sandbox:
+    async with Sandbox(runner_spec(factory), Limits(**wanted), processes) as sandbox:
         yield sandbox
 
 
 def bearing(mark: str) -> set[int]:
-    """Processes that inherited the environment variable `mark`."""
+    """Return the processes that inherited the environment variable `mark`."""
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -49,7 +49,7 @@ def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     mark = f"STARTED_BY_TEST_{uuid.uuid4().hex}"
     monkeypatch.setenv(mark, "1")
     yield
-    deadline = time.monotonic() + 10  # what was killed may still be on its way out
+    deadline = time.monotonic() + 10  # killed processes may need some time to disappear
     while bearing(mark) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert bearing(mark) == set()
@@ -89,9 +89,7 @@ def outcomes(verdicts: list[Verdict]) -> list[str]:
         ("give_an_unknown_outcome", "error", "the verifier gave the outcome 'perhaps'"),
     ],
 )
-async def test_a_verifier_that_goes_wrong_costs_its_own_verdict_only(
-    deed: str, outcome: str, reason: str
-) -> None:
+async def test_a_failing_verifier_costs_only_its_own_verdict(deed: str, outcome: str, reason: str) -> None:
     async with sandboxed() as sandbox:
         before = [f"before {i}" for i in range(20)]
         after = [f"after {i}" for i in range(20)]
@@ -103,7 +101,7 @@ async def test_a_verifier_that_goes_wrong_costs_its_own_verdict_only(
         assert (await scored_by(sandbox, "a problem", ["still here"]))[0].answer == "still here"
 
 
-async def test_all_of_them_together_cost_their_own_verdicts_only() -> None:
+async def test_many_failures_together_cost_only_their_own_verdicts() -> None:
     deeds = [
         "hang",
         "exit_at_once",
@@ -121,7 +119,7 @@ async def test_all_of_them_together_cost_their_own_verdicts_only() -> None:
 
 
 async def test_a_hanging_verdict_delays_no_other() -> None:
-    """It has a minute. The other fifteen, some behind it in the same batch, are judged by the second process."""
+    """It may take a minute. The second process scores the other fifteen, also those behind it in the same batch."""
     texts = [f"text {i}" for i in range(15)]
     async with sandboxed(timeout_s=60.0) as sandbox:
         await scored_by(sandbox, "warm", [f"{i}" for i in range(500)])  # so that batches are long
@@ -132,8 +130,8 @@ async def test_a_hanging_verdict_delays_no_other() -> None:
     assert (await hanging)[0] == Verdict("error", 0.0, None, "the sandbox was closed")
 
 
-async def test_a_timeout_counts_from_when_a_response_begins_to_be_judged() -> None:
-    """Thirty verdicts of 50 ms wait for one process, the last of them longer than a verdict may take."""
+async def test_a_timeout_counts_from_the_start_of_the_scoring() -> None:
+    """Thirty verdicts of 50 ms wait for one process; the last one waits longer than a verdict may take."""
     async with sandboxed(processes=1) as sandbox:
         assert set(outcomes(await scored_by(sandbox, "a problem", ["sleep"] * 30))) == {"correct"}
 
@@ -148,19 +146,19 @@ async def test_calls_at_the_same_time_get_their_own_verdicts() -> None:
 async def test_no_process_is_started_per_response_and_worn_out_ones_are_replaced() -> None:
     async with sandboxed(processes=1, recycle_after=100) as sandbox:
         verdicts = await scored_by(sandbox, "a problem", [f"text {i}" for i in range(300)])
-    judges = Counter(verdict.reason for verdict in verdicts)
-    assert 2 <= len(judges) <= 4
-    assert max(judges.values()) < 100 + 64  # the batch that it is at is ended
+    processes = Counter(verdict.reason for verdict in verdicts)
+    assert 2 <= len(processes) <= 4
+    assert max(processes.values()) < 100 + 64  # the batch in progress is finished
 
 
-async def test_texts_of_any_kind_and_length_travel() -> None:
+async def test_texts_of_any_kind_and_length_are_transferred() -> None:
     texts = ["", "\ud800 half a pair", "\0", "∫" * 300_000, "\"}]'"]
     async with sandboxed() as sandbox:
         verdicts = await scored_by(sandbox, {"any": ("problem",)}, texts)
     assert [verdict.answer for verdict in verdicts] == [text[:4000] for text in texts]
 
 
-async def test_where_many_are_judged_at_once_one_failure_is_one_failure() -> None:
+async def test_in_a_batch_one_failure_costs_one_verdict() -> None:
     async with sandboxed("in_batches", processes=1) as sandbox:
         texts = [f"text {i}" for i in range(40)]
         for deed, outcome in (
@@ -171,18 +169,18 @@ async def test_where_many_are_judged_at_once_one_failure_is_one_failure() -> Non
         ):
             verdicts = await scored_by(sandbox, "a problem", [*texts, deed, *texts])
             assert outcomes(verdicts) == ["incorrect"] * 40 + [outcome] + ["incorrect"] * 40, deed
-        # All but the one that asks for it are judged alone when the number is not right; that one is then as well.
+        # If the number of verdicts is wrong, all responses are scored again alone, and then correctly.
         assert outcomes(await scored_by(sandbox, "a problem", [*texts, "one_too_few"])) == ["incorrect"] * 41
 
 
-async def test_of_many_judged_at_once_those_that_are_done_do_not_wait_for_the_others() -> None:
-    """The late one has five minutes."""
+async def test_in_a_batch_finished_verdicts_do_not_wait_for_unfinished_ones() -> None:
+    """The late verdict may take five minutes."""
     texts = [*(f"text {i}" for i in range(15)), "late"]
     async with sandboxed("in_batches", processes=1, timeout_s=300.0) as sandbox:
         seen: dict[int, str | None] = {}
         async with asyncio.timeout(30):
-            async for placed in sandbox.score([("a problem", text) for text in texts]):
-                seen |= {place: verdict.answer for place, verdict in placed}
+            async for verdicts in sandbox.score([("a problem", text) for text in texts]):
+                seen |= {index: verdict.answer for index, verdict in verdicts}
                 if len(seen) == 15:
                     break
     assert seen == dict(enumerate(texts[:15]))
@@ -197,14 +195,14 @@ async def test_of_many_judged_at_once_those_that_are_done_do_not_wait_for_the_ot
         ("not_there", "AttributeError: module 'tests.reward.sandbox.verifiers' has no attribute 'not_there'"),
     ],
 )
-async def test_what_cannot_be_started_says_why(factory: str, reason: str) -> None:
+async def test_a_runner_that_cannot_be_made_says_why(factory: str, reason: str) -> None:
     with pytest.raises(SandboxError, match=reason):
         async with sandboxed(factory, start_timeout_s=1.0 if "ever" in factory else 60.0):
             raise AssertionError("it started")
 
 
-async def test_what_cannot_be_started_any_more_gives_errors_and_does_not_wait(tmp_path: Path) -> None:
-    """Somebody edits the verifier during the run."""
+async def test_a_runner_that_can_no_longer_be_made_gives_errors_without_waiting(tmp_path: Path) -> None:
+    """The verifier is edited during the run."""
     module = tmp_path / "short_lived.py"
     module.write_text("from tests.reward.sandbox.verifiers import one_by_one\n")
     short_lived = RunnerSpec("short_lived:one_by_one", search_path=(str(tmp_path),))
@@ -219,8 +217,8 @@ async def test_what_cannot_be_started_any_more_gives_errors_and_does_not_wait(tm
         assert outcomes(await scored_by(sandbox, "a problem", ["later"])) == ["error"]
 
 
-async def test_verifier_processes_hold_no_engine(tmp_path: Path) -> None:
-    """They are many, and start often."""
+async def test_verifier_processes_import_no_engine(tmp_path: Path) -> None:
+    """There are many of them, and they start often."""
     (tmp_path / "looking.py").write_text(
         "import sys\n"
         "from cluster.core.types import Verdict\n"

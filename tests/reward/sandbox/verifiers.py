@@ -1,4 +1,4 @@
-"""Verifiers of every kind that goes wrong, as users write them and as models provoke them. Run in a sandbox only."""
+"""Verifiers that fail in every way, as users write them and as models provoke them. Run them only in a sandbox."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.core.types import Verdict
 
-RIGHT = Verdict("correct", 1.0, "yes", "it says so")
+CORRECT = Verdict("correct", 1.0, "yes", "it says so")
 
 
 def hang() -> None:
@@ -41,7 +41,7 @@ def fork_and_hang() -> None:
 
 
 def fork_and_return() -> Verdict | None:
-    """Both return, the copy first: it was not asked."""
+    """Both processes return, the copy first, although it must not answer."""
     if os.fork() == 0:
         return Verdict("incorrect", 0.0, None, "a copy says so")
     time.sleep(0.3)
@@ -92,7 +92,7 @@ def close_everything() -> None:
 
 
 def write_garbage() -> None:
-    for fd in range(3, 4096):  # the tests themselves may have many open
+    for fd in range(3, 4096):  # the tests themselves may have many files open
         try:
             os.write(fd, b"\xff" * 64)
         except OSError:
@@ -100,11 +100,11 @@ def write_garbage() -> None:
 
 
 def forge_a_reply() -> None:
-    """Well formed, and not an answer to what was asked."""
+    """Write a well-formed reply that does not belong to the request."""
     from reward.sandbox.channel import frame
 
     body = b'{"verdicts": [[0, "correct", 1.0, "forged", ""]], "done": true, "children": false}'
-    for fd in range(3, 4096):  # the tests themselves may have many open
+    for fd in range(3, 4096):  # the tests themselves may have many files open
         try:
             os.write(fd, frame(10**6, body))
         except OSError:
@@ -169,7 +169,7 @@ GIVEN: dict[str, Any] = {
 
 
 class Obedient:
-    """Does what the response names, then finds it right. Otherwise the response is its own answer."""
+    """Does what the response names and then finds it correct. Any other response is its own answer."""
 
     batched = False
 
@@ -177,15 +177,15 @@ class Obedient:
         if response in GIVEN:
             return GIVEN[response]
         if response in DEEDS:
-            return DEEDS[response]() or RIGHT
-        return Verdict("incorrect", 0.0, response, f"judged by {os.getpid()}")
+            return DEEDS[response]() or CORRECT
+        return Verdict("incorrect", 0.0, response, f"scored by {os.getpid()}")
 
     def score_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[Any]:
         raise NotImplementedError
 
 
 class ObedientInBatches(Obedient):
-    """The same, many at a time. `one_too_few` loses a verdict, `late` hangs when the others have theirs."""
+    """Scores batches in the same way. `one_too_few` loses a verdict; `late` hangs after all other verdicts."""
 
     batched = True
 

@@ -1,4 +1,4 @@
-"""Held-out and training problems have nothing in common, of every task and every source that it has."""
+"""Train and eval problems have nothing in common, for every task and every source of problems."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(path: Path, rows: list[Any]) -> str:
 
 
 def rows(prompt_field: str) -> list[dict[str, Any]]:
-    """Every question several times, with blanks around it, and as chat messages."""
+    """Return every prompt several times: with surrounding blanks, and as chat messages."""
     drawn = []
     for i in range(120):
         for question in (f"What is {i % 40} + 1?", f" What is {i % 40} + 1?\n"):
@@ -34,15 +34,15 @@ def rows(prompt_field: str) -> list[dict[str, Any]]:
     return drawn
 
 
-def cut_off(name: str, prompt_field: str) -> tuple[str, Make]:
+def same_file(name: str, prompt_field: str) -> tuple[str, Make]:
     return name, lambda path: {"data": write(path / "rows.jsonl", rows(prompt_field)), "eval_fraction": 0.3}
 
 
-def own_file(name: str, prompt_field: str) -> tuple[str, Make]:
-    """The held-out file is a part of the other."""
+def separate_file(name: str, prompt_field: str) -> tuple[str, Make]:
+    """The eval file is a part of the train file."""
     return name, lambda path: {
         "data": write(path / "rows.jsonl", rows(prompt_field)),
-        "eval_data": write(path / "held_out.jsonl", rows(prompt_field)[:30]),
+        "eval_data": write(path / "eval.jsonl", rows(prompt_field)[:30]),
     }
 
 
@@ -53,10 +53,10 @@ def puzzles(path: Path) -> dict[str, Any]:
 
 
 def drives(path: Path) -> list[dict[str, str]]:
-    asked = [
+    generated = [
         {"question": p.question, "answer": p.answer} for p in GeneratedProblems(GeneratorOptions("train"), 24)
     ]
-    return [*asked, *asked[:8]]
+    return [*generated, *generated[:8]]
 
 
 def drives_in_two_files(path: Path) -> dict[str, Any]:
@@ -74,11 +74,11 @@ SOURCES: dict[str, tuple[str, Make]] = {
     ),
     "countdown, hard": ("countdown", lambda path: {"difficulty": "hard"}),
     "countdown, data": ("countdown", puzzles),
-    "http, cut off": cut_off("http", "prompt"),
-    "math, cut off": cut_off("math", "question"),
-    "math, a file of its own": own_file("math", "question"),
-    "python, cut off": cut_off("python", "prompt"),
-    "python, a file of its own": own_file("python", "prompt"),
+    "http, the same file": same_file("http", "prompt"),
+    "math, the same file": same_file("math", "question"),
+    "math, a separate file": separate_file("math", "question"),
+    "python, the same file": same_file("python", "prompt"),
+    "python, a separate file": separate_file("python", "prompt"),
     "telelogs, generated": ("telelogs", lambda path: {"train_problems": 64, "eval_problems": 64}),
     "telelogs, compact": (
         "telelogs",
@@ -105,13 +105,13 @@ def test_no_task_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_what_is_held_out_is_never_trained_on(source: str, tmp_path: Path) -> None:
-    """Neither as the prompt that a model sees, nor as the puzzle behind it."""
+def test_no_eval_problem_is_trained_on(source: str, tmp_path: Path) -> None:
+    """Neither its prompt nor the puzzle behind it is in the train split."""
     name, make = SOURCES[source]
     task = build_task(name, make(tmp_path))
-    train, held_out = task.problems("train"), task.problems("eval")
+    train, evaluation = task.problems("train"), task.problems("eval")
     assert train
-    assert held_out
+    assert evaluation
 
     def seen(problem: Any) -> str:
         prompt = task.render(problem)
@@ -119,8 +119,8 @@ def test_what_is_held_out_is_never_trained_on(source: str, tmp_path: Path) -> No
             prompt.strip() if isinstance(prompt, str) else json.dumps([m["content"].strip() for m in prompt])
         )
 
-    assert not {seen(problem) for problem in train} & {seen(problem) for problem in held_out}
+    assert not {seen(problem) for problem in train} & {seen(problem) for problem in evaluation}
     if name == "countdown":
-        assert not {problem.key for problem in train} & {problem.key for problem in held_out}
+        assert not {problem.key for problem in train} & {problem.key for problem in evaluation}
     if name == "telelogs":
-        assert not {problem.question for problem in train} & {problem.question for problem in held_out}
+        assert not {problem.question for problem in train} & {problem.question for problem in evaluation}

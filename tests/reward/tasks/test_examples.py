@@ -1,4 +1,4 @@
-"""What `launch.py tasks` shows of each task: a right answer that is right, a wrong one that is wrong."""
+"""The examples that `launch.py tasks` shows of each task: the correct ones are correct, the incorrect ones are not."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from reward.tasks.countdown.task import CountdownOptions, CountdownTask
 GENERATED = [name for name in task_names() if isinstance(build_task(name, {}), GeneratedTask)]
 
 
-def test_some_tasks_make_their_problems_themselves() -> None:
+def test_some_tasks_generate_their_problems() -> None:
     assert GENERATED == ["countdown", "telelogs"]
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_the_examples_of_the_first_problems_are_as_they_say(name: str) -> None:
+def test_the_examples_of_the_first_problems_have_the_stated_outcomes(name: str) -> None:
     task = build_task(name, {})
     assert isinstance(task, GeneratedTask)
     for problem in task.problems("train")[:20]:
@@ -36,8 +36,8 @@ def test_the_examples_of_the_first_problems_are_as_they_say(name: str) -> None:
 
 
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=3), st.data())
-def test_a_wrong_expression_is_wrong_for_any_puzzle(numbers: list[int], data: Any) -> None:
-    """Also where the sum of the numbers is the target."""
+def test_an_incorrect_example_is_incorrect_for_any_puzzle(numbers: list[int], data: Any) -> None:
+    """This holds even if the sum of the numbers is the target."""
     targets = sorted(value for value in reachable_values(tuple(numbers)) if isinstance(value, int))
     puzzle = Puzzle(tuple(numbers), data.draw(st.sampled_from([sum(numbers), *targets])))
     task = CountdownTask(CountdownOptions())
@@ -59,8 +59,8 @@ class Echo:
     def problems(self, split): return [split]
     def render(self, problem): return f"Say {problem}."
     def verify(self, problem, response):
-        right = response == problem
-        return Verdict("correct" if right else "incorrect", float(right), response, "")
+        correct = response == problem
+        return Verdict("correct" if correct else "incorrect", float(correct), response, "")
     def example(self, problem): return Example(problem, "nothing")
 
 TASK = Echo
@@ -68,7 +68,7 @@ TASK = Echo
 
 
 def test_a_task_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That there is one is all that has to be said."""
+    """The file is enough; no list names the task."""
     (tmp_path / "echo").mkdir()
     (tmp_path / "echo" / "task.py").write_text(ONE_FILE)
     monkeypatch.setattr(reward.tasks, "__path__", [*reward.tasks.__path__, str(tmp_path)])
@@ -84,12 +84,12 @@ def test_a_task_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("name", task_names())
-def test_every_task_shows_what_is_right_and_what_is_wrong(name: str) -> None:
-    first, example, right, wrong = describe_task(name)
+def test_every_task_shows_a_correct_and_an_incorrect_response(name: str) -> None:
+    first, example, correct, incorrect = describe_task(name)
     assert first.startswith(f"{name}: ")
     assert example.startswith("  for example: ")
-    assert right.startswith("  correct: ")
-    assert wrong.startswith("  incorrect: ")
+    assert correct.startswith("  correct: ")
+    assert incorrect.startswith("  incorrect: ")
 
 
 def test_long_prompts_are_shown_with_their_beginning_and_end_on_one_line() -> None:

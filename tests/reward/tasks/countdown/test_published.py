@@ -1,4 +1,4 @@
-"""Puzzles of a data set like the published one: each once, in one split, whatever the order of its numbers."""
+"""Puzzles of a data set like the published one: each appears once, in one split, in any order of its numbers."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ rows = st.lists(
 
 
 @settings(max_examples=60)
-@given(rows=rows, share=st.floats(0.05, 0.95), seed=st.integers(0, 5))
+@given(rows=rows, fraction=st.floats(0.05, 0.95), seed=st.integers(0, 5))
 def test_no_puzzle_is_in_both_splits_and_none_is_lost(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], share: float, seed: int
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], fraction: float, seed: int
 ) -> None:
-    built = task(tmp_path_factory.mktemp("data"), rows, eval_fraction=share, seed=seed)
-    train, held_out = ([p.key for p in built.problems(split)] for split in ("train", "eval"))
-    assert not set(train) & set(held_out)
+    built = task(tmp_path_factory.mktemp("data"), rows, eval_fraction=fraction, seed=seed)
+    train, evaluation = ([p.key for p in built.problems(split)] for split in ("train", "eval"))
+    assert not set(train) & set(evaluation)
     wanted = {(tuple(sorted(row["nums"])), row["target"]) for row in rows}
-    assert len(train) + len(held_out) == len({*train, *held_out}) == len(wanted)
+    assert len(train) + len(evaluation) == len({*train, *evaluation}) == len(wanted)
 
 
 def test_a_split_depends_on_the_puzzle_alone(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_split_depends_on_the_puzzle_alone(tmp_path: Path) -> None:
     assert [p.key for p in there.problems("train")] != [p.key for p in back.problems("train")]
 
 
-def test_repeated_puzzles_are_said(tmp_path: Path) -> None:
+def test_a_note_says_how_many_puzzles_are_repeated(tmp_path: Path) -> None:
     twice = [*drawn(5), {"target": 24, "nums": [1, 2, 3]}, {"target": 24, "nums": [3, 1, 2]}]
     (note,) = task(tmp_path, twice).notes()
     assert "1 of 7 rows repeat an earlier puzzle (in any order)" in note
@@ -69,12 +69,12 @@ def test_repeated_puzzles_are_said(tmp_path: Path) -> None:
     assert CountdownTask(CountdownOptions()).notes() == ()
 
 
-def test_some_of_them_are_chosen(tmp_path: Path) -> None:
+def test_the_options_select_puzzles(tmp_path: Path) -> None:
     built = task(tmp_path, drawn(300), numbers=3, train_puzzles=20, orders_per_puzzle=2)
-    asked = built.problems("train")
-    assert len({p.key for p in asked}) == 20
-    assert len(asked) > 30
-    assert {len(p.numbers) for p in asked} == {3}
+    selected = built.problems("train")
+    assert len({p.key for p in selected}) == 20
+    assert len(selected) > 30
+    assert {len(p.numbers) for p in selected} == {3}
     easy = task(tmp_path, drawn(300), difficulty="easy").problems("train")
     assert easy
     assert {difficulty_of(p) for p in easy} == {"easy"}
@@ -97,14 +97,16 @@ def test_some_of_them_are_chosen(tmp_path: Path) -> None:
         ({"target": 3, "nums": [1, 2.0]}, "'nums' must be a list"),
     ],
 )
-def test_a_row_that_is_no_puzzle_is_one_line(tmp_path: Path, row: dict[str, Any], mistake: str) -> None:
+def test_a_row_that_is_not_a_puzzle_is_reported_in_one_line(
+    tmp_path: Path, row: dict[str, Any], mistake: str
+) -> None:
     with pytest.raises(ValueError, match=r".+") as refusal:
         task(tmp_path, [*drawn(2), row]).problems("train")
     assert str(refusal.value).startswith(f"puzzles.jsonl:3: {mistake}")
     assert "\n" not in str(refusal.value)
 
 
-def test_settings_of_the_generator_are_refused_beside_data() -> None:
+def test_options_of_the_generator_are_refused_together_with_data() -> None:
     with pytest.raises(
         ValidationError, match="number_max, target_min: these options select generated puzzles"
     ):

@@ -29,7 +29,7 @@ SPLITS: tuple[Split, Split] = ("train", "eval")
 
 
 def brute_force(numbers: tuple[int, ...]) -> set[Fraction]:
-    """Every reachable value, by combining any two of a list until one is left."""
+    """Return every reachable value, by combining any two of a list until one is left."""
     if len(numbers) == 1:
         return {Fraction(numbers[0])}
     found = set()
@@ -79,7 +79,7 @@ def test_a_puzzle_needs_numbers_without_a_sign(numbers: tuple[int, ...]) -> None
         Puzzle(numbers, 3)
 
 
-def test_the_key_forgets_the_order() -> None:
+def test_the_key_ignores_the_order() -> None:
     assert Puzzle((7, 3, 10), 38).key == Puzzle((10, 7, 3), 38).key == "3 7 10 = 38"
 
 
@@ -104,7 +104,7 @@ def test_a_seed_decides_everything_and_only_itself(number_max: int) -> None:
     assert first == again != other
 
 
-def test_a_listed_space_is_whole() -> None:
+def test_a_listed_space_is_complete() -> None:
     everything = {
         Puzzle(numbers, int(value)).key
         for numbers in itertools.combinations_with_replacement(range(1, 5), 3)
@@ -119,14 +119,14 @@ def test_the_splits_are_the_same_in_every_process() -> None:
     code = "from reward.tasks.countdown.puzzles import *; print([p.key for p in generate_puzzles('eval', 20, 3)])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == str([puzzle.key for puzzle in generate_puzzles("eval", 20, 3)])
-    # Written down, so that a change of the hash, which would leak held-out puzzles into training, is seen.
+    # Fixed values, because a change of the hash would leak eval puzzles into training.
     assert split_of(Puzzle((3, 5, 7), 38)) == "train"
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_the_held_out_share_is_kept(share: float) -> None:
-    held_out, train = (len(generate_puzzles(s, None, 0, eval_fraction=share)) for s in reversed(SPLITS))
-    assert held_out / (held_out + train) == pytest.approx(share, abs=0.03)
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
+def test_the_eval_fraction_is_kept(fraction: float) -> None:
+    evaluation, train = (len(generate_puzzles(s, None, 0, eval_fraction=fraction)) for s in reversed(SPLITS))
+    assert evaluation / (evaluation + train) == pytest.approx(fraction, abs=0.03)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,12 @@ def test_the_held_out_share_is_kept(share: float) -> None:
         ({"split": "test"}, "split must be"),
     ],
 )
-def test_what_cannot_be_generated_is_refused(arguments: dict[str, object], message: str) -> None:
+def test_impossible_requests_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate_puzzles(**({"split": "train", "count": 10, "seed": 0} | arguments))  # type: ignore[arg-type]
 
 
-def test_prompts_say_the_puzzle() -> None:
+def test_prompts_state_the_puzzle() -> None:
     puzzle = Puzzle((7, 3, 5), 38)
     assert compact_prompt(puzzle) == "7 3 5 = 38\n"
     (message,) = chat_prompt(puzzle)
@@ -163,11 +163,11 @@ def test_the_example_in_the_chat_prompt_is_well_formed() -> None:
     assert verify(chat_prompt(Puzzle((7, 3), 38))[0]["content"], Puzzle((1, 2, 3), 1)).correct
 
 
-def test_warmup_examples_have_the_form_and_are_mostly_wrong() -> None:
+def test_warmup_examples_are_well_formed_and_mostly_incorrect() -> None:
     puzzles = generate_puzzles("train", None, 0)
     by_prompt = {compact_prompt(puzzle): puzzle for puzzle in puzzles}
     examples = warmup_examples(puzzles, 2000, 0, correct_fraction=0.2, max_tries=3, repeat_fraction=0.5)
-    right = 0
+    correct = 0
     line_counts = set()
     for prompt, response in examples:
         puzzle = by_prompt[prompt]
@@ -181,9 +181,9 @@ def test_warmup_examples_have_the_form_and_are_mostly_wrong() -> None:
         for line in tries:
             expression, _, value = line.rpartition("=")
             assert verify(f"<answer>{expression}</answer>", Puzzle(puzzle.numbers, int(value))).correct
-        right += verdict.correct
+        correct += verdict.correct
     assert line_counts == {0, 1, 2, 3}
-    assert 0.2 < right / len(examples) < 0.3
+    assert 0.2 < correct / len(examples) < 0.3
 
 
 def test_warmup_examples_follow_their_seed() -> None:
@@ -192,7 +192,7 @@ def test_warmup_examples_follow_their_seed() -> None:
     assert first == again != other
 
 
-def test_warmup_refuses_held_out_puzzles_and_nonsense() -> None:
+def test_warmup_refuses_eval_puzzles_and_invalid_arguments() -> None:
     with pytest.raises(ValueError, match="eval split"):
         warmup_examples([*generate_puzzles("train", 5, 0), *generate_puzzles("eval", 1, 0)], 10, 0)
     with pytest.raises(ValueError, match="at least one puzzle"):

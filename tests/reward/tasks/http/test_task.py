@@ -1,4 +1,4 @@
-"""An HTTP endpoint as verifier, with a real server that behaves in every way an endpoint should not."""
+"""An HTTP endpoint as verifier, with a real server that misbehaves in every way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROBLEM = {"prompt": "2 + 2?", "answer": "4"}
 
 
 class Service(ThreadingHTTPServer):
-    """Does what the response says; otherwise it compares it with the answer."""
+    """Does what the response says, or compares it with the answer."""
 
     daemon_threads = True
 
@@ -42,8 +42,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         service = self.server
-        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = question["response"]
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = request["response"]
         with service.lock:
             service.asked.append(text)
             tries = service.asked.count(text)
@@ -69,8 +69,8 @@ class Handler(BaseHTTPRequestHandler):
                 service.closing.wait(0.1)
                 self.reply(200, b'{"reward": 1}')
             case _:
-                right = text == question["problem"]["answer"] or text.startswith("busy")
-                self.reply(200, json.dumps({"reward": float(right), "answer": text}).encode())
+                correct = text == request["problem"]["answer"] or text.startswith("busy")
+                self.reply(200, json.dumps({"reward": float(correct), "answer": text}).encode())
 
     def reply(self, status: int, body: bytes) -> None:
         with self.server.lock:  # before the client hears it, and asks again
@@ -115,7 +115,7 @@ async def verdicts(url: str, responses: list[str], **options: Any) -> list[Verdi
         await scorer.close()
 
 
-async def test_what_it_says_is_the_verdict(service: Service) -> None:
+async def test_the_reply_of_the_service_is_the_verdict(service: Service) -> None:
     responses = ["4", "5", 'body:{"reward": 0.5, "outcome": "correct", "reason": "nearly"}', "\ud800"]
     assert await verdicts(service.url, responses) == [
         Verdict("correct", 1.0, "4", ""),
@@ -150,7 +150,7 @@ async def test_what_it_says_is_the_verdict(service: Service) -> None:
         ("body:" + "x" * 2**22, "error", "answered with text that is not JSON: 'xxx", 1),
     ],
 )
-async def test_what_is_no_verdict_is_an_error_and_not_a_zero(
+async def test_an_invalid_verdict_is_an_error_and_not_a_zero(
     service: Service, response: str, outcome: str, reason: str, attempts: int
 ) -> None:
     verdict, other = await verdicts(
@@ -163,12 +163,12 @@ async def test_what_is_no_verdict_is_an_error_and_not_a_zero(
     assert other.outcome == "correct", "the others have their verdicts"
 
 
-async def test_what_fails_for_the_moment_is_asked_again(service: Service) -> None:
-    judged = await verdicts(service.url, ["busy:1", "busy:2", "busy:3"])
-    assert [verdict.outcome for verdict in judged] == ["correct", "correct", "error"]
+async def test_temporary_failures_are_retried(service: Service) -> None:
+    scored = await verdicts(service.url, ["busy:1", "busy:2", "busy:3"])
+    assert [verdict.outcome for verdict in scored] == ["correct", "correct", "error"]
 
 
-async def test_no_more_at_a_time_than_allowed(service: Service) -> None:
+async def test_concurrency_is_limited(service: Service) -> None:
     scorer = make_scorer(task(service.url, concurrency=3, timeout_s=30), RewardConfig(), [])
     await scorer.start()
     await asyncio.gather(*(scored_by(scorer, PROBLEM, ["slow"] * 4) for _ in range(3)))
@@ -177,8 +177,8 @@ async def test_no_more_at_a_time_than_allowed(service: Service) -> None:
 
 
 async def test_rewards_of_a_service_are_shaped_and_its_outcomes_are_not(service: Service) -> None:
-    """A character costs 0.1. What the service has no verdict on, or the function no number for, has none; and what
-    hangs in the one or the other holds up none of the others."""
+    """Each character costs 0.1. If the service or the shaping function fails on a response, there is no verdict on it.
+    If one of them hangs, no other response has to wait."""
     shaping = [{"function": "tests.reward.tasks.python.rewards:length_or_hang", "weight": -0.1}]
     reward = RewardConfig.model_validate(
         {"processes_per_worker": 2, "verifier_timeout_s": 60, "shaping": shaping}
@@ -188,8 +188,8 @@ async def test_rewards_of_a_service_are_shaped_and_its_outcomes_are_not(service:
     asked = ["4", "55", "status:404:", "hang", "endless", "no number"]
     seen: dict[int, Verdict] = {}
     async with asyncio.timeout(40):
-        async for placed in scorer.score([(PROBLEM, text) for text in asked]):
-            seen |= dict(placed)
+        async for arrived in scorer.score([(PROBLEM, text) for text in asked]):
+            seen |= dict(arrived)
             if len(seen) == 4:
                 break
     await scorer.close()
@@ -203,7 +203,7 @@ async def test_rewards_of_a_service_are_shaped_and_its_outcomes_are_not(service:
     assert "returned the reward nan" in seen[5].reason
 
 
-async def test_a_problem_that_is_not_json_is_said(service: Service) -> None:
+async def test_a_problem_that_is_not_json_is_reported(service: Service) -> None:
     scorer = make_scorer(task(service.url), RewardConfig(), [])
     await scorer.start()
     (verdict,) = await scored_by(scorer, {"when": {1, 2}}, ["4"])
@@ -211,7 +211,7 @@ async def test_a_problem_that_is_not_json_is_said(service: Service) -> None:
     assert "the problem is not JSON (Object of type set is not JSON serializable)" in verdict.reason
 
 
-def test_an_endpoint_is_tried_before_the_run(service: Service) -> None:
+def test_an_endpoint_is_checked_before_the_run(service: Service) -> None:
     assert verifier_problem(task(service.url), RewardConfig(), [], PROBLEM) is None
     assert service.asked == [""]
     nobody = "http://127.0.0.1:9/judge"
@@ -229,6 +229,6 @@ def test_an_endpoint_is_tried_before_the_run(service: Service) -> None:
 
 
 @pytest.mark.parametrize("url", ["judge", "ftp://host/judge", "http://", "localhost:80"])
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="write it as http://host:port/path"):
         make_scorer(task(url), RewardConfig(), [])

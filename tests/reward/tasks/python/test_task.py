@@ -1,5 +1,5 @@
-"""A user's function as verifier, in a real sandbox: found, called in each of its forms, and checked for what it
-returns."""
+"""A user's function as verifier in a real sandbox: it is found, called in each of its forms, and its values are
+checked."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ async def verdicts(
     [("exact", False), ("patient", False), ("many", True), ("patient_with_many", True)],
 )
 async def test_functions_of_every_form(function: str, batched: bool) -> None:
-    judged = await verdicts(function, ["4", "5"] * 20, batched=batched)
-    assert [verdict.outcome for verdict in judged] == ["correct", "incorrect"] * 20
-    assert [verdict.reward for verdict in judged] == [1.0, 0.0] * 20
+    scored = await verdicts(function, ["4", "5"] * 20, batched=batched)
+    assert [verdict.outcome for verdict in scored] == ["correct", "incorrect"] * 20
+    assert [verdict.reward for verdict in scored] == [1.0, 0.0] * 20
 
 
 async def test_a_failure_is_one_responses_own() -> None:
     responses = ["4"] * 10 + ["raise"] + ["4"] * 10
-    judged = await verdicts("raising_sometimes", responses)
-    assert [verdict.outcome for verdict in judged] == ["correct"] * 10 + ["error"] + ["correct"] * 10
-    assert judged[10].reason.startswith("KeyError: 'rubric' (rewards.py:")
-    judged = await verdicts("many_and_one_is_nothing", ["4", "nothing", "4"], batched=True)
-    assert [verdict.outcome for verdict in judged] == ["correct", "error", "correct"]
+    scored = await verdicts("raising_sometimes", responses)
+    assert [verdict.outcome for verdict in scored] == ["correct"] * 10 + ["error"] + ["correct"] * 10
+    assert scored[10].reason.startswith("KeyError: 'rubric' (rewards.py:")
+    scored = await verdicts("many_and_one_is_nothing", ["4", "nothing", "4"], batched=True)
+    assert [verdict.outcome for verdict in scored] == ["correct", "error", "correct"]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ async def test_a_failure_is_one_responses_own() -> None:
         ("no_list", True, "the verifier returned 1.0 for 1 responses, not a list"),
     ],
 )
-async def test_what_is_no_reward_is_an_error_and_not_a_zero(
+async def test_an_invalid_reward_is_an_error_and_not_a_zero(
     function: str, batched: bool, reason: str
 ) -> None:
     (verdict,) = await verdicts(function, [""], batched=batched)
@@ -72,7 +72,7 @@ async def test_what_is_no_reward_is_an_error_and_not_a_zero(
     assert verdict.reason.startswith(reason)
 
 
-def test_a_sound_verifier_passes_its_trial() -> None:
+def test_a_working_verifier_passes_the_check() -> None:
     assert verifier_problem(task("exact"), RewardConfig(), [], PROBLEM) is None
 
 
@@ -94,7 +94,7 @@ def test_a_sound_verifier_passes_its_trial() -> None:
         ("forgetful", "the verifier gave no verdict on an empty response: the verifier returned None"),
     ],
 )
-def test_what_can_be_known_before_the_run_is_one_line(function: str, obstacle: str) -> None:
+def test_mistakes_found_before_the_run_are_one_line(function: str, obstacle: str) -> None:
     found = verifier_problem(task(function), RewardConfig(), [], PROBLEM)
     assert found is not None
     assert found.startswith(obstacle)
@@ -114,15 +114,15 @@ def test_a_module_that_cannot_be_imported_says_where(tmp_path: Path) -> None:
 
 
 async def test_rewards_are_shaped_and_outcomes_are_not() -> None:
-    """Right is 1, and a character costs 0.1; what shapes may fail as well."""
+    """A correct answer gives 1, and each character costs 0.1. A shaping function may fail as well."""
     here = "tests.reward.tasks.python.rewards"
     shaped = RewardConfig.model_validate(
         {"processes_per_worker": 1, "shaping": [{"function": f"{here}:length", "weight": -0.1}]}
     )
     for function, batched in (("exact", False), ("many", True)):
-        judged = await verdicts(function, ["4", "5555"], shaped, batched=batched)
-        assert [verdict.outcome for verdict in judged] == ["correct", "incorrect"]
-        assert [verdict.reward for verdict in judged] == pytest.approx([0.9, -0.4])
+        scored = await verdicts(function, ["4", "5555"], shaped, batched=batched)
+        assert [verdict.outcome for verdict in scored] == ["correct", "incorrect"]
+        assert [verdict.reward for verdict in scored] == pytest.approx([0.9, -0.4])
     assert await verdicts("abstain", ["4"], shaped) == [Verdict("error", 0.0, None, "no access")]
     failing = RewardConfig.model_validate({"shaping": [{"function": f"{here}:never_a_number"}]})
     (verdict,) = await verdicts("exact", ["4"], failing)

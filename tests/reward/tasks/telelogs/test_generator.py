@@ -1,5 +1,5 @@
-"""Generated problems: decided by their seed, solvable from the causes' definitions alone, really caused by what their
-answer says, and with nothing about them that gives the answer away."""
+"""Generated problems: their seed decides them, the definitions of the causes solve them, the stated cause is the real
+one, and no superficial feature reveals it."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def problems(style: Style, count: int, randomized: bool = False) -> list[Problem
 # --- Solvable
 
 
-def assert_solved(asked: Sequence[Problem]) -> None:
-    """In at least 99 %; and if not, says which cause is taken for which."""
+def assert_solved(drawn: Sequence[Problem]) -> None:
+    """Check that at least 99 % are solved; otherwise the message says which causes are confused."""
     confused: Counter[tuple[str, str]] = Counter()
-    for problem in asked:
-        said = solve(problem.question)
-        if said != problem.answer:
-            taken_for = read_question(problem.question).options[said] if said else "none"
+    for problem in drawn:
+        predicted = solve(problem.question)
+        if predicted != problem.answer:
+            taken_for = read_question(problem.question).options[predicted] if predicted else "none"
             confused[problem.cause, taken_for] += 1
-    asked_of = Counter(problem.cause for problem in asked)
-    assert confused.total() <= 0.01 * len(asked), "\n".join(
+    asked_of = Counter(problem.cause for problem in drawn)
+    assert confused.total() <= 0.01 * len(drawn), "\n".join(
         f"{cause} taken for {taken_for}: {count} of {asked_of[cause]}"
         for (cause, taken_for), count in confused.most_common()
     )
@@ -67,7 +67,7 @@ def test_the_rules_find_the_cause_in_the_words_for_small_instruct_models() -> No
 
 
 def test_the_solver_knows_nothing_of_the_generator() -> None:
-    """Of ours, it may import the definitions of the causes and the reader of questions, and those nothing more."""
+    """The solver may import only the definitions of the causes and the parser of prompts, and so may these two."""
     known = {"reward.tasks.telelogs", "reward.tasks.telelogs.causes", "reward.tasks.telelogs.parsing"}
     for module in (solver, parsing):
         assert module.__file__ is not None
@@ -83,7 +83,7 @@ def test_the_solver_knows_nothing_of_the_generator() -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("label", LABELS)
 def test_the_throughput_is_low_because_of_the_one_cause(label: str, size: Size) -> None:
-    """It is low in the section and nowhere else; no other cause is there; and without it, it would not be low."""
+    """It is low in the section only, no other cause holds, and without the cause it would not be low."""
     for seed in range(10):
         rng = random.Random(seed)
         outline = draw_outline(size, rng)
@@ -98,29 +98,29 @@ def test_the_throughput_is_low_because_of_the_one_cause(label: str, size: Size) 
 # --- Decided by the seed
 
 
-def test_a_problem_is_decided_by_seed_split_and_place() -> None:
+def test_a_problem_is_decided_by_seed_split_and_index() -> None:
     for style in STYLES:
-        recipe = GeneratorOptions("train", style, seed=3)
-        assert [generate(recipe, i) for i in range(8)] == [generate(recipe, i) for i in reversed(range(8))][
+        options = GeneratorOptions("train", style, seed=3)
+        assert [generate(options, i) for i in range(8)] == [generate(options, i) for i in reversed(range(8))][
             ::-1
         ]
     assert generate(GeneratorOptions("train"), 0) != generate(GeneratorOptions("train", seed=1), 0)
 
 
-def test_they_are_a_sequence_that_travels() -> None:
-    asked = GeneratedProblems(GeneratorOptions("train", "compact"), 12)
-    listed = list(asked)
-    assert (len(asked), len(listed)) == (12, 12)
-    assert asked[-1] == listed[11]
-    assert asked[2:10:3] == listed[2:10:3]
-    assert pickle.loads(pickle.dumps(asked))[5] == listed[5]
+def test_generated_problems_are_a_picklable_sequence() -> None:
+    drawn = GeneratedProblems(GeneratorOptions("train", "compact"), 12)
+    listed = list(drawn)
+    assert (len(drawn), len(listed)) == (12, 12)
+    assert drawn[-1] == listed[11]
+    assert drawn[2:10:3] == listed[2:10:3]
+    assert pickle.loads(pickle.dumps(drawn))[5] == listed[5]
     with pytest.raises(IndexError):
-        asked[12]
+        drawn[12]
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_train_and_held_out_share_no_question_whatever_the_seeds(style: Style) -> None:
-    asked = {
+def test_train_and_eval_share_no_prompt_for_any_seeds(style: Style) -> None:
+    drawn = {
         split: {
             problem.question
             for seed in (0, 1)
@@ -128,38 +128,38 @@ def test_train_and_held_out_share_no_question_whatever_the_seeds(style: Style) -
         }
         for split in ("train", "eval")
     }
-    assert not asked["train"] & asked["eval"]
-    assert {len(questions) for questions in asked.values()} == {128}
+    assert not drawn["train"] & drawn["eval"]
+    assert {len(questions) for questions in drawn.values()} == {128}
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_a_site_belongs_to_one_split_whatever_the_seed(split: Split) -> None:
-    """By its name alone, so that no network that is held out is ever trained on."""
+    """The site's id alone decides, so that no eval network is ever trained on."""
     for seed in (0, 1):
         for problem in GeneratedProblems(GeneratorOptions(split, seed=seed), 24):
             for cell in read_question(problem.question).cells.values():
                 assert split_of(cell.site, 0.1) == split
 
 
-# --- Giving nothing away
+# --- Features that must not reveal the cause
 
 
 def test_all_causes_are_equally_frequent() -> None:
     assert set(Counter(problem.cause for problem in problems("compact", 80)).values()) == {10}
 
 
-def test_the_right_label_of_the_randomised_variant_tells_nothing() -> None:
-    asked = problems("compact", 400, randomized=True)
-    places = Counter(problem.labels.index(problem.answer) for problem in asked)
-    assert places.most_common(1)[0][1] < 0.25 * len(asked)
+def test_the_position_of_the_correct_label_reveals_nothing() -> None:
+    drawn = problems("compact", 400, randomized=True)
+    places = Counter(problem.labels.index(problem.answer) for problem in drawn)
+    assert places.most_common(1)[0][1] < 0.25 * len(drawn)
 
 
 def full_features(question: str) -> dict[str, float]:
-    """What can be seen without understanding anything."""
+    """Return features that can be seen without any understanding."""
     lines = [line.split("|") for line in question.splitlines() if line.count("|") > 10]
     split = next(i for i, fields in enumerate(lines) if fields[0] == "gNodeB ID")
     rows, cells = lines[1:split], lines[split + 1 :]
-    (place,) = (i for i, cell in enumerate(cells) if cell[10] == rows[-1][4])
+    (index,) = (i for i, cell in enumerate(cells) if cell[10] == rows[-1][4])
     return {
         "length": len(question),
         "cells": len(cells),
@@ -168,8 +168,8 @@ def full_features(question: str) -> dict[str, float]:
         "first PCI": int(rows[0][4]),
         "last PCI": int(rows[-1][4]),
         "first cell's PCI": int(cells[0][10]),
-        "place of the serving cell": place,
-        "number of the serving cell": int(cells[place][1]),
+        "index of the serving cell": index,
+        "number of the serving cell": int(cells[index][1]),
         "second": float(rows[0][0][-9:]),
         "longitude": float(rows[0][1]),
         "gNodeB": int(cells[0][0]),
@@ -187,12 +187,12 @@ def compact_features(question: str) -> dict[str, float]:
         "first cell's PCI": int(cells[0][0]),
         "first site": ord(cells[0][1]),
         "height": int(cells[0][3]),
-        "place of the serving cell": [cell[0] for cell in cells].index(rows[-1][1]),
+        "index of the serving cell": [cell[0] for cell in cells].index(rows[-1][1]),
     }
 
 
 def accuracy_of_naive_bayes(rows: Sequence[Mapping[str, float]], causes: Sequence[str]) -> float:
-    """Learned on the first half, each feature cut into ten parts; measured on the second."""
+    """Return the accuracy on the second half after training on the first, with ten bins per feature."""
     half = len(rows) // 2
     scores = [dict.fromkeys(LABELS, 0.0) for _ in rows[half:]]
     for name in rows[0]:
@@ -205,21 +205,21 @@ def accuracy_of_naive_bayes(rows: Sequence[Mapping[str, float]], causes: Sequenc
             part = seen[bisect.bisect(edges, row[name])]
             for label in LABELS:
                 score[label] += math.log((part[label] + 1) / (part.total() + len(LABELS)))
-    said = [max(score, key=lambda label: score[label]) for score in scores]
-    return sum(a == b for a, b in zip(said, causes[half:], strict=True)) / len(said)
+    predicted = [max(score, key=lambda label: score[label]) for score in scores]
+    return sum(a == b for a, b in zip(predicted, causes[half:], strict=True)) / len(predicted)
 
 
 @pytest.mark.parametrize(("style", "features"), [("full", full_features), ("compact", compact_features)])
-def test_what_is_seen_without_understanding_says_next_to_nothing(
+def test_superficial_features_reveal_almost_nothing(
     style: Style, features: Callable[[str], Mapping[str, float]]
 ) -> None:
-    """Chance is 0.125. Of full questions the length tells weak signals a little: -100.00 has one digit more."""
-    asked = problems(style, 800)
-    seen = [features(problem.question) for problem in asked]
-    causes = [problem.cause for problem in asked]
+    """Chance is 0.125. The length of a full prompt reveals weak signals slightly: -100.00 has one digit more."""
+    drawn = problems(style, 800)
+    seen = [features(problem.question) for problem in drawn]
+    causes = [problem.cause for problem in drawn]
     assert accuracy_of_naive_bayes(seen, causes) < 0.25
     told = [{**row, "answer": LABELS.index(cause)} for row, cause in zip(seen, causes, strict=True)]
-    assert accuracy_of_naive_bayes(told, causes) > 0.9, "else this classifier finds nothing anywhere"
+    assert accuracy_of_naive_bayes(told, causes) > 0.9, "otherwise this classifier could not find anything"
 
 
 # --- Their form
@@ -237,10 +237,10 @@ def test_full_questions_are_as_long_as_the_published_ones() -> None:
 
 @pytest.mark.parametrize("randomized", [False, True])
 def test_compact_questions_are_short_and_of_few_characters(randomized: bool) -> None:
-    asked = problems("compact", 160, randomized)
-    assert set("".join(problem.question for problem in asked)) <= set(COMPACT_CHARACTERS)
-    assert max(len(problem.question) for problem in asked) < 400
-    assert set("".join(label for problem in asked for label in problem.labels)) <= set(COMPACT_CHARACTERS)
+    drawn = problems("compact", 160, randomized)
+    assert set("".join(problem.question for problem in drawn)) <= set(COMPACT_CHARACTERS)
+    assert max(len(problem.question) for problem in drawn) < 400
+    assert set("".join(label for problem in drawn for label in problem.labels)) <= set(COMPACT_CHARACTERS)
     assert ANSWER_TAGS == ("\\boxed{", "}")
 
 
@@ -248,22 +248,22 @@ def test_a_number_of_a_compact_question_has_always_the_same_width() -> None:
     assert len({len(problem.question) for problem in problems("compact", 80)}) == 1
 
 
-def test_who_serves_is_among_the_cells_and_missing_values_are_minus_signs() -> None:
-    asked = problems("full", 80)
-    for problem in asked:
+def test_serving_cells_are_listed_and_missing_values_are_minus_signs() -> None:
+    drawn = problems("full", 80)
+    for problem in drawn:
         read = read_question(problem.question)
         heard = {row.serving for row in read.rows} | {pci for row in read.rows for pci, _ in row.neighbours}
         assert heard <= set(read.cells)
-    assert any("|-|" in problem.question for problem in asked)
+    assert any("|-|" in problem.question for problem in drawn)
 
 
-def test_what_another_cause_would_look_like_is_there_too() -> None:
-    """Else one look at one column would do: a neighbour with the same PCI modulo 30 that is weak, one close neighbour,
-    a near cell with a large downtilt, a far cell that does not serve."""
-    asked = [(problem.cause, read_question(problem.question)) for problem in problems("full", 800)[:160]]
+def test_features_that_look_like_another_cause_occur() -> None:
+    """Otherwise one column would reveal the cause. The features are a weak neighbour with the same PCI modulo 30, one
+    close neighbour, a near cell with a large downtilt, and a far cell that does not serve."""
+    drawn = [(problem.cause, read_question(problem.question)) for problem in problems("full", 800)[:160]]
 
     def in_rows_without(label: str) -> Iterator[tuple[ReadQuestion, ReadRow]]:
-        return ((read, row) for cause, read in asked if cause != label for row in read.rows)
+        return ((read, row) for cause, read in drawn if cause != label for row in read.rows)
 
     assert any(pci % 30 == row.serving % 30 for _, row in in_rows_without("C6") for pci, _ in row.neighbours)
     assert any(

@@ -1,4 +1,4 @@
-"""TeleLogs as a task, from its options to its verdicts; and how other data become its problems, or why not."""
+"""TeleLogs as a task: options, verdicts, and problems from users' data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_jsonl(file: Path, rows: Sequence[Any]) -> Path:
 
 @pytest.mark.parametrize("style", ["full", "compact", "compact_chat"])
 @pytest.mark.parametrize("randomized", [False, True])
-def test_the_right_label_is_right_and_every_other_is_wrong(style: str, randomized: bool) -> None:
+def test_the_correct_label_is_correct_and_every_other_is_not(style: str, randomized: bool) -> None:
     built = build_task("telelogs", {"style": style, "randomized_labels": randomized, "train_problems": 16})
     asked = built.problems("train")
     assert len(asked) == 16
@@ -59,7 +59,7 @@ def test_compact_questions_are_plain_text_and_the_others_chat_messages() -> None
         assert isinstance(built.render(built.problems("train")[0]), kind)
 
 
-def test_options_that_are_none_are_refused() -> None:
+def test_unknown_options_are_refused() -> None:
     with pytest.raises(ValidationError):
         TeleLogsOptions.model_validate({"styel": "full"})
 
@@ -68,21 +68,21 @@ def test_options_that_are_none_are_refused() -> None:
 
 
 @given(st.sampled_from(LABELS), st.randoms(use_true_random=False))
-def test_randomized_options_are_five_to_eight_with_the_right_one_under_other_labels(
-    right: str, rng: Any
+def test_randomized_options_are_five_to_eight_with_the_correct_one_under_other_labels(
+    correct: str, rng: Any
 ) -> None:
-    options = randomized_options(right, rng)
+    options = randomized_options(correct, rng)
     causes = [option.cause for option in options]
     printed = [option.printed for option in options]
     assert 5 <= len(options) <= 8
-    assert right in causes
+    assert correct in causes
     assert len(set(causes)) == len(set(printed)) == len(options)
     assert not set(printed) & set(LABELS)
     kinds = {(len(label), label[-1].isdigit(), label[0].isupper()) for label in printed}
     assert kinds in ({(1, True, False)}, {(2, True, True)})
 
 
-def test_the_causes_are_shuffled_and_all_of_them_are_left_out_at_times() -> None:
+def test_the_causes_are_shuffled_and_each_is_sometimes_left_out() -> None:
     import random
 
     drawn = [randomized_options("C3", random.Random(seed)) for seed in range(200)]
@@ -133,20 +133,20 @@ def test_every_kind_of_file_gives_the_same_problems(
     file = write(tmp_path)
     built = task(data=str(file), eval_fraction=0.3)
     assert asked_by(built) == {row["question"]: row["answer"] for row in ROWS}
-    train, held_out = ({p.question for p in built.problems(split)} for split in ("train", "eval"))
-    assert not train & held_out
+    train, evaluation = ({p.question for p in built.problems(split)} for split in ("train", "eval"))
+    assert not train & evaluation
     assert train
-    assert held_out
+    assert evaluation
 
 
-def test_a_file_without_splits_is_cut_by_its_questions_whatever_their_order(tmp_path: Path) -> None:
+def test_a_file_without_splits_is_split_by_its_questions_in_any_order(tmp_path: Path) -> None:
     there = task(data=str(write_jsonl(tmp_path / "a.jsonl", ROWS)), eval_fraction=0.3)
     back = task(data=str(write_jsonl(tmp_path / "b.jsonl", ROWS[::-1])), eval_fraction=0.3)
     assert {p.question for p in there.problems("train")} == {p.question for p in back.problems("train")}
 
 
 def test_a_directory_with_a_train_and_a_test_file_keeps_its_splits(tmp_path: Path) -> None:
-    """But a question of the test is not trained on."""
+    """A question of the test file is not trained on."""
     write_jsonl(tmp_path / "telelogs_train.jsonl", ROWS[:30])
     write_jsonl(tmp_path / "test-00000-of-00001.jsonl", ROWS[28:])
     built = task(data=str(tmp_path))
@@ -161,14 +161,14 @@ def test_a_split_may_be_in_several_files(tmp_path: Path) -> None:
     assert len(task(data=str(tmp_path)).problems("train")) == 30
 
 
-def test_the_number_of_problems_is_limited_as_asked(tmp_path: Path) -> None:
+def test_the_options_limit_the_number_of_problems(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", ROWS[:30])
     write_jsonl(tmp_path / "test.jsonl", ROWS[30:])
     built = task(data=str(tmp_path), train_problems=7, eval_problems=3)
     assert (len(built.problems("train")), len(built.problems("eval"))) == (7, 3)
 
 
-def test_questions_of_the_users_get_randomised_labels_too(tmp_path: Path) -> None:
+def test_questions_of_users_can_get_randomized_labels(tmp_path: Path) -> None:
     """The solver reads the new list, and still finds the cause."""
     built = task(data=str(write_jsonl(tmp_path / "rows.jsonl", ROWS)), randomized_labels=True)
     asked: list[Problem] = [*built.problems("train"), *built.problems("eval")]
@@ -180,7 +180,7 @@ def test_questions_of_the_users_get_randomised_labels_too(tmp_path: Path) -> Non
     assert asked == [*built.problems("train"), *built.problems("eval")]
 
 
-def test_a_question_whose_causes_cannot_be_found_is_refused_only_where_they_must_be(tmp_path: Path) -> None:
+def test_a_question_without_a_list_of_causes_is_refused_only_if_labels_are_randomized(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [*ROWS[:2], {"question": "Why is it slow?", "answer": "C1"}])
     assert len(asked_by(task(data=str(file)))) == 3
     with pytest.raises(ValueError, match=r"jsonl:3: the list of causes C1 … C8 was not found.*to false"):
@@ -221,7 +221,7 @@ GOOD = '{"question": "q", "answer": "C1"}\n'
         ("a.txt", "q", r"a\.txt: the file name must end in \.jsonl"),
     ],
 )
-def test_a_mistake_in_the_data_is_one_line_that_says_where(
+def test_a_mistake_in_the_data_is_one_line_with_its_location(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str | bytes, complaint: str
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -232,14 +232,14 @@ def test_a_mistake_in_the_data_is_one_line_that_says_where(
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_data_that_are_nowhere_are_refused(tmp_path: Path) -> None:
+def test_missing_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no such file, and it is not a hub id"):
         task(data=str(tmp_path / "none.jsonl")).problems("train")
     with pytest.raises(ValueError, match=r"no \.jsonl, \.json, \.csv, \.parquet file in this directory"):
         task(data=str(tmp_path)).problems("train")
 
 
-def test_the_hub_is_asked_for_both_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_splits_are_loaded_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def load_dataset(name: str) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def test_the_hub_is_asked_for_both_splits(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == ["netop/TeleLogs"]
 
 
-def test_a_hub_that_refuses_is_one_line_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_of_the_hub_is_one_line_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(name: str) -> None:
         raise ConnectionError("gated\nrepository")
 

@@ -14,7 +14,7 @@ LETTERS = ("A3", "K1", "Z9", "B3", "Q5")
 
 
 def said(response: str, labels: tuple[str, ...] = LABELS) -> str | None:
-    """The label that was understood, None where the response names none."""
+    """Return the label that the verifier found, or None."""
     answer = verify(response, labels, labels[0]).answer
     return answer if answer in labels else None
 
@@ -43,7 +43,7 @@ def said(response: str, labels: tuple[str, ...] = LABELS) -> str | None:
         r"C1 C2 \boxed{C3} C4",
     ],
 )
-def test_what_is_understood_as_c3(response: str) -> None:
+def test_tolerated_forms_of_c3(response: str) -> None:
     assert said(response) == "C3"
 
 
@@ -85,7 +85,7 @@ def test_what_is_understood_as_c3(response: str) -> None:
         r"\boxed{" + "C3" + " " * 100 + "}",
     ],
 )
-def test_what_names_no_label(response: str) -> None:
+def test_responses_without_a_label(response: str) -> None:
     assert said(response) is None
     assert not verify(response, LABELS, "C3").correct
 
@@ -103,21 +103,21 @@ def test_what_names_no_label(response: str) -> None:
         ("C3", LETTERS, None),
     ],
 )
-def test_randomised_labels_are_taken_as_printed(
+def test_randomized_labels_are_accepted_as_printed(
     boxed: str, labels: tuple[str, ...], understood: str | None
 ) -> None:
     assert said(f"\\boxed{{{boxed}}}", labels) == understood
 
 
 @pytest.mark.parametrize("labels", [LABELS, DIGITS, LETTERS])
-def test_exactly_one_label_is_right(labels: tuple[str, ...]) -> None:
-    for right in labels:
+def test_exactly_one_label_is_correct(labels: tuple[str, ...]) -> None:
+    for correct in labels:
         for label in labels:
-            result = verify(f"therefore \\boxed{{{label}}}", labels, right)
-            assert (result.correct, result.answer) == (label == right, label)
+            result = verify(f"therefore \\boxed{{{label}}}", labels, correct)
+            assert (result.correct, result.answer) == (label == correct, label)
 
 
-def test_a_reason_says_what_was_wrong() -> None:
+def test_the_reason_names_the_mistake() -> None:
     assert verify("C3", LABELS, "C3").reason == "no \\boxed{…}"
     assert "not exactly one of the labels C1, C2" in verify(r"\boxed{C3, C4}", LABELS, "C3").reason
     assert verify(r"\boxed{C4}", LABELS, "C3").reason == "C4 is not the cause"
@@ -139,7 +139,7 @@ HOSTILE = st.lists(
 @example("\\boxed{C3}" * 2000 + "\\boxed{" * 2000)
 @example("\\boxed{" + "\\text{" * 3000)
 @example("\ud800\\boxed{\udfff}")
-def test_no_text_makes_it_fail_and_only_a_box_makes_it_right(response: str) -> None:
+def test_no_text_raises_and_only_a_box_is_correct(response: str) -> None:
     result = verify(response, LABELS, "C3")
     assert result.correct == (result.answer == "C3")
     if result.correct:
@@ -150,12 +150,12 @@ def test_no_text_makes_it_fail_and_only_a_box_makes_it_right(response: str) -> N
 
 
 @given(HOSTILE, st.text(alphabet="ab {}C3", max_size=20))
-def test_what_stands_before_the_last_box_is_of_no_consequence(before: str, after: str) -> None:
+def test_text_before_the_last_box_has_no_effect(before: str, after: str) -> None:
     assert said(f"{before}\\boxed{{C5}}{after}") == "C5"
 
 
-def test_ten_kilobytes_of_open_boxes_are_looked_at_once() -> None:
-    """Each brace is compared a few times at most: counted, not timed."""
+def test_ten_kilobytes_of_open_boxes_are_read_once() -> None:
+    """Each brace is compared a few times at most. Comparisons are counted, not timed."""
 
     class Counting(str):
         looked_at = 0
