@@ -1,12 +1,12 @@
-"""The reward plane: verdicts per second through the sandbox, and what a verifier that hangs costs the others.
+"""Reward throughput: verdicts per second through the sandbox, and the delay that one hanging verifier causes.
 
-    python benchmarks/reward_throughput.py            about a minute
-    python benchmarks/reward_throughput.py --smoke    tiny sizes, to see that it works
+    python benchmarks/reward_throughput.py            about one minute
+    python benchmarks/reward_throughput.py --smoke    tiny sizes, to check that it works
 
-Throughput is measured on Countdown, with responses like a model's: a few lines of arithmetic and an answer. Hang
-isolation is measured on 16 verdicts of 10 ms each that are asked for in one call, as the responses to a prompt are,
-once as they are and once with one of them hanging until it is killed: what counts is how long the others take. That is
-measured for verifiers that work and for `async` ones that wait, all at the same time, in one process.
+Throughput is measured on Countdown with typical responses: a few lines of arithmetic and an answer. Hang isolation is
+measured on 16 verdicts of 10 ms each, requested in one call like the responses to a prompt, with and without one that
+hangs until it is killed. The result is the time of the other verdicts. Both are measured for verifiers that compute,
+and for `async` verifiers that wait, all at the same time in one process.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from reward.tasks.countdown.task import CountdownOptions, CountdownTask
 RESPONSES = 16
 VERDICT_S = 0.01
 TIMEOUT_S = 2.0
-ASKED_AT_ONCE = 16
+REQUESTS_PER_CALL = 16
 
 
 def slow_or_hanging(problem: Any, response: str) -> bool:
-    """A user's verifier that takes 10 ms, or for ever."""
+    """A user's verifier that takes 10 ms, or hangs."""
     while response == "hang":
         pass
     time.sleep(VERDICT_S)
@@ -43,12 +43,13 @@ def slow_or_hanging(problem: Any, response: str) -> bool:
 
 
 async def waiting_or_hanging(problem: Any, response: str) -> bool:
-    """One that waits for somebody else so long, or for ever."""
+    """A user's verifier that waits for 10 ms, as for a service, or hangs."""
     await asyncio.sleep(1e6 if response == "hang" else VERDICT_S)
     return True
 
 
-def like_a_models(numbers: Sequence[int]) -> list[str]:
+def typical_responses(numbers: Sequence[int]) -> list[str]:
+    """Return responses as a model writes them: two attempts and an answer."""
     a, b, c = numbers
     tries = f"{a}+{b}={a + b}\n{a}*{b}+{c}={a * b + c}\n"
     return [f"{tries}<answer>({a}+{b}){operator}{c}</answer>" for operator in "+-*/"] * (RESPONSES // 4)
@@ -59,34 +60,34 @@ async def scored_by(sandbox: Sandbox, problem: Any, responses: Sequence[str]) ->
 
 
 async def verdicts_per_s(processes: int, groups: int, repeats: int) -> list[float]:
-    """Of whole batches of `groups` × 16 responses, in turn, after one that warms up."""
+    """Return the rates of `repeats` batches of `groups` × 16 responses, after one warm-up batch."""
     task = CountdownTask(CountdownOptions())
     puzzles = (task.problems("train") * (groups // 100 + 1))[:groups]
-    recipe = RunnerSpec("reward.runners:task_runner", ("countdown", {}, ()))
+    spec = RunnerSpec("reward.runners:task_runner", ("countdown", {}, ()))
     rates = []
-    async with Sandbox(recipe, Limits(), processes) as sandbox:
+    async with Sandbox(spec, Limits(), processes) as sandbox:
         for _ in range(repeats + 1):
             started = time.perf_counter()
-            await asyncio.gather(*(scored_by(sandbox, p, like_a_models(p.numbers)) for p in puzzles))
+            await asyncio.gather(*(scored_by(sandbox, p, typical_responses(p.numbers)) for p in puzzles))
             rates.append(round(groups * RESPONSES / (time.perf_counter() - started)))
     return rates[1:]
 
 
 async def seconds_of_others(function: str, processes: int, hanging: bool, repeats: int) -> list[float]:
-    """Until the last verdict but the hanging one is there, in each repetition."""
+    """Return the seconds until all verdicts except the hanging one are ready, for each repetition."""
     options = {"function": f"reward_throughput:{function}"}
-    recipe = RunnerSpec("reward.runners:task_runner", ("python", options, ()), (str(Path(__file__).parent),))
-    asked = [(None, "hang" if hanging and i == 0 else f"{i}") for i in range(ASKED_AT_ONCE)]
+    spec = RunnerSpec("reward.runners:task_runner", ("python", options, ()), (str(Path(__file__).parent),))
+    requests = [(None, "hang" if hanging and i == 0 else f"{i}") for i in range(REQUESTS_PER_CALL)]
     seconds = []
-    async with Sandbox(recipe, Limits(timeout_s=TIMEOUT_S), processes) as sandbox:
+    async with Sandbox(spec, Limits(timeout_s=TIMEOUT_S), processes) as sandbox:
         await scored_by(sandbox, None, ["warm"] * 4 * processes)
         for _ in range(repeats):
-            started, missing = time.perf_counter(), set(range(1, ASKED_AT_ONCE))
-            async for placed in sandbox.score(asked):
-                missing -= {place for place, _ in placed}
+            started, missing = time.perf_counter(), set(range(1, REQUESTS_PER_CALL))
+            async for verdicts in sandbox.score(requests):
+                missing -= {index for index, _ in verdicts}
                 if not missing:
                     seconds.append(round(time.perf_counter() - started, 4))
-                    missing = {-1}  # there is one left, which hangs
+                    missing = {-1}  # one verdict is left, which hangs
             await scored_by(sandbox, None, ["warm"] * 4 * processes)  # the killed process has been replaced
     return seconds
 
@@ -102,7 +103,7 @@ async def measure(groups: int, repeats: int) -> dict[str, Any]:
         seconds = await seconds_of_others(function, 4, hanging, repeats)
         name = f"{function.partition('_')[0]}, {'one hangs' if hanging else 'none hangs'}"
         isolation[name] = {"seconds_until_the_others": seconds, "median_s": statistics.median(seconds)}
-        print(f"  {name}: the others took {1000 * statistics.median(seconds):.0f} ms", flush=True)
+        print(f"  {name}: the other verdicts took {1000 * statistics.median(seconds):.0f} ms", flush=True)
     return {"throughput": throughput, "hang_isolation": isolation}
 
 
@@ -110,9 +111,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--groups", type=int, default=2000, help="of 16 responses, in one batch")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="where the report goes")
+    parser.add_argument("--groups", type=int, default=2000, help="groups of 16 responses in one batch")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each case")
+    parser.add_argument("--output", type=Path, help="the file of the report")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes")
     arguments = parser.parse_args()
     groups, repeats = (20, 1) if arguments.smoke else (arguments.groups, arguments.repeats)
@@ -121,7 +122,7 @@ def main() -> None:
         "groups": groups,
         "responses_per_group": RESPONSES,
         "hang": {
-            "asked_at_once": ASKED_AT_ONCE,
+            "asked_at_once": REQUESTS_PER_CALL,
             "processes": 4,
             "verdict_s": VERDICT_S,
             "timeout_s": TIMEOUT_S,

@@ -1,7 +1,7 @@
-"""What the generated TeleLogs problems are like: how long, how fast they are made, and how often the rules solve them.
+"""Generated TeleLogs problems: the lengths of the prompts, the speed of the generator, the accuracy of the solver.
 
-python benchmarks/telelogs_problems.py                                  # half a minute on one core
-python benchmarks/telelogs_problems.py --tokenizer runs/demo/final_model    # tokens too, by a model's tokenizer.json
+python benchmarks/telelogs_problems.py                                      # half a minute on one core
+python benchmarks/telelogs_problems.py --tokenizer runs/demo/final_model    # also count the tokens of a tokenizer.json
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--problems", type=int, default=2000, help="of each kind")
+    parser.add_argument("--problems", type=int, default=2000, help="problems of each kind")
     parser.add_argument("--tokenizer", type=Path, help="a directory with a tokenizer.json")
-    parser.add_argument("--smoke", action="store_true", help="few problems, to see that it works")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--smoke", action="store_true", help="few problems, to check that it works")
+    parser.add_argument("--output", type=Path, help="the file of the report")
     arguments = parser.parse_args()
     count = 32 if arguments.smoke else arguments.problems
     tokenizer = (
@@ -52,24 +52,25 @@ def main() -> None:
         kinds[name] = {
             "problems": count,
             "problems_per_cpu_s": round(per_cpu_s),
-            **described(problems, tokenizer),
+            **describe(problems, tokenizer),
         }
         print(name, kinds[name])
     write_cases("telelogs_problems", kinds, arguments.output)
 
 
-def described(problems: Sequence[Problem], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    asked = Counter(problem.cause for problem in problems)
+def describe(problems: Sequence[Problem], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Return the accuracy of the solver and the lengths of the prompts."""
+    total = Counter(problem.cause for problem in problems)
     solved = Counter(problem.cause for problem in problems if solve(problem.question) == problem.answer)
-    said: dict[str, Any] = {
+    described: dict[str, Any] = {
         "solved_share": solved.total() / len(problems),
-        "solved_share_by_cause": {label: solved[label] / asked[label] for label in LABELS},
-        "largest_share_of_a_cause": max(asked.values()) / len(problems),
+        "solved_share_by_cause": {label: solved[label] / total[label] for label in LABELS},
+        "largest_share_of_a_cause": max(total.values()) / len(problems),
         "characters": spread([len(problem.question) for problem in problems]),
     }
     if tokenizer is not None:
-        said["tokens"] = spread([len(tokenizer.encode(problem.question).ids) for problem in problems])
-    return said
+        described["tokens"] = spread([len(tokenizer.encode(problem.question).ids) for problem in problems])
+    return described
 
 
 def spread(values: Sequence[int]) -> dict[str, float]:

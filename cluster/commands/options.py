@@ -41,16 +41,16 @@ def checked_config(
     config_file: Path,
     overrides: list[str] | None,
     address: str | None = None,
-    rooms: Collection[Room] = ROOMS,
+    actors: Collection[Room] = ROOMS,
 ) -> RunConfig:
     """Return the configuration, or print every problem on stderr and exit with code 2.
 
     Args:
-        rooms: The kinds of actors that the command starts. Only their resources are checked.
+        actors: The kinds of actors that the command starts. Only their resources are checked.
     """
     at_address = [f"cluster.address={address}"] if address else []
     loaded = load_config(config_file, [*(overrides or []), *at_address])
-    problems = [*loaded.problems, *(preflight(loaded.config, rooms) if loaded.readable else [])]
+    problems = [*loaded.problems, *(preflight(loaded.config, actors) if loaded.readable else [])]
     if problems:
         refuse(*problems)
     return loaded.config

@@ -26,7 +26,8 @@ class Node:
 class Need:
     """`count` actors, each of which needs `resources` on one node with `labels`."""
 
-    room: Room
+    kind: Room
+    """The kind of actor, as in `cluster.node_labels`."""
     what: str
     count: int
     resources: Mapping[str, float]
@@ -39,9 +40,9 @@ def needs_of(config: RunConfig) -> list[Need]:
     """Return the actors of a run with their resources."""
     rollout, learner, reward = config.rollout, config.learner, config.reward
 
-    def need(room: Room, what: str, count: int, cpus: float, gpus: float, setting: str) -> Need:
-        requested = {kind: amount for kind, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
-        return Need(room, what, count, requested, config.cluster.node_labels.get(room, {}), setting)
+    def need(kind: Room, what: str, count: int, cpus: float, gpus: float, setting: str) -> Need:
+        requested = {resource: amount for resource, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+        return Need(kind, what, count, requested, config.cluster.node_labels.get(kind, {}), setting)
 
     return [
         need("learner", "learner rank", learner.ranks, learner.cpus_per_rank, learner.gpus_per_rank, "learner.ranks"),
@@ -65,14 +66,14 @@ def shortfalls(needs: Sequence[Need], nodes: Sequence[Node]) -> Iterator[Problem
     nodes = sorted(nodes, key=lambda node: node.resources.get("GPU", 0))
     left = [dict(node.resources) for node in nodes]
     fitting = {
-        need.room: [index for index, node in enumerate(nodes) if has_labels(node, need.labels)]
+        need.kind: [index for index, node in enumerate(nodes) if has_labels(node, need.labels)]
         for need in needs
     }
-    for need in sorted(needs, key=lambda need: len(fitting[need.room])):
-        candidates = fitting[need.room]
+    for need in sorted(needs, key=lambda need: len(fitting[need.kind])):
+        candidates = fitting[need.kind]
         if not candidates:
             yield Problem(
-                f"cluster.node_labels.{need.room}",
+                f"cluster.node_labels.{need.kind}",
                 f"no node of the cluster has the labels {_labels(need.labels)} (existing labels: "
                 f"{_existing_labels(nodes)})",
                 f"start a node with them (ray start --address … --labels {_labels(need.labels, ',')}), or change them",

@@ -1,8 +1,8 @@
 """Starter models: a Llama of about a million parameters, trained in a minute or two on a CPU.
 
-They take the place of a pretrained model where none can be downloaded: for tests, and for a demonstration of
-the whole system in minutes. `train_starter` writes an ordinary Hugging Face directory that
-`AutoModelForCausalLM`, `AutoTokenizer` and vLLM load.
+They replace a pretrained model where none can be downloaded: in tests, and in a demonstration of the whole system that
+takes minutes. `train_starter` writes an ordinary Hugging Face directory, which `AutoModelForCausalLM`, `AutoTokenizer`
+and vLLM load.
 """
 
 import math
@@ -15,10 +15,10 @@ from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
-# Head sizes that vLLM's CPU attention can run (and its GPU attention too).
+# The head sizes that both the CPU and the GPU attention of vLLM support.
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 
-_IGNORED = -100  # the label of a position that bears no loss
+_IGNORED = -100  # the label of a position without a loss
 
 
 def train_starter(
@@ -39,32 +39,32 @@ def train_starter(
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Trains a character-level Llama on (prompt, response) pairs and saves it with its tokenizer, in float32.
+    """Train a character-level Llama on (prompt, response) pairs and save it with its tokenizer, in float32.
 
-    Each response is followed by an end-of-sequence token, and only responses and that token bear the loss.
-    The same arguments on the same machine with the same number of threads give the same weights. torch's
-    global random state is left as it was.
+    An end-of-sequence token is appended to each response. The loss covers the response and this token, not the prompt.
+    The same arguments on the same machine with the same number of threads give the same weights. The global random
+    state of torch is left unchanged.
 
     Args:
-        examples: pairs of texts; visited in shuffled epochs.
-        directory: where to save; created if missing, files of an earlier model are overwritten.
-        characters: every character a prompt or response may hold; each is one token.
+        examples: pairs of texts, visited in shuffled epochs.
+        directory: the output directory. It is created if missing; files of an earlier model are overwritten.
+        characters: every character that a prompt or response may contain. Each is one token.
         added_tokens: strings that are one token each and are kept when decoding.
         hidden_size: width of the residual stream.
         intermediate_size: width inside the gated feed-forward layers.
-        layers: transformer blocks.
-        heads: attention heads; `hidden_size / heads` must be one of `HEAD_SIZES`.
-        max_tokens: longest prompt + response + 1 that the model can take (`max_position_embeddings`).
-        steps: optimizer steps.
-        batch_size: examples per step.
-        learning_rate: the peak; reached after `warmup_steps`, then a cosine down to zero.
-        warmup_steps: steps of linear rise.
-        seed: decides the initial weights and the order of examples.
-        on_step: called after each step with the number of steps done and the step's loss (nats per token).
+        layers: the number of transformer blocks.
+        heads: the number of attention heads; `hidden_size / heads` must be one of `HEAD_SIZES`.
+        max_tokens: the largest length of prompt + response + 1 (`max_position_embeddings`).
+        steps: the number of optimizer steps.
+        batch_size: the number of examples per step.
+        learning_rate: the peak, reached after `warmup_steps` and followed by a cosine decay to zero.
+        warmup_steps: the number of steps of linear increase.
+        seed: the seed of the initial weights and of the order of examples.
+        on_step: called after each step with the number of finished steps and the step's loss (nats per token).
 
     Raises:
-        ValueError: for a head size vLLM cannot serve, no examples, characters that the vocabulary does not
-            hold, or an example longer than `max_tokens`.
+        ValueError: if vLLM does not support the head size, there are no examples, the vocabulary lacks a character,
+            or an example is longer than `max_tokens`.
     """
     if hidden_size % heads or hidden_size // heads not in HEAD_SIZES:
         raise ValueError(f"hidden_size / heads must be one of {HEAD_SIZES}, got {hidden_size} / {heads}")
@@ -92,10 +92,10 @@ def train_starter(
 def character_tokenizer(
     characters: str, added_tokens: Sequence[str], max_tokens: int
 ) -> PreTrainedTokenizerFast:
-    """One token per character and per added token; decoding joins them without spaces, so texts come back.
+    """Return a tokenizer with one token per character and per added token.
 
-    Pad and end-of-sequence are different tokens, and there is none for the beginning of a sequence.
-    Any other character becomes `<unk>`.
+    Decoding joins tokens without spaces, so it restores the text. Pad and end-of-sequence are different tokens. There
+    is no beginning-of-sequence token. A character outside the vocabulary becomes `<unk>`.
     """
     vocabulary = [PAD, EOS, UNKNOWN, *added_tokens, *sorted(set(characters))]
     tokenizer = Tokenizer(models.WordLevel({text: i for i, text in enumerate(vocabulary)}, unk_token=UNKNOWN))
@@ -103,7 +103,7 @@ def character_tokenizer(
     tokenizer.decoder = decoders.Fuse()
     special = [AddedToken(text, special=True, normalized=False) for text in (PAD, EOS, UNKNOWN)]
     tokenizer.add_special_tokens(special)
-    # Not special: `skip_special_tokens=True` must not take the answer's tags away from the verifier.
+    # Not special, because `skip_special_tokens=True` must not remove the answer's tags before the verifier reads it.
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in added_tokens])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -118,7 +118,7 @@ def character_tokenizer(
 def _encode(
     tokenizer: PreTrainedTokenizerFast, prompt: str, response: str, max_tokens: int
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one example, both of its length; prompt positions are not to be predicted."""
+    """Return token ids and labels of one example, both of its length. Prompt positions have no loss."""
     prompt_ids, response_ids = tokenizer.encode(prompt), tokenizer.encode(response)
     if tokenizer.unk_token_id in prompt_ids + response_ids:
         raise ValueError(f"the vocabulary lacks a character of {prompt + response!r}")
@@ -136,7 +136,7 @@ def _new_model(
     heads: int,
     max_tokens: int,
 ) -> LlamaForCausalLM:
-    # Untied: vLLM on CPU keeps a stale output layer when tied weights are reloaded, untied ones are exact.
+    # Untied weights, because vLLM on CPU keeps a stale output layer when tied weights are reloaded.
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -145,7 +145,7 @@ def _new_model(
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=max_tokens,
-        # Four times the default: so narrow a model learns sooner from it.
+        # Four times the default, with which such a narrow model learns faster.
         initializer_range=0.08,
         tie_word_embeddings=False,
         bos_token_id=None,
@@ -159,14 +159,14 @@ def _new_model(
 def _batches(
     encoded: Sequence[tuple[list[int], list[int]]], batch_size: int, steps: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`steps` pairs of tokens and labels, each (batch, length), right-padded to the longest of the batch."""
+    """Yield `steps` pairs of tokens and labels, each (batch, length), right-padded to the longest of the batch."""
     order: list[int] = []
     for _ in range(steps):
         while len(order) < batch_size:
             order += torch.randperm(len(encoded)).tolist()
         batch, order = [encoded[i] for i in order[:batch_size]], order[batch_size:]
         length = max(len(tokens) for tokens, _ in batch)
-        # The value of a pad token is of no consequence: it comes after everything that bears a loss.
+        # The value of a pad token has no effect: it comes after all positions with a loss.
         tokens = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens, _ in batch])
         labels = torch.tensor([labels + [_IGNORED] * (length - len(labels)) for _, labels in batch])
         yield tokens, labels
@@ -191,7 +191,7 @@ def _train(
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits  # (batch, length - 1, vocabulary)
         loss = functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward([loss])
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -22,7 +22,7 @@ class Finding:
 
     level: Level
     what: str
-    said: str
+    found: str
     fix: str = ""
 
 
@@ -100,18 +100,18 @@ def _gpus(facts: MachineFacts, wants_gpus: bool | None) -> Iterator[Finding]:
         yield Finding("fail", "torch and vLLM", f"cannot be imported: {engines.error}", SETUP)
         return
     platform = engines.vllm_platform or "none"
-    said = f"{devices} device(s), torch sees {engines.torch_gpus}, vLLM finds the platform {platform}"
+    found = f"{devices} device(s), torch sees {engines.torch_gpus}, vLLM finds the platform {platform}"
     if devices and engines.torch_cuda is None:
         level: Level = "fail" if wants_gpus else "warn"
-        yield Finding(level, "GPUs", f"{said}: this torch is built for CPU", "make setup PLATFORM=gpu")
+        yield Finding(level, "GPUs", f"{found}: this torch is built for CPU", "make setup PLATFORM=gpu")
     elif engines.torch_gpus < devices:
         fix = f"check nvidia-smi and CUDA_VISIBLE_DEVICES; the driver must support CUDA {engines.torch_cuda}"
-        yield Finding("fail" if wants_gpus else "warn", "GPUs", said, fix)
+        yield Finding("fail" if wants_gpus else "warn", "GPUs", found, fix)
     elif engines.torch_gpus and engines.vllm_platform != "cuda":
-        yield Finding("fail" if wants_gpus else "warn", "GPUs", said, "make setup PLATFORM=gpu")
+        yield Finding("fail" if wants_gpus else "warn", "GPUs", found, "make setup PLATFORM=gpu")
     else:
         yield Finding(
-            "ok", "GPUs", said if devices else f"none; vLLM finds the platform {engines.vllm_platform}"
+            "ok", "GPUs", found if devices else f"none; vLLM finds the platform {engines.vllm_platform}"
         )
 
 
@@ -152,10 +152,10 @@ def assess_alike(facts: Mapping[str, MachineFacts]) -> Iterator[Finding]:
         for name, one in facts.items():
             by_version.setdefault(one.versions[package] or "none", []).append(name)
         if len(by_version) > 1:
-            said = "; ".join(
+            found = "; ".join(
                 f"{version} on {', '.join(names)}" for version, names in sorted(by_version.items())
             )
-            yield Finding("fail", package, f"differs between nodes: {said}", f"{SETUP}, on all nodes")
+            yield Finding("fail", package, f"differs between nodes: {found}", f"{SETUP}, on all nodes")
     pythons = {".".join(one.python.split(".")[:2]) for one in facts.values()}
     if len(pythons) > 1:
         yield Finding(

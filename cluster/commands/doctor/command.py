@@ -90,10 +90,10 @@ def _table(findings: Sequence[Located]) -> Table:
         table.add_column(heading, overflow="fold")
     for where, finding in findings:
         mark, style = _MARKS[finding.level]
-        said = Text(finding.said)
+        found = Text(finding.found)
         if finding.fix:
-            said.append(f"\n→ {finding.fix}", style="bold")
-        table.add_row(Text(mark, style), Text(where), Text(finding.what), said)
+            found.append(f"\n→ {finding.fix}", style="bold")
+        table.add_row(Text(mark, style), Text(where), Text(finding.what), found)
     return table
 
 

@@ -247,9 +247,9 @@ def _key_and_server() -> Finding:
                 "wandb login",
             )
     except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
-        said = " ".join(str(error).split())[:200]
-        return Finding("fail", "W&B", f"the server does not accept the key: {said}", "wandb login --relogin")
+        found = " ".join(str(error).split())[:200]
+        return Finding("fail", "W&B", f"the server does not accept the key: {found}", "wandb login --relogin")
     if trouble:
-        said = f"{server} cannot be reached ({trouble}), so runs are logged to their directory only"
-        return Finding("warn", "W&B", said, "run wandb sync RUN_DIRECTORY/wandb/offline-run-* later")
+        found = f"{server} cannot be reached ({trouble}), so runs are logged to their directory only"
+        return Finding("warn", "W&B", found, "run wandb sync RUN_DIRECTORY/wandb/offline-run-* later")
     return Finding("ok", "W&B", "a key is configured, and the server accepts it")

@@ -43,7 +43,7 @@ def evaluate(
     responses with their verdicts (evaluation.jsonl), a page to read
     (evaluation.html), and the logs.
     """
-    config = checked_config(config_file, overrides, address, rooms=["rollout", "reward"])
+    config = checked_config(config_file, overrides, address, actors=["rollout", "reward"])
 
     from cluster.commands.evaluate.run import run_evaluation
     from cluster.commands.evaluate.tables import report_tables

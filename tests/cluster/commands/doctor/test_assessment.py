@@ -76,7 +76,7 @@ def test_gpus_that_torch_or_vllm_does_not_find(engines: Engines, said: str, fix:
     for wants_gpus, level in [(True, "fail"), (False, "warn"), (None, "warn")]:
         (finding,) = problems(replace(GPUS, engines=engines), wants_gpus)
         assert finding.level == level
-        assert said in finding.said
+        assert said in finding.found
         assert fix in finding.fix
 
 
@@ -84,7 +84,7 @@ def test_nodes_that_differ_are_named() -> None:
     other = replace(SOUND, versions=SOUND.versions | {"ray": "2.9.0"}, python="3.12.1")
     findings = list(assess_alike({"a": SOUND, "b": other, "c": SOUND}))
     assert {finding.what for finding in findings} == {"ray", "Python"}
-    assert any("2.60.0 on a, c" in finding.said for finding in findings)
+    assert any("2.60.0 on a, c" in finding.found for finding in findings)
     assert list(assess_alike({"a": SOUND, "c": SOUND})) == []
 
 

@@ -80,13 +80,13 @@ def test_a_key_that_is_no_longer_accepted(tmp_path: Path, strict_server: str) ->
     key = "0123456789" * 4
     finding = wandb_says(tmp_path, WANDB_API_KEY=key, WANDB_BASE_URL=strict_server)
     assert (finding.level, finding.fix) == ("fail", "wandb login --relogin"), finding
-    assert key not in finding.said
+    assert key not in finding.found
 
 
 def test_an_unreachable_server_is_only_a_warning(tmp_path: Path) -> None:
     finding = wandb_says(tmp_path, WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:1")
     assert finding.level == "warn"
-    assert "cannot be reached" in finding.said
+    assert "cannot be reached" in finding.found
 
 
 @pytest.mark.parametrize(("level", "exit_code"), [("ok", 0), ("warn", 0), ("fail", 1)])
@@ -103,5 +103,5 @@ def test_the_exit_code_says_whether_something_must_be_fixed(
     result = cli.invoke(app, ["doctor", "--json"])
     assert result.exit_code == exit_code
     assert json.loads(result.stdout) == [
-        {"where": "here", "level": level, "what": "what", "said": "said [bold]", "fix": "fix it"}
+        {"where": "here", "level": level, "what": "what", "found": "said [bold]", "fix": "fix it"}
     ]
