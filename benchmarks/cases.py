@@ -1,4 +1,4 @@
-"""What is learned from in the benchmarks: models, and batches of random tokens with lengths as runs have them."""
+"""The inputs of the learner's benchmarks: models, and batches of random tokens with realistic lengths."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STARTER: dict[str, Any] = {
     "tie_word_embeddings": False,
     "max_position_embeddings": 256,
 }
-"""The demonstration's model, with random weights: they cost as much as trained ones."""
+"""The demonstration's model with random weights, which cost as much as trained ones."""
 TINY = STARTER | {
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -45,16 +45,16 @@ class Case:
     """A source as in `model.source`, or the sizes of a Llama with random weights."""
     prompts: int
     responses: int
-    """To each prompt."""
+    """The number of responses to each prompt."""
     prompt_tokens: tuple[int, int]
-    """Shortest and longest."""
+    """The smallest and the largest length."""
     response_tokens: tuple[int, int]
     micro_batch_tokens: int
     repeats: int
-    """Of each way, where nothing else is asked for."""
+    """The default number of measurements of each variant."""
 
     def smoke(self) -> Case:
-        """The same in tiny, to see that everything works."""
+        """Return a tiny version of this case, for a smoke test."""
         shortest, longest = self.prompt_tokens
         return replace(
             self,
@@ -66,7 +66,7 @@ class Case:
 
     @contextmanager
     def model_directory(self) -> Iterator[Path]:
-        """The model as a Hugging Face directory."""
+        """Provide the model as a Hugging Face directory."""
         if isinstance(self.model, str):
             yield prepare_model(RunConfig(model=ModelConfig(source=self.model)), print)
             return
@@ -85,7 +85,7 @@ class Case:
             yield Path(directory)
 
     def samples(self, vocabulary: int) -> list[TrainingSample]:
-        """The same in every run. Scales are those of HPO."""
+        """Draw the batch, which is the same in every run. The scales are those of HPO."""
         generator = np.random.default_rng(0)
 
         def ids(low: int, high: int) -> np.ndarray:
@@ -111,6 +111,6 @@ def vocabulary_size(model: Path) -> int:
 GROUP_512 = Case(SMOLLM2, 1, 8, (512, 512), (48, 48), 2304, 3)
 GROUP_2048 = Case(SMOLLM2, 1, 16, (2048, 2048), (64, 64), 4352, 1)
 DEMONSTRATION = Case(STARTER, 32, 16, (13, 15), (9, 14), 32768, 20)
-"""Lengths as its run has them at the end."""
+"""The lengths are those at the end of its run."""
 SMALL_GROUPS = Case(SMOLLM2, 8, 8, (104, 112), (24, 64), 1024, 3)
-"""As configs/countdown_smollm2.yaml has them, and twice as many."""
+"""The lengths of configs/countdown_smollm2.yaml, with twice as many responses."""

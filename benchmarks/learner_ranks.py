@@ -1,4 +1,4 @@
-"""Two learner ranks with a thread each, against one rank with two: the same batch, by the run's own actors under Ray.
+"""Compare two learner ranks with one thread each to one rank with two: the same batch, with a run's Ray actors.
 
     demonstration   32 × 16 short responses, the starter model's shape
     smollm2         8 × 8 responses of up to 64 tokens, SmolLM2-135M in float32
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
-    """Times of steps, after one of each that is not counted."""
+    """Measure steps, after one uncounted step of each variant."""
     from cluster.runtime.placement import Reservation, bundle, cpu_environment
     from learner.engine.group import LearnerGroup
     from learner.engine.rank import LearnerRank
@@ -105,7 +105,7 @@ def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
 
     async def start_all(stack: AsyncExitStack, directory: Path) -> dict[str, Callable[[], Any]]:
         steps = {way: await start(stack, way, directory) for way in RANKS_AND_THREADS}
-        for step in steps.values():  # what is done once: allocations, the first collective
+        for step in steps.values():  # one-time work: allocations, the first collective
             await step()
         return steps
 

@@ -1,4 +1,4 @@
-"""How fast the learner is, against others on the same tokens, in one run on one machine. Whole optimizer steps.
+"""Compare the learner's speed with peers on the same tokens, in one run on one machine. Times are of whole steps.
 
     group-512       8 responses of 48 tokens to a prompt of 512, SmolLM2-135M in float32
     group-2048      16 responses of 64 tokens to a prompt of 2,048, the same model
@@ -93,7 +93,7 @@ def make_steps(
     rank: Any,
     packing: Packing,
 ) -> dict[str, Any]:
-    """One function for each way: a step, which returns the gradient's norm. Those of peers share one model."""
+    """Return one function per variant that does a step and returns the gradient norm. The peers share one model."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -120,8 +120,8 @@ def make_steps(
 
 
 def measure(steps: dict[str, Any], repeats: int) -> dict[str, Any]:
-    """After one step that is not counted, of the fastest: allocations, DeepSpeed's first step. Where the tokens are the
-    same, the gradient's norms are compared."""
+    """Measure the steps after one uncounted step of each (allocations, DeepSpeed's first step). Gradient norms are
+    compared if the tokens are the same."""
     norms: dict[str, list[float]] = {way: [] for way in steps}
     steps["shared"]()
     seconds = seconds_in_turn(
@@ -140,7 +140,7 @@ def measure(steps: dict[str, Any], repeats: int) -> dict[str, Any]:
 
 
 def profile(step: Callable[[], float]) -> None:
-    """Of the third step, by operator. Who calls itself `aten::` is PyTorch, and the rest Python and DeepSpeed."""
+    """Print the operators of the third step. Names with `aten::` are PyTorch's; the rest is Python and DeepSpeed."""
     import torch
 
     for _ in range(2):
@@ -159,7 +159,7 @@ def tokens_of(samples: Sequence[TrainingSample], packing: Packing) -> dict[str, 
 
 
 def started_rank(case: Case, model: Path, threads: int, zero_stage: Any) -> tuple[Any, Packing]:
-    """A learner rank in this process, where there may have been one before."""
+    """Start a learner rank in this process, in which another may have run before."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import torch
 
@@ -176,7 +176,7 @@ def started_rank(case: Case, model: Path, threads: int, zero_stage: Any) -> tupl
     )
 
     class Rank(LearnerRank):
-        """DeepSpeed can join others once in a process."""
+        """Skip joining: DeepSpeed can join a group once per process."""
 
         def _join(self, address: str, port: int) -> None:
             if not torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""Peak memory of log-probabilities at a large vocabulary: in chunks, and with all logits at once.
+"""Measure the peak memory of log-probabilities with a large vocabulary: in blocks, and with all logits at once.
 
 Measured from the hidden states to the gradients of hidden states and output weights, above what is there before: the
 weights, a gradient for them as earlier micro-batches leave it, and the hidden states. Each way runs in a process of its
@@ -88,9 +88,9 @@ def measure(way: str, vocabulary: int, tokens: int, hidden_size: int, threads: i
     head.weight.grad = torch.ones_like(head.weight)
     (
         torch.ones(64, 64, requires_grad=True) @ torch.ones(64, 64)
-    ).sum().backward()  # threads and libraries are there
+    ).sum().backward()  # threads and libraries are loaded
     before = memory_gib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     if way == "chunked":
         logprobs, _ = TokenLogprobs(head)(hidden, ids, 1.0)
     else:

@@ -1,4 +1,4 @@
-"""Learners to compare with: one optimizer step over the same samples by transformers and PyTorch alone, and by TRL.
+"""Learners for comparison: one optimizer step over the same samples with transformers and PyTorch alone, and with TRL.
 
 Each is a function without arguments that makes a step and returns the gradient's norm before clipping. The learning
 rate is next to nothing, so that all steps of all ways start from the same weights.
@@ -46,8 +46,8 @@ def full_forward(model: Any, samples: Sequence[TrainingSample], micro_batch_toke
 
 
 def floor(model: Any, samples: Sequence[TrainingSample]) -> Step:
-    """What cannot be saved without sharing: as many tokens as the samples have, less the last of each, from which
-    nothing is predicted; in samples of one length, in one pass, and as many logits as response tokens."""
+    """Run the minimum without sharing: as many tokens as the samples have, without the last token of each, from which
+    nothing is predicted, in sequences of one length in one pass, with as many logits as response tokens."""
     optimizer = _optimizer(model)
     width = round(sum(sample.tokens for sample in samples) / len(samples))
     response = round(sum(len(sample.response_token_ids) for sample in samples) / len(samples))
@@ -62,7 +62,7 @@ def floor(model: Any, samples: Sequence[TrainingSample]) -> Step:
 
 
 def trl(model: Any, samples: Sequence[TrainingSample], micro_batch_tokens: int, directory: str) -> Step:
-    """TRL's GRPOTrainer, from where its responses have been sampled and weighed: its own training step with its own
+    """Run TRL's GRPOTrainer after its responses have been sampled and scored: its own training step with its own
     log-probabilities and loss (`dapo`: a mean over all tokens, as HPO with α = 1), on what it would get. Gradients are
     not checkpointed, as they would be by default: that would be slower.
 
@@ -88,7 +88,7 @@ def trl(model: Any, samples: Sequence[TrainingSample], micro_batch_tokens: int, 
     )
 
     class Trainer(_trainer_class()):  # type: ignore[misc]
-        """Takes its inputs as they are: it would sample them here."""
+        """The trainer with given inputs, which it would otherwise sample."""
 
         def _prepare_inputs(self, generation_batch: dict[str, Tensor]) -> dict[str, Tensor]:
             return generation_batch
@@ -113,7 +113,7 @@ def trl(model: Any, samples: Sequence[TrainingSample], micro_batch_tokens: int, 
 
 
 def _trl_inputs(part: Sequence[TrainingSample], batch: Sequence[TrainingSample]) -> dict[str, Tensor]:
-    """Prompts padded on the left, responses on the right."""
+    """Return TRL's inputs: prompts padded on the left, responses on the right."""
 
     def padded(arrays: list[np.ndarray], side: str) -> tuple[Tensor, Tensor]:
         tensors = [torch.from_numpy(array) for array in arrays]
@@ -134,7 +134,7 @@ def _trl_inputs(part: Sequence[TrainingSample], batch: Sequence[TrainingSample])
 
 
 def _trainer_class() -> type:
-    """TRL looks for vLLM and would load it, which patches torch for everything else in this process."""
+    """Import the trainer without vLLM, which TRL would load and which patches torch in the whole process."""
     import_utils = importlib.import_module("trl.import_utils")
     with mock.patch.object(import_utils, "is_vllm_available", return_value=False):
         from trl.trainer.grpo_trainer import GRPOTrainer
@@ -143,7 +143,7 @@ def _trainer_class() -> type:
 
 
 def _tokenizer() -> Any:
-    """TRL asks for one; here nothing is said with it."""
+    """Build the tokenizer that TRL requires; it is not used."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -167,7 +167,7 @@ def _chosen(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
 
 
 def _backward(samples: Sequence[TrainingSample], logprobs_BT: Tensor) -> None:
-    """The gradient of every objective where the policy is the one that was sampled from."""
+    """Backpropagate the gradient that every objective has if the policy is the sampled one."""
     weights_B = torch.tensor([sample.scale * sample.advantage for sample in samples])
     (-(weights_B * logprobs_BT.sum(dim=1)).sum()).backward()
 

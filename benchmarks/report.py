@@ -1,4 +1,4 @@
-"""What all benchmarks share: ways measured in turn, and results written with what they were measured on."""
+"""Helpers of all benchmarks: measure variants in turn, and write results together with the environment."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio that is to be reached, by its name in the results."""
+    """A ratio to reach, by its name in the results."""
 
     ratio: str
     at_least: float
 
 
 def seconds_in_turn(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Every way once, then every way again, and so on, so that what else the machine does hits all alike."""
+    """Measure all variants in turn, repeatedly, so that other load on the machine affects all of them equally."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats):
         for name, way in ways.items():
@@ -45,7 +45,7 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def ratios(median_s: Mapping[str, float], over: Iterable[str]) -> dict[str, float]:
-    """How many times as long each of `over` takes as each other way."""
+    """Return the time of each variant in `over` relative to each other variant."""
     over = list(over)
     return {
         f"{reference} / {way}": round(median_s[reference] / value, 3)
@@ -67,7 +67,7 @@ def checked(found: Mapping[str, float], targets: Iterable[Target]) -> dict[str, 
 
 
 def conditions() -> dict[str, Any]:
-    """What a result was measured with, and on what."""
+    """Describe the software and the machine of a result."""
     processor = next(
         (
             line.partition(":")[2].strip()
@@ -93,7 +93,7 @@ def conditions() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """With "-dirty" behind it if anything but results has been changed since."""
+    """Return the commit, followed by "-dirty" if files other than results have changed."""
     git = ["git", "-C", str(RESULTS.parents[1])]
     commit, *_ = _lines([*git, "rev-parse", "--short", "HEAD"]) or ["unknown"]
     but_results = [":(top)", ":(top,exclude)benchmarks/results"]
@@ -106,8 +106,8 @@ def _lines(command: list[str]) -> list[str]:
 
 
 def write_cases(name: str, cases: Mapping[str, Mapping[str, Any]], output: Path | None) -> None:
-    """As JSON to `output`, or to `results/NAME.json` beside this file. Cases that are there and not among `cases` stay:
-    each says itself what it was measured with."""
+    """Write JSON to `output`, or to `results/NAME.json` beside this file. Existing cases that are not in `cases` stay,
+    since each case records its own environment."""
     path = output or RESULTS / f"{name}.json"
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for case, found in cases.items():

@@ -1,7 +1,7 @@
-"""The kept results as tables in the documents that are about them.
+"""Turn the stored results into tables of the documents.
 
-python benchmarks/table.py             # print them
-python benchmarks/table.py --write     # and put them into the documents, between their marks
+python benchmarks/table.py             # print the tables
+python benchmarks/table.py --write     # also write them into the documents, between the marks
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DOCUMENTS = {
     "rollouts.md": ("rollout_throughput", "weight_publication", "overlap"),
     "fleet.md": ("fleet_scale",),
 }
-"""Which benchmarks each is about. What has no targets (docs/rewards.md) is told in words."""
+"""The benchmarks of each document. Benchmarks without targets (docs/rewards.md) are described in the text."""
 MARKS = "<!-- benchmarks/table.py writes from here -->\n", "<!-- to here -->"
 
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def split(document: str) -> tuple[str, str, str]:
-    """What is before the tables, the tables, and what is behind them; marks are before and behind."""
+    """Split a document into the text before the tables, the tables, and the text after them. The marks are text."""
     first, last = map(re.escape, MARKS)
     parts = re.fullmatch(f"(.*{first})(.*)({last}.*)", document, re.DOTALL)
     if parts is None:
@@ -54,7 +54,7 @@ def split(document: str) -> tuple[str, str, str]:
 
 
 def tables(results: Path, benchmarks: Sequence[str]) -> str:
-    """Markdown: what was measured against what is wanted, and the medians of all ways."""
+    """Return Markdown tables of the measured and required ratios, and of the medians of all variants."""
     found = {
         (name, case): kept
         for name in benchmarks

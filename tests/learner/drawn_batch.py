@@ -1,4 +1,4 @@
-"""A batch of scored groups with log-probabilities under every policy, in float64, for tests of the loss."""
+"""A random batch of scored groups with log-probabilities under every policy, in float64, for tests of the loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_TOKENS = 8
 
 @dataclass(frozen=True)
 class Drawn:
-    """One response as a test of a formula sees it: what was computed apart from the code under test."""
+    """One response as the test of a formula uses it: values computed independently of the code under test."""
 
     new: Tensor
     """log π_θ, with gradient; all [T]."""
@@ -41,7 +41,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class DrawnBatch:
-    """Scored groups, and by the number that is a response's first token, its log-probabilities and entropies."""
+    """Scored groups, and the log-probabilities and entropies of each response by its number (its first token)."""
 
     groups: list[ScoredGroup]
     new: dict[int, Tensor]
@@ -52,7 +52,7 @@ class DrawnBatch:
 
     @classmethod
     def draw(cls, seed: int, prompts: int = 3, size: int = 4, spread: float = 0.4) -> DrawnBatch:
-        """`spread` is the deviation of the log-ratios between the policies: 0 is on-policy."""
+        """Draw a batch. `spread` is the standard deviation of the log-ratios between the policies; 0 is on-policy."""
         rng = np.random.default_rng(seed)
         batch = cls([], {}, {}, {}, {}, {})
         number = itertools.count()
@@ -74,8 +74,8 @@ class DrawnBatch:
             batch.groups.append(make_group(rewards.tolist(), responses))
         return batch
 
-    def cut_off(self, which: Callable[[int], bool]) -> DrawnBatch:
-        """The same, with those responses cut off whose number of tokens `which` picks."""
+    def truncated(self, which: Callable[[int], bool]) -> DrawnBatch:
+        """Return the same batch with the responses truncated whose number of tokens `which` selects."""
 
         def cut(group: ScoredGroup) -> ScoredGroup:
             responses = tuple(
@@ -87,7 +87,7 @@ class DrawnBatch:
         return replace(self, groups=[cut(group) for group in self.groups])
 
     def loss(self, config: ObjectiveConfig) -> PolicyLoss:
-        """What the learner computes, in one micro-batch."""
+        """Compute the learner's loss, in one micro-batch."""
         samples = build_training_batch(self.groups, config, MAX_TOKENS).samples
         numbers = [int(sample.response_token_ids[0]) for sample in samples]
         if not samples:
@@ -111,11 +111,12 @@ class DrawnBatch:
         )
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
-        """By response; zeros for those that the loss does not look at."""
+        """Return the gradient by response, with zeros for responses that the loss does not use."""
         leaves = list(self.new.values())
         return list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
 
     def responses(self) -> list[Drawn]:
+        """Return all responses with advantages computed from their definition."""
         found = []
         for group in self.groups:
             rewards = torch.tensor([verdict.reward for verdict in group.verdicts], dtype=torch.float64)
@@ -134,7 +135,7 @@ def assert_same_loss(
     expected: Callable[[list[Drawn]], Tensor],
     tolerance: float = 1e-9,
 ) -> None:
-    """In value and in gradient."""
+    """Assert that loss and gradient equal those of the formula `expected`."""
     ours, wanted = batch.loss(config).loss, expected(batch.responses())
     torch.testing.assert_close(ours, wanted, rtol=tolerance, atol=tolerance / 10)
     for gradient, other in zip(batch.gradients(ours), batch.gradients(wanted), strict=True):

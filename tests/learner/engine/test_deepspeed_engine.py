@@ -46,14 +46,14 @@ def test_in_bfloat16_gradients_are_summed_in_float32(zero_stage: int) -> None:
 SCHEDULES = ("constant", "linear", "cosine")
 
 
-def shares(schedule: str, steps: int, warmup: int) -> list[float]:
+def factors(schedule: str, steps: int, warmup: int) -> list[float]:
     learner = LearnerConfig(lr_schedule=schedule, warmup_steps=warmup)
     return [lr_factor(step, steps, learner) for step in range(steps)]
 
 
 @given(st.sampled_from(SCHEDULES), st.integers(1, 200), st.integers(0, 50))
 def test_it_rises_to_the_whole_rate_and_never_again(schedule: str, steps: int, warmup: int) -> None:
-    rates = shares(schedule, steps, warmup)
+    rates = factors(schedule, steps, warmup)
     assert all(0 < rate <= 1 for rate in rates)
     assert rates[:warmup] == sorted(rates[:warmup])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)

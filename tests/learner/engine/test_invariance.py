@@ -74,7 +74,7 @@ def reference(model: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def groups(model: Any) -> list[ScoredGroup]:
-    """Prompts and responses of many lengths, some cut off, one not judged; one group is all right. The sampler's
+    """Prompts and responses of many lengths, some truncated, one not scored; one group is all correct. The sampler's
     log-probabilities are near the model's, some beyond the clip, some missing."""
     rng = np.random.default_rng(0)
     found = []
@@ -252,14 +252,16 @@ def test_samples_without_an_advantage_may_be_left_out(
 def test_samples_without_an_advantage_count_in_the_denominator(
     model: Any, reference: Any, groups: list[ScoredGroup], name: str, measure: str
 ) -> None:
-    """A batch without its all-right group has fewer tokens, and each of them weighs more in proportion."""
+    """A batch without its all-correct group has fewer tokens, and each token has a proportionally larger weight."""
     learner = Learner(model, reference, name=name)
     *varied, all_right = groups
     assert len({verdict.reward for verdict in all_right.verdicts}) == 1
     sizes = [sum(len(response.token_ids) for response in group.responses) for group in groups]
-    share = sum(sizes[:-1]) / sum(sizes) if measure == "tokens" else 4 / 5
+    fraction = sum(sizes[:-1]) / sum(sizes) if measure == "tokens" else 4 / 5
     loss, gradient, statistics = learner.learn([[each_alone(learner.samples(varied))]])
     expected = learner.learn([[each_alone(learner.samples(groups))]])
     assert_same(
-        (loss * share, gradient * share, statistics | {"loss": loss * share}), expected, tolerance=1e-6
+        (loss * fraction, gradient * fraction, statistics | {"loss": loss * fraction}),
+        expected,
+        tolerance=1e-6,
     )

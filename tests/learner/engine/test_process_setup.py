@@ -40,9 +40,9 @@ def test_ranks_with_gpus_of_their_own() -> None:
 
 
 def test_cpus_may_be_shared() -> None:
-    place = own_device(0, on_gpu=False, threads=2)
-    assert "2 thread(s) (cpu)" in str(place)
-    refuse_shared_devices([place, RankDevice(1, place.host, "cpu", "2 thread(s)")])
+    device = own_device(0, on_gpu=False, threads=2)
+    assert "2 thread(s) (cpu)" in str(device)
+    refuse_shared_devices([device, RankDevice(1, device.host, "cpu", "2 thread(s)")])
 
 
 def test_two_ranks_with_one_gpu_are_refused() -> None:

@@ -43,7 +43,7 @@ def test_without_a_weight_nothing_is_loaded(objective: dict[str, Any]) -> None:
 
 
 def test_it_says_what_the_model_said_when_the_run_started(saved: Path) -> None:
-    """For prompts that responses share, too; and whatever the policy has learned since."""
+    """This includes prompts that responses share, and does not depend on later training."""
     engine = engine_around(tiny_llama().float())
     reference = build_reference(engine, options(saved, kl_coefficient=0.1))
     assert reference is not None

@@ -1,4 +1,4 @@
-"""What ranks counted, joined: the same whichever rank or micro-batch counted it."""
+"""Statistics of ranks and micro-batches: the merged result does not depend on how they are divided."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def of_step(tokens: float, **others: float) -> dict[str, float]:
 
 
 def test_metrics_of_two_ranks_and_two_steps() -> None:
-    """Means over tokens, the loss per optimizer step, the norm that every rank says, the newest learning rate."""
+    """Means over tokens, the loss per optimizer step, the norm that every rank reports, the newest learning rate."""
     metrics = learner_metrics(
         [
             of_step(10, loss=1.0, entropy=5.0, grad_norm=2.0, learning_rate=0.1, min_ratio=0.5),
@@ -84,7 +84,7 @@ def test_options_that_are_on_are_told_of() -> None:
 
 
 def test_the_gradient_share_is_of_the_steps_that_measured_it() -> None:
-    """Two ranks that agree, two steps, of which the first was measured."""
+    """Two ranks with equal values and two steps, the first of which was measured."""
     measured = of_step(4, positive_grad_norm=3.0, negative_grad_norm=1.0)
     metrics = learner_metrics([measured, of_step(4), measured, of_step(4)], steps=2)
     assert metrics["objective/gradient_fraction_positive"] == 0.75

@@ -1,4 +1,4 @@
-"""The update of one rank, around a plain PyTorch engine: which steps it takes, and from which policies."""
+"""The update of one rank with a plain PyTorch engine: its optimizer steps, and the policies that they start from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEMPERATURE = 0.8
 
 
 class PlainEngine(nn.Module):
-    """What the update asks of DeepSpeed's, in the way of its stage 0."""
+    """The part of DeepSpeed's engine that the update uses, with the behavior of stage 0."""
 
     device = CPU
     global_steps = global_samples = 0
@@ -104,7 +104,7 @@ def frozen(engine: PlainEngine, micro_batches: list[MicroBatch]) -> list[Tensor]
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_every_step_of_a_batch_has_the_policy_that_it_began_with(epochs: int) -> None:
-    """Written out: all old log-probabilities first, then the mini-batches in turn, epoch by epoch."""
+    """The same written out: first all old log-probabilities, then the mini-batches one after the other, per epoch."""
     objective = ObjectiveConfig(name="grpo", entropy_coefficient=0.05)
     work = [mini_batch(0), mini_batch(1)]
     by_hand = PlainEngine()
@@ -141,7 +141,7 @@ def test_the_reference_is_asked_once_per_batch(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_each_side_pulls_is_measured_and_leaves_no_trace() -> None:
-    """Of the surrogate alone, without the entropy; the other steps are not measured."""
+    """Only the surrogate is measured, without the entropy, and only in the first step."""
     objective = ObjectiveConfig(name="grpo", entropy_coefficient=0.05)
     work = [mini_batch(0), mini_batch(1)]
     plain: Any = PlainEngine()

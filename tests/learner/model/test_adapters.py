@@ -158,7 +158,9 @@ def test_the_named_layers_get_one(targets: tuple[str, ...], layers: int) -> None
 @pytest.mark.parametrize("stranger", ["query", "lm_head", "embed_tokens", "norm", "proj", ""])
 def test_names_of_no_linear_layer_are_refused(stranger: str) -> None:
     config = LORA.model_copy(update={"lora_target_modules": ("q_proj", stranger)})
-    with pytest.raises(ValueError, match=r"lora_target_modules: .* is no linear layer of LlamaForCausalLM"):
+    with pytest.raises(
+        ValueError, match=r"lora_target_modules: .* is not a linear layer of LlamaForCausalLM"
+    ):
         adapted("llama", config)
 
 

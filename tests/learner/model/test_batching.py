@@ -1,5 +1,5 @@
-"""Cutting a batch: nothing is lost or doubled, memory stays bounded, all ranks take equally many turns, and the least
-is computed."""
+"""Cutting a batch: no sample is lost or doubled, memory is bounded, all ranks run the same number of micro-batches, and
+the cost is minimal."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from learner.model.batching import (
 
 
 def make_sample(number: int, prompt: int, prompt_tokens: int, response_tokens: int) -> TrainingSample:
-    """`number` tells it apart; samples with the same `prompt` and `prompt_tokens` share theirs."""
+    """Make a sample identified by `number`. Samples with the same `prompt` and `prompt_tokens` share their prompt."""
     zeros = np.zeros(response_tokens, dtype=np.float32)
     return TrainingSample(np.full(prompt_tokens, prompt), np.full(response_tokens, number), zeros, 1.0, 0.1)
 
 
 def make_samples(groups: Sequence[tuple[int, Sequence[int]]]) -> list[TrainingSample]:
-    """Groups as (tokens of the prompt, tokens of the responses)."""
+    """Make samples from groups given as (tokens of the prompt, tokens of the responses)."""
     flat = [(prompt, tokens, length) for prompt, (tokens, lengths) in enumerate(groups) for length in lengths]
     return [make_sample(number, *sizes) for number, sizes in enumerate(flat)]
 
@@ -78,7 +78,7 @@ def all_bundles(shards: Sequence[Sequence[MicroBatch]]) -> list[Bundle]:
 
 
 def cost_of(batch: MicroBatch, cost: ForwardCost) -> float:
-    """From the definition."""
+    """Compute the cost from its definition."""
     prompt = min(len(bundle[0].prompt_token_ids) for bundle in batch)
     shared = any(len(bundle) > 1 for bundle in batch)
     rest = width(batch) - prompt
@@ -87,7 +87,7 @@ def cost_of(batch: MicroBatch, cost: ForwardCost) -> float:
     return cost.per_micro_batch + len(batch) * (width(batch) + cost.per_pair * pairs)
 
 
-# --- What holds for every cut
+# --- Laws of every cut
 
 
 @given(SAMPLES, RANKS, PACKING)
@@ -128,7 +128,7 @@ def test_all_ranks_have_equally_many_micro_batches_and_at_least_one(
 def test_empty_micro_batches_are_only_for_want_of_others(
     samples: list[TrainingSample], ranks: int, packing: Packing
 ) -> None:
-    """Only in the last turn, and not on all ranks."""
+    """Only in the last round, and not on all ranks."""
     shards = shard(samples, ranks, packing)
     assert all(batch is not EMPTY for batches in shards for batch in batches[:-1])
     assert not samples or any(batches[-1] is not EMPTY for batches in shards)
@@ -138,7 +138,7 @@ def test_empty_micro_batches_are_only_for_want_of_others(
 def test_ranks_compute_the_same_to_within_one_bundle(
     samples: list[TrainingSample], ranks: int, packing: Packing
 ) -> None:
-    """In all, and so that nobody waits in any turn, in the padded tokens of each turn."""
+    """In total and, so that no rank waits for another, in the padded tokens of each round."""
     shards = shard(samples, ranks, packing)
     widest = max(map(computed_tokens, all_bundles(shards)), default=0)
     sums = [sum(map(tokens, batches)) for batches in shards]
@@ -154,17 +154,17 @@ def test_without_samples_every_rank_runs_one_empty_micro_batch(ranks: int, packi
 
 
 def test_the_empty_micro_batch_bears_no_loss() -> None:
-    """What it computes is tested with the model, in test_objectives.py."""
+    """Its effect on the model is tested in test_update.py."""
     ((sample,),) = EMPTY
     assert sample.scale == sample.advantage == 0
     assert sample.tokens == 2, "a token to predict, and one to predict it from"
 
 
-# --- What is computed
+# --- The cost
 
 
 def mixed_samples(seed: int, groups: int, responses: int) -> list[TrainingSample]:
-    """Lengths as language models give them: most short, some very long, some cut off at a limit."""
+    """Draw lengths that are typical of language models: most are short, some very long, some truncated at a limit."""
     generator = np.random.default_rng(seed)
     lengths = np.clip(generator.lognormal(np.log(150), 0.8, (groups, responses)), 8, 1024).astype(int)
     prompts = generator.integers(60, 240, groups)
@@ -192,7 +192,7 @@ def test_padding_is_at_most_a_tenth_on_a_mixed_batch(
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10**6), st.sampled_from([2, 4]), st.sampled_from(["auto", "on", "off"]))
 def test_ranks_are_balanced_on_a_mixed_batch(seed: int, ranks: int, sharing: Any) -> None:
-    """The slowest rank of every turn, summed over the turns, is what a step takes."""
+    """The duration of a step is that of the slowest rank in each round, summed over the rounds."""
     shards = shard(mixed_samples(seed, 32, 16), ranks, Packing(16384, sharing, ForwardCost(per_pair=1e-4)))
     slowest = sum(max(padded_tokens(batch) for batch in turn) for turn in zip(*shards, strict=True))
     everything = sum(padded_tokens(batch) for batches in shards for batch in batches)
@@ -200,7 +200,7 @@ def test_ranks_are_balanced_on_a_mixed_batch(seed: int, ranks: int, sharing: Any
 
 
 def partitions(items: Sequence[Any]) -> Iterator[list[Sequence[Any]]]:
-    """All ways to cut a sequence into runs."""
+    """Enumerate all ways to cut a sequence into ranges."""
     for count in range(len(items)):
         for cuts in itertools.combinations(range(1, len(items)), count):
             yield [items[start:end] for start, end in itertools.pairwise([0, *cuts, len(items)])]
@@ -232,11 +232,11 @@ def test_no_other_cut_of_the_sorted_samples_costs_less(
     assert sum(cost_of(batch, cost) for batch in batches) == pytest.approx(min(allowed))
 
 
-# --- When a prompt is shared
+# --- The choice of sharing a prompt
 
 
 def shared_samples(samples: Sequence[TrainingSample], ranks: int, packing: Packing) -> Counter[int]:
-    """How many bundles there are of how many samples."""
+    """Count the bundles by their number of samples."""
     return Counter(map(len, all_bundles(shard(samples, ranks, packing))))
 
 
@@ -252,7 +252,7 @@ def test_and_as_often_as_there_are_responses_if_sharing_is_off() -> None:
 
 
 def test_a_group_is_cut_where_its_micro_batch_ends() -> None:
-    """500 + 4 × 19 tokens fit, five responses do not."""
+    """500 + 4 × 19 tokens fit; five responses do not fit."""
     assert shared_samples(LONG_PROMPTS, 1, Packing(576)) == {4: 8}
 
 
@@ -261,7 +261,7 @@ def test_a_group_is_cut_for_ranks_that_would_have_nothing_to_do() -> None:
 
 
 def test_long_responses_are_not_made_to_look_past_each_other() -> None:
-    """16 responses of 2,000 tokens in one sequence: with a mask 32,000 keys for each token, and 2,100 its own."""
+    """16 responses of 2,000 tokens in one sequence: a mask gives each token 32,000 keys, of which it needs 2,100."""
     samples = make_samples([(100, [2000] * 16)])
 
     def shared(sharing: Any, masked: bool) -> Counter[int]:
@@ -273,7 +273,7 @@ def test_long_responses_are_not_made_to_look_past_each_other() -> None:
 
 
 def test_samples_with_one_prompt_are_together_wherever_they_come_from() -> None:
-    """Groups whose right answers alone are left out, or a prompt that was admitted twice."""
+    """This happens if some responses of a group are left out, or if a prompt was admitted twice."""
     samples = [make_sample(0, 7, 100, 5), make_sample(1, 8, 100, 5), make_sample(2, 7, 100, 6)]
     assert sorted(
         sorted(numbers([(bundle,)])) for bundle in all_bundles(shard(samples, 1, Packing(1000)))

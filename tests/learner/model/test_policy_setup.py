@@ -1,4 +1,4 @@
-"""What a model is fit for is found out before training: on its configuration, and on the model itself."""
+"""The tests of a model before training: by its configuration, and on the model itself."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "bloom": ({}, "ALiBi"),
     "gptj": ({"rotary_dim": 4}, "no attention function but its own"),
 }
-"""By their configuration; the last says nothing in it, and only fails."""
+"""Models that cannot share prompts, and the reason. All but the last are recognized by their configuration."""
 
 
 @pytest.mark.parametrize("kind", UNFIT)
-def test_a_model_that_cannot_share_prompts_is_refused_if_that_was_asked_for(kind: str) -> None:
+def test_a_model_that_cannot_share_prompts_is_refused_if_sharing_is_on(kind: str) -> None:
     settings, reason = UNFIT[kind]
     with pytest.raises(ValueError, match=r"learner\.prefix_sharing is on, but") as error:
         prepare_policy(tiny_model(kind, **settings), ON, max_context_tokens=100)
@@ -42,12 +42,14 @@ def test_a_model_that_cannot_share_prompts_is_refused_if_that_was_asked_for(kind
 
 
 @pytest.mark.parametrize("kind", UNFIT)
-def test_else_one_line_says_so_and_it_does_without(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_with_auto_one_line_gives_the_reason_and_sharing_is_off(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     settings, reason = UNFIT[kind]
     model = tiny_model(kind, **settings)
-    with caplog.at_level(logging.INFO, "learner.model.policy"):
+    with caplog.at_level(logging.INFO, "learner.model.policy_setup"):
         policy, packing = prepare_policy(model, AUTO, max_context_tokens=100)
-    (line,) = [record.message for record in caplog.records if record.name == "learner.model.policy"]
+    (line,) = [record.message for record in caplog.records if record.name == "learner.model.policy_setup"]
     assert reason in line
     assert packing.prefix_sharing == "off"
     assert model.config._attn_implementation != ATTENTION
@@ -55,9 +57,9 @@ def test_else_one_line_says_so_and_it_does_without(kind: str, caplog: pytest.Log
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox", "gpt2", "opt", "phi", "olmo"])
-def test_a_model_that_can_is_found_fit_without_a_word(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_can_share_prompts_logs_nothing(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     settings = {"ffn_dim": 32, "word_embed_proj_dim": 16} if kind == "opt" else {}
-    with caplog.at_level(logging.INFO, "learner.model.policy"):
+    with caplog.at_level(logging.INFO, "learner.model.policy_setup"):
         policy, packing = prepare_policy(tiny_model(kind, **settings), AUTO, max_context_tokens=100)
     assert caplog.messages == []
     assert packing.prefix_sharing == "auto"
@@ -83,10 +85,10 @@ def test_off_leaves_the_model_alone() -> None:
 def test_logits_that_are_capped_or_scaled_are_left_to_the_model(
     kind: str, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "learner.model.policy"):
+    with caplog.at_level(logging.INFO, "learner.model.policy_setup"):
         policy, _ = prepare_policy(tiny_model(kind, **settings), AUTO, max_context_tokens=100)
     (line,) = caplog.messages
-    assert "more to its logits" in line
+    assert "by more than one linear layer" in line
     assert policy.head is None
     assert_scores_as_the_model_does(policy)
 

@@ -1,4 +1,4 @@
-"""Responses that share their prompt's computation score as each does alone, and teach the same."""
+"""Responses that share their prompt's computation have the log-probabilities and gradients that each has alone."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def scores(policy: Policy, micro_batch: MicroBatch) -> list[Tensor]:
 
 
 def loss_and_gradient(policy: Policy, micro_batches: Sequence[MicroBatch]) -> tuple[float, Tensor]:
-    """Of a loss in which every log-probability and every entropy has a weight of its own."""
+    """Return both for a loss in which every log-probability and every entropy has a weight of its own."""
     scored = [each for micro_batch in micro_batches for each in scores(policy, micro_batch)]
     samples = [sample for micro_batch in micro_batches for bundle in micro_batch for sample in bundle]
     loss = torch.stack(

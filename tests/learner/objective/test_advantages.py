@@ -1,4 +1,4 @@
-"""Advantages, sign shares and the adaptive weight: the laws that the method states about them."""
+"""Advantages, sign fractions and the adaptive weight: the laws that the method states about them."""
 
 from __future__ import annotations
 
@@ -167,9 +167,9 @@ def test_alpha_of_one_binary_group_is_p_over_one_minus_p(case: tuple[int, int], 
 def test_signs_are_counted_over_the_whole_batch() -> None:
     """1 of 4 and 2 of 4 right, and a group that counts on neither side: 3 positive, 5 negative."""
     rewards = np.vstack([binary(1, 4), binary(2, 4), binary(4, 4)])
-    shares = sign_fractions(advantages_of(rewards))
-    assert shares == SignFractions(3 / 12, 5 / 12)
-    assert adaptive_alpha(shares, 0.1) == pytest.approx(3 / 5)
+    fractions = sign_fractions(advantages_of(rewards))
+    assert fractions == SignFractions(3 / 12, 5 / 12)
+    assert adaptive_alpha(fractions, 0.1) == pytest.approx(3 / 5)
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,9 @@ def test_the_hysteretic_weight_touches_negative_advantages_only(
     batch: tuple[np.ndarray, np.ndarray], alpha: float
 ) -> None:
     advantages = group_advantages(*batch)
-    weighed = hysteretic(advantages, alpha)
-    assert (weighed[advantages >= 0] == advantages[advantages >= 0]).all()
-    assert weighed[advantages < 0] == pytest.approx(alpha * advantages[advantages < 0])
+    weighted = hysteretic(advantages, alpha)
+    assert (weighted[advantages >= 0] == advantages[advantages >= 0]).all()
+    assert weighted[advantages < 0] == pytest.approx(alpha * advantages[advantages < 0])
 
 
 @given(st.integers(1, 100), st.integers(1, 100), st.integers(1, 200))

@@ -1,4 +1,4 @@
-"""What can be added to every objective: importance weights, divergence, entropy; and what the loss says of itself."""
+"""The options of every objective: importance weights, divergence and entropy; and the statistics of the loss."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def config_of(name: str = "grpo", **settings: Any) -> ObjectiveConfig:
 
 
 def grpo_with(terms: Any) -> Any:
-    """GRPO's mean over responses of the mean over tokens of `terms(response)`."""
+    """Return GRPO's mean over responses of the mean over tokens of `terms(response)`."""
     return lambda batch: -torch.stack([terms(response).mean() for response in batch]).mean()
 
 
-# --- Importance weights for what was sampled from another policy.
+# --- Importance weights for tokens sampled from another policy.
 
 
 def token_weighted(r: Drawn) -> Tensor:
@@ -83,7 +83,7 @@ def k3(r: Drawn) -> Tensor:
 @pytest.mark.parametrize("estimator", [k1, k2, k3], ids=["k1", "k2", "k3"])
 @given(seed=SEEDS)
 def test_the_divergence_is_added_to_each_token(estimator: Any, seed: int) -> None:
-    """Of responses without an advantage too."""
+    """This includes responses without an advantage."""
     config = config_of(kl_coefficient=0.3, kl_estimator=estimator.__name__)
     expected = grpo_with(lambda r: clipped(ratios(r), r.advantage) - 0.3 * estimator(r))
     assert_same_loss(DrawnBatch.draw(seed), config, expected)
@@ -91,7 +91,7 @@ def test_the_divergence_is_added_to_each_token(estimator: Any, seed: int) -> Non
 
 @given(seed=SEEDS)
 def test_the_divergence_weighs_what_the_surrogate_does(seed: int) -> None:
-    """Here as one mean over all tokens, and untouched by α and by importance weights."""
+    """Here it is one mean over all tokens, and independent of α and importance weights."""
     config = config_of("hpo", alpha=0.0, kl_coefficient=0.3, importance_cap=1.5)
 
     def expected(batch: list[Drawn]) -> Tensor:
@@ -103,7 +103,7 @@ def test_the_divergence_weighs_what_the_surrogate_does(seed: int) -> None:
 
 @given(logits=st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3)), min_size=2, max_size=6))
 def test_estimators_have_the_divergence_as_their_mean(logits: list[tuple[float, float]]) -> None:
-    """k1 and k3 over all tokens, weighed by their probability; k3 is never negative, and all are 0 where both agree."""
+    """The means are over all tokens with their probabilities. k3 is never negative; all are 0 for equal policies."""
     new, reference = torch.tensor(logits, dtype=torch.float64).T.log_softmax(dim=-1)
     divergence = (new.exp() * (new - reference)).sum()
     for estimator in ("k1", "k3"):
@@ -114,7 +114,7 @@ def test_estimators_have_the_divergence_as_their_mean(logits: list[tuple[float, 
 
 
 def test_the_gradients_of_the_estimators_are_what_the_documentation_says() -> None:
-    """In mean over samples: k1 has none, k2 that of the divergence, k3 that of the one the other way round."""
+    """The mean gradient over samples is 0 for k1, the divergence's for k2, and the reverse divergence's for k3."""
     logits = torch.tensor([0.3, -1.0, 0.8], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([-0.5, 0.1, 0.4], dtype=torch.float64).log_softmax(dim=-1)
     new = logits.log_softmax(dim=-1)
@@ -154,7 +154,7 @@ def test_the_bonus_reaches_the_entropys_gradient() -> None:
         assert torch.allclose(gradient, torch.full_like(gradient, -0.1 / count_tokens(batch.responses())))
 
 
-# --- Padding, and tokens that do not count.
+# --- Padding, and tokens that are not counted.
 
 
 @pytest.mark.parametrize("rubbish", [math.nan, math.inf, -math.inf, 1e30])
@@ -185,7 +185,7 @@ def test_what_padding_holds_reaches_neither_loss_nor_gradient(name: str, rubbish
     assert statistics == clean_statistics
 
 
-# --- Tokens of which the sampler did not say how likely they were.
+# --- Tokens without a log-probability from the sampler.
 
 EVERYTHING: dict[str, Any] = {
     "importance_cap": 2.0,
@@ -201,7 +201,7 @@ EVERYTHING: dict[str, Any] = {
 def test_they_are_left_out_of_loss_gradient_and_statistics(
     name: str, options: dict[str, Any], seed: int, missing: float
 ) -> None:
-    """As if they were padding. Among them a whole response."""
+    """They are treated like padding. One whole response is among them."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(4, 6, generator=generator) < 0.9
     known = torch.rand(4, 6, generator=generator) < 0.7
@@ -227,11 +227,11 @@ def test_they_are_left_out_of_loss_gradient_and_statistics(
     assert all(math.isfinite(value) for value in statistics.values())
 
 
-# --- What the loss says of itself.
+# --- The statistics of the loss.
 
 
 def test_statistics_by_hand() -> None:
-    """Two responses, of 2 and 1 tokens; the third has scale 0 and does not count."""
+    """Two responses, of 2 and 1 tokens; the third has scale 0 and is not counted."""
     ratio = torch.tensor([[2.0, 0.5], [0.5, 1.0], [9.0, 9.0]], dtype=torch.float64)
     mask = torch.tensor([[True, True], [True, False], [True, True]])
     old = torch.full_like(ratio, -1.0)

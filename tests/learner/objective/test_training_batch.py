@@ -1,4 +1,4 @@
-"""What the weighed batch says of each response: its advantage with the hysteretic weight, and its tokens' scale."""
+"""The training batch: each response's advantage with the hysteretic weight, and the scale of its tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HPO = ObjectiveConfig(name="hpo", alpha=0.6)
 A_HPO = ObjectiveConfig(name="a_hpo", alpha_min=0.1)
 GRPO = ObjectiveConfig(name="grpo")
 
-# 1 of 4 right, 2 of 4 right, all right, one verifier failed; responses are numbered by their first token.
+# 1 of 4 correct, 2 of 4 correct, all correct, one verifier failed; responses are numbered by their first token.
 REWARDS: list[list[float | None]] = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, None]]
 LENGTHS = [[2, 3, 4, 5], [1, 1, 2, 2], [7, 7, 7, 7], [3, 1, 1, 9]]
 N, TOKENS = 16, 62
@@ -51,7 +51,7 @@ def test_the_batch_of_these_tests_has_the_sizes_they_name() -> None:
 
 @pytest.mark.parametrize("name", ["dapo", "cispo", "hpo", "a_hpo"])
 def test_token_means_divide_by_all_tokens_of_the_batch(name: str) -> None:
-    """1 / (N · L̄) = 1 / Σ|τ|. Responses without an advantage, right, failed or otherwise, are counted."""
+    """1 / (N · L̄) = 1 / Σ|τ|. Responses without an advantage are counted, whatever their outcome."""
     samples = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).samples
     assert [sample.scale for sample in samples] == pytest.approx([1 / TOKENS] * len(samples))
 
@@ -73,7 +73,7 @@ def test_dr_grpo_divides_by_a_length_that_was_not_sampled() -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_samples_are_the_responses_with_an_advantage(name: str) -> None:
-    """Not those of the group that is all right, nor the one whose verifier failed."""
+    """The group that is all correct and the response whose verifier failed have no samples."""
     samples = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).samples
     assert [int(sample.response_token_ids[0]) for sample in samples] == [*range(8), 12, 13, 14]
 
@@ -87,7 +87,7 @@ def test_a_sample_carries_the_hysteretic_advantage_of_its_response(alpha: float)
     assert [samples[i].advantage for i in range(4)] == pytest.approx([plain[0], *(alpha * plain[1:])])
 
 
-def test_alpha_of_zero_keeps_right_responses_alone() -> None:
+def test_alpha_of_zero_keeps_positive_advantages_only() -> None:
     samples = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name="hpo", alpha=0)).samples
     assert [int(sample.response_token_ids[0]) for sample in samples] == [0, 4, 5, 12]
 
@@ -104,7 +104,7 @@ def test_adaptive_alpha_is_counted_over_the_batch() -> None:
             "objective/advantage_mass_positive": pytest.approx(pushed),
             "objective/advantage_mass_negative": pytest.approx(
                 4 / 7 * pushed
-            ),  # without α as much as the other side
+            ),  # without α both masses are equal
             "reward/zero_variance_fraction": 1 / 4,
         }
     )
@@ -123,7 +123,7 @@ def test_adaptive_hpo_is_hpo_with_that_alpha() -> None:
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo"])
-def test_alpha_is_not_the_others_affair(name: str) -> None:
+def test_other_objectives_do_not_depend_on_alpha(name: str) -> None:
     groups = scored(REWARDS, LENGTHS)
     one, other = (
         build_training_batch(groups, ObjectiveConfig(name=name, alpha=a, alpha_min=a)) for a in (0.2, 0.9)
@@ -181,11 +181,11 @@ def test_a_sample_carries_the_very_tokens_that_were_sampled() -> None:
     assert sample.tokens == 5
 
 
-# --- Responses that were cut off.
+# --- Truncated responses.
 
 
-def with_cut_off(groups: Sequence[ScoredGroup], numbers: Collection[int]) -> list[ScoredGroup]:
-    """The same groups, with those responses cut off."""
+def with_truncated(groups: Sequence[ScoredGroup], numbers: Collection[int]) -> list[ScoredGroup]:
+    """Return the same groups with these responses truncated."""
 
     def cut(group: ScoredGroup) -> ScoredGroup:
         responses = tuple(
@@ -199,8 +199,8 @@ def with_cut_off(groups: Sequence[ScoredGroup], numbers: Collection[int]) -> lis
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_masked_response_stays_in_its_groups_statistics_and_gets_no_sample(name: str) -> None:
-    """The others keep the advantages that they have with it."""
-    groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 6})
+    """The other responses keep their advantages."""
+    groups = with_truncated(scored(REWARDS, LENGTHS), {3, 6})
     plain = by_number(build_training_batch(groups, ObjectiveConfig(name=name, alpha_min=1.0)).samples)
     masked = by_number(
         build_training_batch(groups, ObjectiveConfig(name=name, alpha_min=1.0, mask_truncated=True)).samples
@@ -220,23 +220,25 @@ def test_a_masked_response_stays_in_its_groups_statistics_and_gets_no_sample(nam
 )
 def test_a_masked_response_leaves_the_sums_of_tokens_and_stays_one_of_n(name: str, denominator: int) -> None:
     """Responses 3 and 6 have 5 and 2 tokens; response 0 has 2."""
-    groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 6})
+    groups = with_truncated(scored(REWARDS, LENGTHS), {3, 6})
     samples = by_number(build_training_batch(groups, ObjectiveConfig(name=name, mask_truncated=True)).samples)
     assert samples[0].scale == pytest.approx(1 / denominator)
 
 
-def test_a_masked_response_counts_on_neither_side() -> None:
-    """Of 4 positive and 7 negative responses, one positive and two negative are masked."""
-    groups = with_cut_off(scored(REWARDS, LENGTHS), {0, 3, 6})
+def test_a_masked_response_counts_for_neither_sign() -> None:
+    """There are 4 positive and 7 negative responses, of which one positive and two negative are masked."""
+    groups = with_truncated(scored(REWARDS, LENGTHS), {0, 3, 6})
     metrics = build_training_batch(groups, ObjectiveConfig(name="a_hpo", mask_truncated=True)).metrics
     assert metrics["objective/alpha"] == 3 / 5
     assert metrics["objective/positive_fraction"] == 3 / N
     assert metrics["objective/negative_fraction"] == 5 / N
-    assert metrics["reward/zero_variance_fraction"] == 1 / 4, "a group does not become alike by masking"
+    assert metrics["reward/zero_variance_fraction"] == 1 / 4, (
+        "masking does not remove a group's reward variance"
+    )
 
 
 def test_a_batch_that_is_all_masked_has_no_samples() -> None:
-    groups = with_cut_off(scored(REWARDS, LENGTHS), range(N))
+    groups = with_truncated(scored(REWARDS, LENGTHS), range(N))
     batch = build_training_batch(
         groups, ObjectiveConfig(mask_truncated=True, kl_coefficient=0.1, entropy_coefficient=0.1)
     )
@@ -246,8 +248,8 @@ def test_a_batch_that_is_all_masked_has_no_samples() -> None:
 
 @pytest.mark.parametrize("option", [{"kl_coefficient": 0.1}, {"entropy_coefficient": 0.1}])
 def test_what_acts_on_every_response_keeps_those_without_an_advantage(option: dict[str, float]) -> None:
-    """But not those that are masked."""
-    groups = with_cut_off(scored(REWARDS, LENGTHS), {3, 9})
+    """Masked responses are left out all the same."""
+    groups = with_truncated(scored(REWARDS, LENGTHS), {3, 9})
     objective = ObjectiveConfig.model_validate({"mask_truncated": True, **option})
     samples = by_number(build_training_batch(groups, objective).samples)
     assert samples.keys() == set(range(N)) - {3, 9}
@@ -258,8 +260,8 @@ def test_what_acts_on_every_response_keeps_those_without_an_advantage(option: di
 # --- The soft over-long penalty.
 
 
-def test_an_over_long_response_is_penalised_in_its_advantage_alone() -> None:
-    """Of a group that is all right: 10 tokens allowed, the last 4 penalised, by 0, 0, 1/4 and 1."""
+def test_an_over_long_response_is_penalized_in_its_advantage_alone() -> None:
+    """The group is all correct: 10 tokens allowed, the last 4 penalized, by 0, 0, 1/4 and 1."""
     groups = scored([[1, 1, 1, 1]], [[2, 6, 7, 10]])
     batch = build_training_batch(groups, ObjectiveConfig(name="dr_grpo", overlong_tokens=4))
     mean = 1 - (1 / 4 + 1) / 4
@@ -284,8 +286,10 @@ def test_without_a_penalty_there_is_none() -> None:
 @pytest.mark.parametrize(
     "rewards", [[[1.0]], [[0.1] * 16], [[0.1] * 3], [[0.3] * 7, [0.7] * 7]], ids=["G = 1", "0.1", "3", "two"]
 )
-def test_a_batch_of_equal_rewards_teaches_nothing(name: str, rewards: list[list[float | None]]) -> None:
-    """Whether the rewards can be written exactly or not, and where a response is alone in its group."""
+def test_a_batch_of_equal_rewards_has_no_gradient_signal(
+    name: str, rewards: list[list[float | None]]
+) -> None:
+    """The rewards include values without an exact binary form, and a group of a single response."""
     for scaling in ("group", "batch", "none"):
         objective = ObjectiveConfig.model_validate({"name": name, "advantage_scaling": scaling})
         batch = build_training_batch(scored(rewards, [[2] * len(sample) for sample in rewards]), objective)
@@ -306,7 +310,7 @@ def test_a_batch_of_equal_rewards_teaches_nothing(name: str, rewards: list[list[
     ids=["no positives", "no negatives", "all zero"],
 )
 def test_adaptive_alpha_on_one_sided_batches(masked: set[int], alpha: float, numbers: list[int]) -> None:
-    groups = with_cut_off(scored([[1, 0, 0, 0]], [[2, 3, 4, 5]]), masked)
+    groups = with_truncated(scored([[1, 0, 0, 0]], [[2, 3, 4, 5]]), masked)
     batch = build_training_batch(groups, ObjectiveConfig(name="a_hpo", mask_truncated=True))
     assert batch.metrics["objective/alpha"] == alpha
     assert [int(sample.response_token_ids[0]) for sample in batch.samples] == numbers

@@ -26,8 +26,8 @@ SEEDS = st.integers(0, 10**6)
 
 @pytest.fixture(scope="module")
 def trainer_class() -> type:
-    """TRL looks for vLLM and would load it, which patches torch for the tests that come after."""
-    import_utils = importlib.import_module("trl.import_utils")  # `trl` itself does not show it
+    """Hide vLLM from TRL, which would load it and thereby patch torch for all later tests."""
+    import_utils = importlib.import_module("trl.import_utils")  # not an attribute of `trl`
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(import_utils, "is_vllm_available", lambda min_version=None: False)
         from trl.trainer.grpo_trainer import GRPOTrainer
@@ -37,16 +37,16 @@ def trainer_class() -> type:
 
 @dataclass
 class Trl:
-    """Their loss of a batch of ours. `settings` are TRL's own, by its names."""
+    """TRL's loss of our batch. `settings` are TRL's own settings, by its names."""
 
     trainer_class: type
     settings: dict[str, Any]
     advantage: str = "advantage"
-    """Which of a `Drawn`'s."""
+    """The function that selects the advantage of a `Drawn`."""
     importance_sampling: Any = None
-    """The ratio that TRL computes when it samples with vLLM, of a `Drawn`: [T] or [1]."""
+    """The importance ratio of a `Drawn` that TRL computes when it samples with vLLM: [T] or [1]."""
     keep: Any = None
-    """Of a `Drawn`: whether it is not masked."""
+    """The function that tells if a `Drawn` is not masked."""
 
     def __call__(self, batch: list[Drawn]) -> Tensor:
         def padded(rows: list[Tensor]) -> Tensor:
@@ -69,7 +69,7 @@ class Trl:
             inputs["importance_sampling_ratio"] = padded([self.importance_sampling(r) for r in batch])
 
         class Trainer(self.trainer_class):  # type: ignore[name-defined, misc]
-            """Without its __init__, which loads models; the model's part is what we give it."""
+            """The trainer without its __init__, which loads models. The model's output is given."""
 
             def __init__(self, attributes: dict[str, Any]) -> None:
                 self.__dict__.update(attributes)
@@ -108,7 +108,7 @@ class Trl:
                 num_processes=1, is_main_process=False, gather=lambda x: x, reduce=lambda x, reduction: x
             ),
             "_metrics": defaultdict(lambda: defaultdict(list)),
-            "model": SimpleNamespace(training=False),  # training, it would divide by the steps of an accumulation
+            "model": SimpleNamespace(training=False),  # in training mode it would divide by the accumulation steps
             "state": SimpleNamespace(global_step=0),
         }  # fmt: skip
 
@@ -121,7 +121,7 @@ OBJECTIVES = {
     "grpo": (config_of("grpo"), {"loss_type": "grpo"}, "advantage"),
     "dr_grpo": (config_of("dr_grpo"), {"loss_type": "dr_grpo"}, "centered"),
     "dapo": (config_of("dapo"), {"loss_type": "dapo", "epsilon_high": 0.28}, "advantage"),
-    # Its mean over the tokens of the batch at hand, which here is the whole batch.
+    # A mean over the tokens of the present batch, which is the whole batch here.
     "dapo as bnpo": (config_of("dapo"), {"loss_type": "bnpo", "epsilon_high": 0.28}, "advantage"),
     "hpo with alpha 1 as dapo": (config_of("hpo", alpha=1.0), {"loss_type": "dapo"}, "advantage"),
     "gspo": (
@@ -178,17 +178,17 @@ def test_importance_weights_are_their_truncated_ones(trainer_class: type, case: 
 
 @pytest.mark.parametrize("case", OBJECTIVES)
 def test_cut_off_responses_are_masked_as_theirs(trainer_class: type, case: str) -> None:
-    """They count in the group's statistics and among the responses, and not in the sums of tokens."""
+    """Masked responses count in the group's statistics and among the responses, but not in the sums of tokens."""
     config, settings, advantage = OBJECTIVES[case]
     config = config.model_copy(update={"mask_truncated": True})
     for seed in range(8):
         batch = DrawnBatch.draw(seed)
         theirs = Trl(trainer_class, settings, advantage, keep=lambda r: len(r) % 3 != 0)
-        assert_same_loss(batch.cut_off(lambda tokens: tokens % 3 == 0), config, theirs, tolerance=1e-6)
+        assert_same_loss(batch.truncated(lambda tokens: tokens % 3 == 0), config, theirs, tolerance=1e-6)
 
 
 def test_the_entropy_bonus_is_theirs_where_tokens_are_averaged(trainer_class: type) -> None:
-    """By design, ours weighs a token's entropy as its surrogate; theirs is always a mean over tokens."""
+    """By design, our entropy has the scale of the surrogate; TRL's is always a mean over tokens."""
     batch = DrawnBatch.draw(0)
     theirs = Trl(trainer_class, {"loss_type": "dapo", "epsilon_high": 0.28, "entropy_coef": 0.1})
     assert_same_loss(batch, config_of("dapo", entropy_coefficient=0.1), theirs, tolerance=1e-6)

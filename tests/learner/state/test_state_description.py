@@ -1,4 +1,4 @@
-"""Whether a run can go on from a checkpoint: what may change, and one line for what may not."""
+"""The check that a run can resume from a checkpoint: allowed changes, and one line for each refused change."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_another_dtype_is_in_the_way() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"architecture": "Qwen2ForCausalLM"}, "its model is a LlamaForCausalLM, and this run's model is a Qwen2ForCausalLM"),
+        ({"architecture": "Qwen2ForCausalLM"}, "is a LlamaForCausalLM, and this run's model is a Qwen2ForCausalLM"),
         (
             {"shapes": SAVED.shapes | {"embed.weight": (40, 64)}},
             "in the checkpoint embed.weight is 32 × 64, and in this run's model it is 40 × 64",

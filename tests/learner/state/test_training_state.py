@@ -31,7 +31,7 @@ from tests.builders import tiny_llama
 
 
 class Module(torch.nn.Module):
-    """What `Policy` is to DeepSpeed."""
+    """A stand-in for `Policy` in DeepSpeed's engine."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
