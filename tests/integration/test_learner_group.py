@@ -376,5 +376,7 @@ async def test_an_adapter_for_a_layer_that_is_not_linear_is_refused(
 ) -> None:
     learner = LearnerConfig(lora_rank=4, lora_target_modules=("q_proj", "lm_head"))
     options = LearnerOptions(str(tiny_model), "float32", 1.0, 0, learner, ObjectiveConfig(), (), 1)
-    with pytest.raises(LearnerStartError, match=r"lora_target_modules: lm_head is no linear layer .* v_proj"):
+    with pytest.raises(
+        LearnerStartError, match=r"lora_target_modules: lm_head is not a linear layer .* v_proj"
+    ):
         await one_rank.become(options)

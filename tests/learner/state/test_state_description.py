@@ -91,3 +91,14 @@ def test_ranks_and_stage_decide_whether_it_is_cut_up_anew(stage: int, ranks: int
 
 def test_without_zero_every_rank_has_all_of_it() -> None:
     assert not resizing(replace(SAVED, zero_stage=0), ranks=5, zero_stage=0)
+
+
+def test_a_description_of_an_earlier_version_can_be_read() -> None:
+    """The keys of `description.json` have not changed since the first checkpoints."""
+    text = (
+        '{"architecture": "LlamaForCausalLM", "dtype": "float32", "ranks": 2, "zero_stage": 2, '
+        '"shapes": {"embed.weight": [32, 64], "scale": []}}'
+    )
+    assert StateDescription.from_json(text) == StateDescription(
+        "LlamaForCausalLM", "float32", 2, 2, {"embed.weight": (32, 64), "scale": ()}
+    )
