@@ -15,6 +15,7 @@ import torch
 
 from cluster.core.types import PolicyVersion, Prompt, Sampling
 from cluster.core.weight_channel import ChannelSpec, OfferRequest, WeightChannel
+from cluster.core.weight_transport import WEIGHT_TRANSPORTS
 from learner.engine.group import LearnerGroup
 from rollout.weights.broadcast import BroadcastRoute
 from tests.integration.engines import (
@@ -46,7 +47,7 @@ async def broadcasting(
 ) -> AsyncIterator[LearnerGroup]:
     """Start engines, and a learner that keeps its published weights, with the same model."""
     engine_settings = replace(engine_options(model, transport="broadcast"), **engine or {})
-    async with publishing_learner(model, transport="broadcast", **settings) as learner:
+    async with publishing_learner(model, transport=WEIGHT_TRANSPORTS["broadcast"], **settings) as learner:
         try:
             await asyncio.gather(learner.start(), *(one.start.remote(engine_settings) for one in engines))
             yield learner
