@@ -36,9 +36,9 @@ class Evidence:
     offsets_db: tuple[float, ...]
     """The strength of each neighbour relative to the serving cell, strongest first."""
     foreign_offsets_db: tuple[float, ...]
-    """The same for neighbours at other sites only."""
+    """The strength of neighbours at other sites only, strongest first."""
     colliding_offsets_db: tuple[float, ...]
-    """The same for neighbours with the serving cell's PCI modulo 30."""
+    """The strength of neighbours with the serving cell's PCI modulo 30."""
     handovers: int
     """The number of changes of the serving cell in the whole drive."""
     speeds_kmh: tuple[float, ...]

@@ -19,9 +19,9 @@ BACKGROUND_DBM = -112.0
 COUPLING = 0.05
 """The fraction of a co-frequency neighbour's power that interferes: its load times the leakage of the beams (ours)."""
 COLOCATED_COUPLING = 0.01
-"""The same fraction for a sector of the same site, which is scheduled together with the serving sector (ours)."""
+"""The fraction for a sector of the same site, which is scheduled together with the serving sector (ours)."""
 COLLIDING_COUPLING = 0.6
-"""The same fraction for a neighbour with the same reference signal sequences: equal PCI modulo 30 (ours)."""
+"""The fraction for a neighbour with the same reference signal sequences: equal PCI modulo 30 (ours)."""
 CSI_AGE_S = 1.3e-3
 """The age of the channel state information that precodes a transmission (ours)."""
 RECOVERY_AFTER_HANDOVER = 0.4
