@@ -14,15 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from cluster.core.config import ObjectiveConfig
-from learner.objective.advantages import Scaling, SignFractions, adaptive_alpha
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Scaling = Literal["group", "batch", "none"]
+"""The standard deviation that advantages are divided by."""
 
 # --- Surrogates: pure functions of one micro-batch of tensors.
 
@@ -135,6 +137,27 @@ def constant_length(lengths: np.ndarray, max_response_tokens: int) -> np.ndarray
 
 
 # --- Rules for α, the weight of negative advantages.
+
+
+@dataclass(frozen=True, slots=True)
+class SignFractions:
+    """p̂⁺ and p̂⁻: the fractions of responses with a positive and with a negative advantage."""
+
+    positive: float
+    negative: float
+
+
+def sign_fractions(advantages: np.ndarray) -> SignFractions:
+    """Count both signs over the whole optimizer batch, however it is split over ranks later (ours)."""
+    return SignFractions(positive=float((advantages > 0).mean()), negative=float((advantages < 0).mean()))
+
+
+def adaptive_alpha(fractions: SignFractions, alpha_min: float) -> float:
+    """Return A-HPO's α = clip(p̂⁺ / p̂⁻, α_min, 1). Without any negative advantage α is 1 (ours)."""
+    if fractions.negative == 0:
+        return 1.0
+    return float(np.clip(fractions.positive / fractions.negative, alpha_min, 1.0))
+
 
 AlphaRule = Callable[[SignFractions, ObjectiveConfig], float]
 """Compute α from the batch's fractions of positive and negative advantages."""

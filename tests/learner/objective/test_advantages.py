@@ -11,15 +11,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from learner.objective.advantages import (
+from learner.objective.objectives import Scaling, SignFractions, adaptive_alpha, sign_fractions
+from learner.objective.training_batch import (
     STD_EPSILON,
-    Scaling,
-    SignFractions,
-    adaptive_alpha,
     group_advantages,
     hysteretic,
     overlong_penalties,
-    sign_fractions,
 )
 
 # Hundredths: few of them are exact in floating point, and no two are so close that rounding decides between them.

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from cluster.core.config import ObjectiveConfig
 from cluster.core.types import ScoredGroup, TrainingBatch, TrainingSample
-from learner.objective.advantages import group_advantages
 from learner.objective.objectives import OBJECTIVES, resolve
 from learner.objective.training_batch import build_training_batch as build_under_limit
+from learner.objective.training_batch import group_advantages
 from tests.builders import make_group, make_prompt, make_response
 
 HPO = ObjectiveConfig(name="hpo", alpha=0.6)
