@@ -1,6 +1,6 @@
 """The rollout fleet: its workers, the policy version that they serve, and the prompts that they work on.
 
-Membership is `state.py`, each member's life is `supervisor.py` and `worker_loop.py`, work is `scheduler.py`; the
+Membership is `state.py`, each member's life is `supervisor.py`, work is `scheduler.py`; the
 services that they share are in `context.py`. Here they are put together.
 """
 

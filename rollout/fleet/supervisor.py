@@ -1,8 +1,11 @@
-"""Keeps one member of the rollout fleet alive: starts its process, runs it, and starts another one when it is lost.
+"""One member of the rollout fleet: the supervisor of its processes, and the loop around the present one.
 
-    reserve a slot, start the process ─▶ run the worker loop (worker_loop.py) ─▶ until it is drained or lost
-                 ▲                                                                          │
-                 └── return its prompts, wait, start again ◀── any failure, or silence ─────┘
+    reserve a slot, start the process ─▶ WorkerLoop.run ─▶ until it is drained or lost
+                 ▲                                                    │
+                 └── return its prompts, wait, start again ◀── any failure, or silence
+
+    WorkerLoop   feed:    update to the current policy version, lease prompts, submit them ─▶ …
+                 collect: take the responses that ended, have them scored ─▶ …
 
 No other task waits for a particular worker. A dead worker delays only its own prompts, which are returned and leased
 by other workers.
@@ -12,17 +15,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
 
 import ray
 
 from cluster.core.actor import Actor
 from cluster.core.deadlines import within
 from cluster.core.errors import PlacementError
+from cluster.core.types import PolicyVersion, Prompt, Sampled
+from cluster.core.weight_transport import SupersededError, UpdateTarget
 from rollout.engine.worker import RolloutWorker
 from rollout.fleet.context import FleetContext
 from rollout.fleet.state import WorkerState
-from rollout.fleet.worker_loop import WeightGapError, WorkerLoop
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +39,24 @@ RESTART_DELAY_S = 2.0
 """The delay before a worker's first restart. It doubles with each further failure in a row."""
 LONGEST_RESTART_DELAY_S = 60.0
 SHUT_DOWN_TIMEOUT_S = 10.0
+LONGEST_HEARTBEAT_S = 5.0
+"""A worker without responses answers at least this often."""
+SHORTEST_GATHER_S = 0.05
+"""A worker gathers responses for this long before it hands them over, if more are to come. With small models a hundred
+responses end in that time, and each answer costs more than a response."""
+GATHER_S_PER_WORKER = 0.002
+"""The gathering time per worker, if that is longer: the controller can take five hundred answers a second, however many
+workers there are. An engine that has nothing left to do hands over at once."""
+REQUESTS_FOR_AN_EVEN_SHARE = 4
+"""A worker takes its even part of all waiting prompts in at least this many requests."""
 
 
 class FleetLostError(RuntimeError):
     """No rollout worker is left, and none may be started any more."""
+
+
+class WeightGapError(RuntimeError):
+    """A worker does not serve the weights that it was given."""
 
 
 _WORKER_FAILURES = (ray.exceptions.RayError, TimeoutError, WeightGapError)
@@ -166,3 +189,182 @@ def _brief(error: BaseException) -> str:
     """Return the line of an error that says what happened. In a remote traceback it is the last one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(error).__name__
+
+
+@dataclass(slots=True)
+class _Held:
+    """A prompt that the process holds."""
+
+    prompt: Prompt
+    missing: int
+    """The number of responses that are still to come."""
+    deadline: float
+
+
+class WorkerLoop:
+    """The loop of the process that holds leases under the name `process`, for member `name` of the fleet.
+
+    Usage:
+        await WorkerLoop("rollout-0", "rollout-0.3", worker, context).run()   # until it is drained
+    """
+
+    def __init__(self, name: str, process: str, worker: Actor[RolloutWorker], context: FleetContext) -> None:
+        self._name = name
+        self._process = process
+        self._worker = worker
+        self._context = context
+        self._rollout = context.config.rollout
+        self._held: dict[str, _Held] = {}
+        self._target = UpdateTarget(name, process, worker)
+        self._missed: int | None = None
+        """A policy version that the worker came too late for."""
+
+    async def run(self) -> None:
+        """Serve until the member is drained and the process holds no prompts.
+
+        Raises:
+            RayError, TimeoutError, WeightGapError: in a group, if the process is lost.
+        """
+        async with asyncio.TaskGroup() as loops:
+            collecting = loops.create_task(self._collect())
+            await self._feed()
+            collecting.cancel()
+
+    @property
+    def _state(self) -> WorkerState:
+        return self._context.state[self._name].state
+
+    async def _feed(self) -> None:
+        """Bring weights and prompts until the member is drained and the process holds no prompts."""
+        context = self._context
+        while True:
+            version, member = context.policy.version, context.state[self._name]
+            if version is not None and context.coordinator.expects(self._process, version):
+                await self._update(version)
+            elif member.state is WorkerState.DRAINING and not context.scheduler.leases(self._process):
+                return
+            elif member.state in (WorkerState.SUSPECT, WorkerState.DRAINING):
+                await context.scheduler.news(self._process)
+            elif version is not None and version.version not in (member.version, self._missed):
+                await self._update(version)
+            elif member.state is WorkerState.HEALTHY and context.policy.resting:
+                await self._rest()
+            elif member.state is WorkerState.HEALTHY and (prompts := self._lease()):
+                await within(
+                    self._rollout.request_timeout_s,
+                    self._worker.call(RolloutWorker.submit, prompts),
+                    f"{self._name} to take prompts {', '.join(prompt.id for prompt in prompts)}",
+                )
+            else:
+                await context.scheduler.news(self._process)
+
+    async def _rest(self) -> None:
+        """Put the engine to sleep; if it sleeps already, wait for news."""
+        context = self._context
+        if self._process in context.registry.asleep:
+            await context.scheduler.news(self._process)
+            return
+        await within(
+            self._rollout.update_timeout_s,
+            self._worker.call(RolloutWorker.sleep),
+            f"{self._name} to sleep (rollout.update_timeout_s)",
+        )
+        context.registry.fell_asleep(self._process)
+        context.scheduler.announce()
+
+    def _lease(self) -> list[Prompt]:
+        scheduler = self._context.scheduler
+        request = prompts_in_a_request(
+            scheduler.waiting_prompts,
+            len(self._context.registry.process_ids),
+            self._rollout.prompts_per_request,
+        )
+        limit = min(request, self._rollout.inflight_prompts_per_worker - scheduler.leases(self._process))
+        version = self._context.state.current_version
+        assert version is not None, "a worker is healthy only when it serves the current version"
+        prompts = scheduler.lease(self._process, limit, version)
+        deadline = time.monotonic() + self._rollout.request_timeout_s
+        self._held |= {prompt.id: _Held(prompt, prompt.sampling.responses, deadline) for prompt in prompts}
+        return prompts
+
+    async def _update(self, version: PolicyVersion) -> None:
+        context = self._context
+        try:
+            gap = await context.coordinator.bring(self._target, version)
+        except SupersededError:
+            self._missed = version.version
+            return
+        limit = context.config.learner.max_logprob_gap
+        if not gap <= limit:
+            raise WeightGapError(
+                f"with weight version {version.version} {self._name} is {gap:.3g} away from the "
+                f"learner's log-probabilities on the probe (learner.max_logprob_gap: {limit:g})"
+            )
+        context.registry.updated(self._process, gap)
+        if self._state is not WorkerState.DRAINING:
+            context.state.pulled(self._name, version.version)
+        context.scheduler.announce(self._process)
+
+    async def _collect(self) -> None:
+        """Take the responses of the worker, again and again.
+
+        Raises:
+            TimeoutError: if the worker does not answer, or a prompt takes too long.
+        """
+        context, name = self._context, self._name
+        heartbeat_s = min(LONGEST_HEARTBEAT_S, self._rollout.silence_timeout_s / 4)
+        while True:
+            gather_s = max(SHORTEST_GATHER_S, GATHER_S_PER_WORKER * len(context.registry.process_ids))
+            sampled = await self._hear(self._worker.call(RolloutWorker.collect, heartbeat_s, gather_s))
+            if self._state is WorkerState.SUSPECT:
+                context.state.heard(name)
+                context.scheduler.announce(self._process)
+            if sampled:
+                context.state.served(name)
+                context.scoring.add(self._process, sampled, self._problems(sampled))
+            self._refuse_overdue()
+
+    async def _hear(self, call: Awaitable[list[Sampled]]) -> list[Sampled]:
+        """Return the worker's answer. After half of the deadline the worker is suspected, and leases no prompts."""
+        timeout_s = self._rollout.silence_timeout_s
+        answer = asyncio.ensure_future(call)
+        try:
+            done, _ = await asyncio.wait({answer}, timeout=timeout_s / 2)
+            if not done and self._state in (WorkerState.STALE, WorkerState.HEALTHY):
+                self._context.state.silent(self._name)
+                self._context.scheduler.announce(self._process)
+                self._context.on_event(f"{self._name} has not answered for {timeout_s / 2:g} s")
+            sampled: list[Sampled] = await within(
+                timeout_s / 2, answer, f"any sign of life of {self._name} (rollout.silence_timeout_s)"
+            )
+            return sampled
+        finally:
+            answer.cancel()
+
+    def _problems(self, sampled: Sequence[Sampled]) -> list[Any]:
+        """Return the problems that the responses answer. A prompt whose last response this is, is held no longer."""
+        problems = []
+        for response in sampled:
+            held = self._held[response.prompt_id]
+            problems.append(held.prompt.problem)
+            held.missing -= 1
+            if not held.missing:
+                del self._held[response.prompt_id]
+        return problems
+
+    def _refuse_overdue(self) -> None:
+        now = time.monotonic()  # the prompts that were leased first are due first
+        overdue = [
+            held.prompt.id for held in takewhile(lambda held: held.deadline < now, self._held.values())
+        ]
+        if overdue:
+            raise TimeoutError(
+                f"{self._name} did not answer prompts {', '.join(overdue)} within "
+                f"{self._rollout.request_timeout_s:g} s (rollout.request_timeout_s)"
+            )
+
+
+def prompts_in_a_request(waiting_prompts: int, workers: int, least: int) -> int:
+    """Return how many prompts a worker asks for at once: `least`, or more if very many wait, since each request takes
+    milliseconds. Requests become smaller as fewer prompts are left, so that the last ones are spread evenly."""
+    return max(least, waiting_prompts // (max(workers, 1) * REQUESTS_FOR_AN_EVEN_SHARE))

@@ -20,8 +20,7 @@ from rollout.fleet.buffer import WorkBuffer
 from rollout.fleet.context import FleetContext, ServedPolicy, WorkerRegistry
 from rollout.fleet.scheduler import Scheduler, ScoringQueue
 from rollout.fleet.state import FleetState, WorkerState
-from rollout.fleet.supervisor import first_cause
-from rollout.fleet.worker_loop import WeightGapError, WorkerLoop, prompts_in_a_request
+from rollout.fleet.supervisor import WeightGapError, WorkerLoop, first_cause, prompts_in_a_request
 from rollout.weights.pull import PullCoordinator
 from tests.builders import make_prompt, make_response, make_verdict
 
