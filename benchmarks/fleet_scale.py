@@ -120,8 +120,8 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
     from cluster.run_state.run_directory import RunDirectory
     from cluster.tracking import RunConsole, Tracker, read_metrics
     from cluster.training.controller import Controller
-    from cluster.training.gc import what_is_there_stays
-    from cluster.training.prompt_source import PromptSource, TokenizedProblem
+    from cluster.training.prompts import PromptSource, TokenizedProblem
+    from cluster.training.session import frozen_garbage
     from reward.service import RewardPool
     from reward.tasks.countdown.puzzles import Puzzle
     from rollout.engine.tokenizer import EncodedPrompt
@@ -184,7 +184,7 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
                 CheckpointStore(directory.checkpoints, keep=1),
                 tracker,
             )
-            with what_is_there_stays():
+            with frozen_garbage():
                 await controller.run()
             await fleet.stop()
     rows = [row for row in read_metrics(directory.metrics_file) if row["step"] > NOT_COUNTED]

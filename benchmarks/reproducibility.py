@@ -50,7 +50,7 @@ def _same_tokens(one: Response, other: Response) -> bool:
 async def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
     from cluster.run_state.run_directory import RunDirectory
     from cluster.training.actors import ActorGraph
-    from cluster.training.dataset import evaluation_prompts, load_dataset
+    from cluster.training.prompts import evaluation_prompts, load_dataset
 
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -123,7 +123,7 @@ def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
     from cluster.run_state.run_directory import RunDirectory
     from cluster.runtime.placement import cpu_environment
     from cluster.training.actors import ActorGraph, engine_options
-    from cluster.training.dataset import evaluation_prompts, load_dataset
+    from cluster.training.prompts import evaluation_prompts, load_dataset
 
     tokens: dict[str, int] = {}
 

@@ -44,7 +44,7 @@ from cluster.tracking import RunConsole, Tracker, read_metrics
 from cluster.training.actors import RayWorkerFactory, engine_options
 from cluster.training.control import listening
 from cluster.training.controller import Controller
-from cluster.training.prompt_source import PromptSource, TokenizedProblem
+from cluster.training.prompts import PromptSource, TokenizedProblem
 from learner.state.state_files import FileRecord
 from reward.tasks.countdown.puzzles import Puzzle
 from rollout.engine.tokenizer import EncodedPrompt

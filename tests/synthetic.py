@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from cluster.core.types import Group, PolicyVersion, Prompt, Response, Sampled, ScoredGroup, Verdict
-from cluster.training.dataset import training_sampling
-from cluster.training.prompt_source import PromptSource, TokenizedProblem, sampling_seed
+from cluster.training.prompts import PromptSource, TokenizedProblem, sampling_seed, training_sampling
 from reward.tasks.countdown.puzzles import Puzzle
 from rollout.engine.tokenizer import EncodedPrompt
 from rollout.fleet.buffer import WorkBuffer

@@ -236,7 +236,6 @@ app(["check", "configs/demo.yaml", "rollout.cpus_per_worker=0.1", "learner.cpus_
         "cluster.metrics.pass_at_k",
         "cluster.metrics.evaluation",
         "cluster.commands.export.plan",
-        "cluster.training.guards",
         "reward.service",
         "reward.sandbox.child",
     ],

@@ -1,70 +1,82 @@
-"""Which scored groups make the next batch. Pure: the work buffer's rules, without the fleet that fills it.
+"""Selects the scored groups of the next batch, and refuses batches that must not be trained on. Pure.
 
-Without dynamic sampling: the oldest prompts_per_step of those that are scored, once no other has to be waited for so
-that it is not learned from too late.
+Without dynamic sampling a batch is the oldest `prompts_per_step` scored groups, as soon as no slower group would become
+too stale by missing this batch.
 
-With it (DAPO, arXiv 2503.14476): a group that teaches nothing, because its responses are all right or all wrong, is
-dropped as soon as it is scored, and the next prompt is admitted in its place. So, on-policy, a batch is the first
-prompts_per_step *informative* groups of the prompts in their order, whoever was fastest.
+With dynamic sampling (DAPO, arXiv 2503.14476) a group with zero reward variance is dropped as soon as it is scored,
+because it gives no gradient signal: its responses are all correct or all incorrect. The next prompt is admitted in its
+slot. So in an on-policy run a batch consists of the first `prompts_per_step` *informative* groups in the order of their
+prompts, and does not depend on the speed of workers.
 
-What is right is the verifier's outcome, not the reward: shaped rewards vary where outcomes do not.
+A response is correct by the verifier's outcome, not by its reward: shaped rewards may vary where outcomes do not.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.core.types import Prompt, ScoredGroup
 from rollout.fleet.buffer import WorkBuffer
 
+MAX_MISSING_LOGPROBS_FRACTION = 0.01
+"""The largest fraction of a batch's tokens that may have no log-probability. They are left out of the loss. A larger
+fraction means that the sampler is broken."""
+
 
 class BatchNotFilledError(RuntimeError):
-    """So many groups teach nothing that the prompts one batch may take do not fill it."""
+    """Too many groups have zero reward variance: the prompts that one batch may use do not fill it."""
 
 
-def uninformative(group: ScoredGroup) -> str | None:
-    """Why nothing can be learned from `group`, or None."""
-    if group.valid == 0:
-        return "no verdict"
-    if group.correct == group.valid:
-        return "all correct"
-    if group.correct == 0:
-        return "all incorrect"
-    return None
+class VerifierFailureError(RuntimeError):
+    """The verifier failed on so many responses that the rewards of the rest do not describe the model."""
+
+
+class MissingLogprobsError(RuntimeError):
+    """The sampler returned too many tokens without a log-probability."""
+
+
+class LogprobGapError(RuntimeError):
+    """Sampler and learner compute different policies, so training on these samples would be wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step learns from, and what it gave up on the way."""
+    """The groups that one step trains on, and the groups that were dropped while the batch was filled."""
 
     groups: tuple[ScoredGroup, ...]
     dropped: dict[str, list[ScoredGroup]] = field(default_factory=dict)
-    """By reason."""
+    """The dropped groups, by reason."""
 
     @property
     def sampled(self) -> list[ScoredGroup]:
-        """All of them. Rewards and lengths are told of these: of those that are kept they would be biased."""
+        """All groups that were sampled for the batch. Metrics of rewards and lengths use these, because the kept groups
+        alone would bias them."""
         return [*self.groups, *itertools.chain(*self.dropped.values())]
 
     @property
     def dropped_fraction(self) -> float:
+        """The fraction of the sampled groups that were dropped."""
         return 1 - len(self.groups) / len(self.sampled)
 
     @property
     def prompt_ids(self) -> list[str]:
+        """The ids of the prompts that the step trains on."""
         return _ids(self.groups)
 
     @property
     def dropped_ids(self) -> dict[str, list[str]]:
+        """The ids of the dropped prompts, by reason."""
         return {reason: _ids(groups) for reason, groups in self.dropped.items()}
 
 
 class BatchCollector:
-    """The making of one batch of `prompts` groups, for the learner that is at `version`.
+    """Fills one batch of `prompts` groups from `buffer`, for a learner with the weights of `version`.
 
-    With a `limit` groups that teach nothing are dropped, and up to limit × prompts prompts are sampled for the batch.
+    If `limit` is given, groups with zero reward variance are dropped, and up to limit × prompts prompts are sampled for
+    the batch.
 
     Usage:
         collector = BatchCollector(buffer, source.next, version=7, prompts=32, limit=10)
@@ -91,25 +103,25 @@ class BatchCollector:
         self._dropped: dict[str, list[ScoredGroup]] = {}
 
     def take(self) -> Batch | None:
-        """The batch, or None while it is not complete. May drop groups, and admit prompts for somebody to sample.
+        """Return the batch, or None while it is not complete. May drop groups, and admit prompts in their slots.
 
         Raises:
-            BatchNotFilledError: as many prompts as may be were sampled for it, and it is not complete.
+            BatchNotFilledError: if all prompts that this batch may use are scored and the batch is not complete.
         """
         if self._limit is not None:
-            self._sift()
+            self._drop_uninformative()
         self._seen = self._buffer.scored_groups
         if self._buffer.batch_is_ready(self._version):
             return Batch(tuple(self._buffer.take_batch(self._version)), self._dropped)
         if self._buffer.unscored_prompts:
             return None
-        raise BatchNotFilledError(self._what_was_found())
+        raise BatchNotFilledError(self._not_filled_message())
 
     def has_news(self) -> bool:
-        """Whether a group was scored since the last `take`."""
+        """Return True if the number of scored groups has changed since the last `take`."""
         return self._buffer.scored_groups != self._seen
 
-    def _sift(self) -> None:
+    def _drop_uninformative(self) -> None:
         fresh, self._sifted = self._buffer.scored_since(self._sifted), self._buffer.ever_scored
         for group in fresh:
             reason = uninformative(group)
@@ -121,12 +133,74 @@ class BatchCollector:
                 self._replacements -= 1
                 self._buffer.admit(self._next_prompt())
 
-    def _what_was_found(self) -> str:
-        found = ", ".join(f"{len(groups)} {reason}" for reason, groups in self._dropped.items())
+    def _not_filled_message(self) -> str:
+        dropped = ", ".join(f"{len(groups)} {reason}" for reason, groups in self._dropped.items())
         return (
-            f"a batch needs {self._prompts} groups with right and wrong answers, and there are {self._seen}; the "
-            f"others are {found}. Choose easier (or harder) prompts, or raise rollout.dynamic_sampling_limit "
-            f"(now {self._limit} × rollout.prompts_per_step prompts); null keeps groups that teach nothing."
+            f"a batch needs {self._prompts} groups with both correct and incorrect responses, and only {self._seen} "
+            f"were found; the dropped groups are: {dropped}. Choose easier (or harder) prompts, or raise "
+            f"rollout.dynamic_sampling_limit (now {self._limit} × rollout.prompts_per_step prompts); null disables "
+            "dynamic sampling and keeps groups with zero reward variance."
+        )
+
+
+def uninformative(group: ScoredGroup) -> str | None:
+    """Return the reason why `group` has zero reward variance (no gradient signal), or None if it has some."""
+    if group.valid == 0:
+        return "no verdict"
+    if group.correct == group.valid:
+        return "all correct"
+    if group.correct == 0:
+        return "all incorrect"
+    return None
+
+
+def refuse_failed_verdicts(groups: Sequence[ScoredGroup], max_error_fraction: float, where: str) -> None:
+    """Raise unless the verifier scored all but a fraction `max_error_fraction` of the responses.
+
+    Raises:
+        VerifierFailureError: if it failed, or timed out, on more. The message gives the most frequent reason.
+    """
+    verdicts = [verdict for group in groups for verdict in group.verdicts]
+    failed = [verdict for verdict in verdicts if verdict.outcome in ("error", "timeout")]
+    if len(failed) <= max_error_fraction * len(verdicts):
+        return
+    ((outcome, reason), count), *others = Counter(
+        (verdict.outcome, verdict.reason) for verdict in failed
+    ).most_common()
+    raise VerifierFailureError(
+        f"{where}, the verifier failed on {len(failed)} of {len(verdicts)} responses (reward.max_error_fraction: "
+        f"{max_error_fraction:g}); on {count} of them with the {outcome}: {reason}"
+        + (f" ({len(others)} other reasons are in the transcripts and logs)" if others else "")
+    )
+
+
+def refuse_missing_logprobs(metrics: Mapping[str, float], step: int) -> None:
+    """Raise unless nearly all tokens of a batch have a log-probability.
+
+    Raises:
+        MissingLogprobsError: if more than a fraction `MAX_MISSING_LOGPROBS_FRACTION` have none.
+    """
+    fraction = metrics["logprob_gap/missing_fraction"]
+    if fraction > MAX_MISSING_LOGPROBS_FRACTION:
+        raise MissingLogprobsError(
+            f"in step {step} the sampler gave no log-probability for {fraction:.1%} of the tokens (the limit is "
+            f"{MAX_MISSING_LOGPROBS_FRACTION:.0%}). Look for the cause in logs/rollout-*.log in the run directory."
+        )
+
+
+def refuse_logprob_gap(metrics: Mapping[str, float], limit: float, step: int) -> None:
+    """Raise unless sampler and learner agree on the log-probabilities of a batch.
+
+    They must agree if the weights are equal. On stale samples a gap is the movement of the policy itself.
+
+    Raises:
+        LogprobGapError: if a batch without stale samples has a mean gap above `limit`.
+    """
+    gap = metrics["logprob_gap/mean"]
+    if metrics["staleness/max"] == 0 and not gap <= limit:
+        raise LogprobGapError(
+            f"in step {step} sampler and learner differ by {gap:.3g} in the log-probability of a token, on average "
+            f"(learner.max_logprob_gap: {limit:g}). Check model.dtype and rollout.temperature."
         )
 
 

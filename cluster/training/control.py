@@ -1,8 +1,9 @@
-"""How a live run is told to change: a mailbox in its Ray cluster, which `launch.py scale` writes to and the run reads.
+"""Changes a live run on request: `launch.py scale` writes to a mailbox in the run's Ray cluster, and the run reads it.
 
-    launch.py scale ──ask(workers)──▶ Mailbox (a named actor of the run) ◀──next_request── the run, which answers
+    launch.py scale ──ask(workers)──▶ Mailbox (a named actor) ──next_request──▶ the run
+                    ◀─────────────── answer ─────────────────◀──answer──────────
 
-The mailbox ends with the run, so one that can be found belongs to a run that lives.
+The mailbox ends with the run, so a mailbox that can be found belongs to a live run.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 
+from cluster.core.actor import Actor
 from cluster.core.failures import trimmed
 from cluster.runtime.auth import token_sources
 from cluster.runtime.connect import probe
@@ -26,24 +29,24 @@ from rollout.fleet.fleet import RolloutFleet
 NAMESPACE = "hpo-trainer"
 CLOSE_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
-"""How long who asked waits for the run to answer."""
+"""The longest wait for the run's answer to a request."""
 
 
 class RunIsLiveError(RuntimeError):
-    """A run of this name is live in the cluster already."""
+    """A run with this name is already live in the cluster."""
 
 
 class ScalingRefusedError(RuntimeError):
-    """The run does not take this number of rollout workers; says why."""
+    """The run refused the requested number of rollout workers. The message gives the reason."""
 
 
 class NoLiveRunError(RuntimeError):
-    """There is no run of this name in the cluster, or no cluster."""
+    """No run with this name is live in the cluster, or the cluster does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Change the number of rollout workers."""
+    """A request to change the number of rollout workers."""
 
     number: int
     rollout_workers: int
@@ -51,14 +54,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """In words."""
+    """The run's answer to a request, as a sentence for the user."""
 
     text: str
     refused: bool = False
 
 
 class Mailbox:
-    """Requests to a run, and its answers. An async Ray actor."""
+    """The requests to a run and its answers. An async Ray actor."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
@@ -66,10 +69,10 @@ class Mailbox:
         self._answers: dict[int, asyncio.Future[Answer]] = {}
 
     async def ask(self, rollout_workers: int) -> Answer:
-        """What the run says to it.
+        """Request `rollout_workers` workers. Return the run's answer.
 
         Raises:
-            TimeoutError: there is none.
+            TimeoutError: if the run does not answer.
         """
         request = Request(next(self._numbers), rollout_workers)
         self._answers[request.number] = asyncio.get_running_loop().create_future()
@@ -81,14 +84,16 @@ class Mailbox:
             del self._answers[request.number]
 
     async def next_request(self) -> Request | None:
-        """None: there will be no more."""
+        """Wait for the next request and return it, or None if the mailbox is closed."""
         return await self._requests.get()
 
     async def close(self) -> None:
+        """Tell the reader that no more requests follow."""
         await self._requests.put(None)
 
     async def answer(self, request: Request, answer: Answer) -> None:
-        if request.number in self._answers:  # else nobody waits for it any more
+        """Deliver `answer` to the caller of `ask`, if it still waits."""
+        if request.number in self._answers:
             self._answers[request.number].set_result(answer)
 
 
@@ -96,44 +101,46 @@ class Mailbox:
 async def listening(
     run_name: str, fleet: RolloutFleet, on_event: Callable[[str], None], on_warning: Callable[[str], None]
 ) -> AsyncIterator[None]:
-    """Do what the run is asked to while the block runs. A run that can no longer be asked goes on, and `on_warning` is
-    told.
+    """Create the run's mailbox and carry out requests while the block runs. If the mailbox is lost the run continues,
+    and `on_warning` reports it.
 
     Raises:
-        RunIsLiveError: another one in this cluster has the same name.
+        RunIsLiveError: if another run in this cluster has the same name.
     """
-    kind = ray.remote(Mailbox).options(
+    mailbox_class = ray.remote(Mailbox).options(
         name=run_name, namespace=NAMESPACE, num_cpus=0, max_restarts=-1, max_task_retries=-1
     )
     try:
-        mailbox = kind.remote()
+        mailbox: Actor[Mailbox] = Actor(mailbox_class.remote())
     except ValueError as error:
         raise RunIsLiveError(
-            f"a run called {run_name} is live in this Ray cluster already; take another name"
+            f"a run with the name {run_name} is already live in this Ray cluster; choose another name"
         ) from error
     try:
         async with answering(mailbox, fleet, on_event, on_warning):
             yield
     finally:
-        ray.kill(mailbox)
+        ray.kill(mailbox.handle)
 
 
 @asynccontextmanager
 async def answering(
-    mailbox: ray.actor.ActorHandle,
+    mailbox: Actor[Mailbox],
     fleet: RolloutFleet,
     on_event: Callable[[str], None],
     on_warning: Callable[[str], None],
 ) -> AsyncIterator[None]:
-    """The same, of a mailbox that is there, and that the block's end closes."""
+    """Carry out the requests in an existing `mailbox` while the block runs, and close the mailbox at the end."""
     listener = asyncio.create_task(_listen(mailbox, fleet, on_event))
-    listener.add_done_callback(partial(_tell_failure, on_warning, "launch.py scale reaches this run no more"))
+    listener.add_done_callback(
+        partial(_warn_on_failure, on_warning, "launch.py scale can no longer reach this run")
+    )
     try:
         yield
     finally:
-        closing = asyncio.ensure_future(mailbox.close.remote())
-        closing.add_done_callback(partial(_tell_failure, on_warning, "the run's mailbox was not closed"))
-        # Of a call that is open when its actor is killed Ray would tell on the terminal.
+        closing = asyncio.ensure_future(mailbox.call(Mailbox.close))
+        closing.add_done_callback(partial(_warn_on_failure, on_warning, "the run's mailbox was not closed"))
+        # Ray prints a message on the terminal if an actor is killed during a call, so wait for both calls.
         _, late = await asyncio.wait([closing, listener], timeout=CLOSE_TIMEOUT_S)
         for task in late:
             task.cancel()
@@ -142,81 +149,81 @@ async def answering(
             await asyncio.wait(late)
 
 
-async def _listen(
-    mailbox: ray.actor.ActorHandle, fleet: RolloutFleet, on_event: Callable[[str], None]
-) -> None:
-    while (request := await mailbox.next_request.remote()) is not None:
+async def _listen(mailbox: Actor[Mailbox], fleet: RolloutFleet, on_event: Callable[[str], None]) -> None:
+    while (request := await mailbox.call(Mailbox.next_request)) is not None:
         try:
             answer = Answer(_resize(fleet, request.rollout_workers))
             on_event(answer.text)
         except ValueError as error:
             answer = Answer(str(error), refused=True)
-        await mailbox.answer.remote(request, answer)
+        await mailbox.call(Mailbox.answer, request, answer)
 
 
-def _tell_failure(on_warning: Callable[[str], None], what: str, task: asyncio.Future[None]) -> None:
+def _warn_on_failure(on_warning: Callable[[str], None], what: str, task: asyncio.Future[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
         on_warning(f"{what}: {trimmed(error)}")
 
 
 def _resize(fleet: RolloutFleet, workers: int) -> str:
-    """What was done, in words.
+    """Resize the fleet. Return a description of the change.
 
     Raises:
-        ValueError: it is not done.
+        ValueError: if the fleet cannot have this size.
     """
-    before, room = fleet.state.size, fleet.free_slots
+    before, free_slots = fleet.state.size, fleet.free_slots
     change = fleet.resize(workers)
     answer = f"rollout workers: {before} → {fleet.state.size}" + "".join(
         f"; {what} {', '.join(names)}"
         for what, names in (("starting", change.added), ("draining", change.drained))
         if names
     )
-    if len(change.added) > room:
+    if len(change.added) > free_slots:
         answer += (
-            f" (the cluster has room for {room} of them now; a worker without room starts when there is some)"
+            f" (the cluster has resources for {free_slots} of them now; the others start when there are more)"
         )
     return answer
 
 
 def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str:
-    """Tell the run that belongs to `run_directory` how many rollout workers it is to have. Returns its answer.
+    """Ask the live run of `run_directory` to change its number of rollout workers. Return its answer.
 
     Args:
-        run_directory: its last part is the run's name.
-        rollout_workers: at least 1.
-        address: of the run's Ray cluster; None if it is not known.
+        run_directory: the run's directory. The last part of its path is the run's name.
+        rollout_workers: the requested number, at least 1.
+        address: the address of the run's Ray cluster; None if it is unknown.
 
     Raises:
-        NoLiveRunError: there is none.
-        ScalingRefusedError: the run does not do it.
-        TimeoutError: the run does not answer.
+        NoLiveRunError: if no such run is live.
+        ScalingRefusedError: if the run refuses the number.
+        TimeoutError: if the run does not answer.
     """
     name = run_directory.absolute().name
     if address is None:
         raise NoLiveRunError(
-            f"{run_directory} does not say where its Ray cluster is: is it a run's directory? Give --address"
+            f"{run_directory} does not contain the address of its Ray cluster. Check that it is the directory of a "
+            "run, or give --address"
         )
     try:
         probe(address)
     except OSError as error:
         raise NoLiveRunError(
-            f"there is no Ray at {address}: the run {name} has ended, or its --address is another"
+            f"no Ray cluster answers at {address}: the run {name} has ended, or its cluster has another --address"
         ) from error
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError) as error:
         raise NoLiveRunError(
-            f"something listens at {address} but does not let this command in. If it is the run's Ray, it asks for a "
-            f"token: RAY_AUTH_MODE=token launch.py scale … sends it the one of {token_sources()}"
+            f"the server at {address} refuses this command. If it is the run's Ray cluster, it requires a token: "
+            f"RAY_AUTH_MODE=token launch.py scale … sends the token from {token_sources()}"
         ) from error
     try:
-        mailbox = ray.get_actor(name, NAMESPACE)
-        answer = ray.get(mailbox.ask.remote(rollout_workers), timeout=ANSWER_TIMEOUT_S + 10)
+        mailbox: Actor[Mailbox] = Actor(ray.get_actor(name, NAMESPACE))
+        reference: Any = mailbox.call(Mailbox.ask, rollout_workers)
+        answer: Answer = ray.get(reference, timeout=ANSWER_TIMEOUT_S + 10)
     except ValueError:
-        raise NoLiveRunError(f"no live run in the Ray cluster at {address} is called {name}") from None
+        raise NoLiveRunError(f"the Ray cluster at {address} has no live run with the name {name}") from None
     except ray.exceptions.ActorDiedError:
-        raise NoLiveRunError(f"the run {name} ended just now") from None
+        raise NoLiveRunError(f"the run {name} has just ended") from None
     finally:
         ray.shutdown()
     if answer.refused:

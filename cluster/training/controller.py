@@ -1,20 +1,27 @@
-"""The controller: the one loop that is the training run. Read this first.
+"""The controller: the one loop that is the training run. Read this file first.
 
-    ┌──────────────────────────────────────────────────────────────────────────────┐
-    │                                                                              │
-    ▼                                                                              │
-admit prompts ─▶ collect scored groups ─▶ weigh the batch ─▶ learn ─▶ publish ─▶ settle
-    │                     ▲               (A, α, L̄: global)              │
-    ▼                     │                                              ▼
-work buffer ─lease─▶ rollout workers ─▶ reward actors          workers pull the version
+       ┌─────────────────────────────────────────────────────────────────────────┐
+       ▼                                                                         │
+     admit ─▶ collect ─▶ build training batch ─▶ learn ─▶ publish ─▶ settle ─────┘
+       │         ▲         (advantages A,          │         │
+       │ prompts │ batch    weights w)             ▼         ▼ weights
+       ▼         │                           learner ranks  rollout workers
+     work buffer ┘
+       │     ▲
+       │     └──── responses and verdicts ◀── reward actors ◀── responses ─┐
+       └─ leases of prompts ──────────────────────────────────▶ rollout workers
 
-step            waits for                            is unblocked by
-admit           nothing (takes the free slots)       settle frees slots
-collect         a batch of scored groups             the fleet, which samples and scores on its own; with dynamic
-                                                     sampling groups that teach nothing are dropped and replaced
-learn           the learner ranks                    —
-publish         the learner ranks, and a broadcast   nobody waits for a worker that does not come: each takes or
-                to the workers if there is one       pulls the version before it leases again
+step      waits for                                   is unblocked by
+admit     nothing; it fills the free slots of the     -
+          work buffer
+collect   a full batch of scored groups               the fleet, which samples and scores in the background
+learn     all learner ranks; before that, with        the learner ranks; the engines, which finish their responses
+          `sleep_while_learning`, sleeping engines    and fall asleep
+publish   the learner ranks; with the broadcast       the learner ranks; each engine, or its deadline. A worker that
+          transport also the engines                  missed a version gets it before it leases another prompt
+settle    nothing; it frees the slots of the batch    -
+
+With dynamic sampling, `collect` drops groups with zero reward variance and admits other prompts in their slots.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -34,9 +41,14 @@ from cluster.metrics.evaluation import evaluation_metrics
 from cluster.run_state.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.run_state.progress import Progress
 from cluster.tracking import Tracker
-from cluster.training.batch import Batch, BatchCollector
-from cluster.training.guards import refuse_failed_verdicts
-from cluster.training.prompt_source import PromptSource
+from cluster.training.batch import (
+    Batch,
+    BatchCollector,
+    refuse_failed_verdicts,
+    refuse_logprob_gap,
+    refuse_missing_logprobs,
+)
+from cluster.training.prompts import PromptSource
 from learner.engine.group import LearnerGroup
 from learner.objective.training_batch import build_training_batch
 from learner.state.state_files import CheckpointError
@@ -44,22 +56,8 @@ from rollout.fleet.buffer import WorkBuffer
 from rollout.fleet.fleet import RolloutFleet
 
 
-class LogprobGapError(RuntimeError):
-    """Sampler and learner do not compute the same policy: what would be learned is not what was sampled."""
-
-
-class MissingLogprobsError(RuntimeError):
-    """The sampler does not say how likely it found what it sampled."""
-
-
-MAX_MISSING_LOGPROBS_FRACTION = 0.01
-"""Of a batch's tokens. A few that lack their log-probability are left out of the loss; more mean that something is
-broken."""
-
-
 class Controller:
-    """Wires the parts and runs the loop. `step` counts batches learned from, and is the version of the published
-    weights."""
+    """Runs the training loop. `step` is the number of batches trained on, and the version of the published weights."""
 
     def __init__(
         self,
@@ -84,39 +82,41 @@ class Controller:
         self._buffer = WorkBuffer(rollout.prompts_per_step, rollout.max_staleness, rollout.oversampling)
         self._times_s: dict[str, float] = defaultdict(float)
         self._distributions: dict[str, np.ndarray] = {}
-        """Of the batch that is being learned from."""
+        """The distributions of the batch in training, for the tracker's histograms."""
         self._started = time.monotonic()
         self.step = 0
         self.pass_at_1: dict[int, float] = {}
-        """By step."""
+        """The pass@1 of each evaluation, by step."""
 
     async def run(self) -> None:
-        """Train until the configured number of steps, from the checkpoint `start` if there is one.
+        """Train until the configured number of steps. Start from the checkpoint `start` if one was given.
 
         Raises:
-            CheckpointError: it is of another model or other prompts, or a new one cannot be written.
-            LogprobGapError: what its name says.
+            CheckpointError: if the checkpoint belongs to another model or other prompts, or a new checkpoint cannot be
+                written.
+            BatchNotFilledError, VerifierFailureError, MissingLogprobsError, LogprobGapError: if a batch must not be
+                trained on.
         """
-        await self._restore()
+        await self._start_or_resume()
         while self.step < self._config.steps:
             with self._timed("step"):
                 metrics, batch = await self._train_one_batch()
             self._fleet.adapt_size(waited_s=self._times_s["rollout"], step_s=self._times_s["step"])
             if self._due(self._config.evaluation.every_steps):
                 if self.step < self._config.steps:
-                    self._admit()  # workers that have nothing to do for the evaluation go on with the next batch
+                    self._admit()  # workers that are not busy with the evaluation start on the next batch
                 metrics |= await self._evaluate()
-            # Before the checkpoint: a step that a resumed run does not do again has its row, and one that it does again
-            # gets a new one.
+            # Log before saving: then every step up to a checkpoint has its row, and a resumed run rewrites only the
+            # rows of steps that it repeats.
             self._log(metrics, batch)
-            del batch  # all that was sampled for it, while the next one comes
+            del batch  # frees its samples while the next batch is collected
             if self._due(self._config.checkpoint.every_steps):
                 await self._save()
-        if self.step not in self.pass_at_1:  # resumed when all was done but for saying so
+        if self.step not in self.pass_at_1:  # resumed from a checkpoint of the last step
             await self._evaluate()
 
     async def _train_one_batch(self) -> tuple[dict[str, float], Batch]:
-        """One turn of the loop: its metrics, and what was learned from."""
+        """Do one step of the loop. Return its metrics and its batch."""
         self._admit()
         tokens_before = self._fleet.sampled_tokens
         with self._timed("rollout"):
@@ -126,14 +126,14 @@ class Controller:
         metrics = batch_metrics(batch.sampled, learner_version=self.step)
         metrics["reward/dropped_fraction"] = batch.dropped_fraction
         assert metrics["staleness/max"] <= self._config.rollout.max_staleness, (
-            "a batch leaves nothing to grow too old"
+            "the work buffer returned a sample that is staler than allowed"
         )
         refuse_missing_logprobs(metrics, self.step + 1)
 
         with self._timed("learn"):
             await self._fleet.rest()
             metrics |= await self._learn(batch.groups)
-        self._refuse_logprob_gap(metrics)
+        refuse_logprob_gap(metrics, self._config.learner.max_logprob_gap, self.step + 1)
         with self._timed("publish"):
             await self._publish(self.step + 1)
         self.step += 1
@@ -146,13 +146,13 @@ class Controller:
         return metrics, batch
 
     def _admit(self) -> None:
-        """Fill the free slots; the fleet goes to work on them at once."""
+        """Fill the buffer's free slots with prompts. The fleet starts to sample them at once."""
         while self._buffer.free_slots:
             self._buffer.admit(self._source.next())
         self._fleet.feed(self._buffer)
 
     async def _collect(self) -> Batch:
-        """Wait until there is a batch. With dynamic sampling groups are dropped and prompts admitted meanwhile."""
+        """Wait for a full batch. With dynamic sampling, drop groups and admit prompts meanwhile."""
         rollout = self._config.rollout
         collector = BatchCollector(
             self._buffer,
@@ -167,7 +167,10 @@ class Controller:
         return batch
 
     async def _learn(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
-        """Each mini-batch is weighed as a whole before the ranks see any of it."""
+        """Train on `groups`, one optimizer step per mini-batch. Return the learner's metrics.
+
+        Advantages and weights are global: each mini-batch is built as a whole before it is divided among the ranks.
+        """
         size = len(groups) // self._config.learner.mini_batches
         max_response_tokens = self._config.rollout.max_response_tokens
         mini_batches = [
@@ -175,16 +178,18 @@ class Controller:
             for start in range(0, len(groups), size)
         ]
         self._distributions = batch_distributions(groups, mini_batches)
-        weighed = {
+        mean_metrics = {
             key: sum(batch.metrics[key] for batch in mini_batches) / len(mini_batches)
             for key in mini_batches[0].metrics
         }
-        return weighed | await self._learner.learn(mini_batches)
+        return mean_metrics | await self._learner.learn(mini_batches)
 
     async def _publish(self, version: int) -> None:
+        """Distribute the learner's weights to the fleet as `version`."""
         await self._fleet.publish(await self._learner.publish(version))
 
     async def _evaluate(self) -> dict[str, float]:
+        """Sample the evaluation prompts with the published weights. Return the metrics."""
         with self._timed("evaluate"):
             groups = await self._fleet.sample(self._eval_prompts)
         self._refuse_failed_verdicts(groups, f"in the evaluation at step {self.step}")
@@ -193,8 +198,9 @@ class Controller:
         self._tracker.evaluation(self.step, groups)
         return metrics
 
-    async def _restore(self) -> None:
-        """Begin where the checkpoint ended, or at the beginning. Publishing comes first: the workers wait for it."""
+    async def _start_or_resume(self) -> None:
+        """Start from the beginning, or continue from the checkpoint. Weights are published first, because the workers
+        cannot sample without them."""
         if self._start is None:
             await self._publish(version=0)
             self._admit()
@@ -203,8 +209,8 @@ class Controller:
         path, progress = self._start.path, self._start.progress
         if progress.data != self._source.fingerprint:
             raise CheckpointError(
-                f"{path}: cannot go on from this checkpoint: the training prompts are not those that it counts (seed, "
-                "task.* or the tokenizer changed). Set them back, or train under another name"
+                f"{path}: cannot resume from this checkpoint: the training prompts have changed, because seed, task.* "
+                "or the tokenizer did. Restore the earlier settings, or train under another name"
             )
         await self._learner.load(learner_state(path), self._checkpoints.scratch)
         self.step = progress.step
@@ -228,26 +234,17 @@ class Controller:
                 wandb_run_id=self._tracker.wandb_run_id,
                 dropped_prompts=dict(self._buffer.dropped_prompts),
             )
-            # In a thread: the fleet goes on meanwhile.
+            # In a thread, so that the fleet keeps working.
             await asyncio.to_thread(self._checkpoints.commit, path, progress, sealed)
         self._tracker.checkpoint(self.step, path)
 
     @property
     def elapsed_s(self) -> float:
-        """Time spent training, over all resumptions."""
+        """The seconds spent on training, including those of the interrupted runs before this one."""
         return time.monotonic() - self._started
 
     def _due(self, every_steps: int) -> bool:
         return self.step % every_steps == 0 or self.step == self._config.steps
-
-    def _refuse_logprob_gap(self, metrics: dict[str, float]) -> None:
-        """On equal weights the two engines must agree; on stale samples a gap is the policy's own movement."""
-        gap, limit = metrics["logprob_gap/mean"], self._config.learner.max_logprob_gap
-        if metrics["staleness/max"] == 0 and not gap <= limit:
-            raise LogprobGapError(
-                f"in step {self.step + 1} sampler and learner differ by {gap:.3g} per log-probability in mean "
-                f"(learner.max_logprob_gap: {limit:g}). Check model.dtype and rollout.temperature."
-            )
 
     def _refuse_failed_verdicts(self, groups: Sequence[ScoredGroup], where: str) -> None:
         refuse_failed_verdicts(groups, self._config.reward.max_error_fraction, where)
@@ -262,7 +259,7 @@ class Controller:
             self._distributions,
         )
         self._distributions = {}
-        self._times_s.clear()  # that of a checkpoint is in the next row
+        self._times_s.clear()  # the time of a checkpoint that follows is in the next row
 
     def _state_metrics(self) -> dict[str, float]:
         state = self._fleet.state
@@ -285,17 +282,3 @@ class Controller:
             yield
         finally:
             self._times_s[part] += time.monotonic() - started
-
-
-def refuse_missing_logprobs(metrics: Mapping[str, float], step: int) -> None:
-    """Let a batch through of which nearly all tokens have a log-probability.
-
-    Raises:
-        MissingLogprobsError: of more than `MAX_MISSING_LOGPROBS_FRACTION` of the tokens there is none.
-    """
-    share = metrics["logprob_gap/missing_fraction"]
-    if share > MAX_MISSING_LOGPROBS_FRACTION:
-        raise MissingLogprobsError(
-            f"in step {step} the sampler gave no log-probability for {share:.1%} of the tokens (more than "
-            f"{MAX_MISSING_LOGPROBS_FRACTION:.0%} stop a run). See logs/rollout-*.log in the run directory."
-        )

@@ -30,8 +30,7 @@ from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
 from cluster.training.actors import ActorGraph
 from cluster.training.controller import Controller
-from cluster.training.dataset import evaluation_prompts, load_dataset, training_sampling
-from cluster.training.prompt_source import PromptSource
+from cluster.training.prompts import PromptSource, evaluation_prompts, load_dataset, training_sampling
 from rollout.engine.worker import RolloutWorker
 from rollout.fleet import weight_sync as weight_sync
 from rollout.fleet.fleet import RolloutFleet

@@ -12,7 +12,7 @@ from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole
 from cluster.tracking.evaluation_files import write_evaluation
 from cluster.training.actors import ActorGraph
-from cluster.training.dataset import evaluation_prompts, load_dataset
+from cluster.training.prompts import evaluation_prompts, load_dataset
 from cluster.training.session import prepare_in_cluster, ray_started, run_to_the_end
 
 

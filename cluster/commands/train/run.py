@@ -17,14 +17,28 @@ from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
 from cluster.tracking.prometheus import RayMetrics
 from cluster.training.actors import ActorGraph
-from cluster.training.batch import BatchNotFilledError
+from cluster.training.batch import (
+    BatchNotFilledError,
+    LogprobGapError,
+    MissingLogprobsError,
+    VerifierFailureError,
+)
 from cluster.training.control import RunIsLiveError, listening
-from cluster.training.controller import Controller, LogprobGapError, MissingLogprobsError
-from cluster.training.dataset import Dataset, evaluation_prompts, load_dataset, training_sampling
-from cluster.training.gc import what_is_there_stays
-from cluster.training.guards import VerifierFailureError
-from cluster.training.prompt_source import PromptSource
-from cluster.training.session import RUN_ERRORS, prepare_in_cluster, ray_started, run_to_the_end
+from cluster.training.controller import Controller
+from cluster.training.prompts import (
+    Dataset,
+    PromptSource,
+    evaluation_prompts,
+    load_dataset,
+    training_sampling,
+)
+from cluster.training.session import (
+    RUN_ERRORS,
+    frozen_garbage,
+    prepare_in_cluster,
+    ray_started,
+    run_to_the_end,
+)
 from learner.state import state_description
 from learner.state.state_description import StateDescription, obstacle
 from learner.state.state_files import CheckpointError
@@ -151,7 +165,7 @@ async def _run(
             tracker,
             start,
         )
-        with what_is_there_stays():
+        with frozen_garbage():
             await controller.run()
         console.stage("exporting the model")
         await learner.export(graph.run_directory.final_model)

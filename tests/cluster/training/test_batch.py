@@ -1,9 +1,10 @@
-"""The making of a batch: which groups are learned from, which are dropped, and that every prompt is accounted for."""
+"""The next batch: the groups that it trains on, the groups that are dropped, and the batches that stop a run."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+import math
 import random
 from collections.abc import Sequence
 
@@ -12,9 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.core.types import Prompt, ScoredGroup, Verdict
-from cluster.training.batch import Batch, BatchCollector, BatchNotFilledError, uninformative
+from cluster.metrics.batch import batch_metrics
+from cluster.training.batch import (
+    MAX_MISSING_LOGPROBS_FRACTION,
+    Batch,
+    BatchCollector,
+    BatchNotFilledError,
+    LogprobGapError,
+    MissingLogprobsError,
+    VerifierFailureError,
+    refuse_failed_verdicts,
+    refuse_logprob_gap,
+    refuse_missing_logprobs,
+    uninformative,
+)
 from rollout.fleet.buffer import WorkBuffer
-from tests.builders import make_group, make_prompt
+from tests.builders import make_group, make_prompt, make_response
 
 REWARDS: dict[str, list[float | None]] = {
     "mixed": [1.0, 0.0],
@@ -26,7 +40,7 @@ KINDS = st.sampled_from(list(REWARDS))
 
 
 class Run:
-    """Prompts 0, 1, 2 … of given kinds, sampled by one worker that finishes them in a random order."""
+    """A run with prompts 0, 1, 2 … of given kinds. One worker samples them and finishes them in a random order."""
 
     def __init__(self, kinds: Sequence[str], prompts: int, staleness: int, seed: int) -> None:
         self.kinds = itertools.chain(kinds, itertools.repeat("mixed"))
@@ -41,7 +55,7 @@ class Run:
         self.sampled_at: dict[str, int] = {}
 
     def resumed(self) -> Run:
-        """From a checkpoint taken between two steps: what is scored or generated is sampled again, in its order."""
+        """Resume from a checkpoint between two steps: all prompts in flight are sampled again, in their order."""
         run = copy.copy(self)
         run.buffer = WorkBuffer(self.prompts, self.staleness)
         run.leased = []
@@ -56,13 +70,13 @@ class Run:
         return prompt
 
     def lease(self) -> None:
-        """What is sampled is as old as the weights that it is begun with."""
+        """Lease all waiting prompts. A sample is as old as the weights that it starts with."""
         for prompt in self.buffer.lease("rollout-0", 10**6, self.version):
             self.leased.append(prompt.id)
             self.sampled_at[prompt.id] = self.version
 
     def step(self, limit: int | None) -> Batch:
-        """As the controller does it."""
+        """Do one step as the controller does."""
         while self.buffer.free_slots:
             self.buffer.admit(self.next_prompt())
         collector = BatchCollector(self.buffer, self.next_prompt, self.version, self.prompts, limit)
@@ -90,10 +104,10 @@ def informative(run: Run, prompt_ids: Sequence[str]) -> list[str]:
 
 
 @given(st.lists(KINDS, max_size=40), st.integers(1, 5), st.integers(0, 10**6))
-def test_on_policy_a_batch_is_the_first_informative_groups_whoever_was_fastest(
+def test_an_on_policy_batch_is_the_first_informative_groups_in_any_order_of_completion(
     kinds: list[str], prompts: int, seed: int
 ) -> None:
-    """And each prompt of those before ends trained or dropped, once, for the reason that it was made for."""
+    """Each earlier prompt is trained on or dropped exactly once, for the expected reason."""
     run = Run(kinds, prompts, staleness=0, seed=seed)
     first = 0
     for _ in range(3):
@@ -116,10 +130,10 @@ def test_on_policy_a_batch_is_the_first_informative_groups_whoever_was_fastest(
     st.lists(st.booleans(), min_size=8, max_size=8),
     st.integers(0, 10**6),
 )
-def test_no_prompt_is_lost_or_ends_twice_or_is_too_stale_over_a_resumption_either(
+def test_no_prompt_is_lost_or_settled_twice_or_too_stale_even_after_resuming(
     kinds: list[str], prompts: int, limit: int | None, staleness: int, resumes: list[bool], seed: int
 ) -> None:
-    """Whichever is slow, and however slow it is."""
+    """This holds for every order in which prompts finish."""
     run = Run(kinds, prompts, staleness, seed)
     for resume in resumes:
         batch = run.step(limit)
@@ -140,7 +154,7 @@ def test_no_prompt_is_lost_or_ends_twice_or_is_too_stale_over_a_resumption_eithe
 def test_a_batch_that_cannot_be_filled_ends_the_run(
     prompts: int, limit: int, staleness: int, found: int, seed: int
 ) -> None:
-    """After limit × prompts prompts for it, and those that an asynchronous run has admitted anyway."""
+    """It ends after limit × prompts prompts, and the prompts that an asynchronous run has already admitted."""
     found = min(found, prompts - 1)
     run = Run(["mixed"] * found + ["all incorrect"] * 100, prompts, staleness, seed)
     with pytest.raises(BatchNotFilledError) as refusal:
@@ -148,13 +162,13 @@ def test_a_batch_that_cannot_be_filled_ends_the_run(
     sampled = (limit + staleness) * prompts
     assert len(run.kind_of) == sampled
     assert f"needs {prompts} groups" in str(refusal.value)
-    assert f"there are {found}" in str(refusal.value)
+    assert f"only {found} were found" in str(refusal.value)
     assert f"{sampled - found} all incorrect" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
-def test_a_group_is_judged_by_its_outcomes_not_its_rewards() -> None:
-    """A right answer may be given less than another, and a wrong one something for its form."""
+def test_outcomes_and_not_rewards_make_a_group_informative() -> None:
+    """Correct responses may have different rewards, and an incorrect response a reward for its form."""
     group = make_group([1.0, 1.0])
     shaped = (Verdict("incorrect", 0.0, None, ""), Verdict("incorrect", 0.2, None, "well formed"))
     assert uninformative(type(group)(group.group, shaped)) == "all incorrect"
@@ -168,18 +182,19 @@ def test_a_group_is_judged_by_its_outcomes_not_its_rewards() -> None:
         ([1.0, 0.0], None),
         ([1.0, 1.0], "all correct"),
         ([0.0, 0.0], "all incorrect"),
-        ([1.0, None], "all correct"),  # of what is known
+        ([1.0, None], "all correct"),  # among the valid verdicts
         ([0.0, None], "all incorrect"),
         ([None, None], "no verdict"),
         ([1.0, 0.0, None], None),
     ],
 )
-def test_why_a_group_teaches_nothing(rewards: list[float | None], reason: str | None) -> None:
+def test_the_reason_for_zero_reward_variance(rewards: list[float | None], reason: str | None) -> None:
     assert uninformative(make_group(rewards)) == reason
 
 
 def test_a_slow_prompt_is_overtaken_until_it_would_be_too_stale() -> None:
-    """One prompt per batch, two versions late at most: two others may come before it, the third waits for it."""
+    """With one prompt per batch and a staleness of up to 2, two batches may precede a slow prompt; the third must wait
+    for it."""
     buffer = WorkBuffer(1, max_staleness=2)
     prompts = (make_prompt(f"train/0/{number}") for number in itertools.count())
     learned: list[str] = []
@@ -201,3 +216,61 @@ def test_a_slow_prompt_is_overtaken_until_it_would_be_too_stale() -> None:
     batch = take()
     assert batch is not None
     assert batch.prompt_ids == ["train/0/0"]
+
+
+def scored(*verdicts: Verdict) -> list[ScoredGroup]:
+    """Return a group of ten verdicts: the given ones, and incorrect ones."""
+    whole = make_group([0.0] * 10)
+    return [ScoredGroup(whole.group, (*verdicts, *whole.verdicts[len(verdicts) :]))]
+
+
+ERROR = Verdict("error", 0.0, None, "KeyError: 'answer' (mine.py:7)")
+TIMEOUT = Verdict("timeout", 0.0, None, "no verdict within 5 s")
+
+
+def test_the_run_continues_up_to_the_allowed_fraction_of_failures() -> None:
+    refuse_failed_verdicts(scored(ERROR, TIMEOUT), 0.2, "in step 3")
+    refuse_failed_verdicts(scored(*[ERROR] * 10), 1.0, "in step 3")
+    refuse_failed_verdicts(scored(), 0.0, "in step 3")
+
+
+def test_more_failures_stop_the_run_and_the_most_frequent_reason_is_named() -> None:
+    with pytest.raises(VerifierFailureError) as refusal:
+        refuse_failed_verdicts(scored(TIMEOUT, ERROR, ERROR), 0.2, "in step 3")
+    assert str(refusal.value) == (
+        "in step 3, the verifier failed on 3 of 10 responses (reward.max_error_fraction: 0.2); on 2 of them with the "
+        "error: KeyError: 'answer' (mine.py:7) (1 other reasons are in the transcripts and logs)"
+    )
+    with pytest.raises(VerifierFailureError, match=r"on 1 of them with the timeout: no verdict within 5 s$"):
+        refuse_failed_verdicts(scored(TIMEOUT), 0.0, "in step 3")
+
+
+@pytest.mark.parametrize(("missing", "stops"), [(0, False), (1, False), (2, True), (100, True)])
+def test_a_run_stops_if_log_probabilities_are_missing(missing: int, stops: bool) -> None:
+    """The batch has 200 tokens, and one in a hundred may have no log-probability."""
+    assert MAX_MISSING_LOGPROBS_FRACTION == 0.01
+    logprobs = [math.nan] * 2 * missing + [-1.0] * (200 - 2 * missing)
+    group = make_group([1.0], [make_response(200, logprobs)])
+    metrics = batch_metrics([group], learner_version=3)
+    if not stops:
+        refuse_missing_logprobs(metrics, step=4)
+        return
+    with pytest.raises(
+        MissingLogprobsError, match="in step 4 the sampler gave no log-probability"
+    ) as refusal:
+        refuse_missing_logprobs(metrics, step=4)
+    assert f"{missing:.1f}% of the tokens" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("gap", "staleness", "stops"), [(0.1, 0, False), (0.2, 0, True), (math.nan, 0, True), (9, 1, False)]
+)
+def test_a_run_stops_if_sampler_and_learner_differ_on_equal_weights(
+    gap: float, staleness: int, stops: bool
+) -> None:
+    metrics = {"logprob_gap/mean": gap, "staleness/max": float(staleness)}
+    if not stops:
+        refuse_logprob_gap(metrics, limit=0.1, step=4)
+        return
+    with pytest.raises(LogprobGapError, match=f"in step 4 sampler and learner differ by {gap:.3g}"):
+        refuse_logprob_gap(metrics, limit=0.1, step=4)

@@ -1,5 +1,7 @@
-"""What a live run answers to who scales it, and that it outlives its mailbox. The way there and back is in
-tests/integration/test_fleet_drills.py."""
+"""Scaling requests to a live run: the answers, and the loss of the mailbox.
+
+tests/integration/test_fleet_drills.py sends requests in a Ray cluster.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from cluster.core.actor import Actor
 from cluster.training import control as run_control
 from cluster.training.control import Mailbox, _resize, answering
 from rollout.fleet.state import FleetState, Resizing
@@ -17,7 +20,7 @@ from rollout.fleet.state import FleetState, Resizing
 
 @dataclass
 class Fleet:
-    """Two workers, in a cluster that has slots for `free_slots` more."""
+    """A fleet of two workers, in a cluster with slots for `free_slots` more."""
 
     free_slots: int
     state: FleetState = field(default_factory=lambda: FleetState(2, 3))
@@ -36,24 +39,26 @@ class Fleet:
         (
             1,
             4,
-            "rollout workers: 2 → 4; starting rollout-2, rollout-3 (the cluster has room for 1 of them now; a worker "
-            "without room starts when there is some)",
+            "rollout workers: 2 → 4; starting rollout-2, rollout-3 (the cluster has resources for 1 of them now; the "
+            "others start when there are more)",
         ),
     ],
 )
-def test_the_answer_says_what_is_done_and_what_has_to_wait(free: int, workers: int, answer: str) -> None:
+def test_the_answer_names_the_change_and_the_workers_that_must_wait(
+    free: int, workers: int, answer: str
+) -> None:
     assert _resize(cast(Any, Fleet(free)), workers).startswith(answer)
 
 
 @dataclass
 class Method:
-    """Called as that of an actor is."""
+    """A method of an actor."""
 
     remote: Callable[..., Awaitable[Any]]
 
 
 class LocalMailbox:
-    """A mailbox in this process, of which the methods in `failing` fail, and those in `hanging` never end."""
+    """A handle of a mailbox in this process. The methods in `failing` fail, and those in `hanging` never end."""
 
     def __init__(self, failing: tuple[str, ...] = (), hanging: tuple[str, ...] = ()) -> None:
         self._mailbox = Mailbox()
@@ -70,7 +75,8 @@ class LocalMailbox:
         return Method(call)
 
 
-NO_MORE = "launch.py scale reaches this run no more: next_request: the node is gone"
+UNREACHABLE = "launch.py scale can no longer reach this run"
+NO_MORE = f"{UNREACHABLE}: next_request: the node is gone"
 NOT_CLOSED = "the run's mailbox was not closed"
 
 
@@ -89,25 +95,25 @@ NOT_CLOSED = "the run's mailbox was not closed"
         ),
         (LocalMailbox(hanging=("close",)), [f"{NOT_CLOSED} within"]),
     ],
-    ids=["sound", "not read", "not closed", "lost", "hangs"],
+    ids=["no failure", "reading fails", "closing fails", "both fail", "closing hangs"],
 )
-async def test_a_run_goes_on_without_its_mailbox_and_says_so(
+async def test_a_run_continues_without_its_mailbox_and_warns(
     mailbox: LocalMailbox, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_control, "CLOSE_TIMEOUT_S", 0.05)
-    told: list[str] = []
-    async with answering(cast(Any, mailbox), cast(Any, Fleet(9)), pytest.fail, told.append):
+    shown: list[str] = []
+    async with answering(Actor(mailbox), cast(Any, Fleet(9)), pytest.fail, shown.append):
         await asyncio.sleep(0)
-    assert len(told) == len(warnings), told
-    assert all(line.startswith(start) for line, start in zip(told, warnings, strict=True)), told
+    assert len(shown) == len(warnings), shown
+    assert all(line.startswith(start) for line, start in zip(shown, warnings, strict=True)), shown
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_that_a_run_cannot_be_asked_any_more_is_told_at_once() -> None:
-    told: asyncio.Queue[str] = asyncio.Queue()
-    mailbox = LocalMailbox(failing=("answer",))
-    async with answering(cast(Any, mailbox), cast(Any, Fleet(9)), lambda text: None, told.put_nowait):
-        asking = asyncio.create_task(mailbox.ask.remote(3))
+async def test_the_run_warns_at_once_when_it_can_no_longer_be_reached() -> None:
+    warnings: asyncio.Queue[str] = asyncio.Queue()
+    mailbox: Actor[Mailbox] = Actor(LocalMailbox(failing=("answer",)))
+    async with answering(mailbox, cast(Any, Fleet(9)), lambda text: None, warnings.put_nowait):
+        request = asyncio.ensure_future(mailbox.call(Mailbox.ask, 3))
         async with asyncio.timeout(10):
-            assert await told.get() == "launch.py scale reaches this run no more: answer: the node is gone"
-        asking.cancel()
+            assert await warnings.get() == f"{UNREACHABLE}: answer: the node is gone"
+        request.cancel()

@@ -1,7 +1,7 @@
-"""A run that is cut anywhere, any number of times, trains on what a run that is left alone trains on.
+"""An interrupted and resumed run trains on the same samples as an uninterrupted run, wherever it was interrupted.
 
-The real controller, prompt source, work buffer and checkpoint store. The fleet and the learner are made up; the real
-learner's state is in tests/integration/test_training_state.py.
+The controller, prompt source, work buffer and checkpoint store are real. Fleet and learner are simulated; the state of
+the real learner is tested in tests/integration/test_training_state.py.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from tests.synthetic import SyntheticFleet, expected_prompts, synthetic_source
 
 
 class Cut(Exception):
-    """The process dies here."""
+    """Simulates the death of the process."""
 
 
 @dataclass
 class Fuse:
-    """Cuts the run when `left` of the moments at which it can be cut are over; None: never."""
+    """Interrupts the run after `left` ticks, or never if that is None."""
 
     left: int | None
 
@@ -51,7 +51,7 @@ class Fuse:
 
 @dataclass
 class HashingLearner:
-    """Its weights are a hash of all that it has learned from, in order."""
+    """A learner whose weights are a hash of all training samples, in order."""
 
     fuse: Fuse
     weights: str = ""
@@ -83,7 +83,7 @@ class HashingLearner:
 
 @dataclass
 class Ledger:
-    """Stands in for the tracker, and remembers the rows as `metrics.jsonl` does."""
+    """A replacement of the tracker. It keeps the rows as `metrics.jsonl` does."""
 
     fuse: Fuse
     rows: dict[int, list[str]] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Ledger:
     wandb_run_id: str | None = "abc123"
     restarts_before: float = 0.0
 
-    def go_on_from(self, step: int) -> None:
+    def resume_from(self, step: int) -> None:
         self.rows = {row: prompts for row, prompts in self.rows.items() if row <= step}
 
     def log(self, step: int, metrics: dict[str, float], prompts: Sequence[str] = (), *_: Any) -> None:
@@ -102,13 +102,13 @@ class Ledger:
         self.fuse.tick()
 
     def transcripts(self, *_: Any) -> None:
-        """Not of interest."""
+        """Do nothing."""
 
     def evaluation(self, *_: Any) -> None:
-        """Not of interest."""
+        """Do nothing."""
 
     def checkpoint(self, *_: Any) -> None:
-        """Not of interest."""
+        """Do nothing."""
 
     @property
     def trained(self) -> list[str]:
@@ -117,7 +117,7 @@ class Ledger:
 
 ROWS = 7
 IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-"""Hundreds of checkpoints, each waited for until it is on the disk, would take minutes."""
+"""A directory in memory: hundreds of checkpoints, each synchronized to the disk, would take minutes."""
 
 
 def configuration(**rollout: int) -> RunConfig:
@@ -136,13 +136,13 @@ def configuration(**rollout: int) -> RunConfig:
 def run_until_cut(
     config: RunConfig, directory: Path, ledger: Ledger, chance: random.Random, ticks: int | None
 ) -> tuple[bool, str]:
-    """Start or resume the run. Whether it came to its end, and the learner's weights."""
+    """Start or resume the run. Return True if it reached its last step, and the learner's weights."""
     fuse = Fuse(ticks)
     ledger.fuse = fuse
     learner = HashingLearner(fuse)
     store = CheckpointStore(directory, config.checkpoint.keep)
     start = store.newest_intact(pytest.fail)
-    ledger.go_on_from(start.progress.step if start else -1)
+    ledger.resume_from(start.progress.step if start else -1)
     controller = Controller(
         config,
         synthetic_source(config, ROWS),
@@ -167,12 +167,12 @@ def run_with_cuts(config: RunConfig, cuts: Sequence[int], seed: int) -> tuple[Le
         for ticks in [*cuts, None]:
             done, weights = run_until_cut(config, Path(directory), ledger, chance, ticks)
         assert done
-        accounted(config, Path(directory))
+        assert_accounted(config, Path(directory))
     return ledger, weights
 
 
-def accounted(config: RunConfig, directory: Path) -> None:
-    """Every prompt that was ever handed out is trained or in flight."""
+def assert_accounted(config: RunConfig, directory: Path) -> None:
+    """Assert that every prompt that was handed out is trained or in flight."""
     checkpoint = CheckpointStore(directory, 1).newest_intact(pytest.fail)
     assert checkpoint is not None
     progress = checkpoint.progress
@@ -185,11 +185,10 @@ CUTS = st.lists(st.integers(0, 150), max_size=6)
 
 @settings(max_examples=25, deadline=None)
 @given(cuts=CUTS, seed=st.integers(0, 2**16))
-def test_on_policy_a_cut_run_learns_the_same_from_the_same_in_the_same_order(
+def test_an_interrupted_on_policy_run_trains_on_the_same_prompts_in_the_same_order(
     cuts: list[int], seed: int
 ) -> None:
-    """Whichever worker was fast or died, and wherever the run was cut: the same prompts with the same seeds, and the
-    same weights in the end."""
+    """Prompts, seeds and final weights do not depend on the speed or loss of workers, or on the interruptions."""
     config = configuration()
     ledger, weights = run_with_cuts(config, cuts, seed)
     expected = expected_prompts(config, ROWS, 24)
@@ -200,10 +199,11 @@ def test_on_policy_a_cut_run_learns_the_same_from_the_same_in_the_same_order(
 
 @settings(max_examples=25, deadline=None)
 @given(cuts=CUTS, seed=st.integers(0, 2**16), max_staleness=st.integers(1, 2))
-def test_asynchronously_no_prompt_is_lost_or_trained_twice(
+def test_an_asynchronous_run_neither_loses_prompts_nor_trains_on_them_twice(
     cuts: list[int], seed: int, max_staleness: int
 ) -> None:
-    """Which prompts are in a batch is then up to who is fast; but each comes once per epoch, and none is too old."""
+    """The speed of workers decides which prompts are in a batch. But each prompt occurs once per epoch, and no
+    sample is too stale."""
     config = configuration(max_staleness=max_staleness)
     ledger, _ = run_with_cuts(config, cuts, seed)
     trained = Counter(ledger.trained)
@@ -217,10 +217,11 @@ def test_asynchronously_no_prompt_is_lost_or_trained_twice(
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**16), prompts_per_step=st.sampled_from([2, 6]), max_staleness=st.integers(0, 2))
-def test_less_or_more_may_be_in_flight_after_a_resumption(
+def test_the_number_of_prompts_in_flight_may_change_when_a_run_is_resumed(
     seed: int, prompts_per_step: int, max_staleness: int
 ) -> None:
-    """Batches of another size; and more may be in flight in the checkpoint than the resumed run has room for."""
+    """The size of batches changes, and the checkpoint may have more prompts in flight than the resumed run has
+    slots."""
     chance, ledger = random.Random(seed), Ledger(Fuse(None))
     before = configuration(max_staleness=2).model_copy(update={"steps": 3})
     after = configuration(max_staleness=max_staleness, prompts_per_step=prompts_per_step)
@@ -228,16 +229,16 @@ def test_less_or_more_may_be_in_flight_after_a_resumption(
         for config in (before, after):
             done, _ = run_until_cut(config, Path(directory), ledger, chance, None)
             assert done
-        accounted(after, Path(directory))
+        assert_accounted(after, Path(directory))
     trained = ledger.trained
     assert len(trained) == len(set(trained)) == 3 * 4 + 3 * prompts_per_step
     first = [prompt for prompt, _ in expected_prompts(before, ROWS, 12)]
-    if max_staleness == 0:  # what was in flight comes before anything new
+    if max_staleness == 0:  # prompts in flight come before new ones
         assert set(first) <= set(trained)
 
 
-def test_a_step_that_is_not_done_again_has_its_row() -> None:
-    """Cut at each moment in turn, also right after a checkpoint."""
+def test_a_step_that_is_not_repeated_has_its_row() -> None:
+    """Interrupt the run at each tick in turn, which includes the tick after a checkpoint."""
     config = configuration().model_copy(update={"steps": 2})
     for ticks in range(100):
         ledger = Ledger(Fuse(None))
@@ -247,11 +248,11 @@ def test_a_step_that_is_not_done_again_has_its_row() -> None:
         assert start is None or start.progress.step in ledger.rows
         if done:
             return
-    pytest.fail("the run never came to its end")
+    pytest.fail("the run never reached its last step")
 
 
 def test_the_report_counts_restarts_over_all_resumptions(tmp_path: Path) -> None:
-    """Each part of the run has a fleet of its own, which counts from 0."""
+    """Each part of the run has its own fleet, which counts from 0."""
     config = configuration().model_copy(update={"directory": tmp_path})
     config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"wandb": "disabled"})})
     run = RunDirectory(config.run_directory)
@@ -281,7 +282,7 @@ def test_the_report_counts_restarts_over_all_resumptions(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"rows": ROWS + 1}])
-def test_other_prompts_are_refused(tmp_path: Path, change: dict[str, int]) -> None:
+def test_changed_prompts_are_refused(tmp_path: Path, change: dict[str, int]) -> None:
     config = configuration().model_copy(update={"steps": 1})
     ledger = Ledger(Fuse(None))
     run_until_cut(config, tmp_path, ledger, random.Random(0), None)
@@ -297,5 +298,5 @@ def test_other_prompts_are_refused(tmp_path: Path, change: dict[str, int]) -> No
         cast(Any, ledger),
         store.newest_intact(pytest.fail),
     )
-    with pytest.raises(CheckpointError, match="the training prompts are not those that it counts"):
+    with pytest.raises(CheckpointError, match="the training prompts have changed, because seed, task"):
         asyncio.run(controller.run())

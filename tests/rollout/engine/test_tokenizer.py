@@ -8,7 +8,7 @@ import pytest
 
 from cluster.configuration.preflight import check_task
 from cluster.core.config import RunConfig
-from cluster.training.dataset import UnusablePromptError, load_dataset
+from cluster.training.prompts import UnusablePromptError, load_dataset
 from learner.model.supervised import character_tokenizer
 from reward.tasks.countdown.starter import ANSWER_TAGS, COMPACT_CHARACTERS
 from rollout.engine.tokenizer import NoEndTokenError, PromptEncoder
