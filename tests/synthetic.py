@@ -42,8 +42,8 @@ class SyntheticFleet:
     def sampled_tokens(self) -> int:
         return self._scheduler.sampled_tokens
 
-    async def publish(self, policy: PolicyVersion) -> None:
-        self.state.published(policy.version)
+    async def publish(self, version: PolicyVersion) -> None:
+        self.state.published(version.version)
 
     async def rest(self) -> None:
         """Do nothing: there are no engines that could sleep."""

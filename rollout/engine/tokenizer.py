@@ -1,4 +1,4 @@
-"""Renders and tokenizes a prompt, once. From here on only token ids travel."""
+"""Renders and tokenizes prompts. Each prompt is tokenized once; engines and learner receive token ids."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
+    """A rendered prompt and its tokens."""
+
     text: str
     token_ids: tuple[int, ...]
 
 
 class NoEndTokenError(ValueError):
-    """A model with this tokenizer cannot come to an end."""
+    """The tokenizer has no end-of-sequence token, so no response could end."""
 
 
 class PromptEncoder:
-    """The tokenizer and chat template of the model in `directory`.
+    """Encodes prompts with the tokenizer and the chat template of the model in `directory`.
 
     Raises:
-        NoEndTokenError: the tokenizer has no end-of-sequence token.
+        NoEndTokenError: if the tokenizer has no end-of-sequence token.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -35,18 +37,21 @@ class PromptEncoder:
                 "eos_token in its tokenizer_config.json"
             )
 
-    def encode(self, question: str | list[dict[str, str]]) -> EncodedPrompt:
-        """Plain text gets the special tokens the tokenizer adds by itself; chat messages get exactly their template's.
+    def encode(self, prompt: str | list[dict[str, str]]) -> EncodedPrompt:
+        """Return the text and tokens of a prompt, which is plain text or a list of chat messages.
+
+        Plain text gets the special tokens that the tokenizer adds by default. Chat messages get exactly the special
+        tokens of their template.
 
         Raises:
-            ValueError: chat messages, and the model has no chat template.
+            ValueError: if the prompt is a list of chat messages and the model has no chat template.
         """
-        if isinstance(question, str):
-            return EncodedPrompt(question, tuple(self._tokenizer(question).input_ids))
+        if isinstance(prompt, str):
+            return EncodedPrompt(prompt, tuple(self._tokenizer(prompt).input_ids))
         if self._tokenizer.chat_template is None:
             raise ValueError(
-                f"the model in {self._directory} has no chat template, but the task asks in chat messages; "
-                "use an instruct model, or a task style that is plain text"
+                f"the model in {self._directory} has no chat template, but the task's prompts are chat messages; "
+                "use an instruct model, or a style of the task with plain text"
             )
-        text = self._tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+        text = self._tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         return EncodedPrompt(text, tuple(self._tokenizer(text, add_special_tokens=False).input_ids))

@@ -1,8 +1,8 @@
 """The rollout worker: a Ray actor around one vLLM engine.
 
-It is fed prompts at any time and hands over each response when it ends; it pulls published weights by version, and
-proves after every pull that it serves them. It knows nothing of rewards or losses. An engine that died, or that failed
-to take new weights, ends the process: supervision replaces it.
+It accepts prompts at any time and returns each response when it ends. It updates to published weight versions, and
+after every update compares its log-probabilities on a probe with the learner's. It does not know rewards or losses. If
+the engine dies, the process ends, and the supervisor of the fleet replaces it.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ logger = logging.getLogger(__name__)
 
 
 LOOK_EVERY_S = 0.2
-"""At an engine of which it is asked whether it moves."""
+"""The interval at which the progress of the engine's responses is observed."""
 _PAUSE_MODES: dict[OnNewWeights, str] = {"continue": "keep", "finish": "wait", "restart": "abort"}
 
 
 class RolloutWorker:
-    """One vLLM engine. `cluster/training/worker_factory.py` makes it an actor.
+    """One vLLM engine. `RayWorkerFactory` in cluster/training/actors.py creates it as an actor.
 
     Usage:
-        worker = ray.remote(RolloutWorker).remote("worker-0", options)
-        await worker.start.remote()
-        gap = await worker.pull_weights.remote(policy)
-        await worker.submit.remote(prompts)
-        sampled = await worker.collect.remote(max_wait_s=5.0)   # again and again
+        worker: Actor[RolloutWorker] = Actor(ray.remote(RolloutWorker).remote("rollout-0", options))
+        await worker.call(RolloutWorker.start)
+        gap = await worker.call(RolloutWorker.update_weights, version)
+        await worker.call(RolloutWorker.submit, prompts)
+        sampled = await worker.call(RolloutWorker.collect, max_wait_s=5.0)   # repeatedly
     """
 
     def __init__(self, name: str, options: EngineOptions) -> None:
@@ -57,23 +57,24 @@ class RolloutWorker:
         self._updating = False
         self._asleep = False
         self._sampled_tokens: dict[str, int] = {}
-        """Of each request that was running when last looked."""
+        """The number of tokens of each running request, when it was last observed."""
         self._sampling: set[asyncio.Task[None]] = set()
         self._sampled: list[Sampled] = []
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
-        """Nothing is being sampled, or it failed."""
+        """Set while nothing is being sampled, or after a failure."""
         self._failure: BaseException | None = None
         timeout_s = options.response_timeout_s
         self._clock = None if timeout_s is None else ResponseClock(timeout_s)
-        self._cutting_off: asyncio.Task[None] | None = None
+        self._truncating: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
-        """Build the engine and generate once, so that nothing is compiled later. Returns the process id."""
+        """Build the engine and generate once, so that nothing is compiled later. Return the process id."""
         options = self._options
         if not options.on_gpu and options.tensor_parallel_size == 1:
-            # Read by vLLM when it is imported. On CPU it would put the model into one more process, which costs
-            # seconds to start and a hop per decoding step, only to set the number of threads, and that is set already.
+            # vLLM reads this variable when it is imported. By default vLLM would run the model of a CPU engine in
+            # another process, only to set its number of threads, which is already set. That process takes seconds to
+            # start, and adds communication to each decoding step.
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
         import ray
@@ -88,12 +89,12 @@ class RolloutWorker:
         await self._sample((0, 1), warm_up, None, self._next_id())
         await self._engine.update_weight_version(str(LOADED_VERSION))
         if self._clock is not None:
-            self._cutting_off = asyncio.create_task(self._cut_off(self._clock))
-            self._cutting_off.add_done_callback(self._note_failure)
+            self._truncating = asyncio.create_task(self._truncate_overdue(self._clock))
+            self._truncating.add_done_callback(self._note_failure)
         return os.getpid()
 
     async def submit(self, prompts: Sequence[Prompt]) -> None:
-        """Begin to sample every prompt's responses. They are handed over by `collect`."""
+        """Start to sample the responses to every prompt. `collect` returns them."""
         self._idle.clear()
         for prompt in prompts:
             for index in range(prompt.sampling.responses):
@@ -102,21 +103,21 @@ class RolloutWorker:
                 task.add_done_callback(self._note_end)
 
     async def collect(self, max_wait_s: float, gather_s: float = 0.0) -> list[Sampled]:
-        """The responses that ended since the last call, after waiting for one if there is none. With one, others are
-        waited for `gather_s` longer while there are any, so that fewer calls bring all.
+        """Wait for a response to end, and return all that have ended since the last call.
 
-        After `max_wait_s` without any, an empty list is the engine's sign of life: it was asked for one, and it goes on
-        with what it has. From one that stands still there is no answer.
+        After the first response the call waits up to `gather_s` for others in flight, so that fewer calls are needed.
+        If no response ends within `max_wait_s`, it returns an empty list as a heartbeat, but only if the engine answers
+        and makes progress. If the engine hangs, the call does not return.
 
         Raises:
-            Exception: sampling failed, though the engine lives.
+            Exception: the error of a response that could not be sampled although the engine is alive.
         """
         try:
             async with asyncio.timeout(max_wait_s):
                 await self._news.wait()
         except TimeoutError:
             await self._guarded(self._engine.is_sleeping())
-            await self._moved()
+            await self._progress()
         else:
             with suppress(TimeoutError):
                 async with asyncio.timeout(gather_s):
@@ -127,8 +128,8 @@ class RolloutWorker:
         sampled, self._sampled = self._sampled, []
         return sampled
 
-    async def _moved(self) -> None:
-        """Return when the engine has sampled a token since this was last asked, or has nothing to sample."""
+    async def _progress(self) -> None:
+        """Return when the engine has sampled a token since the last call, or has nothing to sample."""
         while self._sampling and not self._updating and not self._news.is_set():
             tokens = self._tokens_in_flight()
             if tokens != self._sampled_tokens:
@@ -137,12 +138,12 @@ class RolloutWorker:
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _tokens_in_flight(self) -> dict[str, int]:
-        """How many tokens each running request has sampled."""
+        """Return the number of sampled tokens of each running request."""
         states = self._engine.output_processor.request_states.values()
         return {state.external_req_id: state.detokenizer.num_output_tokens() for state in states}
 
-    async def _cut_off(self, clock: ResponseClock) -> None:
-        """End what takes too long, again and again. Each then ends with the tokens that it has."""
+    async def _truncate_overdue(self, clock: ResponseClock) -> None:
+        """Abort responses that take too long, until canceled. They end with the tokens that they have."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             if overdue := clock.look(self._tokens_in_flight(), time.monotonic()):
@@ -159,7 +160,7 @@ class RolloutWorker:
             RuntimeError: if the weights did not arrive. The engine then waits for the version by another route.
         """
         async with self._receiver.arriving(version, route) as engine_route:
-            self._updating = True  # the update has its own deadline, and nothing is sampled during it
+            self._updating = True  # an update has its own deadline, and no tokens are sampled during it
             try:
                 await self._guarded(self._swap(engine_route, version))
                 return await self._guarded(self._probe_gap(version))
@@ -182,28 +183,31 @@ class RolloutWorker:
         self._version = version.version
 
     async def sleep(self) -> None:
-        """Finish what is being sampled, then give the GPU's memory back, weights and caches, until new weights come.
-        They wake the engine: first memory for the weights is taken, then, when they are loaded, for the caches."""
+        """Finish the responses in flight, then release the GPU memory of weights and caches until the next update.
+
+        The update wakes the engine: memory for the weights is allocated first, and memory for the caches after the
+        weights are loaded.
+        """
         await self._guarded(self._engine.sleep(level=2, mode="wait"))
         self._asleep = True
 
-    async def _probe_gap(self, policy: PolicyVersion) -> float:
-        """The largest |Δ log p| between what is served and what the learner says of `policy`."""
-        probes = zip(policy.probe_tokens, policy.probe_logprobs, strict=True)
+    async def _probe_gap(self, version: PolicyVersion) -> float:
+        """Return the largest |Δ log p| between the served weights and the learner's values for `version`."""
+        probes = zip(version.probe_tokens, version.probe_logprobs, strict=True)
         gaps = [np.abs(await self._score(tokens) - expected).max() for tokens, expected in probes]
         return float(max(gaps))
 
     async def version(self) -> int:
-        """The weight version that is served; `LOADED_VERSION` before the first pull. Also answers "are you alive"."""
+        """Return the weight version that is served; `LOADED_VERSION` before the first update. Also a sign of life."""
         return self._version
 
     async def shut_down(self) -> None:
-        """End the engine's processes; the actor can be killed afterwards."""
+        """End the engine's processes. The actor can be killed afterwards."""
         self._ending = True
-        if self._cutting_off is not None:
-            self._cutting_off.cancel()
+        if self._truncating is not None:
+            self._truncating.cancel()
         if self._engine is not None:
-            # In its own time, some seconds: an engine that is cut short leaves semaphores in shared memory.
+            # This takes some seconds. An engine that is killed leaves semaphores in shared memory.
             self._engine.shutdown()
         self._receiver.close()
 
@@ -215,9 +219,9 @@ class RolloutWorker:
             completion = await self._guarded(
                 self._sample(prompt.token_ids, prompt.sampling, seed, request_id)
             )
-            was_cut_off = self._was_cut_off(request_id)
-            # Else it was aborted by new weights, under which it begins again.
-            if completion.finish_reason != "abort" or was_cut_off:
+            truncated = self._was_overdue(request_id)
+            # Otherwise new weights have aborted the request, and it starts again with them.
+            if completion.finish_reason != "abort" or truncated:
                 break
         self._sampled.append(Sampled(prompt.id, index, self._to_response(completion)))
         self._news.set()
@@ -237,16 +241,16 @@ class RolloutWorker:
     def _next_id(self) -> str:
         return f"{self._name}-{next(self._requests)}"
 
-    def _was_cut_off(self, request_id: str) -> bool:
-        if self._clock is None or request_id not in self._clock.cut_off:
+    def _was_overdue(self, request_id: str) -> bool:
+        if self._clock is None or request_id not in self._clock.overdue:
             return False
-        self._clock.cut_off.remove(request_id)
+        self._clock.overdue.remove(request_id)
         return True
 
     async def _sample(
         self, token_ids: Sequence[int], sampling: Sampling, seed: int | None, request_id: str
     ) -> Any:
-        """One vLLM completion."""
+        """Return one completion of vLLM."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -255,7 +259,7 @@ class RolloutWorker:
             max_tokens=sampling.max_response_tokens,
             seed=seed,
             logprobs=0,
-            # Per token vLLM would make a dictionary and a text; a response is put into words once, at its end.
+            # Otherwise vLLM creates a dictionary and a text per token. A response is decoded once, at its end.
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -265,7 +269,7 @@ class RolloutWorker:
         return completion
 
     async def _score(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Log-probabilities at temperature 1 of `token_ids[1:]` under the served weights, float32 [T - 1]."""
+        """Return the log-probabilities of `token_ids[1:]` at temperature 1 with the served weights, float32 [T - 1]."""
         from vllm import SamplingParams
 
         parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=1.0)
@@ -277,25 +281,25 @@ class RolloutWorker:
         from vllm.inputs import tokens_input
 
         output = None
-        # As vLLM's own renderer would give it: what is not rendered takes a way through a thread.
+        # vLLM processes prompts that it must render in a thread. This is the form that its renderer would return.
         async for news in self._engine.generate(tokens_input(list(token_ids)), parameters, request_id):
             output = news
-        assert output is not None, "vLLM ended a request without an answer"
+        assert output is not None, "vLLM ended a request without an output"
         assert output.finished
         return output
 
     def _to_response(self, completion: Any) -> Response:
-        """One vLLM completion as a response.
+        """Convert a completion of vLLM to a response.
 
         Raises:
-            ValueError: the engine did not say how likely it found one of its tokens, or which weights it used.
+            ValueError: if log-probabilities or weight versions are missing.
         """
         token_ids = np.asarray(completion.token_ids, dtype=np.int64)
         logprobs = np.asarray(
             completion.logprobs.logprobs, dtype=np.float32
-        )  # one per position: of the sampled token
+        )  # one per position, for the sampled token
         if completion.logprobs.token_ids != list(completion.token_ids):
-            raise ValueError("vLLM's log-probabilities are not those of the sampled tokens")
+            raise ValueError("vLLM returned log-probabilities of other tokens than the sampled ones")
         if not completion.weight_versions:
             raise ValueError("vLLM returned a response without weight versions")
         return Response(
@@ -309,12 +313,13 @@ class RolloutWorker:
         )
 
     async def _guarded(self, work: Any) -> Any:
-        """Await `work`; if the engine died of it, end this process, for a dead engine in a live actor helps nobody."""
+        """Await `work`. If the engine has died, end this process: a dead engine cannot be used, and the process must be
+        replaced."""
         try:
             return await work
         except Exception:
             if self._engine.errored and not self._ending:
-                logger.exception("the engine died; this worker ends so that it is replaced")
+                logger.exception("the engine died; this process ends, and the fleet replaces it")
                 sys.stderr.flush()
                 os._exit(1)
             raise

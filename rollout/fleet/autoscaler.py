@@ -1,12 +1,15 @@
-"""How many rollout workers a run should have, from what its steps spend their time on. Pure.
+"""Chooses the number of rollout workers from the time that the learner waits for samples. Pure.
 
-The share of a step that the learner waits for samples says who is the bottleneck. Above `WAITS_LONG` the learner
-starves, and one more worker is asked for; below `WAITS_LITTLE` workers idle, and one is given back. Between the two
-nothing is done, and nothing either before `PATIENCE_STEPS` steps in a row have said the same: a size that was just
-reached must show itself first. While a worker is still to come, for which there may be no room, none is added; but if
-the learner does not wait meanwhile, it is given back. A size with which the learner starved is not gone back to for
-`MEMORY_STEPS` steps: where one worker is too few and two are too many, two it is. (Not for ever, since responses change
-their length.)
+The fraction of a step in which the learner waits for samples shows the bottleneck. Above `WAITS_LONG` the learner
+starves, and one worker is added. Below `WAITS_LITTLE` workers are idle, and one is removed. Between the two the size
+stays.
+
+- The size changes only after `PATIENCE_STEPS` steps in a row with the same finding, so that a new size takes effect
+  first.
+- While a worker is still starting, for which the cluster may have no resources, none is added. If the learner does not
+  wait meanwhile, that worker is removed again.
+- A size with which the learner starved is not used again for `MEMORY_STEPS` steps. So the size does not oscillate where
+  one worker is too few and two are too many. The memory is limited, because the length of responses changes.
 """
 
 from __future__ import annotations
@@ -14,14 +17,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 WAITS_LONG = 0.4
+"""The fraction of a step spent waiting above which the learner starves."""
 WAITS_LITTLE = 0.1
+"""The fraction of a step spent waiting below which workers are idle."""
 PATIENCE_STEPS = 3
 MEMORY_STEPS = 200
 
 
 @dataclass(slots=True)
 class Autoscaler:
-    """Between `min_workers` and `max_workers`.
+    """Chooses a size between `min_workers` and `max_workers`.
 
     Usage:
         wanted = autoscaler.wanted(workers=4, waited_s=3.1, step_s=5.0)   # after every step
@@ -36,32 +41,34 @@ class Autoscaler:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_workers <= self.max_workers:
-            raise ValueError(f"from {self.min_workers} to {self.max_workers} workers is no range")
+            raise ValueError(
+                f"min_workers and max_workers: expected 1 ≤ min ≤ max, got {self.min_workers} and {self.max_workers}"
+            )
 
     def refuse_outside(self, workers: int) -> None:
-        """Let a size between the two pass.
+        """Raise unless `workers` is between `min_workers` and `max_workers`.
 
         Raises:
-            ValueError: it is not.
+            ValueError: if it is not. The message is for the user.
         """
         if not self.min_workers <= workers <= self.max_workers:
             raise ValueError(
                 f"{workers} is not between rollout.min_workers = {self.min_workers} and rollout.max_workers = "
-                f"{self.max_workers}, between which this run adapts its number of rollout workers itself"
+                f"{self.max_workers}, the range in which this run chooses its number of rollout workers itself"
             )
 
     def wanted(self, workers: int, waited_s: float, step_s: float, all_up: bool = True) -> int:
-        """The size to have from now on.
+        """Return the size for the following steps.
 
         Args:
-            workers: the size that the step was done with.
-            waited_s: of `step_s`, how long the learner waited for samples.
-            step_s: how long the step took.
-            all_up: whether all of them worked, or some were still starting, or waiting for room.
+            workers: the size during the step.
+            waited_s: the part of `step_s` in which the learner waited for samples.
+            step_s: the duration of the step.
+            all_up: False if some of the workers were still starting, or waiting for resources.
         """
-        share = waited_s / step_s if step_s > 0 else 0.0
-        self._hungry_steps = self._hungry_steps + 1 if all_up and share > WAITS_LONG else 0
-        self._full_steps = self._full_steps + 1 if share < WAITS_LITTLE else 0
+        waited_fraction = waited_s / step_s if step_s > 0 else 0.0
+        self._hungry_steps = self._hungry_steps + 1 if all_up and waited_fraction > WAITS_LONG else 0
+        self._full_steps = self._full_steps + 1 if waited_fraction < WAITS_LITTLE else 0
         self._starved_ago += 1
         wanted = workers
         if self._hungry_steps >= PATIENCE_STEPS:

@@ -1,26 +1,26 @@
-"""The accounting of prompts between admission and learning. Pure: no Ray, no clock, no threads.
+"""The accounting of prompts between admission and training. Pure: no Ray, no clock, no threads.
 
-A prompt is always in exactly one place:
+A prompt is always in exactly one state:
 
     admit ─▶ waiting ─lease─▶ generating ─deliver all─▶ scored ─take_batch─▶ learning ─settle─▶ trained
                  ▲                │                        │
                  └──return_leases─┘                        └─drop(reason)─▶ dropped
 
-Responses are delivered one by one, each with its verdict. They lie with the lease, so that they go with it.
+Responses are delivered one by one, each with its verdict. They are stored in the lease and are discarded with it.
 
-Nothing that is done for each response or each worker looks through all prompts: with thousands in flight that would
-be most of what the controller does.
+No operation per response or per worker iterates over all prompts: with thousands in flight, that would dominate the
+controller's time.
 
 Invariants (tested as laws):
     1. waiting + generating + scored + learning ≤ capacity ≤ (max_staleness + 1) × prompts_per_batch.
-    2. What is learned from was leased at most max_staleness versions ago. Slots alone do not see to that: a slow prompt
-       may be overtaken by any number of quick ones. So a batch is ready only when what would become too old is in it:
-       of the prompts leased under version v − max_staleness + k or before, no more than k further batches have room for
-       may be left behind, for every k. (Of those that are scored never too many are left behind: the batches before
-       saw to it. So it is those still generating that are counted.)
-    3. A slot is freed by `settle`, after the weights learned from it were published, or by `drop`. Never by a
-       worker's death.
-    4. A prompt id is admitted once, and ends trained or dropped once.
+    2. A group in a batch was leased at most max_staleness versions ago. The number of slots alone does not ensure this,
+       because any number of fast prompts may overtake a slow one. So a batch is ready only when it contains all groups
+       that would otherwise become too stale: for every k, of the prompts leased under version v − max_staleness + k or
+       earlier, at most k × prompts_per_batch may be left for the next k batches. (Only prompts that are still
+       generating must be counted: earlier batches have already limited the number of scored ones.)
+    3. A slot is freed by `settle`, after the weights trained on its prompt were published, or by `drop`. The loss of a
+       worker never frees one.
+    4. A prompt id is admitted once, and is trained or dropped once.
 """
 
 from __future__ import annotations
@@ -41,80 +41,93 @@ class _Lease:
     worker: str
     version: int
     delivered: dict[int, tuple[Response, Verdict]] = field(default_factory=dict)
-    """By the response's number."""
+    """The delivered responses, by index in the group."""
 
     @property
     def group(self) -> ScoredGroup:
+        """The complete group, with its responses in order."""
         responses, verdicts = zip(*(self.delivered[index] for index in sorted(self.delivered)), strict=True)
         return ScoredGroup(Group(self.prompt, responses, self.worker), verdicts)
 
 
 class WorkBuffer:
-    """Prompts in flight, in the order of their admission."""
+    """The prompts in flight, in the order of their admission."""
 
     def __init__(
         self, prompts_per_batch: int, max_staleness: int = 0, oversampling: float | None = None
     ) -> None:
-        """`oversampling` is how many batches' prompts are in flight, max_staleness + 1 if it is None.
+        """Create an empty buffer.
+
+        Args:
+            prompts_per_batch: the number of prompts in a batch.
+            max_staleness: the largest number of versions between a group's lease and its batch.
+            oversampling: the number of batches whose prompts may be in flight; None means max_staleness + 1.
 
         Raises:
-            ValueError: a batch would have no prompts, or so many cannot be in flight.
+            ValueError: if a batch would have no prompts, or `oversampling` is out of range.
         """
         if prompts_per_batch < 1:
-            raise ValueError(f"a batch of {prompts_per_batch} prompts: there must be at least one")
+            raise ValueError(f"prompts_per_batch: expected at least one, got {prompts_per_batch}")
         if oversampling is None:
             oversampling = max_staleness + 1
         if not 1 <= oversampling <= max_staleness + 1:
             raise ValueError(
-                f"{oversampling:g} batches in flight: from 1 to max_staleness + 1 = {max_staleness + 1}"
+                f"oversampling: expected from 1 to max_staleness + 1 = {max_staleness + 1}, got {oversampling:g}"
             )
         self._prompts_per_batch = prompts_per_batch
         self._max_staleness = max_staleness
         self._capacity = round(oversampling * prompts_per_batch)
         self._order: dict[str, int] = {}
-        """Of all in flight, the number of their admission; oldest first."""
+        """The admission number of each prompt in flight, oldest first."""
         self.admissions = 0
-        """How many prompts were ever admitted."""
+        """The number of prompts admitted so far."""
         self._waiting: list[tuple[int, Prompt]] = []
-        """A heap, by the number of their admission."""
+        """A heap, ordered by admission number."""
         self._generating: dict[str, dict[str, _Lease]] = {}
-        """By worker, and by prompt. Workers that hold nothing are not in it."""
+        """The leases by worker and prompt id. Workers without leases are not in it."""
         self._generating_under: Counter[int] = Counter()
-        """How many were leased under each version."""
+        """The number of generating prompts by the version of their lease."""
         self._scored: dict[str, ScoredGroup] = {}
-        """In the order in which they were scored."""
+        """The scored groups by prompt id, in the order of scoring."""
         self.ever_scored = 0
+        """The number of groups scored so far."""
         self._leased_under: dict[str, int] = {}
-        """The version, of what is scored."""
+        """The version of the lease of each scored group."""
         self._learning: dict[str, ScoredGroup] = {}
         self._trained_prompts = 0
         self._dropped_prompts: Counter[str] = Counter()
 
     @property
     def free_slots(self) -> int:
+        """The number of prompts that can be admitted now."""
         return self._capacity - len(self._order)
 
     @property
     def waiting_prompts(self) -> int:
+        """The number of prompts that can be leased now."""
         return len(self._waiting)
 
     @property
     def unscored_prompts(self) -> int:
-        """Waiting or generating: each will be scored."""
+        """The number of prompts that are waiting or generating."""
         return len(self._order) - len(self._scored) - len(self._learning)
 
     @property
     def scored_groups(self) -> int:
+        """The number of scored groups that are in no batch yet."""
         return len(self._scored)
 
     def scored_since(self, ever_scored: int) -> list[ScoredGroup]:
-        """The groups scored since `self.ever_scored` was that, oldest admission first. Ask before taking any away."""
+        """Return the groups scored since `self.ever_scored` had the given value, oldest admission first.
+
+        Call it before groups are dropped or taken.
+        """
         newest = islice(reversed(self._scored), self.ever_scored - ever_scored)
         return [self._scored[id_] for id_ in self._oldest_first(newest)]
 
     @property
     def in_flight(self) -> tuple[str, ...]:
-        """Ids of all prompts that hold a slot, oldest admission first. This is what a checkpoint remembers."""
+        """The ids of all prompts that hold a slot, oldest admission first. A checkpoint stores them."""
         return tuple(self._order)
 
     def restore(self, trained_prompts: int, dropped_prompts: Mapping[str, int]) -> None:
@@ -130,7 +143,7 @@ class WorkBuffer:
 
     @property
     def trained_prompts(self) -> int:
-        """The number of prompts that were learned from."""
+        """The number of prompts that were trained on."""
         return self._trained_prompts
 
     @property
@@ -142,7 +155,7 @@ class WorkBuffer:
         """Take a slot for `prompt`.
 
         Raises:
-            ValueError: no slot is free, or the prompt is in flight already.
+            ValueError: if no slot is free, or the prompt is already in flight.
         """
         if not self.free_slots:
             raise ValueError(f"no free slot for prompt {prompt.id}: {self._capacity} are in flight")
@@ -153,8 +166,8 @@ class WorkBuffer:
         self.admissions += 1
 
     def lease(self, worker: str, limit: int, version: int) -> list[Prompt]:
-        """Hand up to `limit` of the oldest waiting prompts to `worker`: one process, whose replacement has another
-        name. It serves `version`, which is the current one."""
+        """Lease up to `limit` of the oldest waiting prompts to the process `worker`. (A replaced process has another
+        name.) It serves `version`, which is the current one."""
         prompts = [heapq.heappop(self._waiting)[1] for _ in range(min(limit, len(self._waiting)))]
         if prompts:
             leases = {prompt.id: _Lease(prompt, worker, version) for prompt in prompts}
@@ -163,12 +176,12 @@ class WorkBuffer:
         return prompts
 
     def leases(self, worker: str) -> int:
-        """How many prompts `worker` has."""
+        """Return the number of prompts leased to `worker`."""
         return len(self._generating.get(worker, ()))
 
     def return_leases(self, worker: str) -> list[str]:
-        """Take back what `worker` holds, to be leased again, and forget what it delivered of it. Returns the prompts'
-        ids."""
+        """Take all leases back from `worker`, and discard the responses delivered for them. The prompts wait again.
+        Return their ids."""
         lost = self._generating.pop(worker, {})
         for prompt_id, lease in lost.items():
             self._generating_under[lease.version] -= 1
@@ -176,8 +189,8 @@ class WorkBuffer:
         return list(lost)
 
     def deliver(self, worker: str, prompt_id: str, index: int, response: Response, verdict: Verdict) -> bool:
-        """Take in response `index` of a prompt. False if its lease was taken back meanwhile: then another copy is on
-        its way."""
+        """Store response `index` of a prompt. Return False if the lease was taken back: then the response is discarded,
+        and the prompt is sampled again."""
         leases = self._generating.get(worker, {})
         lease = leases.get(prompt_id)
         if lease is None:
@@ -194,13 +207,13 @@ class WorkBuffer:
         return True
 
     def drop(self, prompt_id: str, reason: str) -> None:
-        """Give a scored group up, free its slot, and count why."""
+        """Remove a scored group, free its slot, and count the reason."""
         del self._scored[prompt_id], self._leased_under[prompt_id], self._order[prompt_id]
         self._dropped_prompts[reason] += 1
 
     def batch_is_ready(self, version: int) -> bool:
-        """Whether a batch may be taken for the learner that is at `version`: enough groups are scored, and among them
-        those that must not be left behind."""
+        """Return True if a batch may be taken for the weights of `version`: enough groups are scored, and no group is
+        missing that would become too stale (invariant 2)."""
         oldest = version - self._max_staleness
         return len(self._scored) >= self._prompts_per_batch and all(
             sum(count for leased, count in self._generating_under.items() if leased <= oldest + k)
@@ -209,17 +222,17 @@ class WorkBuffer:
         )
 
     def take_batch(self, version: int) -> list[ScoredGroup]:
-        """The scored groups that were leased under the oldest weights, and of those the oldest admissions, so that a
-        batch does not depend on who was fastest.
+        """Remove and return the groups of a batch: those leased under the oldest versions first, and among these the
+        oldest admissions. So a batch does not prefer fast workers.
 
         Raises:
-            ValueError: none is ready.
+            ValueError: if no batch is ready.
         """
         if not self.batch_is_ready(version):
             raise ValueError(
-                f"no batch of {self._prompts_per_batch} is ready: {len(self._scored)} groups are scored"
+                f"no batch of {self._prompts_per_batch} groups is ready: {len(self._scored)} groups are scored"
             )
-        self._generating_under = +self._generating_under  # without versions that nothing is left of
+        self._generating_under = +self._generating_under  # removes versions with a count of 0
         by_age = sorted(self._scored, key=lambda id_: (self._leased_under[id_], self._order[id_]))
         groups = [self._scored.pop(id_) for id_ in by_age[: self._prompts_per_batch]]
         for group in groups:
@@ -228,7 +241,7 @@ class WorkBuffer:
         return groups
 
     def settle(self, prompt_ids: Collection[str]) -> None:
-        """The weights learned from these prompts are published: they are trained, and their slots free."""
+        """Count the prompts as trained and free their slots, after the weights trained on them were published."""
         for prompt_id in prompt_ids:
             del self._learning[prompt_id]
             del self._order[prompt_id]

@@ -1,23 +1,23 @@
-"""Membership of the rollout fleet: a list of workers, each in one state. Pure: no Ray, no clock.
+"""The membership of the rollout fleet: a list of workers, each in one state. Pure: no Ray, no clock.
 
                                     ┌──── published ────┐
                                     ▼                   │
-    add ─▶ STARTING ──started──▶ STALE ──pulled──▶ HEALTHY          takes prompts only here
+    add ─▶ STARTING ──started──▶ STALE ──pulled──▶ HEALTHY          leases prompts only here
               ▲                     │ ▲                 │
               │                 silent│heard            │silent
            RESTARTING               ▼ │                 │
-              ▲                   SUSPECT ◀─────────────┘           takes none until it is heard of again
+              ▲                   SUSPECT ◀─────────────┘           leases none until it answers again
               │
             lost ─── from any of these; after too many failures in a row ──▶ DEAD
 
-    drain ─▶ DRAINING (finishes what it holds, takes nothing new) ──drained or lost──▶ RETIRED
-             straight to RETIRED from STARTING, RESTARTING and DEAD, where there is nothing to finish
+    drain ─▶ DRAINING (finishes its prompts, leases no new ones) ──drained or lost──▶ RETIRED
+             from STARTING, RESTARTING and DEAD directly to RETIRED, because there is nothing to finish
 
-A worker serves prompts only when HEALTHY, that is, when it has pulled the current weight version: a new one, a
-replaced one and one that lags behind all pass through STALE.
+A worker samples prompts only when it is HEALTHY, that is, when it serves the current weight version. New, replaced and
+lagging workers all pass through STALE.
 
-Without a learner nothing is published. Then `serve_as_loaded` makes the weights that every process loads when it
-starts the current version, and `started` leads straight to HEALTHY.
+Without a learner no version is published. Then `serve_as_loaded` makes the weights that every process loads at its
+start the current version, and `started` leads directly to HEALTHY.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from cluster.core.types import LOADED_VERSION
 
 
 class WorkerState(StrEnum):
+    """The state of a member of the fleet. The diagram above shows the transitions."""
+
     STARTING = "starting"
     STALE = "stale"
     HEALTHY = "healthy"
@@ -52,47 +54,47 @@ _ALLOWED: dict[str, frozenset[WorkerState]] = {
     "drain": _NOT_UP | _SERVING | {WorkerState.DEAD},
     "drained": frozenset({WorkerState.DRAINING}),
 }
-_GIVEN_UP_FIRST = (
+_DRAINED_FIRST = (
     WorkerState.STARTING,
     WorkerState.RESTARTING,
     WorkerState.SUSPECT,
     WorkerState.STALE,
     WorkerState.HEALTHY,
 )
-"""When the fleet shrinks: those whose loss costs least."""
+"""The order in which members are drained when the fleet shrinks: those with the least work to lose first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One place in the fleet."""
+    """One member of the fleet. Its process may be replaced; its name stays."""
 
     name: str
     state: WorkerState = WorkerState.STARTING
     version: int | None = None
-    """Of the weights that its process serves."""
+    """The version of the weights that its process serves; None if it serves none."""
     incarnation: int = 0
-    """Counts the processes that have held this place, from 0."""
+    """The number of earlier processes of this member."""
     failures: int = 0
-    """In a row: processes that were lost since the last one that brought anything."""
+    """The number of processes lost in a row, since the last one that delivered a sample."""
 
     @property
     def process(self) -> str:
-        """The name of its present process."""
+        """The name of its current process."""
         return f"{self.name}.{self.incarnation}"
 
 
 @dataclass(frozen=True, slots=True)
 class Resizing:
-    """What a new size means, by names."""
+    """The members that a change of size adds and drains, by name."""
 
     added: tuple[str, ...]
     drained: tuple[str, ...]
 
 
 class FleetState:
-    """The members and the current weight version. Every change goes through one of its events.
+    """The members and the current weight version. Every change is one of the events below.
 
-    An event that a member's state does not allow raises ValueError and changes nothing.
+    An event that the state of a member does not allow raises ValueError and changes nothing.
     """
 
     def __init__(self, workers: int, max_consecutive_failures: int) -> None:
@@ -108,43 +110,45 @@ class FleetState:
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """All but those that have retired."""
+        """All members except retired ones."""
         return tuple(member for member in self._members.values() if member.state is not WorkerState.RETIRED)
 
     @property
     def size(self) -> int:
-        """Members that serve or are to serve: neither dead nor on their way out."""
+        """The number of members that serve or will serve: all that are not dead, draining or retired."""
         return self.count(_NOT_UP | _SERVING)
 
     @property
     def healthy(self) -> int:
+        """The number of members that serve the current version."""
         return self.count({WorkerState.HEALTHY})
 
     @property
     def started_workers(self) -> int:
-        """Members whose process is up and answers."""
+        """The number of members whose process is up and answers."""
         return self.count({WorkerState.STALE, WorkerState.HEALTHY})
 
     @property
     def healthy_processes(self) -> tuple[str, ...]:
-        """The names of those that serve the current version."""
+        """The names of the processes that serve the current version."""
         return tuple(member.process for member in self.members if member.state is WorkerState.HEALTHY)
 
     def count(self, states: Iterable[WorkerState]) -> int:
+        """Return the number of members in one of `states`."""
         wanted = frozenset(states)
         return sum(member.state in wanted for member in self._members.values())
 
     def resize(self, workers: int) -> Resizing:
-        """Add or drain members until `size` is `workers`. Who is added gets a name that nobody had before.
+        """Add or drain members until `size` is `workers`. New members get names that were not used before.
 
         Raises:
-            ValueError: `workers` is not positive.
+            ValueError: if `workers` is not positive.
         """
         if workers < 1:
-            raise ValueError(f"a fleet of {workers} workers samples nothing")
+            raise ValueError(f"workers: expected at least 1, got {workers}")
         added = [f"rollout-{len(self._members) + index}" for index in range(workers - self.size)]
         candidates = [
-            member for state in _GIVEN_UP_FIRST for member in reversed(self.members) if member.state is state
+            member for state in _DRAINED_FIRST for member in reversed(self.members) if member.state is state
         ]
         drained = [member.name for member in candidates[: max(0, self.size - workers)]]
         for name in added:
@@ -154,18 +158,20 @@ class FleetState:
         return Resizing(tuple(added), tuple(drained))
 
     def started(self, name: str) -> None:
-        """The process is up. The weights that it loaded count only if they are served as loaded."""
+        """The process of `name` is up. The weights that it loaded count only after `serve_as_loaded`."""
         version = LOADED_VERSION if self._serves_as_loaded else None
         self._change(name, "started", state=self._state_with(version), version=version)
 
     def serve_as_loaded(self) -> None:
-        """What processes load when they start is the current version, `LOADED_VERSION`.
+        """Make the weights that processes load at their start the current version, `LOADED_VERSION`.
 
         Raises:
-            ValueError: there is a current version already.
+            ValueError: if there is a current version already.
         """
         if self.current_version is not None:
-            raise ValueError(f"version {self.current_version} is served: it is too late to serve as loaded")
+            raise ValueError(
+                f"cannot serve weights as loaded: version {self.current_version} was already published"
+            )
         self._serves_as_loaded = True
         self.current_version = LOADED_VERSION
         for member in self.members:
@@ -175,24 +181,26 @@ class FleetState:
                 self.heard(member.name)
 
     def published(self, version: int) -> None:
-        """A newer version is out: whoever serves an older one is stale.
+        """A newer version was published. Healthy members become stale.
 
         Raises:
-            ValueError: the version does not rise.
+            ValueError: if `version` is not larger than the current one.
         """
         if self.current_version is not None and version <= self.current_version:
-            raise ValueError(f"version {version} was published after version {self.current_version}")
+            raise ValueError(
+                f"version {version} was published after version {self.current_version}; versions must increase"
+            )
         self.current_version = version
         for member in self.members:
             if member.state is WorkerState.HEALTHY:
                 self._members[member.name] = replace(member, state=WorkerState.STALE)
 
     def pulled(self, name: str, version: int) -> None:
-        """The worker serves `version` now. It is healthy only if that is still the current one."""
+        """The worker serves `version` now. It becomes healthy only if that is still the current version."""
         self._change(name, "pulled", state=self._state_with(version), version=version)
 
     def silent(self, name: str) -> None:
-        """Nothing was heard of the worker for a while."""
+        """The worker has sent no heartbeat for a while."""
         self._change(name, "silent", state=WorkerState.SUSPECT)
 
     def heard(self, name: str) -> None:
@@ -200,12 +208,12 @@ class FleetState:
         self._change(name, "heard", state=self._state_with(self[name].version))
 
     def served(self, name: str) -> None:
-        """The worker brought something: what was lost before it does not count against its place any more."""
+        """The worker delivered a sample, so earlier failures of this member are forgotten."""
         self._change(name, "served", failures=0)
 
     def lost(self, name: str) -> WorkerState:
-        """The process is gone or useless. Returns RESTARTING, or DEAD after too many failures in a row, or RETIRED if
-        it was to go anyway."""
+        """The process ended or is unusable. Return the new state: RESTARTING, DEAD after too many failures in a row, or
+        RETIRED if the member was draining."""
         member = self[name]
         if member.state is WorkerState.DRAINING:
             self._change(name, "lost", state=WorkerState.RETIRED, version=None)
@@ -224,22 +232,22 @@ class FleetState:
         return self[name].state
 
     def drain(self, name: str) -> WorkerState:
-        """The worker is to go when it has finished what it holds. Returns DRAINING, or RETIRED if that is now."""
+        """The worker shall finish its prompts and end. Return DRAINING, or RETIRED if it has no prompts to finish."""
         up = self[name].state in _SERVING
         self._change(name, "drain", state=WorkerState.DRAINING if up else WorkerState.RETIRED)
         return self[name].state
 
     def drained(self, name: str) -> None:
-        """The worker holds nothing any more, and its process has ended."""
+        """The worker has finished its prompts, and its process has ended."""
         self._change(name, "drained", state=WorkerState.RETIRED, version=None)
 
     def _state_with(self, version: int | None) -> WorkerState:
-        """Of a worker that is up and serves `version`."""
+        """Return the state of a worker that is up and serves `version`."""
         current = version is not None and version == self.current_version
         return WorkerState.HEALTHY if current else WorkerState.STALE
 
     def _change(self, name: str, event: str, **changes: object) -> None:
         member = self._members[name]
         if member.state not in _ALLOWED[event]:
-            raise ValueError(f"worker {name} is {member.state}: it cannot have {event!r}")
+            raise ValueError(f"worker {name} is {member.state}, where the event {event!r} is not allowed")
         self._members[name] = replace(member, **changes)  # type: ignore[arg-type]

@@ -1,16 +1,16 @@
-"""One file per weight version and node, shared by every engine on that node.
+"""One file per weight version and node, shared by all engines of that node.
 
-An engine's model lives in a child process of the rollout worker, and tensors do not travel well through its
-control channel.
-So the worker writes the published bytes to shared memory once, and each engine process maps the file:
+An engine's model lives in child processes of the rollout worker, and their control channel is too slow for tensors. So
+one worker writes the published bytes to a file in shared memory, and each engine process maps that file:
 
     files = NodeWeightFiles(run_id)
-    with files.held(version=3, parts=parts) as path:     # the first worker writes it, the others find it
-        ...                                              # the engine loads it
+    with files.held(version=3, parts=parts) as path:     # the first worker writes the file, the others use it
+        ...                                              # the engine loads the file
     files.close()
 
-Nobody keeps a register of who uses what; locks do. A file is deleted when a newer one is in use and no worker
-holds it; a run's folder is deleted when its last worker closes, or, after a crash, by the next run on the node.
+File locks record the use of files; there is no other register. A file is deleted when a newer one is in use and no
+worker holds it. The directory of a run is deleted when its last worker closes or, after a crash, by the next run on the
+node.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cluster.core.files import lock, try_lock
 
 _PREFIX = "hpo-weights-"
 PATIENCE_S = 30.0
-"""How long one worker waits for another that is writing the same file; then it writes one itself."""
+"""The longest wait for another worker that writes the same file. After that, this worker writes the file itself."""
 
 
 def _default_root() -> Path:
@@ -39,7 +39,7 @@ def _default_root() -> Path:
 
 
 class NodeWeightFiles:
-    """This worker's view of the run's weight files on its node."""
+    """The weight files of a run on this node, as one worker uses them."""
 
     def __init__(self, run_id: str, root: Path | None = None) -> None:
         self._root = root or _default_root()
@@ -49,10 +49,11 @@ class NodeWeightFiles:
 
     @contextmanager
     def held(self, version: int, parts: Sequence[np.ndarray]) -> Iterator[Path]:
-        """The path of `version`'s file, which stays while the block runs. `parts` are its bytes, uint8 [bytes] each.
+        """Yield the path of the file of `version`, which exists while the block runs. `parts` are its bytes, uint8
+        [bytes] each.
 
         Raises:
-            OSError: the bytes do not fit into shared memory.
+            OSError: if the bytes do not fit into shared memory.
         """
         path = self._directory / f"{version}.safetensors"
         with self._open_shared(path, parts):
@@ -62,7 +63,7 @@ class NodeWeightFiles:
                 _remove_unless_locked(other)
 
     def close(self) -> None:
-        """Leave; the last worker of the run on this node takes the files along."""
+        """Stop using the files. The last worker of the run on this node deletes them."""
         self._presence.close()
         self._sweep(self._directory)
 
@@ -71,7 +72,7 @@ class NodeWeightFiles:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 file = open(self._directory / "presence", "a")
-            except (FileNotFoundError, FileExistsError):  # a leaving worker removed the folder just now
+            except (FileNotFoundError, FileExistsError):  # a closing worker has just removed the directory
                 continue
             lock(file, shared=True)
             if os.fstat(file.fileno()).st_nlink:
@@ -83,7 +84,7 @@ class NodeWeightFiles:
             self._write_once(path, parts)
             try:
                 file = open(path, "rb")
-            except FileNotFoundError:  # another worker, already further, removed it
+            except FileNotFoundError:  # a worker with a newer version has removed it
                 continue
             lock(file, shared=True)
             if _is_at(file, path):
@@ -91,8 +92,8 @@ class NodeWeightFiles:
             file.close()
 
     def _write_once(self, path: Path, parts: Sequence[np.ndarray]) -> None:
-        """Write the file if it is not there; who comes while another writes it waits for that one, but not for ever: it
-        may have been stopped in the middle."""
+        """Write the file if it does not exist. If another worker writes it, wait for that worker, but at most
+        `PATIENCE_S`, because it may have been stopped."""
         patience_ends = time.monotonic() + PATIENCE_S
         with open(self._directory / "writing", "a") as writing:
             while not path.exists():
@@ -109,7 +110,7 @@ class NodeWeightFiles:
 
     @staticmethod
     def _sweep(directory: Path) -> None:
-        """Delete a run's folder if no living worker is present in it."""
+        """Delete the directory of a run if no live worker uses it."""
         try:
             file = open(directory / "presence")
         except (FileNotFoundError, PermissionError):
@@ -117,17 +118,20 @@ class NodeWeightFiles:
         with file:
             if not try_lock(file):
                 return
-            if not os.fstat(file.fileno()).st_nlink:  # another sweeper was quicker
+            if not os.fstat(file.fileno()).st_nlink:  # another worker has deleted it
                 return
-            # Out of the way first: who enters meanwhile makes a folder of its own, and nothing of it is deleted.
+            # Rename the directory first. A worker that starts meanwhile creates a new one, which is not deleted.
             gone = tempfile.mkdtemp(prefix=f"{directory.name}.gone-", dir=directory.parent)
             directory.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
 
 
 def _write_whole(path: Path, parts: Sequence[np.ndarray]) -> None:
-    """The file appears under its name only when it is complete. The first of two writers wins, and is not replaced:
-    its file may be held already, and what took its place would be held by nobody."""
+    """Write a complete file and link it to `path`.
+
+    If two workers write the file, the first link stays: workers may already hold that file, and would not hold a file
+    that replaces it.
+    """
     with tempfile.NamedTemporaryFile(dir=path.parent) as file:
         for part in parts:
             file.write(part.data)
@@ -147,8 +151,8 @@ def _remove_unless_locked(path: Path) -> None:
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether the open `file` is what `path` names. If it is and is locked, it stays there: who removes a file has its
-    exclusive lock, and nobody replaces one."""
+    """Return True if `path` names the open `file`. A locked file then stays there, because a file is removed only with
+    its exclusive lock, and is never replaced."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

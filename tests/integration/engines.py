@@ -49,9 +49,9 @@ class Engines:
     def use(self, on_new_weights: OnNewWeights) -> None:
         self._worker._options = replace(self._worker._options, on_new_weights=on_new_weights)
 
-    async def cut_off_after(self, timeout_s: float) -> None:
+    async def truncate_after(self, timeout_s: float) -> None:
         self._worker._clock = ResponseClock(timeout_s)
-        self._worker._cutting_off = asyncio.create_task(self._worker._cut_off(self._worker._clock))
+        self._worker._truncating = asyncio.create_task(self._worker._truncate_overdue(self._worker._clock))
 
     async def probe_gap(self, version: PolicyVersion) -> float:
         return await self._worker._probe_gap(version)

@@ -56,8 +56,8 @@ def engine(local_ray: None, models: list[Path]) -> Iterator[ray.actor.ActorHandl
     ray.get(engine.stop.remote())
 
 
-def policy(version: int, models: Sequence[Path], policies: Sequence[Policy]) -> PolicyVersion:
-    """Return a policy version. Even versions have the weights of the first model, odd ones those of the second."""
+def published_version(version: int, models: Sequence[Path], policies: Sequence[Policy]) -> PolicyVersion:
+    """Return a published version. Even versions have the weights of the first model, odd ones those of the second."""
     model, policy, probe = models[version % 2], policies[version % 2], random_tokens(1)
     parts = [np.fromfile(model / "model.safetensors", dtype=np.uint8)]
     return PolicyVersion(version, ray.put(parts), (probe,), (logprobs_of(policy, probe),))
@@ -98,14 +98,14 @@ async def test_responses_in_flight_are_treated_as_configured_when_weights_change
     first = {"continue": 1, "finish": 3, "restart": 5}[mode]
     old, new = policies[first % 2], policies[(first + 1) % 2]
     await engine.use.remote(mode)
-    assert await engine.update_weights.remote(policy(first, models, policies)) < NEAR
+    assert await engine.update_weights.remote(published_version(first, models, policies)) < NEAR
 
     short = prompt("short", 1, max_tokens=3)
     long = prompt("long", 2, responses=48)
     again = prompt("again", 2, responses=8)  # its prompt is in the prefix cache
     await engine.submit.remote([short, long])
     before = await engine.collect.remote(1)  # the short response has ended, others are in flight
-    second = policy(first + 1, models, policies)
+    second = published_version(first + 1, models, policies)
     assert await engine.update_weights.remote(second) < NEAR
     await engine.submit.remote([again])
     after = await engine.collect.remote(48 + 8 + 1 - len(before))
@@ -151,7 +151,7 @@ async def test_a_response_that_takes_too_long_is_truncated(engine: ray.actor.Act
         return {one.prompt_id: one.response for one in await engine.collect.remote(len(prompts))}
 
     whole = await sample()
-    await engine.cut_off_after.remote(0.05)
+    await engine.truncate_after.remote(0.05)
     truncated = await sample()
     assert {id_ for id_, one in whole.items() if len(one.token_ids) == 480}, (
         "some responses must reach the limit"

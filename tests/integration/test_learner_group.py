@@ -155,8 +155,8 @@ async def learn(
 
 
 async def pull(group: LearnerGroup) -> tuple[dict[str, Tensor], np.ndarray]:
-    policy = await group.publish(version=3)
-    return load(b"".join(await policy.weights)), policy.probe_logprobs[0]
+    published = await group.publish(version=3)
+    return load(b"".join(await published.weights)), published.probe_logprobs[0]
 
 
 def served(model: Path, published: dict[str, Tensor]) -> dict[str, Tensor]:

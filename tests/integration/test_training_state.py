@@ -79,8 +79,8 @@ async def learn(group: LearnerGroup, steps: range) -> list[dict[str, float]]:
 
 
 async def weights_of(group: LearnerGroup) -> Weights:
-    policy = await group.publish(0)
-    tensors = load(b"".join(await policy.weights))
+    published = await group.publish(0)
+    tensors = load(b"".join(await published.weights))
     return {name: tensor.float().numpy() for name, tensor in tensors.items()}
 
 

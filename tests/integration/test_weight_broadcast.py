@@ -74,14 +74,14 @@ async def test_engines_serve_the_broadcast_weights(
     async with broadcasting(engines, save_model(tmp_path / "model", tied=tied, seed=1)) as learner:
         spec = link(learner, 1, 3)
         for version in (1, 2):
-            policy = await learned(learner, version)
-            assert policy.weights is None
-            assert min(await asyncio.gather(*(one.probe_gap.remote(policy) for one in engines))) > FAR
+            published = await learned(learner, version)
+            assert published.weights is None
+            assert min(await asyncio.gather(*(one.probe_gap.remote(published) for one in engines))) > FAR
             await engines[0].submit.remote([prompt])
             failure, *gaps = await asyncio.gather(
-                learner.send(policy.version, spec),
+                learner.send(published.version, spec),
                 *(
-                    one.update_weights.remote(policy, BroadcastRoute(spec, 1 + at))
+                    one.update_weights.remote(published, BroadcastRoute(spec, 1 + at))
                     for at, one in enumerate(engines)
                 ),
             )
@@ -100,13 +100,13 @@ async def test_adapters_are_broadcast_alone(engines: list[ray.actor.ActorHandle]
     async with broadcasting(engines, base, lora_rank=4, learning_rate=0.01) as learner:
         spec = link(learner, 1, 3)
         for version in (1, 2):
-            policy = await learned(learner, version)
-            assert {layout.name.rpartition(".")[2] for layout in policy.layout} == {"left", "right"}
-            assert await engines[0].probe_gap.remote(policy) > FAR
+            published = await learned(learner, version)
+            assert {layout.name.rpartition(".")[2] for layout in published.layout} == {"left", "right"}
+            assert await engines[0].probe_gap.remote(published) > FAR
             failure, *gaps = await asyncio.gather(
-                learner.send(policy.version, spec),
+                learner.send(published.version, spec),
                 *(
-                    one.update_weights.remote(policy, BroadcastRoute(spec, 1 + at))
+                    one.update_weights.remote(published, BroadcastRoute(spec, 1 + at))
                     for at, one in enumerate(engines)
                 ),
             )
@@ -121,10 +121,10 @@ async def test_both_processes_of_an_engine_receive_the_broadcast(
     """With tensor parallelism an engine has two processes, each with its own rank. They can pull too."""
     model = save_model(tmp_path / "model", tied=True, seed=1)
     async with broadcasting(engines[:1], model, engine={"tensor_parallel_size": 2}) as learner:
-        policy = await learned(learner, 1)
+        published = await learned(learner, 1)
         failure, gap = await asyncio.gather(
             learner.send(1, link(learner, 1, 3)),
-            engines[0].update_weights.remote(policy, BroadcastRoute(link(learner, 1, 3), 1)),
+            engines[0].update_weights.remote(published, BroadcastRoute(link(learner, 1, 3), 1)),
         )
         assert failure == ""
         assert gap < NEAR
@@ -136,10 +136,10 @@ async def test_both_processes_of_an_engine_receive_the_broadcast(
 
 
 @ray.remote(num_cpus=0)
-def take_half(spec: ChannelSpec, rank: int, policy: PolicyVersion) -> None:
+def take_half(spec: ChannelSpec, rank: int, published: PolicyVersion) -> None:
     """Receive a half of the weights and disconnect, as a killed process would."""
     end = WeightChannel(spec, rank, torch.device("cpu"))
-    for layout in policy.layout[: len(policy.layout) // 2]:
+    for layout in published.layout[: len(published.layout) // 2]:
         end.broadcast(torch.empty(layout.shape, dtype=getattr(torch, layout.dtype)))
     end.close()
 
@@ -150,13 +150,13 @@ async def test_workers_pull_after_a_broadcast_that_fails(
     """The wait is limited by the channel's timeout, the learner and the engines survive, and the next channel works."""
     prompt = Prompt("train/0/0", "", random_tokens(3), None, Sampling(2, 1.0, 16, seed=None))
     async with broadcasting(engines, save_model(tmp_path / "model", tied=True, seed=1)) as learner:
-        policy = await learned(learner, 1)
+        published = await learned(learner, 1)
         spec = link(learner, 1, 4, timeout_s=3.0)
         failure, _, *results = await asyncio.gather(
-            learner.send(policy.version, spec),
-            take_half.remote(spec, 3, policy),
+            learner.send(published.version, spec),
+            take_half.remote(spec, 3, published),
             *(
-                one.update_weights.remote(policy, BroadcastRoute(spec, 1 + at))
+                one.update_weights.remote(published, BroadcastRoute(spec, 1 + at))
                 for at, one in enumerate(engines)
             ),
             return_exceptions=True,
@@ -168,13 +168,13 @@ async def test_workers_pull_after_a_broadcast_that_fails(
         assert offered is not None
         assert max(await asyncio.gather(*(one.update_weights.remote(offered) for one in engines))) < NEAR
 
-        policy = await learned(learner, 2)
+        published = await learned(learner, 2)
         assert await learner.send(1, OfferRequest()) is None, "the learner has replaced version 1"
         spec = link(learner, 2, 3)
         failure, *gaps = await asyncio.gather(
-            learner.send(policy.version, spec),
+            learner.send(published.version, spec),
             *(
-                one.update_weights.remote(policy, BroadcastRoute(spec, 1 + at))
+                one.update_weights.remote(published, BroadcastRoute(spec, 1 + at))
                 for at, one in enumerate(engines)
             ),
         )
@@ -189,11 +189,11 @@ async def test_a_missing_worker_costs_the_others_only_time(
     engines: list[ray.actor.ActorHandle], tmp_path: Path
 ) -> None:
     async with broadcasting(engines, save_model(tmp_path / "model", tied=True, seed=1)) as learner:
-        policy = await learned(learner, 1)
+        published = await learned(learner, 1)
         spec = link(learner, 1, 3, timeout_s=2.0)
         failure, missed = await asyncio.gather(
-            learner.send(policy.version, spec),
-            engines[0].update_weights.remote(policy, BroadcastRoute(spec, 1)),
+            learner.send(published.version, spec),
+            engines[0].update_weights.remote(published, BroadcastRoute(spec, 1)),
             return_exceptions=True,
         )
         assert failure

@@ -48,9 +48,9 @@ class Fetcher:
     def __init__(self, name: str, options: EngineOptions) -> None:
         self._worker = RolloutWorker(name, options)
 
-    async def fetch(self, policy: PolicyVersion) -> tuple[str, int, dict[str, float]]:
+    async def fetch(self, published: PolicyVersion) -> tuple[str, int, dict[str, float]]:
         """Return the node, the inode of the file, and the sum of each weight."""
-        async with self._worker._receiver.arriving(policy, None) as route:
+        async with self._worker._receiver.arriving(published, None) as route:
             path = Path(*route.arguments)
             sums = {name: float(weight.sum()) for name, weight in load_file(path).items()}
             return ray.get_runtime_context().get_node_id(), path.stat().st_ino, sums
@@ -69,9 +69,9 @@ async def test_workers_of_another_node_share_one_file_and_old_versions_are_freed
     head = ray.get_runtime_context().get_node_id()
     for version in range(1, 21):
         weights = {"a": torch.full((2**21,), float(version)), "b": torch.full((2**21,), 2.0 * version)}
-        policy = PolicyVersion(version, ray.put(file_parts(weights)), (), ())
+        published = PolicyVersion(version, ray.put(file_parts(weights)), (), ())
         del weights
-        (node, inode, sums), other = [await worker.fetch.remote(policy) for worker in workers]
+        (node, inode, sums), other = [await worker.fetch.remote(published) for worker in workers]
         assert node != head
         assert other == (node, inode, sums)
         assert sums == {"a": version * 2.0**21, "b": version * 2.0**22}

@@ -1,4 +1,4 @@
-"""A response is cut off for being slow itself, not for having waited, and is cut off once."""
+"""A response is truncated once, for its own duration and not for the time that it waited."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def test_time_counts_from_the_first_token() -> None:
     assert clock.look({"a": 10}, 21.0) == ["a"]
 
 
-def test_who_is_overdue_is_named_once_and_known_until_it_has_ended() -> None:
+def test_an_overdue_response_is_reported_once_and_remembered() -> None:
     clock = ResponseClock(1.0)
     clock.look({"a": 1}, 0.0)
     assert clock.look({"a": 2}, 2.0) == ["a"]
     assert clock.look({"a": 2}, 3.0) == []
-    assert clock.cut_off == {"a"}
+    assert clock.overdue == {"a"}
 
 
-def test_what_has_ended_is_forgotten() -> None:
+def test_the_time_of_an_ended_response_is_forgotten() -> None:
     clock = ResponseClock(1.0)
     clock.look({"a": 1}, 0.0)
     clock.look({}, 0.5)
-    assert clock.look({"a": 1}, 5.0) == [], "begun anew under the same name"
+    assert clock.look({"a": 1}, 5.0) == [], "a new response with the same id"

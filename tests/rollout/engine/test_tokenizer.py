@@ -1,4 +1,4 @@
-"""What is asked of a tokenizer before anything is asked of its model."""
+"""The requirements on tokenizers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def save_tokenizer(directory: Path, **special: str | None) -> Path:
     return directory
 
 
-def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_without_an_end_of_sequence_token_is_refused(tmp_path: Path) -> None:
     model = save_tokenizer(tmp_path / "model", eos_token=None)
     with pytest.raises(NoEndTokenError, match=r"no end-of-sequence token.*set eos_token"):
         PromptEncoder(model)
@@ -34,7 +34,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
         load_dataset(config, model)
 
 
-def test_pad_may_be_the_end_or_nothing(tmp_path: Path) -> None:
+def test_the_padding_token_may_be_the_end_token_or_missing(tmp_path: Path) -> None:
     eos = character_tokenizer(COMPACT_CHARACTERS, ANSWER_TAGS, 64).eos_token
     expected = PromptEncoder(save_tokenizer(tmp_path / "as-it-is")).encode("1+2").token_ids
     for number, pad in enumerate([eos, None]):

@@ -1,4 +1,4 @@
-"""The arguments that vLLM is given, which can be checked without an engine. That a GPU takes them is not shown here."""
+"""The arguments of vLLM's engine. No engine is started, so these tests do not show that a GPU accepts them."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def options(*, on_gpu: bool, tensor_parallel_size: int = 1, sleeps: bool = False
 
 @pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize(("tensor_parallel_size", "executor"), [(1, "uni"), (2, "mp"), (4, "mp")])
-def test_the_executor_is_never_left_to_vllm(on_gpu: bool, tensor_parallel_size: int, executor: str) -> None:
-    """In a placement group vLLM would choose Ray's, which refuses a bundle of several GPUs."""
+def test_the_executor_is_always_given(on_gpu: bool, tensor_parallel_size: int, executor: str) -> None:
+    """In a placement group vLLM would select Ray's executor, which rejects bundles with several GPUs."""
     arguments = vllm_arguments(options(on_gpu=on_gpu, tensor_parallel_size=tensor_parallel_size))
     assert arguments["distributed_executor_backend"] == executor
     assert arguments["tensor_parallel_size"] == tensor_parallel_size
 
 
 @pytest.mark.parametrize("sleeps", [False, True])
-def test_an_engine_on_a_gpu_keeps_to_its_part_of_the_memory(sleeps: bool) -> None:
+def test_an_engine_on_a_gpu_uses_the_configured_fraction_of_the_memory(sleeps: bool) -> None:
     arguments = vllm_arguments(options(on_gpu=True, sleeps=sleeps))
     assert arguments["gpu_memory_utilization"] == 0.5
     assert arguments["enable_sleep_mode"] is sleeps
     assert not {"kv_cache_memory_bytes", "enforce_eager"} & set(arguments)
 
 
-def test_an_engine_on_a_cpu_never_cuts_a_prompt_up() -> None:
-    """A seeded request whose prompt is taken in by parts would end the engine."""
+def test_an_engine_on_a_cpu_does_not_split_prompts() -> None:
+    """A seeded request with chunked prefill would end the engine."""
     arguments = vllm_arguments(options(on_gpu=False))
     assert arguments["enable_chunked_prefill"] is False
     assert arguments["kv_cache_memory_bytes"] == 2**29

@@ -1,4 +1,4 @@
-"""A worker's heartbeat is that its engine moves, not that its process answers."""
+"""A worker sends a heartbeat if its engine makes progress, not if its process answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS = EngineOptions("run", "model", "float32", 64, 8, 1, 0.1, 0.9, False)
 
 
 class Engine:
-    """Has one request, of which so many tokens are there each time somebody looks."""
+    """An engine with one request. `tokens` yields the number of its tokens at each observation."""
 
     def __init__(self, tokens: Iterator[int]) -> None:
         self.looks = 0
@@ -45,20 +45,20 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RolloutWorker:
     return RolloutWorker("rollout-0", OPTIONS)
 
 
-async def test_an_engine_that_stands_still_gives_no_sign_of_life_until_it_moves(
+async def test_an_engine_sends_no_heartbeat_until_it_makes_progress(
     worker: RolloutWorker,
 ) -> None:
     worker._engine = Engine(itertools.chain([5] * 30, itertools.count(6)))
     worker._sampling.add(asyncio.ensure_future(asyncio.Event().wait()))
-    assert await worker.collect(0.001) == []  # there were none before: it moves
+    assert await worker.collect(0.001) == []  # the first tokens are progress
     assert await worker.collect(0.001) == []
-    assert worker._engine.looks == 31, "it was waited for until there was one more"
+    assert worker._engine.looks == 31, "the call must wait until there is another token"
     assert await worker.collect(0.001) == []
     assert worker._engine.looks == 32
 
 
-async def test_what_ends_soon_after_comes_with_the_first(worker: RolloutWorker) -> None:
-    """And the last one is not held back: nothing is being sampled any more."""
+async def test_responses_that_end_soon_after_the_first_are_returned_with_it(worker: RolloutWorker) -> None:
+    """The last response is returned at once, because no others are in flight."""
     worker._engine = Engine(itertools.count())
     ends = [asyncio.get_running_loop().create_future() for _ in range(3)]
     first = asyncio.Event()
@@ -85,13 +85,13 @@ async def test_what_ends_soon_after_comes_with_the_first(worker: RolloutWorker) 
     assert await worker.collect(max_wait_s=60, gather_s=60) == ["one more"]
 
 
-async def test_an_engine_with_nothing_to_do_is_well(worker: RolloutWorker) -> None:
+async def test_an_idle_engine_sends_heartbeats(worker: RolloutWorker) -> None:
     worker._engine = Engine(itertools.repeat(5))
     for _ in range(3):
         assert await worker.collect(0.001) == []
 
 
-async def test_nothing_is_sampled_during_an_update_and_that_is_well(worker: RolloutWorker) -> None:
+async def test_an_engine_sends_heartbeats_during_an_update(worker: RolloutWorker) -> None:
     worker._engine = Engine(itertools.repeat(5))
     worker._sampling.add(asyncio.ensure_future(asyncio.Event().wait()))
     worker._updating = True

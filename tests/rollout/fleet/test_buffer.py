@@ -1,4 +1,4 @@
-"""The work buffer against a model of it: every prompt is in one place, whatever happens in whatever order."""
+"""The work buffer, compared with a model: every prompt is in one state after any sequence of operations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESPONSES = make_prompt().sampling.responses
 
 
 def deliver(buffer: WorkBuffer, prompt_id: str, worker: str, index: int) -> bool:
-    """A response that says which it is."""
+    """Deliver a response whose token is its index."""
     return buffer.deliver(worker, prompt_id, index, make_response([index]), make_verdict(index))
 
 
@@ -28,9 +28,9 @@ def deliver_all(buffer: WorkBuffer, prompt_id: str, worker: str) -> bool:
 
 
 class WorkBufferModel(RuleBasedStateMachine):
-    """The model is one dictionary: the place of every prompt ever admitted, in the order of admission.
+    """The model is a dictionary with the state of every admitted prompt, in the order of admission.
 
-    A place is "waiting", the name of the worker that generates, "scored", "learning", "trained" or "dropped".
+    A state is "waiting", the name of the worker that generates, "scored", "learning", "trained" or "dropped".
     """
 
     @initialize(prompts=st.integers(1, 4), max_staleness=st.integers(0, 3), data=st.data())
@@ -40,26 +40,26 @@ class WorkBufferModel(RuleBasedStateMachine):
         self.buffer = WorkBuffer(prompts, max_staleness, self.capacity / prompts)
         self.version = 0
         self.leased_under: dict[str, int] = {}
-        self.places: dict[str, str] = {}
+        self.states: dict[str, str] = {}
         self.scorings: list[str] = []
-        """All, in their order."""
+        """The ids of all scored prompts, in the order of scoring."""
         self.delivered: dict[str, set[int]] = {}
-        """Of prompts that are being generated, the responses that are there."""
+        """The indexes of the delivered responses of each generating prompt."""
 
-    def at(self, *places: str) -> list[str]:
-        """Oldest admission first."""
-        return [prompt_id for prompt_id, place in self.places.items() if place in places]
+    def in_states(self, *states: str) -> list[str]:
+        """Return the ids of the prompts in one of `states`, oldest admission first."""
+        return [prompt_id for prompt_id, state in self.states.items() if state in states]
 
     @property
     def in_flight(self) -> list[str]:
-        return self.at("waiting", *WORKERS, "scored", "learning")
+        return self.in_states("waiting", *WORKERS, "scored", "learning")
 
     @rule()
     def admit(self) -> None:
-        prompt = make_prompt(f"train/0/{len(self.places)}")
+        prompt = make_prompt(f"train/0/{len(self.states)}")
         if len(self.in_flight) < self.capacity:
             self.buffer.admit(prompt)
-            self.places[prompt.id] = "waiting"
+            self.states[prompt.id] = "waiting"
         else:
             with pytest.raises(ValueError, match="no free slot"):
                 self.buffer.admit(prompt)
@@ -70,61 +70,61 @@ class WorkBufferModel(RuleBasedStateMachine):
         with pytest.raises(ValueError, match="in flight already"):
             self.buffer.admit(make_prompt(data.draw(st.sampled_from(self.in_flight))))
 
-    @precondition(lambda self: self.at("waiting"))
+    @precondition(lambda self: self.in_states("waiting"))
     @rule(worker=st.sampled_from(WORKERS), limit=st.integers(0, 4))
     def lease(self, worker: str, limit: int) -> None:
-        expected = self.at("waiting")[:limit]
+        expected = self.in_states("waiting")[:limit]
         assert [prompt.id for prompt in self.buffer.lease(worker, limit, self.version)] == expected
-        self.places |= dict.fromkeys(expected, worker)
+        self.states |= dict.fromkeys(expected, worker)
         self.leased_under |= dict.fromkeys(expected, self.version)
 
     @rule(worker=st.sampled_from(WORKERS))
     def lose(self, worker: str) -> None:
-        """A worker dies: what it had waits again, at its old place in the line."""
-        lost = self.at(worker)
+        """A worker dies: its prompts wait again, at their old positions."""
+        lost = self.in_states(worker)
         assert sorted(self.buffer.return_leases(worker)) == sorted(lost)
-        self.places |= dict.fromkeys(lost, "waiting")
+        self.states |= dict.fromkeys(lost, "waiting")
         for prompt_id in lost:
             self.delivered.pop(prompt_id, None)
 
-    @precondition(lambda self: self.at(*WORKERS))
+    @precondition(lambda self: self.in_states(*WORKERS))
     @rule(data=st.data(), index=st.integers(0, RESPONSES - 1))
     def deliver(self, data: Any, index: int) -> None:
         """A holder of a lease delivers, in no particular order, and one response perhaps twice."""
-        prompt_id = data.draw(st.sampled_from(self.at(*WORKERS)))
-        assert deliver(self.buffer, prompt_id, self.places[prompt_id], index)
+        prompt_id = data.draw(st.sampled_from(self.in_states(*WORKERS)))
+        assert deliver(self.buffer, prompt_id, self.states[prompt_id], index)
         there = self.delivered.setdefault(prompt_id, set())
         there.add(index)
         if len(there) == RESPONSES:
-            self.places[prompt_id] = "scored"
+            self.states[prompt_id] = "scored"
             self.scorings.append(prompt_id)
             del self.delivered[prompt_id]
 
-    @precondition(lambda self: self.places)
+    @precondition(lambda self: self.states)
     @rule(worker=st.sampled_from(WORKERS), data=st.data())
     def deliver_without_a_lease(self, worker: str, data: Any) -> None:
         """A response comes late, or is of a prompt long gone."""
-        prompt_id = data.draw(st.sampled_from(list(self.places)))
-        if self.places[prompt_id] != worker:
+        prompt_id = data.draw(st.sampled_from(list(self.states)))
+        if self.states[prompt_id] != worker:
             assert not deliver(self.buffer, prompt_id, worker, 0)
 
-    @precondition(lambda self: self.at("scored"))
+    @precondition(lambda self: self.in_states("scored"))
     @rule(data=st.data(), reason=st.sampled_from(["stale", "zero variance"]))
     def drop(self, data: Any, reason: str) -> None:
-        prompt_id = data.draw(st.sampled_from(self.at("scored")))
+        prompt_id = data.draw(st.sampled_from(self.in_states("scored")))
         before = self.buffer.dropped_prompts.get(reason, 0)
         self.buffer.drop(prompt_id, reason)
         assert self.buffer.dropped_prompts.get(reason, 0) == before + 1
-        self.places[prompt_id] = "dropped"
+        self.states[prompt_id] = "dropped"
 
-    @precondition(lambda self: not self.at("learning"))
+    @precondition(lambda self: not self.in_states("learning"))
     @rule()
     def take_batch(self) -> None:
         if not self.buffer.batch_is_ready(self.version):
             with pytest.raises(ValueError, match="groups are scored"):
                 self.buffer.take_batch(self.version)
             return
-        scored = sorted(self.at("scored"), key=self.leased_under.__getitem__)
+        scored = sorted(self.in_states("scored"), key=self.leased_under.__getitem__)
         groups = self.buffer.take_batch(self.version)
         taken = [group.prompt.id for group in groups]
         assert taken == scored[: self.prompts], "the oldest leases and admissions, not the fastest workers"
@@ -136,53 +136,53 @@ class WorkBufferModel(RuleBasedStateMachine):
                 [i] for i in range(RESPONSES)
             ]
             assert [verdict.reward for verdict in group.verdicts] == list(range(RESPONSES))
-        self.places |= dict.fromkeys(taken, "learning")
+        self.states |= dict.fromkeys(taken, "learning")
 
-    @precondition(lambda self: self.at("learning"))
+    @precondition(lambda self: self.in_states("learning"))
     @rule()
     def settle(self) -> None:
         """The weights learned from the batch were published."""
         self.version += 1
-        learned = self.at("learning")
+        learned = self.in_states("learning")
         self.buffer.settle(learned)
-        self.places |= dict.fromkeys(learned, "trained")
+        self.states |= dict.fromkeys(learned, "trained")
 
     @invariant()
     def nobody_waits_for_ever(self) -> None:
         """When all that is in flight is scored, a full buffer has a batch."""
-        if self.at("scored") == self.in_flight and len(self.in_flight) == self.capacity:
+        if self.in_states("scored") == self.in_flight and len(self.in_flight) == self.capacity:
             assert self.buffer.batch_is_ready(self.version)
 
     @invariant()
     def nothing_in_flight_can_become_too_old(self) -> None:
-        """Of what was leased at some time, the batches that may still have it have room for all."""
+        """Prompts leased under a version fit into the batches that may still contain them."""
         for k in range(self.max_staleness + 1):
             oldest = self.version - self.max_staleness
-            left = [id_ for id_ in self.at(*WORKERS, "scored") if self.leased_under[id_] <= oldest + k]
-            batches = k + 1 - bool(self.at("learning"))
+            left = [id_ for id_ in self.in_states(*WORKERS, "scored") if self.leased_under[id_] <= oldest + k]
+            batches = k + 1 - bool(self.in_states("learning"))
             assert len(left) <= batches * self.prompts
 
     @invariant()
     def every_prompt_is_in_exactly_one_place(self) -> None:
         buffer = self.buffer
         assert buffer.in_flight == tuple(self.in_flight), "what a checkpoint remembers, oldest first"
-        assert buffer.waiting_prompts == len(self.at("waiting"))
-        assert buffer.unscored_prompts == len(self.at("waiting", *WORKERS))
-        assert buffer.scored_groups == len(self.at("scored"))
+        assert buffer.waiting_prompts == len(self.in_states("waiting"))
+        assert buffer.unscored_prompts == len(self.in_states("waiting", *WORKERS))
+        assert buffer.scored_groups == len(self.in_states("scored"))
         assert buffer.ever_scored == len(self.scorings)
-        assert buffer.admissions == len(self.places)
+        assert buffer.admissions == len(self.states)
         fresh = 0  # the newest that are all there still
-        while fresh < len(self.scorings) and self.places[self.scorings[-1 - fresh]] == "scored":
+        while fresh < len(self.scorings) and self.states[self.scorings[-1 - fresh]] == "scored":
             fresh += 1
         for count in range(fresh + 1):
             groups = buffer.scored_since(buffer.ever_scored - count)
             newest = set(self.scorings[len(self.scorings) - count :])
-            assert [group.prompt.id for group in groups] == [id_ for id_ in self.places if id_ in newest]
+            assert [group.prompt.id for group in groups] == [id_ for id_ in self.states if id_ in newest]
         assert {worker: buffer.leases(worker) for worker in WORKERS} == {
-            worker: len(self.at(worker)) for worker in WORKERS
+            worker: len(self.in_states(worker)) for worker in WORKERS
         }
-        assert buffer.trained_prompts == len(self.at("trained"))
-        assert sum(buffer.dropped_prompts.values()) == len(self.at("dropped"))
+        assert buffer.trained_prompts == len(self.in_states("trained"))
+        assert sum(buffer.dropped_prompts.values()) == len(self.in_states("dropped"))
 
     @invariant()
     def no_more_are_in_flight_than_there_are_slots(self) -> None:
@@ -200,11 +200,11 @@ TestWorkBuffer.settings = settings(max_examples=60, stateful_step_count=50, dead
     slowness=st.lists(st.integers(0, 20), min_size=60, max_size=60),
     losses=st.lists(st.booleans(), min_size=30, max_size=30),
 )
-def test_however_slow_a_prompt_is_it_is_learned_from_in_time(
+def test_slow_prompts_are_trained_on_before_they_are_too_stale(
     prompts: int, max_staleness: int, slots: float, slowness: list[int], losses: list[bool]
 ) -> None:
-    """Prompts are leased as soon as they can be and finish after `slowness` turns; now and then all is lost. Batches
-    are taken as soon as they are ready."""
+    """Prompts are leased as soon as possible and finish after `slowness` turns. In some turns all leases are lost.
+    Batches are taken as soon as they are ready."""
     buffer = WorkBuffer(prompts, max_staleness, oversampling=1 + slots * max_staleness)
     version = admitted = trained = 0
     under: dict[str, int] = {}
@@ -229,11 +229,11 @@ def test_however_slow_a_prompt_is_it_is_learned_from_in_time(
             buffer.settle(batch)
             trained += len(batch)
     assert trained == version * prompts == buffer.trained_prompts
-    assert version >= 400 // 21 - 1, "it goes on, however slow"
+    assert version >= 400 // 21 - 1, "slow prompts must not stop the run"
 
 
 def scored_buffer() -> WorkBuffer:
-    """One prompt, train/0/0, scored."""
+    """Return a buffer with one scored prompt, train/0/0."""
     buffer = WorkBuffer(1)
     buffer.admit(make_prompt("train/0/0"))
     buffer.lease("rollout-0", 1, 0)
@@ -241,7 +241,7 @@ def scored_buffer() -> WorkBuffer:
     return buffer
 
 
-def test_a_death_frees_no_slot_and_a_late_result_is_refused() -> None:
+def test_a_lost_worker_frees_no_slot_and_its_late_responses_are_discarded() -> None:
     buffer = WorkBuffer(1)
     buffer.admit(make_prompt("train/0/0"))
     buffer.lease("rollout-0", 1, 0)
@@ -254,7 +254,7 @@ def test_a_death_frees_no_slot_and_a_late_result_is_refused() -> None:
     assert deliver_all(buffer, "train/0/0", "rollout-1")
 
 
-def test_a_slot_is_freed_by_publication_not_by_learning() -> None:
+def test_a_slot_is_freed_by_settling_and_not_by_taking_a_batch() -> None:
     buffer = scored_buffer()
     buffer.take_batch(0)
     assert buffer.free_slots == 0
@@ -262,10 +262,10 @@ def test_a_slot_is_freed_by_publication_not_by_learning() -> None:
     assert buffer.free_slots == 1
 
 
-def test_a_prompt_ends_once() -> None:
+def test_a_prompt_is_settled_or_dropped_once() -> None:
     buffer = scored_buffer()
     with pytest.raises(KeyError):
-        buffer.settle(["train/0/0"])  # it was not learned from
+        buffer.settle(["train/0/0"])  # it is in no batch yet
     buffer.take_batch(0)
     with pytest.raises(KeyError):
         buffer.drop("train/0/0", "stale")
@@ -276,13 +276,13 @@ def test_a_prompt_ends_once() -> None:
 
 
 def test_a_buffer_without_slots_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="expected at least one"):
         WorkBuffer(0)
-    with pytest.raises(ValueError, match="from 1 to max_staleness"):
+    with pytest.raises(ValueError, match="expected from 1 to max_staleness"):
         WorkBuffer(2, max_staleness=1, oversampling=2.5)
 
 
-def test_a_batch_is_what_is_ready_first_of_some_more_and_the_slow_ones_are_first_in_the_next() -> None:
+def test_with_oversampling_slow_prompts_are_left_to_the_next_batch() -> None:
     buffer = WorkBuffer(4, max_staleness=1, oversampling=1.25)
     ids = [f"train/0/{row}" for row in range(5)]
     for prompt_id in ids:
@@ -291,14 +291,16 @@ def test_a_batch_is_what_is_ready_first_of_some_more_and_the_slow_ones_are_first
     buffer.lease("rollout-0", 5, version=0)
     for prompt_id in ids[1:]:
         assert deliver_all(buffer, prompt_id, "rollout-0")
-    assert [group.prompt.id for group in buffer.take_batch(0)] == ids[1:], "nobody waits for the slow one"
+    assert [group.prompt.id for group in buffer.take_batch(0)] == ids[1:], (
+        "the batch must not wait for the slow prompt"
+    )
     buffer.settle(ids[1:])
-    assert buffer.free_slots == 4, "its slot is still its own"
+    assert buffer.free_slots == 4, "the slow prompt keeps its slot"
     new = [f"train/0/{row}" for row in range(5, 9)]
     for prompt_id in new:
         buffer.admit(make_prompt(prompt_id))
     buffer.lease("rollout-0", 4, version=1)
     assert all(deliver_all(buffer, prompt_id, "rollout-0") for prompt_id in new)
-    assert not buffer.batch_is_ready(1), "left out once more it would be too old"
+    assert not buffer.batch_is_ready(1), "the slow prompt would be too stale in a later batch"
     assert deliver_all(buffer, ids[0], "rollout-0")
     assert [group.prompt.id for group in buffer.take_batch(1)] == [ids[0], *new[:3]]

@@ -1,5 +1,7 @@
-"""What is learned from is what was admitted: slow prompts come to be trained as quick ones do, where the lengths of
-responses have a long tail. Measured in simulated time, on whole runs of the work buffer."""
+"""The prompts that a run trains on have the distribution of the admitted prompts, even if durations have a long tail.
+
+Measured in simulated time, on whole runs of the work buffer.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,15 @@ PROMPTS_PER_BATCH, BATCHES, LEARN_S = 8, 150, 1.0
 
 
 def durations(tail: float, seed: int) -> np.ndarray:
-    """Of many prompts, in seconds: Pareto; with a tail of 1.1 one in a thousand takes 500 times as long as most."""
+    """Return the durations of many prompts in seconds, with a Pareto distribution.
+
+    With a tail of 1.1, one prompt in a thousand takes 500 times as long as most.
+    """
     return 0.5 + np.random.default_rng(seed).pareto(tail, size=4000)
 
 
 class Rollouts:
-    """Workers that start on a prompt as soon as it is leased, and lose all that they have now and then."""
+    """A worker that starts prompts as soon as they are leased, and loses all its leases at the times `losses`."""
 
     def __init__(self, buffer: WorkBuffer, duration_s: np.ndarray, losses: Iterable[float]) -> None:
         self.buffer, self.duration_s = buffer, duration_s
@@ -40,7 +45,7 @@ class Rollouts:
         return f"rollout-0.{self.lives}"
 
     def advance(self) -> None:
-        """To the next end of a prompt, or to a loss before it."""
+        """Advance the time to the next end of a prompt, or to a loss before it."""
         if self.losses and self.losses[0] <= self.ends[0][0]:
             self.now = max(self.now, self.losses.pop(0))
             self.buffer.return_leases(self.worker)
@@ -56,7 +61,7 @@ class Rollouts:
 def trained_steps(
     max_staleness: int, oversampling: float, duration_s: np.ndarray, losses: Iterable[float]
 ) -> dict[int, int]:
-    """The step in which each prompt was learned from, by the number of its admission."""
+    """Return the step in which each prompt was trained on, by admission number."""
     buffer = WorkBuffer(PROMPTS_PER_BATCH, max_staleness, oversampling)
     rollouts, steps, admitted = Rollouts(buffer, duration_s, losses), {}, 0
     for version in range(BATCHES):
@@ -75,18 +80,18 @@ def trained_steps(
 
 
 def distance(sample: np.ndarray, population: np.ndarray) -> float:
-    """Kolmogorov and Smirnov's: the largest difference of the two distribution functions."""
+    """Return the Kolmogorov-Smirnov distance: the largest difference between the two distribution functions."""
     at = np.sort(population)
-    shares = [
+    fractions = [
         np.searchsorted(np.sort(values), at, side="right") / len(values) for values in (sample, population)
     ]
-    return float(np.abs(shares[0] - shares[1]).max())
+    return float(np.abs(fractions[0] - fractions[1]).max())
 
 
 @pytest.mark.parametrize("tail", [1.1, 2.0])
 @pytest.mark.parametrize(("max_staleness", "oversampling"), [(0, 1), (1, 2), (1, 1.25), (3, 4), (3, 1.5)])
 @pytest.mark.parametrize("losses", [0, 20])
-def test_slow_prompts_are_trained_as_quick_ones_are(
+def test_slow_prompts_are_trained_on_as_often_as_fast_ones(
     tail: float, max_staleness: int, oversampling: float, losses: int
 ) -> None:
     duration_s = durations(tail, seed=max_staleness)
@@ -99,18 +104,18 @@ def test_slow_prompts_are_trained_as_quick_ones_are(
     assert trained.max() < admitted
 
     assert distance(duration_s[trained], duration_s[:admitted]) <= in_flight / admitted, (
-        "as many as may be missing"
+        "no more than the prompts in flight may be missing"
     )
-    if not losses:  # who is lost starts anew, and may then be older by what it had waited
+    if not losses:  # a lost prompt starts again, and its lease may be later
         leased_under = np.maximum((trained - in_flight) // PROMPTS_PER_BATCH, 0)
         late = np.array([steps[number] for number in trained]) - (leased_under + max_staleness)
-        assert late.max() <= 0, "no prompt is overtaken for ever, however slow"
+        assert late.max() <= 0, "even the slowest prompt must not be overtaken forever"
     slowest = np.argsort(duration_s[: PROMPTS_PER_BATCH * (BATCHES - 5)])[-20:]
     assert set(slowest) <= set(trained)
 
 
-def test_leaving_slow_prompts_behind_would_be_seen() -> None:
-    """The same measure on what would be learned from without the slowest prompt of each batch is far over the bound."""
+def test_discarding_slow_prompts_would_be_detected() -> None:
+    """Without the slowest prompt of each batch, the distance is far above the bound."""
     duration_s = durations(1.1, seed=1)[: PROMPTS_PER_BATCH * (BATCHES + 1)]
     without_the_slowest = np.sort(duration_s.reshape(-1, PROMPTS_PER_BATCH), axis=1)[:, :-1].ravel()
     assert distance(without_the_slowest, duration_s) > 10 / (BATCHES + 1)

@@ -1,4 +1,4 @@
-"""Verdicts on what workers sampled: each comes back to who sampled it, and few calls bring many."""
+"""The scoring queue: verdicts are delivered for the right responses, and a call scores many responses."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tests.builders import make_response, make_verdict
 
 @dataclass
 class Rewards:
-    """The last answer of a call first, each on its own; the reward is the problem."""
+    """A scorer that yields the verdicts of a call one by one, the last first. The reward is the problem."""
 
     calls: list[int] = field(default_factory=list)
 
     async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[IndexedVerdicts]:
         self.calls.append(len(answers))
-        for place in reversed(range(len(answers))):
-            yield [(place, make_verdict(answers[place].problem))]
+        for index in reversed(range(len(answers))):
+            yield [(index, make_verdict(answers[index].problem))]
             await asyncio.sleep(0)
 
 
 @dataclass
 class Delivered:
-    """In place of the dispatch."""
+    """A replacement of the scheduler. It records deliveries by process."""
 
     by_process: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
 
@@ -43,7 +43,7 @@ def sampled(*prompt_ids: str) -> list[Sampled]:
     return [Sampled(prompt_id, 0, make_response()) for prompt_id in prompt_ids]
 
 
-async def test_every_verdict_comes_to_who_sampled_the_response() -> None:
+async def test_every_verdict_is_delivered_with_its_response() -> None:
     rewards, delivered = Rewards(), Delivered()
     async with asyncio.TaskGroup() as background:
         queue = ScoringQueue(cast(Any, rewards), cast(Any, delivered), background)
@@ -55,8 +55,10 @@ async def test_every_verdict_comes_to_who_sampled_the_response() -> None:
     assert found == {"rollout-0.0": [("a", 1.0), ("b", 2.0), ("d", 4.0)], "rollout-1.0": [("c", 3.0)]}
 
 
-async def test_what_comes_between_two_calls_travels_in_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long that is here; and what comes first, or late, does not wait."""
+async def test_responses_that_arrive_between_two_calls_are_scored_in_the_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first response, and responses that arrive late, do not wait."""
     monkeypatch.setattr(scheduler_module, "BETWEEN_CALLS_S", 0.2)
     rewards, delivered = Rewards(), Delivered()
     async with asyncio.TaskGroup() as background:
@@ -71,7 +73,7 @@ async def test_what_comes_between_two_calls_travels_in_the_second(monkeypatch: p
     assert sum(map(len, delivered.by_process.values())) == 21
 
 
-async def test_a_verifier_that_fails_ends_the_run_and_not_the_worker() -> None:
+async def test_a_failure_of_the_scorer_ends_the_run_and_not_the_worker() -> None:
     class Failing(Rewards):
         async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[IndexedVerdicts]:
             raise RuntimeError("no verdicts")

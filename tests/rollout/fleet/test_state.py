@@ -1,4 +1,4 @@
-"""Fleet membership against a model of it, and every event in every state."""
+"""The membership of the fleet, compared with a model, and every event in every state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ON_THE_WAY_OUT = (WorkerState.DRAINING, WorkerState.RETIRED)
 
 @dataclass
 class Worker:
-    """What the model knows of one: is its process up and heard of, what does it serve, is it to go, is it gone."""
+    """The model of a member: its process, heartbeat and version, and whether it is leaving or gone."""
 
     up: bool = False
     heard: bool = True
@@ -56,7 +56,7 @@ class FleetModel(RuleBasedStateMachine):
         return list(self.model.items())[index % len(self.model)]
 
     def attempt(self, allowed: bool, event: str, name: str, *arguments: Any) -> bool:
-        """Whether it is allowed; if not, that it is refused and changes nothing."""
+        """Send an event. If it is not `allowed`, assert that it is refused and changes nothing. Return `allowed`."""
         if allowed:
             getattr(self.fleet, event)(name, *arguments)
             return True
@@ -76,7 +76,7 @@ class FleetModel(RuleBasedStateMachine):
     @precondition(lambda self: self.published_versions)
     @rule(index=st.integers(0, 9), behind=st.integers(0, 2))
     def pulled(self, index: int, behind: int) -> None:
-        """The worker serves the current version now, or an older one that it was still pulling."""
+        """The worker serves the current version, or an older one whose update was still in progress."""
         name, worker = self.pick(index)
         version = self.published_versions[-1 - min(behind, len(self.published_versions) - 1)]
         if self.attempt(worker.up and not worker.leaving, "pulled", name, version):
@@ -115,18 +115,18 @@ class FleetModel(RuleBasedStateMachine):
     @rule(workers=st.integers(0, 5))
     def resize(self, workers: int) -> None:
         if workers == 0:
-            with pytest.raises(ValueError, match="0 workers"):
+            with pytest.raises(ValueError, match="expected at least 1, got 0"):
                 self.fleet.resize(workers)
             return
         before = {name for name, worker in self.model.items() if not worker.leaving and not worker.gone}
         healthy = {name for name in before if self.fleet[name].state is WorkerState.HEALTHY}
         change = self.fleet.resize(workers)
-        assert not set(change.added) & self.model.keys(), "a name is never used twice"
+        assert not set(change.added) & self.model.keys(), "a name must not be used twice"
         assert set(change.drained) <= before
         assert len(before) + len(change.added) - len(change.drained) == workers
         assert not (change.added and change.drained)
         kept = before - set(change.drained)
-        assert kept <= healthy or not healthy & set(change.drained), "the healthy go last"
+        assert kept <= healthy or not healthy & set(change.drained), "healthy members must be drained last"
         for name in change.drained:
             worker = self.model[name]
             worker.leaving = True
@@ -183,8 +183,7 @@ TestFleet.settings = settings(max_examples=100, stateful_step_count=40, deadline
 
 
 def fleet_in(state: WorkerState, published: bool = True) -> FleetState:
-    """One worker rollout-0 in `state`, after version 1 was published, or not; a place is given up at the second loss
-    in a row."""
+    """Return a fleet with one worker, rollout-0, in `state`. A member is dead after the second loss in a row."""
     fleet, name = FleetState(1, max_consecutive_failures=1), "rollout-0"
     if published:
         fleet.published(1)
@@ -212,7 +211,7 @@ def test_each_event_in_each_state(state: WorkerState) -> None:
         try:
             getattr(fleet, event)("rollout-0", *arguments)
         except ValueError:
-            assert fleet["rollout-0"] == before, "what is refused changes nothing"
+            assert fleet["rollout-0"] == before, "a refused event must change nothing"
             return None
         return fleet["rollout-0"].state
 
@@ -241,7 +240,7 @@ def test_each_event_in_each_state(state: WorkerState) -> None:
     assert tuple(after(*event) for event in events) == expected[state]
 
 
-def test_a_publication_makes_the_healthy_stale_and_touches_nobody_else() -> None:
+def test_a_new_version_makes_healthy_members_stale_and_changes_no_others() -> None:
     for state in WorkerState:
         fleet = fleet_in(state)
         fleet.published(2)
@@ -249,7 +248,7 @@ def test_a_publication_makes_the_healthy_stale_and_touches_nobody_else() -> None
         assert after is (WorkerState.STALE if state is WorkerState.HEALTHY else state)
 
 
-def test_a_replaced_worker_holds_no_weights() -> None:
+def test_a_replaced_worker_serves_no_version() -> None:
     fleet = fleet_in(WorkerState.HEALTHY)
     fleet.lost("rollout-0")
     fleet.started("rollout-0")
@@ -257,8 +256,8 @@ def test_a_replaced_worker_holds_no_weights() -> None:
     assert fleet["rollout-0"].incarnation == 1
 
 
-def test_a_worker_that_brings_something_may_be_lost_any_number_of_times() -> None:
-    """Spot machines come and go for weeks; a process that dies before it has brought anything is another matter."""
+def test_a_worker_that_delivers_samples_may_be_lost_any_number_of_times() -> None:
+    """Spot machines come and go for weeks. Only processes that die before they deliver a sample are limited."""
     fleet = fleet_in(WorkerState.STALE)
     for _ in range(50):
         fleet.served("rollout-0")
@@ -269,8 +268,8 @@ def test_a_worker_that_brings_something_may_be_lost_any_number_of_times() -> Non
 
 
 @pytest.mark.parametrize("state", [state for state in WorkerState if state is not WorkerState.HEALTHY])
-def test_served_as_loaded_whoever_is_up_is_healthy(state: WorkerState) -> None:
-    """Nothing was published, so nobody is healthy before; afterwards a new process is healthy from its start."""
+def test_members_that_are_up_are_healthy_if_weights_are_served_as_loaded(state: WorkerState) -> None:
+    """Before, no version is current and no member is healthy. Afterwards a new process is healthy from its start."""
     fleet = fleet_in(state, published=False)
     fleet.serve_as_loaded()
     assert fleet.current_version == LOADED_VERSION
@@ -283,7 +282,7 @@ def test_served_as_loaded_whoever_is_up_is_healthy(state: WorkerState) -> None:
         assert (fleet["rollout-0"].state, fleet["rollout-0"].version) == (WorkerState.HEALTHY, LOADED_VERSION)
 
 
-def test_what_was_loaded_is_stale_once_something_is_published() -> None:
+def test_loaded_weights_are_stale_after_the_first_publication() -> None:
     fleet = fleet_in(WorkerState.STALE, published=False)
     fleet.serve_as_loaded()
     fleet.published(1)
@@ -299,7 +298,7 @@ EVENTS = ("started", "pulled", "pulled older", "silent", "heard", "served", "los
 
 
 def after(fleet: FleetState, name: str | None, event: str, argument: int = 0) -> FleetState | None:
-    """Another fleet, to which it has happened; None if it may not."""
+    """Return a copy of the fleet after the event, or None if the event is not allowed."""
     changed = copy.copy(fleet)
     changed._members = dict(fleet._members)
     try:
@@ -316,7 +315,7 @@ def after(fleet: FleetState, name: str | None, event: str, argument: int = 0) ->
 
 
 def essence(fleet: FleetState) -> tuple[Any, ...]:
-    """What makes two fleets behave alike: not what their members are called, nor how often they were replaced."""
+    """Return what determines the behavior of a fleet: neither the names of its members nor the number of replacements."""
     current = fleet.current_version
     assert current is not None
     return tuple(sorted((each.state.value, each.version == current, each.failures) for each in fleet.members))
@@ -332,8 +331,8 @@ def successors(fleet: FleetState) -> Iterator[FleetState]:
             yield changed
 
 
-def test_every_fleet_that_can_come_about_is_sound_and_can_be_whole_again() -> None:
-    """All of them: up to three members, of which two are to serve, given up at the second loss in a row."""
+def test_every_reachable_fleet_is_consistent_and_can_recover() -> None:
+    """All reachable fleets of up to three members, of which two shall serve, with a limit of one failure in a row."""
     first = FleetState(2, max_consecutive_failures=1)
     first.published(1)
     found, frontier = {essence(first): first}, [first]
@@ -370,4 +369,4 @@ def test_every_fleet_that_can_come_about_is_sound_and_can_be_whole_again() -> No
             if before not in reached:
                 reached.add(before)
                 frontier_keys.append(before)
-    assert reached == found.keys(), "from wherever it is, the fleet can come to two healthy workers"
+    assert reached == found.keys(), "from every state, two healthy workers must be reachable"

@@ -20,13 +20,13 @@ UPDATE = {"a.weight.left": torch.ones(2, 1), "a.weight.right": torch.tensor([[1.
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A checkpoint of two files."""
+    """Write a checkpoint of two files."""
     for number, names in enumerate([["a.weight"], ["b.weight", "b.bias"]]):
         save_file({name: WEIGHTS[name] for name in names}, tmp_path / f"model-{number}.safetensors")
     return tmp_path
 
 
-def test_all_weights_come_and_the_named_one_is_changed(directory: Path) -> None:
+def test_all_weights_are_yielded_and_the_named_one_is_changed(directory: Path) -> None:
     found = dict(updated_weights(directory, UPDATE))
     assert found.keys() == WEIGHTS.keys()
     torch.testing.assert_close(found["a.weight"], WEIGHTS["a.weight"] + torch.tensor([1.0, 2.0, 3.0]))
@@ -41,18 +41,20 @@ def test_a_sum_in_bfloat16_is_not_rounded(directory: Path) -> None:
     torch.testing.assert_close(found, torch.full((3, 3), 1.001))
 
 
-def test_the_files_stay_as_they_are(directory: Path) -> None:
+def test_the_files_are_not_changed(directory: Path) -> None:
     first = dict(updated_weights(directory, UPDATE))
     second = dict(updated_weights(directory, UPDATE))
     torch.testing.assert_close(first["a.weight"], second["a.weight"], rtol=0, atol=0)
 
 
-def test_an_update_of_a_weight_that_is_not_there_is_refused(directory: Path) -> None:
+def test_an_update_of_a_missing_weight_is_refused(directory: Path) -> None:
     update = {name.replace("a.", "model.a."): tensor for name, tensor in UPDATE.items()}
-    with pytest.raises(ValueError, match=r"no weights to update by the names model\.a\.weight"):
+    with pytest.raises(
+        ValueError, match=r"does not contain the weights that the update changes: model\.a\.weight"
+    ):
         dict(updated_weights(directory, update))
 
 
-def test_whole_weights_are_told_from_updates() -> None:
+def test_updates_are_distinguished_from_whole_weights() -> None:
     assert is_low_rank(UPDATE)
     assert not is_low_rank(WEIGHTS)
