@@ -136,7 +136,7 @@ class FleetModel(RuleBasedStateMachine):
     @rule()
     def serve_as_loaded(self) -> None:
         if self.published_versions:
-            with pytest.raises(ValueError, match="too late"):
+            with pytest.raises(ValueError, match="cannot serve weights as loaded"):
                 self.fleet.serve_as_loaded()
             return
         self.fleet.serve_as_loaded()
@@ -315,7 +315,7 @@ def after(fleet: FleetState, name: str | None, event: str, argument: int = 0) ->
 
 
 def essence(fleet: FleetState) -> tuple[Any, ...]:
-    """Return what determines the behavior of a fleet: neither the names of its members nor the number of replacements."""
+    """Return what determines the behavior of a fleet, without the names of members and the number of replacements."""
     current = fleet.current_version
     assert current is not None
     return tuple(sorted((each.state.value, each.version == current, each.failures) for each in fleet.members))

@@ -1,4 +1,4 @@
-"""The service of one worker process, without a process: what it is brought, what is taken from it, how it is lost."""
+"""The loop that serves one worker process: updates, prompts, sleep, draining and failures. The process is simulated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAME, PROCESS = "rollout-0", "rollout-0.0"
 
 @dataclass
 class Method:
-    """As a method of an actor's handle."""
+    """A method of an actor's handle."""
 
     call: Callable[..., Awaitable[Any]]
 
@@ -39,12 +39,12 @@ class Method:
 
 @dataclass
 class Worker:
-    """Answers a prompt as soon as it has it, unless it is `mute`."""
+    """A simulated rollout worker. It answers prompts at once, unless it is `mute`."""
 
     gap: float = 0.0
     mute: bool = False
     deaf: bool = False
-    """No call of `collect` ever comes back."""
+    """True if calls of `collect` never return."""
     calls: list[str] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -84,13 +84,13 @@ class Worker:
 
 class Rewards:
     async def score(self, answers: Sequence[ScoringRequest]) -> AsyncIterator[IndexedVerdicts]:
-        for place in range(len(answers)):
-            yield [(place, make_verdict(1.0))]
+        for index in range(len(answers)):
+            yield [(index, make_verdict(1.0))]
 
 
 @dataclass
 class Scene:
-    """One worker that is up, a buffer of four prompts, and weights of version 1."""
+    """A fleet with one worker that is up, a buffer with four prompts, and weights of version 1."""
 
     context: FleetContext
     buffer: WorkBuffer
@@ -131,7 +131,7 @@ def scene(background: asyncio.TaskGroup, **rollout: Any) -> Scene:
     return found
 
 
-async def test_it_pulls_before_it_samples_and_is_gone_when_it_is_drained() -> None:
+async def test_a_worker_updates_before_it_samples_and_ends_when_it_is_drained() -> None:
     async with asyncio.TaskGroup() as background:
         there, worker = scene(background, prompts_per_request=2, inflight_prompts_per_worker=2), Worker()
         serving = background.create_task(there.serve(worker))
@@ -147,8 +147,8 @@ async def test_it_pulls_before_it_samples_and_is_gone_when_it_is_drained() -> No
 
 
 @given(st.integers(1, 5000), st.integers(1, 64), st.integers(1, 8))
-def test_many_prompts_go_out_in_few_requests_and_evenly(waiting: int, workers: int, least: int) -> None:
-    """To workers that ask in turn."""
+def test_many_prompts_are_distributed_evenly_in_few_requests(waiting: int, workers: int, least: int) -> None:
+    """The workers request prompts in turn."""
     first, taken, requests, left = prompts_in_a_request(waiting, workers, least), [0] * workers, 0, waiting
     while left:
         request = min(left, prompts_in_a_request(left, workers, least))
@@ -159,7 +159,7 @@ def test_many_prompts_go_out_in_few_requests_and_evenly(waiting: int, workers: i
     assert requests <= min(math.ceil(waiting / least), workers * 8 * (1 + math.log2(1 + waiting / workers)))
 
 
-async def test_who_rests_takes_nothing_until_something_is_published() -> None:
+async def test_a_sleeping_worker_leases_no_prompts_until_a_version_is_published() -> None:
     async with asyncio.TaskGroup() as background:
         there, worker = scene(background), Worker()
         there.context.policy.rest()
@@ -168,7 +168,7 @@ async def test_who_rests_takes_nothing_until_something_is_published() -> None:
         there.context.scheduler.announce()
         for _ in range(20):
             await asyncio.sleep(0)
-        assert worker.calls == ["pull 1", "sleep"], "once, and with four prompts waiting"
+        assert worker.calls == ["pull 1", "sleep"], "it must sleep once, although four prompts wait"
         assert there.context.registry.asleep == {PROCESS}
         there.publish(2)
         await there.context.scheduler.wait_until(lambda: there.buffer.scored_groups == 4)
@@ -178,7 +178,7 @@ async def test_who_rests_takes_nothing_until_something_is_published() -> None:
         await serving
 
 
-async def test_who_is_drained_finishes_what_it_holds() -> None:
+async def test_a_draining_worker_finishes_its_prompts() -> None:
     async with asyncio.TaskGroup() as background:
         there, worker = (
             scene(background, prompts_per_request=1, inflight_prompts_per_worker=1),
@@ -195,7 +195,7 @@ async def test_who_is_drained_finishes_what_it_holds() -> None:
         worker.news.set()
         await serving
     assert there.buffer.scored_groups == 1
-    assert there.buffer.waiting_prompts == 3, "it took nothing more"
+    assert there.buffer.waiting_prompts == 3, "it must not lease further prompts"
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ async def test_who_is_drained_finishes_what_it_holds() -> None:
     ],
     ids=["other weights", "no weights", "deaf", "mute"],
 )
-async def test_it_is_lost(worker: Worker, kind: type[Exception], says: str) -> None:
+async def test_a_failing_worker_is_lost(worker: Worker, kind: type[Exception], says: str) -> None:
     worker.news = asyncio.Event()
     async with asyncio.TaskGroup() as background:
         limits = {"silence_timeout_s": 0.2, "request_timeout_s": 0.1 if worker.mute else 60.0}

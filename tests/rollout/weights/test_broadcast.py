@@ -1,4 +1,4 @@
-"""How versions come to workers, without any: who is sent one, who pulls, and what happens when a broadcast breaks."""
+"""The coordinator of broadcasts with simulated workers: broadcasts, pulls, and broken broadcasts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rollout.weights.broadcast import BroadcastCoordinator, BroadcastRoute
 
 @dataclass
 class Learner:
-    """`version` is what it has; a broadcast goes well when all members came."""
+    """A simulated learner with the weights of `version`. A broadcast succeeds if all members of the channel arrive."""
 
     version: int = 0
     specs: list[ChannelSpec] = field(default_factory=list)
     offered: list[int] = field(default_factory=list)
     arrived: set[int] = field(default_factory=set)
-    """Ranks that came to the last link."""
+    """The ranks that arrived at the last channel."""
     meeting_point: tuple[str, int] = ("127.0.0.1", 1234)
 
     async def send(self, version: int, request: ChannelSpec | OfferRequest) -> Any:
@@ -39,14 +39,14 @@ class Learner:
         for _ in range(10):
             await asyncio.sleep(0)
         missing = set(range(1, spec.size)) - self.arrived
-        return f"{missing} did not come" if missing else ""
+        return f"{missing} did not arrive" if missing else ""
 
     async def offer(self, version: int) -> PolicyVersion | None:
         self.offered.append(version)
-        return policy(version, weights="there") if version == self.version else None
+        return published(version, weights="there") if version == self.version else None
 
 
-def policy(version: int, weights: Any = None) -> PolicyVersion:
+def published(version: int, weights: Any = None) -> PolicyVersion:
     return PolicyVersion(version, weights, (), ())
 
 
@@ -101,11 +101,11 @@ class Scene:
     async def publish(
         self, version: int, serving: dict[str, Worker], others: dict[str, Worker] | None = None
     ) -> None:
-        """And have all who are there take it."""
+        """Publish `version`, and bring it to the workers `serving` and `others`."""
         others = others or {}
         self.learner.version = version
         handing_out = asyncio.create_task(
-            self.under_test.hand_out(policy(version), tuple(serving), bool(others))
+            self.under_test.hand_out(published(version), tuple(serving), bool(others))
         )
         await asyncio.sleep(0)
         await asyncio.gather(
@@ -115,11 +115,11 @@ class Scene:
 
     async def bring(self, process: str, worker: Worker, version: int) -> float:
         target = UpdateTarget(process.rpartition(".")[0], process, Actor(worker))
-        return await self.under_test.bring(target, policy(version))
+        return await self.under_test.bring(target, published(version))
 
 
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
-async def test_who_is_new_pulls_and_who_serves_is_sent_the_next(tensor_parallel_size: int) -> None:
+async def test_new_workers_pull_and_serving_workers_join_the_broadcast(tensor_parallel_size: int) -> None:
     async with asyncio.TaskGroup() as background:
         scene = Scene(background, {"tensor_parallel_size": tensor_parallel_size})
         a, b, c = scene.worker(), scene.worker(), scene.worker()
@@ -128,12 +128,12 @@ async def test_who_is_new_pulls_and_who_serves_is_sent_the_next(tensor_parallel_
         await scene.publish(2, {"rollout-0.0": a, "rollout-1.0": b}, {"rollout-2.0": c})
         assert a.taken == b.taken == [("pull", 0), ("broadcast", 1), ("broadcast", 2)]
         assert c.taken == [("pull", 2)]
-        assert scene.learner.offered == [0, 2], "nobody needed version 1 in the object store"
+        assert scene.learner.offered == [0, 2], "no worker needed version 1 from the object store"
         assert [spec.size for spec in scene.learner.specs] == [1 + 2 * tensor_parallel_size] * 2
         assert not scene.events
 
 
-async def test_a_link_lasts_as_long_as_its_processes() -> None:
+async def test_a_channel_lasts_as_long_as_its_processes() -> None:
     async with asyncio.TaskGroup() as background:
         scene = Scene(background)
         a, b = scene.worker(), scene.worker()
@@ -141,7 +141,7 @@ async def test_a_link_lasts_as_long_as_its_processes() -> None:
             [
                 {"rollout-0.0": a, "rollout-1.0": b},
                 {"rollout-0.0": a, "rollout-1.0": b},
-                {"rollout-0.0": a, "rollout-1.1": b},  # another process in the same place
+                {"rollout-0.0": a, "rollout-1.1": b},  # another process of the same member
                 {"rollout-0.0": a},
                 {"rollout-0.0": a},
             ]
@@ -156,13 +156,13 @@ async def test_a_link_lasts_as_long_as_its_processes() -> None:
         ]
 
 
-async def test_when_a_broadcast_breaks_all_members_pull_and_the_next_has_a_new_link() -> None:
+async def test_after_a_broken_broadcast_members_pull_and_the_next_version_has_a_new_channel() -> None:
     async with asyncio.TaskGroup() as background:
         scene = Scene(background)
         a, b = scene.worker(), scene.worker(channel_breaks=True)
         serving = {"rollout-0.0": a, "rollout-1.0": b}
         await scene.publish(1, serving)
-        assert a.taken == [("broadcast", 1)]  # had it all before the other failed
+        assert a.taken == [("broadcast", 1)]  # it had received the version before the other failed
         assert b.taken == [("pull", 1)]
         assert len(scene.events) == 1
         assert "weight version 1 could not be broadcast to rollout-0.0, rollout-1.0" in scene.events[0]
@@ -172,32 +172,32 @@ async def test_when_a_broadcast_breaks_all_members_pull_and_the_next_has_a_new_l
         assert [spec.number for spec in scene.learner.specs] == [1, 2]
 
 
-async def test_a_member_that_is_gone_holds_nobody_up_for_ever() -> None:
-    """Its next process is in no link, and pulls."""
+async def test_a_lost_member_does_not_delay_the_others_forever() -> None:
+    """The process that replaces it belongs to no channel, and pulls."""
     async with asyncio.TaskGroup() as background:
         scene = Scene(background)
         a, b = scene.worker(), scene.worker()
         scene.learner.version = 1
         handing_out = asyncio.create_task(
-            scene.under_test.hand_out(policy(1), ("rollout-0.0", "rollout-1.0"), False)
+            scene.under_test.hand_out(published(1), ("rollout-0.0", "rollout-1.0"), False)
         )
         await asyncio.sleep(0)
-        assert scene.under_test.expects("rollout-1.0", policy(1))
-        assert not scene.under_test.expects("rollout-1.1", policy(1))
+        assert scene.under_test.expects("rollout-1.0", published(1))
+        assert not scene.under_test.expects("rollout-1.1", published(1))
         await scene.bring("rollout-0.0", a, 1)
         await handing_out
-        assert not scene.under_test.expects("rollout-1.0", policy(1))
+        assert not scene.under_test.expects("rollout-1.0", published(1))
         await scene.bring("rollout-1.1", b, 1)
         assert b.taken == [("pull", 1)]
         assert len(scene.events) == 1
 
 
-async def test_who_comes_when_the_learner_has_moved_on_waits_for_the_next() -> None:
+async def test_a_late_worker_waits_for_the_next_version_if_the_learner_has_trained_since() -> None:
     async with asyncio.TaskGroup() as background:
         scene = Scene(background)
         a, late = scene.worker(), scene.worker()
         await scene.publish(1, {"rollout-0.0": a})
-        scene.learner.version = -1  # it is learning
+        scene.learner.version = -1  # it is training
         with pytest.raises(SupersededError):
             await scene.bring("rollout-1.0", late, 1)
         assert late.taken == []
@@ -205,7 +205,7 @@ async def test_who_comes_when_the_learner_has_moved_on_waits_for_the_next() -> N
         assert late.taken == [("pull", 2)]
 
 
-async def test_a_learner_that_fails_is_not_the_failure_of_a_worker() -> None:
+async def test_a_failure_of_the_learner_is_not_attributed_to_a_worker() -> None:
     class Failing(Learner):
         async def offer(self, version: int) -> PolicyVersion | None:
             raise RuntimeError("the learner is gone")

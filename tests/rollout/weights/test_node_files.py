@@ -1,4 +1,4 @@
-"""Weight files on a node: shared by its workers, held while in use, and gone afterwards, crash or no crash."""
+"""Weight files on a node: workers share them, they exist while in use, and they are removed even after a crash."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def runs(root: Path) -> list[str]:
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """Another process of this node."""
+    """Start `code` in another process."""
     prelude = "import sys, time\nimport numpy as np\nfrom rollout.weights.node_files import *\n"
     return subprocess.Popen(
         [sys.executable, "-c", prelude + code, *map(str, arguments)],
@@ -53,7 +53,7 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 @contextmanager
 def a_process_that_holds(root: Path, run: str, version: int) -> Iterator[subprocess.Popen[str]]:
-    """It ends at the latest with the block, by SIGKILL: it cannot tidy up."""
+    """Run a process that holds a file. It is killed with SIGKILL at the end of the block, so it cannot clean up."""
     code = """
 root, run, version = sys.argv[1:]
 files = NodeWeightFiles(run, Path(root))
@@ -72,7 +72,10 @@ with files.held(int(version), [np.zeros(10, dtype=np.uint8)]):
 
 
 def at_once(code: str, root: Path) -> list[str]:
-    """What four processes complain of that run `code` at once. It says "ready", then waits for a line."""
+    """Run `code` in four processes at the same time. Return their error output.
+
+    The code prints "ready" and then waits for a line.
+    """
     workers = [start(code, root) for _ in range(4)]
     for worker in workers:
         assert worker.stdout is not None
@@ -88,7 +91,7 @@ def test_the_file_holds_the_bytes_and_outlives_the_block(tmp_path: Path) -> None
     files = NodeWeightFiles("run", tmp_path)
     with files.held(3, parts(3)) as path:
         assert path.read_bytes() == whole(3)
-    assert versions(tmp_path) == [3], "another worker may not have come for it yet"
+    assert versions(tmp_path) == [3], "another worker may still need it"
 
 
 def test_workers_of_a_run_share_one_file(tmp_path: Path) -> None:
@@ -100,20 +103,20 @@ def test_workers_of_a_run_share_one_file(tmp_path: Path) -> None:
             assert (other.stat().st_ino, other.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
 
 
-def test_an_older_version_goes_when_a_newer_one_was_used_and_nobody_holds_it(tmp_path: Path) -> None:
+def test_an_unused_version_is_removed_after_a_newer_one_was_used(tmp_path: Path) -> None:
     slow, fast = NodeWeightFiles("run", tmp_path), NodeWeightFiles("run", tmp_path)
     with ExitStack() as stack:
         path = stack.enter_context(slow.held(1, parts(1)))
         with fast.held(2, parts(2)):
             assert versions(tmp_path) == [1, 2]
-        assert versions(tmp_path) == [1, 2], "the slow one still reads version 1"
+        assert versions(tmp_path) == [1, 2], "the slow worker still reads version 1"
         assert path.read_bytes() == whole(1)
     with slow.held(2, parts(2)):
         pass
     assert versions(tmp_path) == [2]
 
 
-def test_a_worker_that_lags_behind_removes_no_newer_version(tmp_path: Path) -> None:
+def test_a_lagging_worker_removes_no_newer_version(tmp_path: Path) -> None:
     slow, fast = NodeWeightFiles("run", tmp_path), NodeWeightFiles("run", tmp_path)
     with fast.held(2, parts(2)):
         pass
@@ -122,7 +125,7 @@ def test_a_worker_that_lags_behind_removes_no_newer_version(tmp_path: Path) -> N
     assert 2 in versions(tmp_path)
 
 
-def test_the_last_to_close_takes_everything_along(tmp_path: Path) -> None:
+def test_the_last_worker_removes_the_directory(tmp_path: Path) -> None:
     first, second = NodeWeightFiles("run", tmp_path), NodeWeightFiles("run", tmp_path)
     with first.held(1, parts(1)):
         pass
@@ -133,10 +136,10 @@ def test_the_last_to_close_takes_everything_along(tmp_path: Path) -> None:
     assert runs(tmp_path) == []
 
 
-def test_a_killed_run_is_swept_by_the_next_one(tmp_path: Path) -> None:
+def test_the_files_of_a_killed_run_are_removed_by_the_next_run(tmp_path: Path) -> None:
     with a_process_that_holds(tmp_path, "crashed", version=1):
         NodeWeightFiles("other", tmp_path).close()
-        assert versions(tmp_path, "crashed") == [1], "it is alive"
+        assert versions(tmp_path, "crashed") == [1], "a live run must be kept"
     next_run = NodeWeightFiles("next", tmp_path)
     assert runs(tmp_path) == ["next"]
     next_run.close()
@@ -155,8 +158,8 @@ def test_a_killed_worker_holds_nothing(tmp_path: Path) -> None:
     assert runs(tmp_path) == []
 
 
-def test_a_file_cut_off_by_a_kill_is_never_taken_for_whole(tmp_path: Path) -> None:
-    """Bytes appear under the version's name only when all are there."""
+def test_a_partial_file_of_a_killed_writer_is_never_used(tmp_path: Path) -> None:
+    """The file appears under the name of the version only when it is complete."""
     files = NodeWeightFiles("run", tmp_path)
     code = """
 import os, rollout.weights.node_files
@@ -172,8 +175,8 @@ with NodeWeightFiles("run", Path(sys.argv[1])).held(1, [np.zeros(10, dtype=np.ui
         assert path.read_bytes() == whole(1)
 
 
-def test_a_late_writer_leaves_a_held_file_alone(tmp_path: Path) -> None:
-    """What took the place of a held file would be held by nobody, and be deleted under who uses it."""
+def test_a_late_writer_does_not_replace_a_held_file(tmp_path: Path) -> None:
+    """No worker would hold a file that replaces it, so that file would be deleted while it is used."""
     with NodeWeightFiles("run", tmp_path).held(1, parts(1)) as path:
         before = path.stat().st_ino
         _write_whole(path, parts(1))
@@ -186,8 +189,8 @@ def test_a_late_writer_leaves_a_held_file_alone(tmp_path: Path) -> None:
     )
 
 
-def test_bytes_that_do_not_fit_are_an_error_and_leave_nothing(tmp_path: Path) -> None:
-    """Memory is short then: half a file must not take what is left of it."""
+def test_bytes_that_do_not_fit_raise_an_error_and_leave_no_file(tmp_path: Path) -> None:
+    """Memory is scarce then, so a partial file must not occupy the rest of it."""
     code = """
 import os, resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -204,8 +207,8 @@ except OSError:
     assert output == "refused ['presence', 'writing']\n", errors
 
 
-def test_first_writers_at_once_do_no_harm(tmp_path: Path) -> None:
-    """Four workers race through the same versions; each finds whole files, and the last one cleans up."""
+def test_concurrent_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Four workers use the same versions at the same time. Each reads complete files, and the last one cleans up."""
     code = """
 root = Path(sys.argv[1])
 files = NodeWeightFiles("run", root)
@@ -221,31 +224,31 @@ files.close()
     assert runs(tmp_path) == []
 
 
-def test_of_workers_that_come_together_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copying a large model once for each of them would cost each of them the time of all."""
+def test_one_of_several_concurrent_workers_writes_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If each worker copied a large model, all of them would be slowed down."""
     written: list[Path] = []
-    together = threading.Barrier(4)
+    barrier = threading.Barrier(4)
 
     def write(path: Path, parts: Sequence[np.ndarray]) -> None:
         written.append(path)
         _write_whole(path, parts)
 
-    def come(_: int) -> bytes:
+    def read(_: int) -> bytes:
         files = NodeWeightFiles("run", tmp_path)
-        together.wait()
+        barrier.wait()
         with files.held(1, parts(1, size=10_000_000)) as path:
             return path.read_bytes()[-3:]
 
     monkeypatch.setattr(weight_files, "_write_whole", write)
     with ThreadPoolExecutor(4) as workers:
-        found = list(workers.map(come, range(4)))
+        found = list(workers.map(read, range(4)))
     assert found == [whole(1)[-3:]] * 4
     assert len(written) == 1
 
 
-def test_a_writer_that_was_stopped_in_the_middle_is_not_waited_for_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_writer_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = NodeWeightFiles("run", tmp_path)
     monkeypatch.setattr(weight_files, "PATIENCE_S", 0.01)
     with open(tmp_path / "hpo-weights-run" / "writing", "a") as stopped:
@@ -254,8 +257,8 @@ def test_a_writer_that_was_stopped_in_the_middle_is_not_waited_for_long(
             assert path.read_bytes() == whole(1)
 
 
-def test_workers_that_come_and_go_at_once_do_no_harm(tmp_path: Path) -> None:
-    """The last to leave takes the folder along just as another enters it."""
+def test_workers_may_open_and_close_concurrently(tmp_path: Path) -> None:
+    """The last worker removes the directory while another worker opens it."""
     code = """
 print("ready", flush=True)
 sys.stdin.readline()
@@ -269,10 +272,10 @@ for _ in range(200):
     assert runs(tmp_path) == []
 
 
-def test_a_folder_that_vanishes_while_one_enters_is_made_anew(
+def test_a_directory_that_disappears_during_opening_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`mkdir` finds it there, and a moment later it is gone."""
+    """`mkdir` finds an existing directory, which is then removed."""
     real = os.mkdir
     vanished: list[Path] = []
 
@@ -288,10 +291,10 @@ def test_a_folder_that_vanishes_while_one_enters_is_made_anew(
     assert vanished
 
 
-def test_one_that_enters_while_the_last_tidies_up_keeps_its_files(
+def test_a_worker_that_opens_while_the_last_one_cleans_up_keeps_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It comes when half of the folder is deleted; what it writes must not go with the other half."""
+    """The worker opens when a part of the directory is deleted. Its files must not be deleted with the rest."""
     real: Any = shutil.rmtree
     with ExitStack() as stack:
         entered: list[Path] = []
@@ -312,7 +315,7 @@ def test_one_that_enters_while_the_last_tidies_up_keeps_its_files(
 
 
 @pytest.mark.parametrize("presence_left", [True, False])
-def test_a_run_starts_over_what_a_crash_left_under_its_name(tmp_path: Path, presence_left: bool) -> None:
+def test_a_run_may_start_after_a_crash_of_the_same_run(tmp_path: Path, presence_left: bool) -> None:
     with a_process_that_holds(tmp_path, "run", version=1):
         pass
     if not presence_left:
