@@ -1,16 +1,16 @@
-"""What the controller costs as the fleet grows: 1, 16, 64 and 256 workers, 16,384 responses a step.
+"""Measure the controller's overhead with 1, 16, 64 and 256 workers and 16,384 responses per step.
 
-Engines are simulated (simulated_engines.py): a response takes 2 to 8 seconds of sleep, learning 2 seconds, so that a
-step takes 10 seconds if nothing else takes any time. It is on-policy, where everything that the controller does is
-waited for: 1,024 prompts are admitted, leased and sent; 16,384 responses come back one by one, each with the
-log-probabilities of 256 tokens, are judged in another process, delivered, weighed; the weights are published and pulled
-by all. What is above 10 seconds is the overhead. Controller, dispatch, work buffer, reward pool, tracking and Ray are
-the real ones.
+Engines are simulated (simulated_engines.py): a response takes 2 to 8 seconds of sleep, and training takes 2 seconds. So
+a step would take 10 seconds if nothing else took any time; the time above that is the overhead. The run is on-policy, so
+every step waits for all of the controller's work: 1,024 prompts are admitted, leased and sent. 16,384 responses return
+one by one, each with the log-probabilities of 256 tokens. They are scored in another process, delivered, and built into
+a training batch. The weights are published, and all workers pull them. Controller, scheduler, work buffer, reward pool,
+tracking and Ray are real.
 
     python benchmarks/fleet_scale.py                  # 6 minutes on two cores
     python benchmarks/fleet_scale.py --cases 256
 
-Each case that is run takes its place in the results, and is drawn; the others stay as they are.
+The results of each case replace its earlier ones, in the file and in the plot. Other cases are kept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CASES = ("1", "16", "64", "256")
 LEARN_S, SHORTEST_S, LONGEST_S = 2.0, 2.0, 8.0
 IDEAL = "ideal step / step with {} workers"
 NOT_COUNTED = 1
-"""Steps at the beginning."""
+"""The number of first steps that are not measured."""
 
 
 def main() -> None:
@@ -45,7 +45,9 @@ def main() -> None:
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="numbers of workers")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--smoke", action="store_true", help="few responses and short sleeps: does it run?")
+    parser.add_argument(
+        "--smoke", action="store_true", help="few responses and short sleeps, to check that it runs"
+    )
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/fleet_scale.json")
     parser.add_argument(
         "--measure", type=int, help=argparse.SUPPRESS
@@ -66,7 +68,7 @@ def main() -> None:
 
 
 def in_its_own_process(case: str, steps: int, smoke: bool) -> dict[str, Any]:
-    """So that its memory and its processor time are those of one controller."""
+    """Run a case in its own process, so that memory and processor time are those of one controller."""
     command = [
         sys.executable,
         __file__,
@@ -82,7 +84,7 @@ def in_its_own_process(case: str, steps: int, smoke: bool) -> dict[str, Any]:
 
 
 def measure(workers: int, steps: int, smoke: bool) -> dict[str, Any]:
-    """A run of `steps` steps."""
+    """Run `steps` steps and return the measurements."""
     from cluster.core.config import RunConfig
     from cluster.runtime.connect import connect
 
@@ -131,7 +133,7 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
     engines = Engines(response_tokens=256, shortest_s=SHORTEST_S * scale, longest_s=LONGEST_S * scale)
     start_host = ray.remote(EngineHost).options(num_cpus=0, max_concurrency=4000)
     hosts = [start_host.remote(engines) for _ in range(min(2, config.rollout.workers))]
-    judges = [ray.remote(VerifierRunner).options(num_cpus=0, max_concurrency=1000).remote()]
+    scorers = [ray.remote(VerifierRunner).options(num_cpus=0, max_concurrency=1000).remote()]
     process = psutil.Process()
     marks: list[dict[str, float]] = []
 
@@ -159,15 +161,15 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
 
     directory = RunDirectory(config.run_directory)
     problem = Puzzle((1, 2, 3), 6)
-    question = EncodedPrompt("question", tuple(range(64)))
-    held_out = [Prompt("eval/0", question.text, question.token_ids, problem, sampling("eval/0"))]
+    encoded = EncodedPrompt("question", tuple(range(64)))
+    eval_prompts = [Prompt("eval/0", encoded.text, encoded.token_ids, problem, sampling("eval/0"))]
     with (
         RunConsole(config.name, config.steps, quiet=True) as console,
         Tracker(config, directory, console) as tracker,
     ):
         async with asyncio.TaskGroup() as background:
             rewards = RewardPool(
-                [Actor(judge) for judge in judges], timeout_s=300, truncated_is_incorrect=True
+                [Actor(scorer) for scorer in scorers], timeout_s=300, truncated_is_incorrect=True
             )
             coordinator = PullCoordinator(
                 CoordinatorContext(config.rollout.update_timeout_s, 1, None, console.event, background)
@@ -177,8 +179,8 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
             learner: Any = SleepingLearner()
             controller = Controller(
                 config,
-                PromptSource([TokenizedProblem(problem, question)] * 10_000, config.seed, sampling),
-                held_out,
+                PromptSource([TokenizedProblem(problem, encoded)] * 10_000, config.seed, sampling),
+                eval_prompts,
                 fleet,
                 learner,
                 CheckpointStore(directory.checkpoints, keep=1),
@@ -195,7 +197,7 @@ async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
 def _found(
     config: Any, rows: list[dict[str, float]], marks: list[dict[str, float]], ideal_s: float
 ) -> dict[str, Any]:
-    """Medians over the steps, and all of them."""
+    """Return the medians over the steps, and the individual values."""
     workers, samples = config.rollout.workers, config.responses_per_step
     used = {
         key: [after[key] - before[key] for before, after in pairwise(marks)]
@@ -228,13 +230,13 @@ def _found(
 
 
 def draw(results: Path) -> None:
-    """Overhead, processor time and memory over the number of workers, beside the results."""
+    """Plot overhead, processor time and memory over the number of workers, into a file next to the results."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    matplotlib.rcParams["svg.hashsalt"] = "fleet_scale"  # the same picture is the same file
+    matplotlib.rcParams["svg.hashsalt"] = "fleet_scale"  # makes the file reproducible
     cases = sorted(
         json.loads(results.read_text(encoding="utf-8")).values(), key=lambda case: case["sizes"]["workers"]
     )

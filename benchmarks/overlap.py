@@ -1,15 +1,15 @@
-"""How learning and sampling overlap: whole runs of a small model, on-policy and with a batch's head start.
+"""Measure the overlap of training and sampling in whole runs of a small model, on-policy and one batch ahead.
 
-    in turn      max_staleness 0: a step is sampling, then learning, then policy. Each is timed on its own here.
-    overlapped   max_staleness 1: the next batch is sampled while the learner has this one
+    in turn      max_staleness 0: a step samples, then trains, then publishes. Each part is timed.
+    overlapped   max_staleness 1: the next batch is sampled while the learner trains on the current one
 
-One rollout worker and one learner rank, a thread each, so that on two cores neither takes the other's. What Ray, the
-controller and the verdicts take is taken from both. The model is the demonstration's, which is right now and then: of
-answers that are all wrong nothing would be learned. It is built first where there is none (three minutes).
+There are one rollout worker and one learner rank with a thread each, so on two cores neither slows the other down. Ray,
+the controller and the verdicts take time from both. The model is the demonstration's, which solves some of the problems:
+with a model that solves none there would be no gradient signal. It is built first if it does not exist (three minutes).
 
     python benchmarks/overlap.py                       # 8 minutes on two cores
 
-Target: step overlapped ≤ 1.15 × the longer one of sampling and learning in turn.
+Target: step overlapped ≤ 1.15 × the longer one of sampling and training in turn.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from cluster.tracking import read_metrics
 
 PROJECT = Path(__file__).parents[1]
 NOT_COUNTED = 3
-"""Steps at the beginning: the first batch has nothing to overlap with, and what is made once is made in them."""
+"""The number of first steps that are not measured. The first batch has nothing to overlap with, and these steps include
+all initialization."""
 TARGET = Target("longer part / step overlapped", 1 / 1.15)
 WAYS = {"in turn": 0, "overlapped": 1}
 
@@ -44,7 +45,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=2, help="runs of each way, in turn")
-    parser.add_argument("--smoke", action="store_true", help="few responses and steps: does it run?")
+    parser.add_argument("--smoke", action="store_true", help="few responses and steps, to check that it runs")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/overlap.json")
     arguments = parser.parse_args()
     repeats = 1 if arguments.smoke else arguments.repeats
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def run(model: str, steps: int, max_staleness: int, prompts: int) -> list[dict[str, float]]:
-    """The seconds that each counted step took, by its parts."""
+    """Run a training. Return the seconds of each measured step, by part."""
     with tempfile.TemporaryDirectory() as directory:
         settings = {
             "name": "overlap",
@@ -91,12 +92,15 @@ def run(model: str, steps: int, max_staleness: int, prompts: int) -> list[dict[s
     return [
         {name: row[f"time/{name}_s"] for name in names}
         for row in rows
-        if NOT_COUNTED < row["step"] < steps  # the last one has nothing to overlap with
+        if NOT_COUNTED < row["step"] < steps  # the last step has nothing to overlap with
     ]
 
 
 def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Not medians: two batches may be ready at once, and then a step waits for nothing, and the next for both."""
+    """Return the mean of each part.
+
+    Medians would mislead: two batches may be ready at once, so that one step does not wait and the next one waits for both.
+    """
     return {name: round(statistics.fmean(row[name] for row in rows), 3) for name in rows[0]}
 
 

@@ -1,7 +1,7 @@
-"""How often rounding decides: seeded responses sampled by one worker, by the same worker again, and by two workers.
+"""Measure how often rounding changes seeded responses, sampled again by the same worker, by another, and by two.
 
-Prompts, seeds and the order of batches are the same for any number of workers. What may differ is which responses
-an engine computes together, and with that the last bits of its logits; now and then they decide which token is drawn.
+Prompts, seeds and the order of batches do not depend on the number of workers. But the set of responses that an engine
+computes together may differ. This changes the last bits of its logits, and occasionally the sampled token.
 
     python benchmarks/reproducibility.py                   # 3 minutes on two cores
     python benchmarks/reproducibility.py --cases tiny
@@ -30,7 +30,7 @@ from cluster.core.types import Response, ScoredGroup
 
 
 def differing(some: Sequence[ScoredGroup], others: Sequence[ScoredGroup]) -> dict[str, Any]:
-    """Of the responses to the same prompts: how many have other tokens, how many other bits in log-probabilities."""
+    """Count the responses with other tokens, and with other bits in log-probabilities, for the same prompts."""
     pairs = [
         pair
         for one, other in zip(some, others, strict=True)
@@ -61,7 +61,7 @@ async def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
         rewards = await stack.enter_async_context(ActorGraph(config, run_directory, model).rewards())
 
         async def sampled(workers: int, times: int) -> list[list[ScoredGroup]]:
-            # A prompt to a call, so that two workers share them out as they come.
+            # One prompt per call, so that the prompts are distributed to both workers.
             changed = {"workers": workers, "cpus_per_worker": 0.25, "prompts_per_request": 1}
             own = config.model_copy(update={"rollout": config.rollout.model_copy(update=changed)})
             async with ActorGraph(own, run_directory, model).fleet(rewards, print) as fleet:
@@ -70,13 +70,13 @@ async def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
                 return [await fleet.sample(prompts) for _ in range(times)]
 
         first, again = await sampled(workers=1, times=2)
-        (anew,) = await sampled(workers=1, times=1)
+        (replaced,) = await sampled(workers=1, times=1)
         (two,) = await sampled(workers=2, times=1)
         used = {group.group.worker for group in two}
-    assert len(used) == 2, "one of the two workers had nothing to do"
+    assert len(used) == 2, "one of the two workers sampled nothing"
     return {
         "the same worker again": differing(first, again),
-        "another worker": differing(first, anew),
+        "another worker": differing(first, replaced),
         "two workers": differing(first, two),
     }
 
@@ -86,7 +86,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to check that it runs")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/reproducibility.json")
     arguments = parser.parse_args()
 

@@ -1,8 +1,8 @@
-"""Rollout workers without engines: they sleep as long as a response would take.
+"""Rollout workers without engines. They sleep as long as a response would take.
 
-To the controller they are workers as all others: every call is a Ray call, responses are pickled and travel, and each
-has its own heartbeat. In benchmarks many of them share a process, since hundreds do not fit into one machine's memory;
-in the tests (tests/simulated.py) each has its own, which can be killed.
+For the controller they behave as real workers: every call is a Ray call, responses are pickled and sent, and each worker
+has its own heartbeat. In benchmarks many of them share a process, because hundreds of processes do not fit into one
+machine's memory. In the tests (tests/simulated.py) each has its own process, which can be killed.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ GOLDEN = 0.6180339887498949
 
 
 def seconds_of(prompt_id: str, index: int, responses: int, shortest_s: float, longest_s: float) -> float:
-    """How long a response takes: evenly spread between the two over all numbers, so that any batch takes `longest_s`
-    but for a thousandth."""
+    """Return the duration of a response. Durations are evenly spread between `shortest_s` and `longest_s`, so that any
+    batch takes `longest_s`, up to a thousandth."""
     number = int(prompt_id.rpartition("/")[2]) * responses + index
     return shortest_s + (longest_s - shortest_s) * ((number * GOLDEN) % 1)
 
 
 class SimulatedEngine:
-    """The calls of `rollout.engine.worker.RolloutWorker`, in an async Ray actor or a part of one.
+    """The methods of `rollout.engine.worker.RolloutWorker`, in an async Ray actor or a part of one.
 
     Args:
-        seconds: how long a response to this prompt takes, by its place in the group.
-        respond: that response, by the weight versions that it was begun and ended under.
+        seconds: returns the duration of a response, given its prompt and its index in the group.
+        respond: returns a response, given its index and the weight versions at its start and its end.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class SimulatedEngine:
         return os.getpid()
 
     async def sleep(self) -> None:
-        """Raises AssertionError: something is being sampled, or, of `submit`, it sleeps."""
-        assert not self._sampling, "something is being sampled"
+        """Sleep until the next update. Raise AssertionError if responses are in flight."""
+        assert not self._sampling, "responses are in flight"
         self._asleep = True
 
     async def submit(self, prompts: Sequence[Prompt]) -> None:
-        assert not self._asleep, "it sleeps, and is asked to sample"
+        assert not self._asleep, "a sleeping engine cannot sample"
         loop = asyncio.get_running_loop()
         self._idle.clear()
         for prompt in prompts:
@@ -110,7 +110,7 @@ class SimulatedEngine:
 
 @dataclass(frozen=True)
 class Engines:
-    """What the simulated engines of a benchmark have in common."""
+    """The common parameters of the simulated engines of a benchmark."""
 
     response_tokens: int
     shortest_s: float
@@ -134,7 +134,7 @@ class Engines:
 
 
 class EngineHost:
-    """Many workers in one process. An async Ray actor."""
+    """An async Ray actor with many workers in one process."""
 
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
@@ -144,12 +144,12 @@ class EngineHost:
         worker = self._workers.get(name)
         if worker is None:
             worker = self._workers[name] = self._engines.engine()
-        if method == "update_weights":  # Ray looks for references among arguments, not inside of them
+        if method == "update_weights":  # Ray resolves references among arguments, not inside of them
             return await worker.update_weights(*arguments)
         return await getattr(worker, method)(*arguments)
 
     async def cpu_s(self) -> float:
-        """Processor time of this process so far."""
+        """Return the processor time of this process so far."""
         return time.process_time()
 
 
@@ -165,7 +165,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Handle:
-    """As an actor handle of one worker would be."""
+    """A replacement of the actor handle of one worker."""
 
     host: ray.actor.ActorHandle
     name: str
@@ -176,7 +176,7 @@ class _Handle:
 
 @dataclass
 class HostedWorkerFactory:
-    """Stands in for `RayWorkerFactory`: worker `rollout-N` is in host N modulo the number of hosts."""
+    """A replacement of `RayWorkerFactory`. Worker `rollout-N` is in host N modulo the number of hosts."""
 
     hosts: Sequence[ray.actor.ActorHandle]
     run_directory: RunDirectory
@@ -194,17 +194,17 @@ class HostedWorkerFactory:
 
 
 class VerifierRunner:
-    """Takes the part of `reward.service.RewardActor`, and needs no time."""
+    """A replacement of `reward.service.RewardActor` that takes no time."""
 
-    async def score(self, asked: Sequence[tuple[Any, str]]) -> AsyncIterator[IndexedVerdicts]:
+    async def score(self, answers: Sequence[tuple[Any, str]]) -> AsyncIterator[IndexedVerdicts]:
         yield [
             (
-                place,
+                index,
                 Verdict("correct", 1.0, text, "")
                 if text.endswith(("1", "3"))
                 else Verdict("incorrect", 0.0, text, ""),
             )
-            for place, (_, text) in enumerate(asked)
+            for index, (_, text) in enumerate(answers)
         ]
 
     async def close(self) -> None:

@@ -1,13 +1,13 @@
-"""From learned weights to served ones: the way of a version from one learner rank to two rollout workers of its node.
+"""Measure the time from trained weights to served ones, from one learner rank to two rollout workers of its node.
 
-    publish   LearnerRank.publish: the weights into Ray's object store (without the probe's forward pass)
-    fetch     until both workers have a file of them on their node
-    reload    vLLM loads the file (inside the engine, as the worker sees it), one engine after the other
-    pause     from asking the engine to pause until it has resumed, with nothing in flight
-    copy      the bytes of the weights copied once for each worker, into memory that is there
-    copy, new the same into memory that is new, as the workers' is: it has to be fetched from the system first
-    update    pause, with 32 responses in flight: what the step that is being computed takes is in it
-    probe     the learner's log-probabilities of two prompts, which travel with every version
+    publish   LearnerRank.publish: put the weights into Ray's object store (without the probe's forward pass)
+    fetch     both workers bring the weights into a file on their node
+    reload    vLLM loads the file (inside the engine, as the worker measures it), one engine after the other
+    pause     from the request to pause the engine until it has resumed, with no responses in flight
+    copy      copy the bytes of the weights once per worker, into existing memory
+    copy, new copy them into newly allocated memory, as the workers do
+    update    pause with 32 responses in flight, which includes the step that is being computed
+    probe     the learner's log-probabilities of two prompts, which are part of every version
 
     python benchmarks/weight_publication.py                # 5 minutes on two cores
     python benchmarks/weight_publication.py --cases tiny
@@ -81,7 +81,7 @@ class TimedWorker(RolloutWorker):
 
 
 def copy_seconds(size: int) -> dict[str, float]:
-    """Of `size` bytes, for each worker, into new memory and then again into the same."""
+    """Return the seconds of copying `size` bytes once per worker, into new memory and then into the same memory again."""
     source = np.ones(size, dtype=np.uint8)
     copies = [np.empty_like(source) for _ in range(WORKERS)]
     seconds = {}
@@ -129,10 +129,10 @@ async def measure(model: Path, repeats: int) -> dict[str, Any]:
         await asyncio.gather(*(worker.call(TimedWorker.start) for worker in workers))
         await rank.call(LearnerRank.start, *await rank.call(LearnerRank.rendezvous))
 
-        for turn in range(repeats + 1):  # the first warms up
+        for turn in range(repeats + 1):  # the first one is a warm-up
             began = time.perf_counter()
             version = await rank.call(LearnerRank.publish, turn + 1)
-            assert version is not None, "rank 0 answers"
+            assert version is not None, "rank 0 must return the version"
             published = time.perf_counter()
             await asyncio.gather(*(worker.call(TimedWorker.fetch, version) for worker in workers))
             fetched = time.perf_counter()
@@ -180,7 +180,7 @@ async def probe_seconds(rank: Actor[LearnerRank], repeats: int) -> list[float]:
 
 
 def short(value: float) -> float:
-    """Four digits. A tiny model is copied in microseconds."""
+    """Round to four digits. (A tiny model is copied in microseconds.)"""
     return float(f"{value:.4g}")
 
 
@@ -202,7 +202,7 @@ def main() -> None:
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--smoke", action="store_true", help="one tiny model, once: does it run?")
+    parser.add_argument("--smoke", action="store_true", help="one tiny model, once, to check that it runs")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/weight_publication.json")
     arguments = parser.parse_args()
 
@@ -216,7 +216,7 @@ def main() -> None:
         print(name, flush=True)
         with Case(model, 1, 2, (8, 8), (8, 8), 64, 1).model_directory() as directory:
             found = asyncio.run(measure(directory, 1 if arguments.smoke else arguments.repeats))
-        if name == "smollm2":  # what is tiny takes as long as the calls
+        if name == "smollm2":  # for the tiny model, the calls take most of the time
             found["targets"] = checked(found["ratios"], TARGETS)
         write_cases("weight_publication", {name: {"workers": WORKERS, **found}}, arguments.output)
     ray.shutdown()
