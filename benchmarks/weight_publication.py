@@ -81,7 +81,7 @@ class TimedWorker(RolloutWorker):
 
 
 def copy_seconds(size: int) -> dict[str, float]:
-    """Return the seconds of copying `size` bytes once per worker, into new memory and then into the same memory again."""
+    """Return the seconds of copying `size` bytes once per worker, into new memory and then into the same again."""
     source = np.ones(size, dtype=np.uint8)
     copies = [np.empty_like(source) for _ in range(WORKERS)]
     seconds = {}
