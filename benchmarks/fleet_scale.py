@@ -1,11 +1,11 @@
 """Measure the controller's overhead with 1, 16, 64 and 256 workers and 16,384 responses per step.
 
-Engines are simulated (simulated_engines.py): a response takes 2 to 8 seconds of sleep, and training takes 2 seconds. So
-a step would take 10 seconds if nothing else took any time; the time above that is the overhead. The run is on-policy.
-So every step waits for all of the controller's work: 1,024 prompts are admitted, leased and sent. 16,384 responses return
-one by one, each with the log-probabilities of 256 tokens. They are scored in another process, delivered, and built into
-a training batch. The weights are published, and all workers pull them. Controller, scheduler, work buffer, reward pool,
-tracking and Ray are real.
+Engines are simulated (simulated_engines.py): a response takes 2 to 8 seconds of sleep, and training takes 2 seconds.
+So a step would take 10 seconds if nothing else took any time; the time above that is the overhead. The run is
+on-policy. So every step waits for all of the controller's work: 1,024 prompts are admitted, leased and sent. 16,384
+responses return one by one, each with the log-probabilities of 256 tokens. They are scored in another process,
+delivered, and built into a training batch. The weights are published, and all workers pull them. Controller,
+scheduler, work buffer, reward pool, tracking and Ray are real.
 
     python benchmarks/fleet_scale.py                  # 6 minutes on two cores
     python benchmarks/fleet_scale.py --cases 256

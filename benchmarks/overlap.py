@@ -3,9 +3,10 @@
     in turn      max_staleness 0: a step samples, then trains, then publishes. Each part is timed.
     overlapped   max_staleness 1: the next batch is sampled while the learner trains on the current one
 
-There are one rollout worker and one learner rank with a thread each, so on two cores neither slows the other down. Ray,
-the controller and the verdicts take time from both. The model is the demonstration's, which solves some problems: with a
-model that solves none there would be no gradient signal. It is built first if it does not exist (three minutes).
+There are one rollout worker and one learner rank with a thread each, so on two cores neither slows the other down.
+Ray, the controller and the verdicts take time from both. The model is the demonstration's, which solves some
+problems: with a model that solves none there would be no gradient signal. It is built first if it does not exist
+(three minutes).
 
     python benchmarks/overlap.py                       # 8 minutes on two cores
 
@@ -99,7 +100,7 @@ def run(model: str, steps: int, max_staleness: int, prompts: int) -> list[dict[s
 def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """Return the mean of each part.
 
-    Medians would mislead: two batches may be ready at once. Then one step does not wait, and the next one waits for both.
+    Medians would mislead: two batches may be ready at once. Then one step does not wait, and the next waits for both.
     """
     return {name: round(statistics.fmean(row[name] for row in rows), 3) for name in rows[0]}
 

@@ -1,8 +1,8 @@
 """Rollout workers without engines. They sleep as long as a response would take.
 
 For the controller they behave as real workers: every call is a Ray call, responses are pickled and sent, and each
-worker has its own heartbeat. In benchmarks many of them share a process, because hundreds of processes do not fit into one
-machine's memory. In the tests (tests/simulated.py) each has its own process, which can be killed.
+worker has its own heartbeat. In benchmarks many of them share a process, because hundreds of processes do not fit
+into one machine's memory. In the tests (tests/simulated.py) each has its own process, which can be killed.
 """
 
 from __future__ import annotations

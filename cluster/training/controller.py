@@ -1,15 +1,14 @@
 """The controller: the one loop that is the training run. Read this file first.
 
-       ┌─────────────────────────────────────────────────────────────────────────┐
-       ▼                                                                         │
-     admit ─▶ collect ─▶ build training batch ─▶ learn ─▶ publish ─▶ settle ─────┘
-       │         ▲         (advantages A,          │         │
-       │ prompts │ batch    weights w)             ▼         ▼ weights
-       ▼         │                           learner ranks  rollout workers
-     work buffer ┘
-       │     ▲
-       │     └──── responses and verdicts ◀── reward actors ◀── responses ─┐
-       └─ leases of prompts ──────────────────────────────────▶ rollout workers
+     ┌─────────────────────────────────────────────────────────────────────────┐
+     ▼                                                                         │
+    admit ─▶ collect ─▶ build training batch ─▶ learn ─▶ publish ─▶ settle ────┘
+     │         ▲         (advantages, loss        │         │
+     │ prompts │ scored   weights: global)        ▼         ▼
+     ▼         │ groups                     learner ranks  rollout workers (new weights)
+    work buffer ─── prompts ──▶ rollout workers ─── responses ──▶ reward actors
+         ▲                                                              │
+         └─────────────────── responses with verdicts ──────────────────┘
 
 step      waits for                                   is unblocked by
 admit     nothing; it fills the free slots of the     -

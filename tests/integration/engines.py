@@ -1,5 +1,5 @@
-"""What tests of real engines share: a worker in an actor, models with random weights, and what transformers says of
-the log-probabilities."""
+"""Helpers for tests of real engines: a worker in an actor, models with random weights, and the log-probabilities that
+transformers computes."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def actor(cls: type) -> ray.actor.ActorClass:
 
 
 class Engines:
-    """Starts one worker's engine after the other in one process: half of a start is its imports."""
+    """Starts the engines of several workers one after the other in one process, because imports are half of a start."""
 
     async def start(self, options: EngineOptions) -> None:
         self._worker = RolloutWorker("rollout-0", options)
         await self._worker.start()
 
     async def stop(self) -> list[str]:
-        """The names of this process' children afterwards."""
+        """Stop the engine. Return the names of the remaining child processes."""
         await self._worker.shut_down()
         return [child.name() for child in psutil.Process().children()]
 
@@ -57,14 +57,14 @@ class Engines:
         return await self._worker._probe_gap(version)
 
     async def reload_as_vllm_does(self, model: Path) -> None:
-        """Without our `EngineExtension`."""
+        """Start an engine without `EngineExtension`."""
         await self._worker._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
 
     async def update_weights(self, version: PolicyVersion, route: Any = None) -> float:
         return await self._worker.update_weights(version, route)
 
     async def sleep(self) -> bool:
-        """Whether vLLM says so."""
+        """Return True if vLLM reports that the engine sleeps."""
         await self._worker.sleep()
         return await self._worker._engine.is_sleeping()
 
@@ -84,7 +84,7 @@ class Engines:
 
 
 def save_model(directory: Path, *, tied: bool, seed: int) -> Path:
-    """A Llama of random weights, so large that its predictions are far from uniform."""
+    """Write a Llama with random weights, which are so large that its predictions are far from uniform."""
     tokenizer = character_tokenizer(COMPACT_CHARACTERS, ANSWER_TAGS, MAX_TOKENS)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -109,7 +109,7 @@ def save_model(directory: Path, *, tied: bool, seed: int) -> Path:
 
 
 def random_tokens(seed: int, length: int = 300) -> tuple[int, ...]:
-    """By default as long as two blocks of vLLM's prefix cache, and a bit."""
+    """Return random tokens, by default slightly more than two blocks of vLLM's prefix cache."""
     return tuple(np.random.default_rng(seed).integers(3, 20, size=length).tolist())
 
 
@@ -135,17 +135,17 @@ def load_policy(model: Path, dtype: str = "float32") -> Policy:
 
 
 def logprobs_of(policy: Policy, tokens: Sequence[int]) -> np.ndarray:
-    """What transformers says of tokens[1:], float32 [T - 1]."""
+    """Return the log-probabilities of tokens[1:] in transformers, float32 [T - 1]."""
     return sequence_logprobs(policy, tokens, torch.device("cpu"))
 
 
 def sampling_gap(group: Group, policy: Policy) -> float:
-    """The largest |Δ log p| between what the engine says of its own responses and `policy` in transformers."""
+    """Return the largest |Δ log p| between the engine's own responses and `policy` in transformers."""
     return max(np.abs(gaps).max() for gaps in sampling_gaps(group.prompt, group.responses, policy))
 
 
 def sampling_gaps(prompt: Prompt, responses: Iterable[Response], policy: Policy) -> list[np.ndarray]:
-    """|Δ log p| of each token of each response."""
+    """Return |Δ log p| of each token of each response."""
     return [
         np.abs(
             logprobs_of(policy, [*prompt.token_ids, *response.token_ids])[len(prompt.token_ids) - 1 :]

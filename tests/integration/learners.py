@@ -1,4 +1,4 @@
-"""Learner ranks that become one engine after the other: DeepSpeed takes seconds to start, and a model no time."""
+"""Learner ranks that build one engine after the other. DeepSpeed takes seconds to start, and a tiny model no time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from learner.engine.rank import LearnerRank
 
 
 class ReusedRank(LearnerRank):
-    """Joins the others once, and builds an engine whenever it is started."""
+    """A rank that joins the process group once, and builds an engine at each start."""
 
     def become(self, options: LearnerOptions) -> None:
         if hasattr(self, "_engine"):
@@ -37,7 +37,7 @@ class ReusedRank(LearnerRank):
             super()._join(address, port)
 
         def everything_partitioned(*arguments: Any) -> dict[str, Any]:
-            """A tiny model's parameters are all below the size from which on ZeRO 3 takes them apart."""
+            """Partition the parameters of tiny models, which are smaller than ZeRO 3's threshold."""
             config = deepspeed_config(*arguments)
             config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
             return config
@@ -45,18 +45,18 @@ class ReusedRank(LearnerRank):
         learner.engine.deepspeed_engine.deepspeed_config = everything_partitioned
 
     def evaluate(self, function: Any, *arguments: Any) -> Any:
-        """What `function(engine, …)` says in this process."""
+        """Return the result of `function(engine, …)` in this process."""
         return function(self._engine, *arguments)
 
 
 class ReusedRanks:
-    """M processes."""
+    """The processes of M learner ranks."""
 
     def __init__(self, actors: Sequence[ray.actor.ActorHandle]) -> None:
         self.actors = actors
 
     async def become(self, options: LearnerOptions) -> LearnerGroup:
-        """A group of engines; the one before is no more."""
+        """Build a group of engines, which replaces the group before."""
         for actor in self.actors:
             await actor.become.remote(options)
         group = LearnerGroup([Actor(actor) for actor in self.actors], options)
