@@ -13,9 +13,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from rollout.engine.vllm_args import vllm_arguments
 
 logger = logging.getLogger(__name__)
 
-
+ResultT = TypeVar("ResultT")
 LOOK_EVERY_S = 0.2
 """The interval at which the progress of the engine's responses is observed."""
 _PAUSE_MODES: dict[OnNewWeights, str] = {"continue": "keep", "finish": "wait", "restart": "abort"}
@@ -152,9 +152,9 @@ class RolloutWorker:
     async def update_weights(self, version: PolicyVersion, route: Any = None) -> float:
         """Serve a published version. Return the largest |Δ log p| against the learner on the version's probe.
 
-        `route` says how the version arrives, in the weight transport's own terms. The engine keeps sampling while the
-        weights are on their way, and stops only to load them. What becomes of responses in flight is
-        `options.on_new_weights`; their caches are computed again.
+        `route` describes to the weight transport how the version arrives. The engine keeps sampling during the transfer,
+        and pauses only to load the weights. `options.on_new_weights` decides what happens to responses in flight; their
+        caches are computed again.
 
         Raises:
             RuntimeError: if the weights did not arrive. The engine then waits for the version by another route.
@@ -312,7 +312,7 @@ class RolloutWorker:
             ),
         )
 
-    async def _guarded(self, work: Any) -> Any:
+    async def _guarded(self, work: Awaitable[ResultT]) -> ResultT:
         """Await `work`. If the engine has died, end this process: a dead engine cannot be used, and the process must be
         replaced."""
         try:

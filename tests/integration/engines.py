@@ -57,7 +57,7 @@ class Engines:
         return await self._worker._probe_gap(version)
 
     async def reload_as_vllm_does(self, model: Path) -> None:
-        """Start an engine without `EngineExtension`."""
+        """Load weights with vLLM's own method, without `EngineExtension`."""
         await self._worker._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
 
     async def update_weights(self, version: PolicyVersion, route: Any = None) -> float:

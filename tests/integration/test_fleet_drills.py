@@ -168,7 +168,7 @@ async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
     directory = RunDirectory(run.config.run_directory)
     say = run.events.append
     async with run.run() as (fleet, training), listening(run.config.name, fleet, say, say):
-        with pytest.raises(RunIsLiveError, match="called run is live"):
+        with pytest.raises(RunIsLiveError, match="with the name run is already live"):
             await listening(run.config.name, fleet, say, say).__aenter__()
         directory.ray_address_file.write_text(ray.get_runtime_context().gcs_address)
         done = await asyncio.to_thread(scale, directory.path, 2)
@@ -182,14 +182,14 @@ async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
 
     done = await asyncio.to_thread(scale, directory.path, 2)
     assert done.returncode == 2
-    assert "no live run in the Ray cluster at" in done.stderr
-    assert "is called run" in done.stderr
+    assert "the Ray cluster at" in done.stderr
+    assert "has no live run with the name run" in done.stderr
     done = await asyncio.to_thread(scale, directory.path, 2, "--address", "127.0.0.1:1")
     assert done.returncode == 2
-    assert "there is no Ray at 127.0.0.1:1" in done.stderr
+    assert "no Ray cluster answers at 127.0.0.1:1" in done.stderr
     done = await asyncio.to_thread(scale, tmp_path / "nowhere", 2)
     assert done.returncode == 2
-    assert "does not say where its Ray cluster is" in done.stderr
+    assert "does not contain the address of its Ray cluster" in done.stderr
 
 
 async def test_a_fleet_that_is_too_small_grows_automatically(tmp_path: Path) -> None:
