@@ -152,7 +152,7 @@ class RolloutWorker:
     async def update_weights(self, version: PolicyVersion, route: Any = None) -> float:
         """Serve a published version. Return the largest |Δ log p| against the learner on the version's probe.
 
-        `route` describes to the weight transport how the version arrives. The engine keeps sampling during the transfer,
+        `route` tells the weight transport how the version arrives. The engine keeps sampling during the transfer,
         and pauses only to load the weights. `options.on_new_weights` decides what happens to responses in flight; their
         caches are computed again.
 
