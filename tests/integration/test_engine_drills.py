@@ -24,7 +24,8 @@ from safetensors.numpy import load_file, save_file
 
 from cluster.configuration.loading import load_config
 from cluster.core.config import RunConfig
-from cluster.core.types import Prompt, Sampling, TrainingBatch
+from cluster.core.types import PolicyVersion, Prompt, Sampling, TrainingBatch
+from cluster.core.weight_transport import EngineRoute
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
@@ -32,9 +33,9 @@ from cluster.training.actors import ActorGraph
 from cluster.training.controller import Controller
 from cluster.training.prompts import PromptSource, evaluation_prompts, load_dataset, training_sampling
 from rollout.engine.worker import RolloutWorker
-from rollout.fleet import weight_sync as weight_sync
 from rollout.fleet.fleet import RolloutFleet
 from rollout.fleet.state import WorkerState
+from rollout.weights import broadcast
 from tests.integration.test_real_run import (
     assert_every_prompt_trained_once,
     finish,
@@ -88,19 +89,18 @@ def mortal_engine(faults: Path) -> type:
                 await asyncio.Event().wait()
             return await super()._sample(token_ids, sampling, seed, request_id)
 
-        async def _reload(self, path: Path) -> None:
-            if meets("half-a-pull"):
+        async def _swap(self, route: EngineRoute, version: PolicyVersion) -> None:
+            if route.source.endswith("FileSource") and meets("half-a-pull"):
+                path = Path(*route.arguments)
                 weights = load_file(path)
-                path = path.with_suffix(".half")
-                save_file({name: weights[name] for name in sorted(weights)[::2]}, path)
-            await super()._reload(path)
-
-        async def _take_broadcast(self, *arguments: Any) -> None:
-            taking = asyncio.ensure_future(super()._take_broadcast(*arguments))
-            if meets("half-a-broadcast"):
+                half = path.with_suffix(".half")
+                save_file({name: weights[name] for name in sorted(weights)[::2]}, half)
+                route = EngineRoute(route.source, (str(half),))
+            swapping = asyncio.ensure_future(super()._swap(route, version))
+            if route.source.endswith("ChannelSource") and meets("half-a-broadcast"):
                 await asyncio.sleep(0.005)  # a part of the weights has arrived
                 os.kill(os.getpid(), signal.SIGKILL)
-            await taking
+            await swapping
 
     return MortalWorker
 
@@ -247,7 +247,7 @@ async def test_one_run_survives_all_failures_of_engines(
 ) -> None:
     """The failures follow one another: a fatal error in a live actor, an engine that hangs, incomplete weights, a
     response that never ends, a stopped process, all workers killed at once, and a fleet of 1 → 4 → 1 workers."""
-    monkeypatch.setattr(weight_sync, "BROADCAST_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(broadcast, "BROADCAST_TIMEOUT_S", 5.0)
     run = engine_run(
         write_config,
         tmp_path,

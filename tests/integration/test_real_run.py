@@ -185,7 +185,7 @@ def test_a_run_with_two_workers_and_two_ranks_serves_what_it_learns(
     assert "weights v" in directory.transcript_file(6).read_text()
     logs = [directory.log_file(worker).read_text() for worker in ("rollout-0", "rollout-1")]
     taken = {
-        int(version) for log in logs for version in re.findall(r"took weight version (\d+) over link", log)
+        int(version) for log in logs for version in re.findall(r"took weight version (\d+) over channel", log)
     }
     assert taken, "no version was broadcast"
     assert taken <= set(range(1, 7)), "version 0 is pulled"
