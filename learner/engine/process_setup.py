@@ -21,7 +21,7 @@ import psutil
 from cluster.core import files
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import TCPStore
+    from torch.distributed import TCPStore
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def refuse_shared_devices(devices: Sequence[RankDevice]) -> None:
 
 def open_store(address: str) -> TCPStore:
     """Open a store that listens at `address` on a free port (`store.port`)."""
-    from torch._C._distributed_c10d import TCPStore
+    from torch.distributed import TCPStore
 
     listener = socket.create_server((address, 0))
     port = listener.getsockname()[1]
@@ -96,7 +96,7 @@ def open_store(address: str) -> TCPStore:
 
 def join_store(address: str, port: int, timeout_s: float) -> TCPStore:
     """Connect to the store that rank 0 has opened."""
-    from torch._C._distributed_c10d import TCPStore
+    from torch.distributed import TCPStore
 
     return TCPStore(
         address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
