@@ -15,7 +15,8 @@ from typer.exceptions import TyperException
 
 from cluster.commands.compare.plan import ComparisonConfig
 from cluster.commands.docs import pages
-from cluster.configuration.loading import setting_names, validate
+from cluster.configuration.loading import validate
+from cluster.configuration.messages import setting_names
 from cluster.core.config import RunConfig
 from launch import app
 from tests import PROJECT

@@ -1,7 +1,7 @@
-"""Everything a run can be told, in one schema. Torch-free, Ray-free, quick to import.
+"""The schema of a run's configuration: every setting with its type, default and meaning. Torch-free and Ray-free.
 
-Names carry units. Each field says what it is for, and the reference in `docs/` is generated from here. Limits that one
-field can state for itself are stated here; what takes two fields, a file or a cluster is in `cluster/configuration/`.
+`docs/configuration.md` is generated from this module. A limit of one field is declared at the field. Checks that need
+two fields, a file or a cluster are in `cluster/configuration/`.
 """
 
 from __future__ import annotations
@@ -14,304 +14,330 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Room = Literal["rollout", "learner", "reward"]
+ActorRole = Literal["rollout", "learner", "reward"]
+"""The groups of Ray actors. Each group is scaled and placed on its own."""
 OnNewWeights = Literal["continue", "finish", "restart"]
 
 
 def _switch(value: Any) -> Any:
-    """YAML reads the words `on` and `off` as true and false."""
+    """Return the word that was written: YAML reads `on` and `off` as true and false."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values are not coerced from other types."""
+    """A part of the configuration. It refuses unknown keys and does not convert values from other types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
-    """Which language model is trained, and how it is held."""
+    """The language model that is trained."""
 
     source: str = "starter"
-    """`starter` (a 1M-parameter model, built once), a Hugging Face directory, a hub id, a `.gguf` file, or
-    `package:NAME/FILE` for a file inside an installed Python package."""
+    """The initial model: `starter` (a small model, trained once for the task), a Hugging Face directory, a hub id, a
+    `.gguf` file, or `package:NAME/FILE` for a file in an installed Python package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of learner and sampler alike. In bfloat16 the two disagree by about 0.05 per log-probability."""
+    """The data type of the learner and of the rollout workers. In bfloat16 their log-probabilities differ by about
+    0.05 per token."""
     max_context_tokens: Count = 1024
-    """Prompt and response together."""
+    """The maximum length of a prompt and its response together, in tokens."""
     cache_directory: Path = Path("~/.cache/hpo-trainer")
-    """Where starter models and converted GGUF files are kept. `~` is expanded."""
+    """The directory of starter models and converted GGUF files. `~` is expanded."""
 
 
 class TaskConfig(Section):
-    """What is asked and how an answer is judged."""
+    """The task: its problems and the verification of responses."""
 
     name: str = "countdown"
-    """`launch.py tasks` lists them, each with an example."""
+    """The name of the task. `launch.py tasks` lists all tasks, each with an example."""
     options: dict[str, Any] = {}
-    """The task's own settings, checked by the task (`launch.py tasks` lists them)."""
+    """The task's own options, validated by the task. `launch.py tasks` lists them."""
 
 
 class RolloutConfig(Section):
-    """The vLLM workers that sample responses. They are scaled independently of the learner."""
+    """The vLLM workers that sample responses. Their number is independent of the number of learner ranks."""
 
     workers: Count = 2
-    """At the start. `launch.py scale` changes it while the run goes on."""
+    """The number of workers at the start of the run. `launch.py scale` changes it during the run."""
     min_workers: Count = 1
-    """When the number adapts itself (see `max_workers`)."""
+    """The lower limit of the number of workers when it is adjusted automatically (see `max_workers`)."""
     max_workers: Count | None = None
-    """If given, the number adapts itself: one more while the learner waits long for samples, one less while it hardly
-    waits at all."""
+    """The upper limit of the number of workers. If it is set, the number is adjusted automatically: one worker is
+    added when the learner waits long for samples, and one is removed when the learner hardly waits. Null keeps the
+    number fixed."""
     prompts_per_step: Count = 32
-    """Prompts (groups) that one batch is made of."""
+    """The number of prompts (groups) in one batch."""
     responses_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 16
-    """The group size G."""
+    """The group size G: the number of responses that are sampled for each prompt."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """The learner divides its logits by it too."""
+    """The sampling temperature. The learner divides its logits by the same value."""
     max_response_tokens: Count = 256
-    """A response that reaches it is cut off."""
+    """The maximum length of a response, in tokens. A response that reaches it is truncated."""
     max_staleness: Annotated[int, Field(ge=0, strict=True)] = 0
-    """How many weight versions a sample may be behind when it is learned from. 0 is exactly on-policy."""
+    """The maximum difference, in weight versions, between the weights that sampled a response and the weights that
+    are trained on it. 0 is exactly on-policy."""
     oversampling: Annotated[float, Field(ge=1)] | None = None
-    """Prompts in flight, as a multiple of prompts_per_step: from 1 to max_staleness + 1, which null is. With 1.25 and
-    max_staleness 1 a batch is the first that are ready of a quarter more; the slow ones go on under the next weights
-    and are first in the next batch, never given up."""
+    """The number of prompts in flight, as a multiple of prompts_per_step: from 1 to max_staleness + 1. Null is
+    max_staleness + 1. With 1.25 and max_staleness 1, a quarter more prompts than one batch needs are in flight, and a
+    batch consists of the prompts that finish first. The slow prompts continue under the next weights and come first
+    in the next batch; none is discarded."""
     on_new_weights: OnNewWeights = "continue"
-    """What responses in flight do when a worker gets new weights: `continue` under them, `finish` under the old ones
-    first (the worker waits for its slowest), or `restart` from their first token."""
+    """The treatment of unfinished responses when a worker receives new weights: `continue` them under the new
+    weights, `finish` them under the old weights first (the worker waits for its slowest response), or `restart` them
+    from their first token."""
     dynamic_sampling_limit: Annotated[int, Field(ge=2, strict=True)] | None = None
-    """Groups whose responses are all right, or all wrong, teach nothing: with a limit they are dropped, and other
-    prompts sampled in their place. The run stops where so many times prompts_per_step do not fill a batch. Null keeps
-    them in the batch."""
+    """The limit of dynamic sampling, as a multiple of prompts_per_step. Groups whose responses are all correct or all
+    incorrect have zero reward variance (no gradient signal). With a limit, such groups are dropped and replaced by
+    other prompts. The run stops if this many times prompts_per_step do not fill one batch. Null keeps all groups in
+    the batch."""
     prompts_per_request: Count = 4
-    """Prompts that travel to a worker in one call, or more where there are very many."""
+    """The number of prompts that are sent to a worker in one call. It is exceeded if a batch has very many prompts."""
     inflight_prompts_per_worker: Count = 64
-    """Prompts that one engine works on at a time."""
+    """The maximum number of prompts that one engine processes at the same time."""
     max_sequences: Count = 256
-    """Responses that one engine decodes at a time."""
+    """The maximum number of responses that one engine decodes at the same time."""
     tensor_parallel_size: Count = 1
-    """GPUs that one engine is spread over."""
+    """The number of GPUs over which one engine is distributed."""
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
-    """Reserved from Ray for each worker."""
+    """The number of CPUs that Ray reserves for each worker. Fractions are allowed."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """Reserved from Ray for each worker; 0 is on CPU."""
+    """The number of GPUs that Ray reserves for each worker. Fractions are allowed. 0 runs the engine on the CPU."""
     threads_per_worker: Count = 1
-    """OpenMP threads of one engine on CPU."""
+    """The number of OpenMP threads of one engine on the CPU."""
     kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
-    """Key-value cache of one engine on CPU."""
+    """The size of the key-value cache of one engine on the CPU, in GiB."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
-    """Of each GPU's memory, on GPU."""
+    """The fraction of each GPU's memory that one engine uses."""
     start_timeout_s: Seconds = 600.0
-    """Longest wait for a new worker: its process, the model, the first compilation."""
+    """The maximum time to start a worker, in seconds: its process, the model and the first compilation."""
     request_timeout_s: Seconds = 600.0
-    """Longest wait for all responses to a prompt."""
+    """The maximum time for all responses to a prompt, in seconds."""
     response_timeout_s: Seconds | None = None
-    """A response that takes longer is cut off where it is, as at max_response_tokens. Null lets each go on to its end.
-    """
+    """The maximum time for one response, in seconds. A response that takes longer is truncated, as at
+    max_response_tokens. Null sets no limit."""
     silence_timeout_s: Seconds = 120.0
-    """A worker whose engine answers nothing for so long is replaced. After half of it, it is sent no more prompts."""
+    """The maximum time without an answer from a worker's engine, in seconds. After it the worker is replaced; after
+    half of it the worker gets no more prompts."""
     update_timeout_s: Seconds = 300.0
-    """Longest wait until a worker has pulled a weight version."""
+    """The maximum time for a worker to load a weight version, in seconds."""
     weight_transport: Literal["pull", "broadcast"] = "pull"
-    """How new weights come to the workers: `pull` through Ray's object store, each when it is ready, or `broadcast`
-    from the learner's memory into all engines at once (NCCL between GPUs, gloo between CPUs); who cannot, pulls."""
+    """The transport of new weights to the workers: `pull` (each worker pulls them from Ray's object store when it is
+    ready) or `broadcast` (from the learner's memory into all engines at once, by NCCL between GPUs and gloo between
+    CPUs). A worker that cannot receive a broadcast pulls."""
     sleep_while_learning: Annotated[bool, Field(strict=True)] = False
-    """Whether engines give their GPU's memory back while the learner learns, so that one GPU can do both in turn. Needs
-    max_staleness 0; give each a part of the GPU (gpus_per_worker: 0.5, learner.gpus_per_rank: 0.5)."""
+    """Engines release their GPU memory during training, so that one GPU can sample and train in turn. Requires
+    max_staleness 0 and a fraction of the GPU for each (gpus_per_worker: 0.5, learner.gpus_per_rank: 0.5)."""
     max_consecutive_failures: Annotated[int, Field(ge=0, strict=True)] = 3
-    """How often a worker is replaced that was lost before it had sampled anything; then its place is given up. One
-    that has sampled something is always replaced."""
+    """The number of times in a row that a worker is replaced after it failed before it produced a sample. Then its
+    slot is given up. A worker that has produced a sample is always replaced."""
 
 
 class ObjectiveConfig(Section):
-    """The loss. Formulas, defaults and sources: `docs/objectives.md`. A setting that is null has its objective's
-    default."""
+    """The loss. Formulas, defaults and sources are in `docs/objectives.md`. A setting that is null takes the default of
+    its objective."""
 
     name: str = "a_hpo"
-    """`dapo` is its loss; what else belongs to it is rollout.dynamic_sampling_limit and overlong_tokens."""
+    """The objective. `dapo` is the loss of DAPO; the rest of the method is rollout.dynamic_sampling_limit and
+    overlong_tokens."""
     alpha: Fraction = 1.0
-    """`hpo` only: weight of negative advantages. 1 is token-mean aggregation, 0 learns from right answers alone."""
+    """The weight of negative advantages; used by `hpo` alone. 1 is the token mean over all responses, 0 learns from
+    correct responses alone."""
     alpha_min: Fraction = 0.1
-    """`a_hpo` only: lower bound of the adaptive weight (our default; the paper's is not known)."""
+    """The lower bound of the adaptive weight; used by `a_hpo` alone. The default is our own, because the paper's
+    value is not known."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """The ratio is clipped below 1 - clip_low. Not for `sapo`, which has no clip."""
+    """The ratio is clipped below 1 - clip_low. Not available for `sapo`, which does not clip."""
     clip_high: Annotated[float, Field(gt=0)] | None = None
-    """The ratio is clipped above 1 + clip_high. Not for `sapo`."""
+    """The ratio is clipped above 1 + clip_high. Not available for `sapo`."""
     advantage_scaling: Literal["group", "batch", "none"] | None = None
-    """By which standard deviation advantages are divided."""
+    """The standard deviation by which advantages are divided: that of the `group`, that of the `batch`, or `none`."""
     importance_cap: Annotated[float, Field(ge=1)] | None = None
-    """Cap of the detached weight min(π_old / μ, cap) that corrects for stale or imprecise sampling; null turns it
-    off."""
+    """The upper limit of the detached weight min(π_old / μ, cap), which corrects for stale or imprecise sampling.
+    Null turns the correction off."""
     importance_level: Literal["token", "sequence"] | None = None
-    """Whether that weight is each token's own (as null is), or the product over its response."""
+    """The level of that weight: one weight per `token`, or the product over the response (`sequence`). Null is
+    `token`."""
     kl_coefficient: Annotated[float, Field(ge=0)] | None = None
-    """Multiplies the divergence from the model that the run started with. Null or 0: that model is not loaded again."""
+    """The coefficient of the KL divergence from the initial model. With null or 0 the initial model is not loaded a
+    second time."""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
-    """With d = log π_ref - log π: -d, d² / 2, or e^d - d - 1. Null is `k3`."""
+    """The estimator of the KL divergence. With d = log π_ref - log π it is -d (`k1`), d² / 2 (`k2`) or e^d - d - 1
+    (`k3`). Null is `k3`."""
     entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
-    """Multiplies the policy's entropy at each response token, which is added to what is maximised."""
+    """The coefficient of the entropy bonus: the policy's entropy at each response token, times this coefficient, is
+    added to what is maximized."""
     mask_truncated: Annotated[bool, Field(strict=True)] = False
-    """Whether responses that were cut off at rollout.max_response_tokens get no gradient. They still count in their
-    group's mean and deviation."""
+    """Responses that were truncated at rollout.max_response_tokens get no gradient. They still count in the mean and
+    the standard deviation of their group."""
     overlong_tokens: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Soft over-long penalty: over the last so many tokens before rollout.max_response_tokens, what is learned from a
-    response falls linearly by 1; its verdict stays. 0 turns it off."""
+    """The length of the soft over-long penalty, in tokens. Over the last tokens before rollout.max_response_tokens,
+    the training reward of a response falls linearly by 1; its verdict does not change. 0 turns the penalty off."""
 
 
 class LearnerConfig(Section):
-    """The DeepSpeed ranks that train."""
+    """The DeepSpeed ranks that train the model."""
 
     ranks: Count = 1
-    """Processes that share the work; the loss is the same for any number."""
+    """The number of processes that share the training. The loss does not depend on it."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """What DeepSpeed spreads over the ranks: nothing (0), the optimizer's state (1), gradients too (2), or
-    parameters too (3)."""
+    """The ZeRO stage, that is the state that DeepSpeed partitions over the ranks: none (0), the optimizer's state
+    (1), gradients as well (2), or parameters as well (3)."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What ZeRO keeps in host memory instead of the GPU's: the optimizer's state (ZeRO 2 and 3), or that and the
-    parameters too (ZeRO 3)."""
+    """The state that ZeRO keeps in host memory instead of GPU memory: the `optimizer` state (ZeRO 2 and 3), or that
+    and the `parameters` (ZeRO 3)."""
     lora_rank: Count | None = None
-    """Train low-rank adapters (LoRA) of this rank and leave the model's own weights as they are; null trains all."""
+    """The rank of LoRA adapters. With adapters the model's own weights stay unchanged. Null trains all weights."""
     lora_alpha: Annotated[float, Field(gt=0)] = 32.0
-    """An adapter's product counts lora_alpha / lora_rank times."""
+    """The scale of the adapters: the product of an adapter's matrices is multiplied by lora_alpha / lora_rank."""
     lora_target_modules: tuple[str, ...] = ("all-linear",)
-    """Names of the linear layers that get an adapter, as in `[q_proj, v_proj]`; `all-linear` is every one but the
-    output layer."""
+    """The names of the linear layers that get an adapter, such as `[q_proj, v_proj]`. `all-linear` selects every
+    linear layer except the output layer."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
-    """Of AdamW."""
+    """The peak learning rate of AdamW."""
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Optimizer steps over which the learning rate rises linearly from 0."""
+    """The number of optimizer steps in which the learning rate rises linearly from 0."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How it goes on after that, to 0 at the end of the run."""
+    """The learning rate after the warm-up: `constant`, or a `linear` or `cosine` decay that reaches 0 at the last
+    step."""
     adam_beta1: Fraction = 0.9
-    """Decay of the mean of gradients."""
+    """The decay rate of the running mean of the gradients."""
     adam_beta2: Fraction = 0.999
-    """Decay of the mean of their squares."""
+    """The decay rate of the running mean of the squared gradients."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """As in AdamW, apart from the gradient."""
+    """The decoupled weight decay of AdamW."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Longer gradients are shortened to it, over all parameters together."""
+    """The maximum norm of the gradient over all parameters. Longer gradients are scaled down to it."""
     mini_batches: Count = 1
-    """Parts, by prompts, that one batch is cut into; each is an optimizer step."""
+    """The number of parts, by prompts, into which a batch is divided. Each part is one optimizer step."""
     epochs_per_batch: Count = 1
-    """How often each batch is learned from. The ratio's π_old stays the policy that the first epoch began with."""
+    """The number of passes over each batch. The ratio's π_old remains the policy at the beginning of the first pass."""
     micro_batch_tokens: Count = 16384
-    """Tokens (padding included) of one forward pass on one rank. A prompt that responses share counts once."""
+    """The maximum number of tokens (padding included) in one forward pass of one rank. A prompt that several
+    responses share counts once."""
     prefix_sharing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
-    """Whether the responses of a group share one computation of their prompt: `auto` where the model allows it and it
-    costs less, `on` everywhere (refused for models that do not allow it), `off` nowhere. The loss is the same."""
+    """One computation of the prompt for all responses of a group: `auto` (where the model supports it and it costs
+    less), `on` (always; an error if the model does not support it) or `off`. The loss is the same."""
     gradient_checkpointing: Annotated[bool, Field(strict=True)] = False
-    """Whether to compute activations again in the backward pass, which saves memory and costs time."""
+    """Activations are recomputed in the backward pass, which saves memory and costs time."""
     measure_gradient_fraction: Annotated[bool, Field(strict=True)] = False
-    """Whether to measure which share of the gradient right and wrong answers have, in the first optimizer step of each
-    batch. It costs two more passes over that mini-batch."""
+    """Measure the fractions of the gradient that come from correct and from incorrect responses, in the first
+    optimizer step of each batch. This costs two more passes over that mini-batch."""
     max_logprob_gap: Annotated[float, Field(gt=0)] = 1.0
-    """The run stops when sampler and learner disagree by more than this, in mean over a batch, on equal weights."""
+    """The limit of the mean difference between the sampler's and the learner's log-probabilities over a batch, at
+    equal weights. The run stops when it is exceeded."""
     cpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
-    """Reserved from Ray for each rank."""
+    """The number of CPUs that Ray reserves for each rank. Fractions are allowed."""
     gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
-    """Reserved from Ray for each rank; 0 is on CPU."""
+    """The number of GPUs that Ray reserves for each rank. 0 trains on the CPU."""
     threads_per_rank: Count = 1
-    """OpenMP threads of one rank on CPU."""
+    """The number of OpenMP threads of one rank on the CPU."""
     start_timeout_s: Seconds = 600.0
-    """Longest wait until all ranks are up, the compilation of DeepSpeed operators included."""
+    """The maximum time to start all ranks, in seconds, including the compilation of DeepSpeed operators."""
     step_timeout_s: Seconds = 1800.0
-    """Longest wait for the ranks to learn from one batch."""
+    """The maximum time for the ranks to train on one batch, in seconds."""
 
 
 class ShapingConfig(Section):
-    """One more reward, added to the task's. What is right or wrong stays the task's business."""
+    """A shaping reward that is added to the task's reward. It does not change which responses are correct."""
 
     function: str
-    """`module:function`, called with (problem, response), that returns a number. It runs where the verifier does."""
+    """The reward function, as `module:function`. It is called with (problem, response) and returns a number. It runs
+    in the processes of the verifier."""
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """The factor by which the function's value is multiplied."""
 
 
 class RewardConfig(Section):
     """The actors that score responses."""
 
     workers: Count = 1
-    """Actors, each with processes of its own."""
+    """The number of actors. Each has verifier processes of its own."""
     cpus_per_worker: Annotated[float, Field(ge=0)] = 0.5
-    """Reserved from Ray for each actor."""
+    """The number of CPUs that Ray reserves for each actor. Fractions are allowed."""
     processes_per_worker: Count = 4
-    """Verifier processes of one actor. While a verdict hangs in one of them the others go on."""
+    """The number of verifier processes of one actor. If a verdict hangs in one process, the other processes
+    continue."""
     verifier_timeout_s: Seconds = 5.0
-    """Longest time for one verdict, from when the response begins to be judged. Then the process is killed."""
+    """The maximum time for one verdict, in seconds, from the start of the verification. After it the process is
+    killed."""
     verifier_memory_mib: Annotated[int, Field(ge=64, strict=True)] = 1024
-    """Of one verifier process, with all that it imports (40 MiB without any)."""
+    """The memory limit of one verifier process, in MiB, including its imports (40 MiB without any)."""
     max_error_fraction: Fraction = 0.2
-    """The run stops when the verifier failed, or took too long, on more than this share of a batch's responses."""
+    """The maximum fraction of a batch's responses on which the verifier may fail or time out. The run stops when it
+    is exceeded."""
     shaping: tuple[ShapingConfig, ...] = ()
-    """Rewards to be added to the task's, weighted: docs/rewards.md."""
+    """Shaping rewards that are added to the task's reward, with weights; see docs/rewards.md."""
     truncated_is_incorrect: bool = True
-    """Whether a response that was cut off at `rollout.max_response_tokens` is wrong, whatever it says. If not, nothing
-    tells a model to come to an end after its answer, and responses grow to the limit."""
+    """A response that was truncated at `rollout.max_response_tokens` counts as incorrect, whatever it contains. If
+    this is false, the model has no incentive to stop after its answer, and responses grow to the limit."""
     timeout_s: Seconds = 300.0
-    """Longest wait for the verdicts on one group, with what it waits for others."""
+    """The maximum time for the verdicts on one group, in seconds, including the time in the queue."""
 
 
 class EvaluationConfig(Section):
-    """pass@1 on held-out prompts, sampled at the training temperature."""
+    """The evaluation: pass@1 on prompts of the eval split, sampled at the training temperature."""
 
     every_steps: Count = 50
-    """It is also done before the first step and after the last."""
+    """The number of steps between two evaluations. The initial and the final model are always evaluated."""
     prompts: Count = 128
-    """How many of the held-out ones; always the same."""
+    """The number of prompts of the eval split. Every evaluation uses the same ones."""
     responses_per_prompt: Count = 4
-    """More of them make pass@1 surer, and pass@k and maj@k possible."""
+    """The number of responses per prompt. More responses reduce the standard error of pass@1 and enable pass@k and
+    maj@k."""
 
 
 class CheckpointConfig(Section):
-    """What a crashed run resumes from."""
+    """The checkpoints from which a crashed run resumes."""
 
     every_steps: Count = 50
-    """Steps since the newest one are done again after a crash."""
+    """The number of steps between two checkpoints. The steps after the newest checkpoint are repeated after a crash."""
     keep: Count = 2
-    """The newest ones; older ones are deleted."""
+    """The number of checkpoints that are kept. Older checkpoints are deleted."""
 
 
 class TrackingConfig(Section):
-    """Where the run's numbers go. `metrics.jsonl` in the run directory is always written and is the truth."""
+    """The records of the run. `metrics.jsonl` in the run directory is always written and is the complete record."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """`auto`: online when a key is configured, else offline in the run directory. It never prompts."""
+    """The mode of W&B. `auto` is online if an API key is configured, and otherwise offline in the run directory. It
+    never prompts."""
     wandb_project: str = "hpo-trainer"
-    """Where the run is found in W&B."""
+    """The W&B project of the run."""
     wandb_group: str | None = None
-    """Runs of one group are shown together; `launch.py compare` sets it."""
+    """The W&B group of the run. Runs of one group are shown together; `launch.py compare` sets it."""
     wandb_tags: tuple[str, ...] = ()
-    """Words to find the run by."""
+    """The W&B tags of the run."""
     wandb_checkpoints: Annotated[bool, Field(strict=True)] = False
-    """Whether W&B gets every checkpoint too, as versions of one artifact. Each is copied into the run directory first.
-    """
+    """Every checkpoint is also uploaded to W&B, as a version of one artifact. It is first copied into the run
+    directory."""
     transcripts_per_step: Annotated[int, Field(ge=0, strict=True)] = 4
-    """Responses written out for a person to read."""
+    """The number of responses per step that are written as a readable transcript."""
 
 
 class ClusterConfig(Section):
-    """Where Ray is, and how long it may take to give what is asked."""
+    """The Ray cluster and the time to wait for its resources."""
 
     address: str | None = None
-    """Of a running Ray cluster; null takes `RAY_ADDRESS`, or else starts Ray on this machine."""
+    """The address of a running Ray cluster. Null uses `RAY_ADDRESS`, or else starts Ray on this machine."""
     placement_timeout_s: Seconds = 300.0
-    """Longest wait for the resources that are reserved."""
-    node_labels: dict[Room, dict[str, str]] = {}
-    """Which nodes may hold whose actors, by the labels that the nodes were started with:
-    `{rollout: {pool: spot}, learner: {pool: reserved}}` for `ray start --labels pool=spot`. Those of a room that is not
-    named may be anywhere."""
+    """The maximum time to wait for the reserved resources, in seconds."""
+    node_labels: dict[ActorRole, dict[str, str]] = {}
+    """The labels of the nodes that may run the actors of each role: `{rollout: {pool: spot}, learner: {pool:
+    reserved}}` for nodes that were started with `ray start --labels pool=spot`. The actors of a role that is not
+    listed may run on any node."""
 
 
 class RunConfig(Section):
-    """One training run."""
+    """The configuration of one training run."""
 
     name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    """Names the run directory and the W&B run."""
+    """The name of the run directory and of the W&B run."""
     directory: Path = Path("runs")
-    """Run directories are made in here."""
+    """The directory in which run directories are created."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Decides which prompts come when and, with `rollout.max_staleness` 0, what is sampled."""
+    """The seed of the order of prompts and, with `rollout.max_staleness` 0, of the sampled responses."""
     steps: Count = 100
-    """Batches to train on."""
+    """The number of batches to train on."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -325,14 +351,15 @@ class RunConfig(Section):
 
     @property
     def run_directory(self) -> Path:
-        """Absolute, because Ray actors do not share the driver's working directory."""
+        """The absolute path of the run directory. Ray actors do not share the driver's working directory."""
         return (self.directory.expanduser() / self.name).absolute()
 
     @property
     def responses_per_step(self) -> int:
-        """N of the method: responses in one optimizer batch."""
+        """The number of responses in one batch (N in the papers)."""
         return self.rollout.prompts_per_step * self.rollout.responses_per_prompt
 
     @property
     def optimizer_steps_per_batch(self) -> int:
+        """The number of optimizer steps on one batch."""
         return self.learner.mini_batches * self.learner.epochs_per_batch

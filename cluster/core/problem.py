@@ -13,10 +13,9 @@ class Problem:
     """The setting, file or environment at fault, such as `rollout.workers`."""
     what: str
     """The problem itself."""
-    fix: str
-    """The advice that solves it."""
+    fix: str = ""
+    """The advice that solves it; empty if `what` says it already."""
 
     def __str__(self) -> str:
-        return " ".join(
-            f"{self.where}: {self.what}; {self.fix}".split()
-        )  # one line, whatever the parts quote
+        advice = f"; {self.fix}" if self.fix else ""
+        return " ".join(f"{self.where}: {self.what}{advice}".split())  # one line, whatever the parts quote

@@ -9,7 +9,8 @@ import typer
 
 from cluster.commands.exits import refuse
 from cluster.commands.options import OPERATE_PANEL
-from cluster.configuration.loading import load_config, setting_names
+from cluster.configuration.loading import load_config
+from cluster.configuration.messages import setting_names
 from cluster.core.config import RunConfig
 from cluster.run_state.run_directory import RunDirectory
 

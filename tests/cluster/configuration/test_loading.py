@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.configuration.loading import Loaded, load_config, setting_names, validate
+from cluster.configuration.loading import Loaded, load_config, validate
+from cluster.configuration.messages import setting_names
 from cluster.core.config import RewardConfig, RunConfig
 from cluster.core.problem import Problem
 from tests import PROJECT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.configuration.loading import setting_names
+from cluster.configuration.messages import setting_names
 from cluster.core.config import RunConfig
 from cluster.core.renamed import METRICS, OUTCOMES, SETTINGS, current_row, current_settings
 from cluster.metrics.catalogue import METRICS as CATALOGUE
