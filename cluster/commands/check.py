@@ -9,7 +9,7 @@ import typer
 
 from cluster.commands.exits import refuse
 from cluster.commands.options import INSPECT_PANEL, Address, ConfigFile, Overrides, checked_config
-from cluster.configuration.preflight import task_notes
+from cluster.configuration.task_checks import task_notes
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
 from cluster.runtime.auth import send_token_to

@@ -10,8 +10,8 @@ import typer
 
 from cluster.commands.exits import refuse
 from cluster.configuration.loading import load_config
-from cluster.configuration.preflight import ROOMS, preflight
-from cluster.core.config import Room, RunConfig
+from cluster.configuration.preflight import preflight
+from cluster.core.config import ACTOR_ROLES, ActorRole, RunConfig
 
 TRAIN_PANEL = "Train"
 EVALUATE_PANEL = "Evaluate and export"
@@ -41,7 +41,7 @@ def checked_config(
     config_file: Path,
     overrides: list[str] | None,
     address: str | None = None,
-    actors: Collection[Room] = ROOMS,
+    actors: Collection[ActorRole] = ACTOR_ROLES,
 ) -> RunConfig:
     """Return the configuration, or print every problem on stderr and exit with code 2.
 

@@ -1,4 +1,4 @@
-"""`launch.py train --dry-run`: every actor, every call and every file of a run, with as little work as there can be."""
+"""Shorten a run for `launch.py train --dry-run`, which tries every actor, every call and every file of the run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ MAX_RESPONSE_TOKENS = 16
 
 
 def dry_run_of(config: RunConfig) -> RunConfig:
-    """The same model, task, workers and ranks, in the same places, for one step over a few short responses. What is
-    learned is worth nothing; it stays in a run directory of its own, and W&B hears nothing of it."""
+    """Return a run of one step with a few short responses, and with the model, task, actors and resources of `config`.
+
+    It has a run directory of its own and does not use W&B. The trained model has no value.
+    """
     learner, rollout, objective = config.learner, config.rollout, config.objective
     return config.model_copy(
         update={
@@ -20,7 +22,7 @@ def dry_run_of(config: RunConfig) -> RunConfig:
                     "prompts_per_step": learner.mini_batches * learner.ranks,
                     "responses_per_prompt": 2,
                     "max_response_tokens": min(MAX_RESPONSE_TOKENS, rollout.max_response_tokens),
-                    "dynamic_sampling_limit": None,  # of so few groups none may teach anything
+                    "dynamic_sampling_limit": None,  # so few groups may all have zero reward variance
                 }
             ),
             "objective": objective.model_copy(update={"overlong_tokens": 0}),

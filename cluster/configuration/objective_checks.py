@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 
+from cluster.configuration.messages import closest
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
 from learner.objective.objectives import OBJECTIVES, Objective
@@ -43,11 +43,11 @@ def check_objective(config: RunConfig) -> Iterator[Problem]:
 
 def _unknown_objective(name: str) -> Problem:
     known = f"known objectives: {', '.join(OBJECTIVES)}"
-    near = difflib.get_close_matches(name, OBJECTIVES, n=1, cutoff=0.5)
+    near = closest(name, OBJECTIVES)
     return Problem(
         "objective.name",
         f"there is no objective {name!r}",
-        f"did you mean {near[0]}? ({known})" if near else f"choose one of the {known}",
+        f"did you mean {near}? ({known})" if near else f"choose one of the {known}",
     )
 
 

@@ -7,7 +7,7 @@ two fields, a file or a cluster are in `cluster/configuration/`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -16,6 +16,7 @@ Seconds = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 ActorRole = Literal["rollout", "learner", "reward"]
 """The groups of Ray actors. Each group is scaled and placed on its own."""
+ACTOR_ROLES: tuple[ActorRole, ...] = get_args(ActorRole)
 OnNewWeights = Literal["continue", "finish", "restart"]
 
 
@@ -120,7 +121,7 @@ class RolloutConfig(Section):
     half of it the worker gets no more prompts."""
     update_timeout_s: Seconds = 300.0
     """The maximum time for a worker to load a weight version, in seconds."""
-    weight_transport: Literal["pull", "broadcast"] = "pull"
+    weight_transport: str = "pull"
     """The transport of new weights to the workers: `pull` (each worker pulls them from Ray's object store when it is
     ready) or `broadcast` (from the learner's memory into all engines at once, by NCCL between GPUs and gloo between
     CPUs). A worker that cannot receive a broadcast pulls."""

@@ -75,6 +75,15 @@ DROP_REASONS = {"all right": "all correct", "all wrong": "all incorrect", "not j
 RECIPE = {"right_share": "correct_fraction", "repeat_share": "repeat_fraction"}
 """The present name of each renamed field of a starter model's recipe."""
 
+FORMER_NAMES = {
+    "Settings": SETTINGS,
+    "Metrics": METRICS,
+    "Splits of a task's problems": SPLITS,
+    "Outcomes of verdicts": OUTCOMES,
+    "Reasons for dropped groups": DROP_REASONS,
+}
+"""All names of earlier versions that a user may have written, by their kind."""
+
 _TRANSCRIPT_KEYS = {"right": "correct", "judged": "valid"}
 
 

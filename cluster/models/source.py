@@ -1,13 +1,13 @@
-"""From the name of a model to a Hugging Face directory that learner and rollout workers load.
+"""Find or build the Hugging Face directory of a model, which the learner and the rollout workers load.
 
-    starter                 a character-level model of about 1M parameters, built here once
-    path/to/directory       as it is
+    starter                 a small character-level model, trained once for the task
+    path/to/directory       used as it is
     path/to/model.gguf      converted once
-    package:NAME/FILE.gguf  the same, from inside an installed Python package
-    organisation/name       from the Hugging Face hub, into its own cache
+    package:NAME/FILE.gguf  a file in an installed Python package, converted once
+    organization/name       downloaded from the Hugging Face hub into the hub's cache
 
-Built and converted models are kept in `model.cache_directory`, under a name that says what they were made from. On
-a cluster of several nodes that directory must be one that all nodes see, and so must the hub's (HF_HOME).
+Built and converted models are kept in `model.cache_directory`, under a name that depends on everything they are made
+from. On a cluster with several nodes, this directory and the hub's cache (HF_HOME) must be shared by all nodes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from cluster.core.config import ModelConfig, RunConfig
 from cluster.core.files import new_directory
+from cluster.core.renamed import former_starter_key
 from cluster.models.starter import build_starter, starter_key
 
 Kind = Literal["starter", "directory", "gguf", "hub"]
@@ -31,18 +32,21 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """What a configured source is. `location` is a path, a hub id, or "starter"."""
+    """The kind and the location of a model."""
 
     kind: Kind
     location: str
+    """A path, a hub id, or "starter"."""
 
 
 def locate(model: ModelConfig, hub_token: str | None = None) -> ModelSource:
-    """Find out what `model.source` names, without loading anything. Without a `hub_token` the hub is shown what this
-    process has, if any.
+    """Return the kind and the location of `model.source`, without loading anything.
+
+    Args:
+        hub_token: The token for the hub; by default that of this process, if there is one.
 
     Raises:
-        ValueError: it names nothing that is there.
+        ValueError: if the model does not exist.
     """
     source = model.source
     if source == "starter":
@@ -52,11 +56,11 @@ def locate(model: ModelConfig, hub_token: str | None = None) -> ModelSource:
     try:
         path = Path(source).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"there is no model {source}: {error}") from error
+        raise ValueError(f"there is no model {source!r}: {error}") from error
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ValueError(f"there is no file {source}")
-        if _beginning(path) != b"GGUF":
+        if _magic(path) != b"GGUF":
             raise ValueError(f"{source} is not a GGUF file")
         return ModelSource("gguf", str(path.resolve()))
     if path.is_dir():
@@ -65,49 +69,65 @@ def locate(model: ModelConfig, hub_token: str | None = None) -> ModelSource:
         return ModelSource("directory", str(path.resolve()))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return ModelSource("hub", _known_to_hub(source, hub_token))
-    raise ValueError(f"there is no model {source}: no such directory, file or hub id")
+    raise ValueError(f"there is no model {source!r}: no such directory, file or hub id")
 
 
-def _beginning(path: Path) -> bytes:
+def _magic(path: Path) -> bytes:
+    """Return the first four bytes of a file, which identify its format."""
     with open(path, "rb") as file:
         return file.read(4)
 
 
 def _package_file(name: str) -> Path:
+    """Return the path of `PACKAGE/FILE` in an installed package, without importing it.
+
+    Raises:
+        ValueError: if the package or the file does not exist.
+    """
     package, _, file = name.partition("/")
     try:
         spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # a parent is missing, or this is no name of a package
+    except (ImportError, ValueError):  # a parent package is missing, or the name is invalid
         spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"the Python package {package} is not installed (for SmolLM2: make smollm2)")
     path = Path(spec.submodule_search_locations[0]) / file
     if not path.is_file():
-        raise ValueError(f"the Python package {package} holds no file {file}")
+        raise ValueError(f"the Python package {package} has no file {file}")
     return path
 
 
 def _known_to_hub(repository: str, token: str | None) -> str:
+    """Return `repository` if it is in the hub's cache or on the hub.
+
+    Raises:
+        ValueError: if it is in neither of them, or the hub cannot be reached.
+    """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(repository, "config.json"), str):
         return repository
     try:
         HfApi(token=token).model_info(repository, timeout=10)
-    except Exception as error:  # which ones depends on the HTTP library below huggingface_hub
+    except Exception as error:  # the types depend on the HTTP library of huggingface_hub
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"there is no directory {repository}, and the Hugging Face hub does not give a model of that id ({reason})"
+            f"there is no directory {repository}, and the Hugging Face hub returned no model of this id ({reason})"
         ) from error
     return repository
 
 
 def ready_directory(config: RunConfig) -> Path | None:
-    """The model's directory if it can be used at once; None if it must be built, converted or downloaded first."""
+    """Return the model's directory, or None if the model must be built, converted or downloaded first.
+
+    Raises:
+        ValueError: if the model does not exist.
+    """
     return _ready(config, locate(config.model))
 
 
 def _ready(config: RunConfig, source: ModelSource) -> Path | None:
+    """Return the directory of a located model, or None if it is not ready."""
     if source.kind == "directory":
         return Path(source.location)
     if source.kind == "hub":
@@ -117,11 +137,14 @@ def _ready(config: RunConfig, source: ModelSource) -> Path | None:
 
 
 def prepare_model(config: RunConfig, progress: Progress, hub_token: str | None = None) -> Path:
-    """The model's directory, after building, converting or downloading what is needed. `progress` gets a line now
-    and then.
+    """Build, convert or download the model if necessary, and return its directory.
+
+    Args:
+        progress: Called with a line of text now and then.
+        hub_token: The token for the hub; by default that of this process, if there is one.
 
     Raises:
-        ValueError: the source names nothing.
+        ValueError: if the model does not exist.
     """
     source = locate(config.model, hub_token)
     ready = _ready(config, source)
@@ -143,12 +166,13 @@ def prepare_model(config: RunConfig, progress: Progress, hub_token: str | None =
         with new_directory(entry) as directory:
             _build(config, source, directory, progress)
     except FileExistsError:
-        if not entry.is_dir():  # else another process has finished the same model first
+        if not entry.is_dir():  # otherwise another process has finished the same model first
             raise
     return entry
 
 
 def _build(config: RunConfig, source: ModelSource, directory: Path, progress: Progress) -> None:
+    """Train the starter model, or convert the GGUF file, into `directory`."""
     if source.kind == "starter":
         build_starter(config.task, directory, progress)
     else:
@@ -159,12 +183,12 @@ def _build(config: RunConfig, source: ModelSource, directory: Path, progress: Pr
 
 
 def _cache_entry(config: RunConfig, source: ModelSource) -> Path:
-    """Where the built model belongs: its name changes when anything it is made from does."""
-    made_from: Any
+    """Return the directory of a built or converted model. Its name depends on everything the model is made from."""
+    ingredients: Any
     if source.kind == "starter":
-        made_from, name = starter_key(config.task), "starter"
+        ingredients, name = former_starter_key(starter_key(config.task)), "starter"
     else:
         file = Path(source.location)
-        made_from, name = [file.name, file.stat().st_size, file.stat().st_mtime_ns], file.stem
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+        ingredients, name = [file.name, file.stat().st_size, file.stat().st_mtime_ns], file.stem
+    digest = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:12]
     return config.model.cache_directory.expanduser().absolute() / f"{name}-{digest}"

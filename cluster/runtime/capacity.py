@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.core.config import Room, RunConfig
+from cluster.core.config import ActorRole, RunConfig
 from cluster.core.problem import Problem
 
 
@@ -26,7 +26,7 @@ class Node:
 class Need:
     """`count` actors, each of which needs `resources` on one node with `labels`."""
 
-    kind: Room
+    kind: ActorRole
     """The kind of actor, as in `cluster.node_labels`."""
     what: str
     count: int
@@ -40,7 +40,7 @@ def needs_of(config: RunConfig) -> list[Need]:
     """Return the actors of a run with their resources."""
     rollout, learner, reward = config.rollout, config.learner, config.reward
 
-    def need(kind: Room, what: str, count: int, cpus: float, gpus: float, setting: str) -> Need:
+    def need(kind: ActorRole, what: str, count: int, cpus: float, gpus: float, setting: str) -> Need:
         requested = {resource: amount for resource, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
         return Need(kind, what, count, requested, config.cluster.node_labels.get(kind, {}), setting)
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.configuration.preflight import check_resources
+from cluster.configuration.resource_checks import check_resources
 from cluster.core.config import RunConfig
 from cluster.models.source import locate, ready_directory
 from cluster.run_state.checkpoints import CheckpointStore

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.configuration.preflight import check_task
+from cluster.configuration.task_checks import check_task
 from cluster.core.config import RunConfig
 from cluster.training.prompts import UnusablePromptError, load_dataset
 from learner.model.supervised import character_tokenizer

@@ -1,0 +1,111 @@
+"""Check the task: its options, its problems, its prompts and its verifier.
+
+transformers is imported only to measure the prompts of a model that is not a starter model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cluster.configuration.loading import validate
+from cluster.configuration.messages import closest
+from cluster.core.config import RunConfig
+from cluster.core.problem import Problem
+from cluster.models.source import ready_directory
+from reward.dataset.rows import DatasetProblems
+from reward.registry import build_task, task_class, task_names
+from reward.task import NotedTask, Task
+from reward.verifier_check import verifier_problem
+
+
+def check_task(config: RunConfig) -> Iterator[Problem]:
+    """Report an unknown task, invalid options, an empty split, prompts that do not fit into the context, and a
+    verifier that fails."""
+    if config.task.name not in task_names():
+        near = closest(config.task.name, task_names())
+        known = f"known tasks: {', '.join(task_names())}"
+        yield Problem(
+            "task.name",
+            f"there is no task {config.task.name!r}",
+            f"did you mean {near}? ({known})" if near else f"choose one of the {known}",
+        )
+        return
+    kind = task_class(config.task.name)
+    options, problems = validate(kind.Options, config.task.options, "task.options")
+    yield from problems
+    if problems:
+        return
+    task = kind(options)
+    splits: dict[str, Sequence[Any]] = {}
+    for split in ("train", "eval"):
+        try:
+            splits[split] = task.problems(split)
+        except ValueError as error:
+            yield Problem("task.options", str(error), "change the task's options")
+            continue
+        if not splits[split]:
+            yield Problem("task.options", f"the {split} split is empty", "change the task's options")
+    if all(splits.get(split) for split in ("train", "eval")):
+        yield from _check_prompts(config, task, [*splits["train"], *splits["eval"]])
+        yield from _check_verifier(config, task, splits["eval"][0])
+
+
+def _check_prompts(config: RunConfig, task: Task, problems: Sequence[Any]) -> Iterator[Problem]:
+    """Report prompts that cannot be encoded, or that do not fit into the context together with a response."""
+    try:
+        lengths = _prompt_tokens(config, task, problems)
+    except ValueError as error:
+        yield Problem("task", " ".join(str(error).split()), "change task.options or model.source")
+        return
+    longest, limit = max(lengths, default=0), config.model.max_context_tokens
+    too_long = sum(length + config.rollout.max_response_tokens > limit for length in lengths)
+    if too_long:
+        count = f" ({too_long} of {len(lengths)} prompts do not fit)" if too_long > 1 else ""
+        drop = ", or drop long prompts (max_prompt_characters)" if isinstance(task, DatasetProblems) else ""
+        yield Problem(
+            "model.max_context_tokens",
+            f"the longest prompt has {longest} tokens, which with rollout.max_response_tokens = "
+            f"{config.rollout.max_response_tokens} does not fit into {limit}{count}",
+            f"raise it to {longest + config.rollout.max_response_tokens} or more{drop}",
+        )
+
+
+def _prompt_tokens(config: RunConfig, task: Task, problems: Sequence[Any]) -> list[int]:
+    """Return the number of tokens of each prompt. The list is empty if the model must be built or downloaded first.
+    Then the run checks the prompts."""
+    if config.model.source == "starter":
+        from cluster.models.starter import prompt_tokens
+
+        return [prompt_tokens(task.render(problem)) for problem in problems]
+    try:
+        directory = ready_directory(config)
+    except ValueError:  # check_model reports it
+        return []
+    if directory is None:
+        return []
+    from rollout.engine.tokenizer import PromptEncoder
+
+    encoder = PromptEncoder(directory)
+    return [len(encoder.encode(task.render(problem)).token_ids) for problem in problems]
+
+
+def _check_verifier(config: RunConfig, task: Task, problem: Any) -> Iterator[Problem]:
+    """Start a user-defined verifier, score one response with it, and report its failure."""
+    search_path = [os.getcwd()]
+    if option := getattr(task, "verifier_option", None):
+        unshaped = config.reward.model_copy(update={"shaping": ()})
+        if obstacle := verifier_problem(config.task, unshaped, search_path, problem):
+            yield Problem(f"task.options.{option}", obstacle, "fix the verifier (docs/rewards.md)")
+            return
+    if config.reward.shaping and (
+        obstacle := verifier_problem(config.task, config.reward, search_path, problem)
+    ):
+        yield Problem("reward.shaping", obstacle, "fix the function (docs/rewards.md)")
+
+
+def task_notes(config: RunConfig) -> Sequence[str]:
+    """Return the task's notes on its data. The configuration must be valid."""
+    task = build_task(config.task.name, config.task.options)
+    return task.notes() if isinstance(task, NotedTask) else ()
