@@ -14,11 +14,14 @@ from cluster.core.renamed import OUTCOMES, SPLITS, ForeignName, foreign_names, f
 
 _TASK_OPTIONS = "task.options"
 _EXPECTED = {
+    "bool_parsing": "true or false",
     "bool_type": "true or false",
     "dict_type": "a mapping",
     "finite_number": "a finite number",
+    "float_parsing": "a number",
     "float_type": "a number",
     "int_from_float": "an integer",
+    "int_parsing": "an integer",
     "int_type": "an integer",
     "list_type": "a list",
     "model_type": "a mapping of settings",
@@ -78,9 +81,10 @@ def _renamed(schema: type[BaseModel], location: list[str], prefix: str) -> Probl
     former = former_setting(where)
     if former is not None and _exists(former, schema, prefix):
         return Problem(where, "was renamed", f"use {former}")
-    if location[-1] in {name.rpartition(".")[2] for name in setting_names(schema)}:
-        return None  # a name of ours in the wrong section
     entries = [entry for entry in foreign_names(where) if _exists(entry.setting, schema, prefix)]
+    is_ours = location[-1] in {name.rpartition(".")[2] for name in setting_names(schema)}
+    if is_ours and where not in {entry.name for entry in entries}:
+        return None  # one of our names in the wrong section
     if not entries:
         return None
     systems = " and ".join(f"{system}'s" for system in dict.fromkeys(entry.system for entry in entries))
@@ -169,7 +173,8 @@ def _expected(kind: str, message: str, context: Mapping[str, Any]) -> str:
         return f"{limit} {context['min_length' if kind == 'string_too_short' else 'max_length']} characters"
     if kind in ("too_short", "too_long"):
         limit = "at least" if kind == "too_short" else "at most"
-        return f"{limit} {context['min_length' if kind == 'too_short' else 'max_length']} entries"
+        length = context["min_length" if kind == "too_short" else "max_length"]
+        return f"{limit} {length} {'entry' if length == 1 else 'entries'}"
     if kind.startswith(("greater_than", "less_than")):
         return f"a number {message.removeprefix('Input should be ')}"
     return re.sub(r"^(Input|Value) should (be|have) (a valid )?", "", message)

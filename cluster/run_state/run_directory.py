@@ -27,7 +27,7 @@ One training run, with these entries:
 
 | entry | content |
 |---|---|
-| `config.yaml` | the resolved configuration: `launch.py train config.yaml` resumes an unfinished run |
+| `config.yaml` | the resolved configuration: `launch.py train config.yaml` resumes an unfinished run; if a newer version has renamed a setting, the command reports the new name (`docs/migration.md`) |
 | `metrics.jsonl` | the complete record: one JSON object per step; step k is the state after k updates |
 | `code_version` | the version of the code with which the run was last started |
 | `metrics.superseded.jsonl` | the rows of steps that were repeated after a resumption (if there were any) |

@@ -1,4 +1,4 @@
-"""A dry run is a sound run, of the same actors."""
+"""A dry run is valid and has the actors of the run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from cluster.runtime.capacity import needs_of
         {"learner": {"warmup_steps": 50, "epochs_per_batch": 2}},
     ],
 )
-def test_it_is_sound_wherever_the_run_is(
+def test_the_dry_run_of_a_valid_run_is_valid(
     sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "a:1")  # whatever the size of this machine
+    monkeypatch.setenv("RAY_ADDRESS", "a:1")  # resources of this machine are not checked
     sections["rollout"] = {"max_response_tokens": 128, **sections.get("rollout", {})}
     config = RunConfig.model_validate(
         {"directory": str(tmp_path), "model": {"max_context_tokens": 256}, **sections}
@@ -36,10 +36,10 @@ def test_it_is_sound_wherever_the_run_is(
     assert preflight(dry) == []
     assert needs_of(dry) == needs_of(config)
     assert (dry.model, dry.task) == (config.model, config.task)
-    assert RunConfig.model_validate(dry.model_dump()) == dry, "its values are allowed ones"
+    assert RunConfig.model_validate(dry.model_dump()) == dry, "its values are valid"
 
 
-def test_it_leaves_the_run_itself_alone() -> None:
+def test_the_dry_run_has_a_run_directory_of_its_own() -> None:
     config = RunConfig(name="x" * 100)
     dry = dry_run_of(config)
     assert dry.run_directory != config.run_directory

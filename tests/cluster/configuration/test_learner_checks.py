@@ -1,4 +1,4 @@
-"""Settings of the learner that contradict each other, or the model, are found before anything starts."""
+"""Settings of the learner that contradict each other, or do not fit the model, are reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_config(directory: Path, source: Path | None = None, **sections: Any) -> 
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
-    """Of a Llama all that is looked at here."""
+    """The directory of a Llama model, with everything that the checks read."""
     directory = tmp_path / "llama"
     directory.mkdir()
     (directory / "config.json").write_text("{}")
@@ -44,7 +44,7 @@ def llama(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "offload", "fits"),
+    ("zero_stage", "offload", "valid"),
     [
         (0, "none", True),
         (0, "optimizer", False),
@@ -55,40 +55,42 @@ def llama(tmp_path: Path) -> Path:
         (3, "parameters", True),
     ],
 )
-def test_what_is_not_partitioned_is_not_offloaded(
-    tmp_path: Path, zero_stage: int, offload: str, fits: bool
+def test_only_partitioned_state_can_be_offloaded(
+    tmp_path: Path, zero_stage: int, offload: str, valid: bool
 ) -> None:
     config = run_config(tmp_path, learner={"zero_stage": zero_stage, "offload": offload})
     problems = list(check_learner(config))
-    assert len(problems) == (0 if fits else 1)
+    assert len(problems) == (0 if valid else 1)
     for problem in problems:
         assert problem.where == "learner.offload"
         assert problem in preflight(config)
 
 
-@pytest.mark.parametrize(("warmup_steps", "fits"), [(0, True), (19, True), (20, False), (500, False)])
-def test_a_run_that_ends_before_its_learning_rate_has_risen(
-    tmp_path: Path, warmup_steps: int, fits: bool
+@pytest.mark.parametrize(("warmup_steps", "valid"), [(0, True), (19, True), (20, False), (500, False)])
+def test_a_warm_up_that_is_longer_than_the_run_is_refused(
+    tmp_path: Path, warmup_steps: int, valid: bool
 ) -> None:
     """10 batches of 2 optimizer steps each."""
     config = run_config(tmp_path, learner={"warmup_steps": warmup_steps, "mini_batches": 2})
     problems = list(check_learner(config))
-    assert len(problems) == (0 if fits else 1)
+    assert len(problems) == (0 if valid else 1)
     for problem in problems:
         assert problem.where == "learner.warmup_steps"
         assert "the run has only 20" in problem.what
 
 
 @pytest.mark.parametrize(
-    ("ranks", "gpus", "fits"), [(2, 1, True), (1, 0.5, True), (2, 0.5, False), (2, 0, True)]
+    ("ranks", "gpus", "valid"), [(2, 1, True), (1, 0.5, True), (2, 0.5, False), (2, 0, True)]
 )
-def test_ranks_that_would_share_a_gpu(tmp_path: Path, ranks: int, gpus: float, fits: bool) -> None:
+def test_ranks_do_not_share_a_gpu(tmp_path: Path, ranks: int, gpus: float, valid: bool) -> None:
     config = run_config(tmp_path, learner={"ranks": ranks, "gpus_per_rank": gpus})
-    assert [problem.where for problem in check_learner(config)] == ([] if fits else ["learner.gpus_per_rank"])
+    assert [problem.where for problem in check_learner(config)] == (
+        [] if valid else ["learner.gpus_per_rank"]
+    )
 
 
 @pytest.mark.parametrize("setting", [{"lora_alpha": 8.0}, {"lora_target_modules": ["q_proj"]}])
-def test_settings_of_adapters_without_adapters(tmp_path: Path, setting: dict[str, Any]) -> None:
+def test_settings_of_adapters_need_adapters(tmp_path: Path, setting: dict[str, Any]) -> None:
     (name,) = setting
     (problem,) = check_adapters(run_config(tmp_path, learner=setting))
     assert problem.where == f"learner.{name}"
@@ -96,7 +98,7 @@ def test_settings_of_adapters_without_adapters(tmp_path: Path, setting: dict[str
 
 
 @pytest.mark.parametrize(
-    ("targets", "stranger"),
+    ("targets", "unknown"),
     [
         (["all-linear"], None),
         (["q_proj"], None),
@@ -106,22 +108,22 @@ def test_settings_of_adapters_without_adapters(tmp_path: Path, setting: dict[str
         (["input_layernorm"], "input_layernorm"),
         (["lm_head"], "lm_head"),
         (["embed_tokens"], "embed_tokens"),
-        ([], "none are named"),
+        ([], "the list is empty"),
     ],
 )
-def test_target_modules_are_looked_for_in_the_models_files(
-    tmp_path: Path, llama: Path, targets: list[str], stranger: str | None
+def test_target_modules_must_be_linear_layers_of_the_model(
+    tmp_path: Path, llama: Path, targets: list[str], unknown: str | None
 ) -> None:
     learner = {"lora_rank": 8, "lora_target_modules": targets}
     problems = list(check_adapters(run_config(tmp_path, llama, learner=learner)))
-    assert len(problems) == (stranger is not None)
+    assert len(problems) == (unknown is not None)
     for problem in problems:
         assert problem.where == "learner.lora_target_modules"
-        assert str(stranger) in problem.what
-        assert problem.fix == "name some of q_proj, or all-linear"
+        assert str(unknown) in problem.what
+        assert problem.fix == "choose from q_proj, or set it to all-linear"
 
 
-def test_a_model_without_safetensors_takes_no_adapters(tmp_path: Path, llama: Path) -> None:
+def test_adapters_need_safetensors_files(tmp_path: Path, llama: Path) -> None:
     for file in llama.glob("*.safetensors"):
         file.rename(file.with_suffix(".bin"))
     (problem,) = check_adapters(run_config(tmp_path, llama, learner={"lora_rank": 8}))
@@ -139,6 +141,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, llama: Path, content: bytes) ->
     assert "model-2.safetensors is not a safetensors file" in problem.what
 
 
-def test_a_model_that_is_not_there_yet_is_not_looked_into(tmp_path: Path) -> None:
+def test_the_files_of_a_model_that_must_be_built_are_not_checked(tmp_path: Path) -> None:
     learner = {"lora_rank": 8, "lora_target_modules": ["anything"]}
     assert list(check_adapters(run_config(tmp_path, learner=learner))) == []

@@ -1,4 +1,4 @@
-"""From a model's name to its directory: every kind of name, and a cache that holds whole models only."""
+"""Each kind of model name is resolved to a directory, and the cache contains complete models only."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster.configuration.loading import load_config
 from cluster.core.config import ModelConfig, RunConfig, TaskConfig
 from cluster.models import source as models
 from cluster.models.source import ModelSource, locate, prepare_model, ready_directory
@@ -32,10 +33,10 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of an importable package that holds `data/model.gguf`."""
+    """The name of an importable package with a file `data/model.gguf`."""
     root = tmp_path / "site" / "package_with_a_model"
     (root / "data").mkdir(parents=True)
-    (root / "__init__.py").write_text("raise ImportError('only looked at, never imported')")
+    (root / "__init__.py").write_text("raise ImportError('the package must not be imported')")
     (root / "data" / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.syspath_prepend(tmp_path / "site")
     return root.name
@@ -55,28 +56,28 @@ def make_model(directory: Path) -> Path:
 
 
 def building(monkeypatch: pytest.MonkeyPatch, build: Callable[[Path], object]) -> list[Path]:
-    """Let `build(directory)` stand for the training of a starter. Returns where it was asked to, so far."""
-    asked: list[Path] = []
+    """Replace the training of a starter model by `build(directory)`. Return the list of directories, which grows."""
+    built: list[Path] = []
 
     def build_starter(_task: object, directory: Path, _progress: object) -> None:
-        asked.append(directory)
+        built.append(directory)
         build(directory)
 
     monkeypatch.setattr(models, "build_starter", build_starter)
-    return asked
+    return built
 
 
-# --- What a name means
+# --- Names
 
 
-def test_the_starter(tmp_path: Path) -> None:
+def test_the_starter_is_a_kind(tmp_path: Path) -> None:
     assert locate(ModelConfig(source="starter")) == ModelSource("starter", "starter")
 
 
-def test_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model(tmp_path / "organisation" / "name")
+def test_a_directory_is_found_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(tmp_path / "organization" / "name")
     monkeypatch.chdir(tmp_path)
-    for source in (str(model), "organisation/name", "./organisation/name"):
+    for source in (str(model), "organization/name", "./organization/name"):
         assert locate(ModelConfig(source=source)) == ModelSource("directory", str(model))
 
 
@@ -86,30 +87,30 @@ def test_a_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert locate(ModelConfig(source="~/model")) == ModelSource("directory", str(model))
 
 
-def test_a_gguf_file(tmp_path: Path) -> None:
+def test_a_gguf_file_is_found_by_its_path(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF and more")
     assert locate(ModelConfig(source=str(file))) == ModelSource("gguf", str(file))
 
 
-def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
+def test_a_file_without_the_magic_of_gguf_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"git-lfs pointer")
     with pytest.raises(ValueError, match=r"model\.gguf is not a GGUF file"):
         locate(ModelConfig(source=str(file)))
 
 
-def test_a_file_in_a_package(tmp_path: Path, package: str) -> None:
+def test_a_file_in_a_package_is_found(tmp_path: Path, package: str) -> None:
     source = locate(ModelConfig(source=f"package:{package}/data/model.gguf"))
     assert source == ModelSource("gguf", str(tmp_path / "site" / package / "data" / "model.gguf"))
 
 
-def test_a_model_in_the_hubs_cache_needs_no_hub(tmp_path: Path) -> None:
-    repository = tmp_path / "hub" / "models--organisation--name"
+def test_a_model_in_the_hubs_cache_is_found_offline(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--organization--name"
     make_model(repository / "snapshots" / "abc")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
-    assert locate(ModelConfig(source="organisation/name")) == ModelSource("hub", "organisation/name")
+    assert locate(ModelConfig(source="organization/name")) == ModelSource("hub", "organization/name")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,10 @@ def test_a_model_in_the_hubs_cache_needs_no_hub(tmp_path: Path) -> None:
         ("nowhere", "no such directory, file or hub id"),
         ("no/where/at/all", "no such directory, file or hub id"),
         ("nowhere.gguf", "no file nowhere.gguf"),
-        ("organisation/nowhere", "no directory organisation/nowhere, and the Hugging Face hub does not"),
+        (
+            "organization/nowhere",
+            "no directory organization/nowhere, and the Hugging Face hub returned no model",
+        ),
         ("package:nowhere/model.gguf", "package nowhere is not installed"),
         ("package:no.where/model.gguf", "package no.where is not installed"),
         ("package:", ""),
@@ -126,35 +130,35 @@ def test_a_model_in_the_hubs_cache_needs_no_hub(tmp_path: Path) -> None:
         ("", ""),
     ],
 )
-def test_what_is_not_there_is_a_value_error(source: str, needle: str) -> None:
-    with pytest.raises(ValueError) as raised:  # noqa: PT011 — the needle is looked for below
+def test_a_model_that_does_not_exist_is_a_value_error(source: str, needle: str) -> None:
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 — the message is checked below
         locate(ModelConfig(source=source))
     assert needle in str(raised.value)
 
 
-def test_a_package_without_the_file(package: str) -> None:
-    with pytest.raises(ValueError, match=r"holds no file other\.gguf"):
+def test_a_package_without_the_file_is_a_value_error(package: str) -> None:
+    with pytest.raises(ValueError, match=r"has no file other\.gguf"):
         locate(ModelConfig(source=f"package:{package}/other.gguf"))
 
 
-def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
+def test_a_directory_without_a_configuration_is_a_value_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no config\.json"):
         locate(ModelConfig(source=str(tmp_path)))
 
 
 @given(st.text(alphabet="ab-_./~:\n\0é", max_size=12) | st.from_regex(r"\A(package:|~)[ab./]{0,8}\Z"))
-def test_no_name_makes_locating_fail_otherwise(source: str) -> None:
+def test_no_name_raises_another_error(source: str) -> None:
     with contextlib.suppress(ValueError):
         locate(ModelConfig(source=source))
 
 
 def test_a_hub_that_cannot_be_reached_is_a_value_error(tmp_path: Path) -> None:
-    """In a process of its own: huggingface_hub reads its address once. Nobody listens on port 9."""
+    """This needs its own process, because huggingface_hub reads its address once. Port 9 is closed."""
     code = """
 from cluster.core.config import ModelConfig
 from cluster.models.source import locate
 try:
-    locate(ModelConfig(source="organisation/nowhere"))
+    locate(ModelConfig(source="organization/nowhere"))
 except ValueError as error:
     print(error)
 """
@@ -166,37 +170,48 @@ except ValueError as error:
         capture_output=True,
         text=True,
     )
-    assert "there is no directory organisation/nowhere" in process.stdout, process.stderr
+    assert "there is no directory organization/nowhere" in process.stdout, process.stderr
 
 
 # --- The cache
 
 
+@pytest.mark.parametrize(("name", "key"), [("demo", "4bc4f34e69c0"), ("telelogs_compact", "fda18544d39a")])
+def test_a_starter_that_version_0_1_0_built_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str
+) -> None:
+    """The keys are those that version 0.1.0 computed for these configurations."""
+    built = building(monkeypatch, make_model)
+    override = f"model.cache_directory={tmp_path}"
+    loaded = load_config(PROJECT / "configs" / f"{name}.yaml", [override]).config
+    cached = make_model(tmp_path / f"starter-{key}")
+    assert prepare_model(loaded, progress=print) == cached
+    assert built == []
+
+
 def test_a_starter_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = building(monkeypatch, make_model)
+    built = building(monkeypatch, make_model)
     assert ready_directory(config(tmp_path)) is None
     directory = prepare_model(config(tmp_path), progress=print)
     assert (directory / "model.safetensors").read_bytes() == bytes(10)
     assert ready_directory(config(tmp_path)) == directory
     assert prepare_model(config(tmp_path), progress=print) == directory
-    assert len(asked) == 1
+    assert len(built) == 1
     assert list(tmp_path.iterdir()) == [directory]
 
 
 def test_a_directory_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = building(monkeypatch, make_model)
+    built = building(monkeypatch, make_model)
     model = make_model(tmp_path / "model")
     assert prepare_model(config(tmp_path / "cache", str(model)), progress=print) == model
-    assert asked == []
+    assert built == []
     assert not (tmp_path / "cache").exists()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_starter_is_shared_by_equal_task_options_and_by_no_others(
-    tmp_path: Path, data: st.DataObject
-) -> None:
-    """What is not said has its default."""
+def test_a_starter_is_shared_by_equal_task_options_only(tmp_path: Path, data: st.DataObject) -> None:
+    """Options that are not given have their defaults."""
     draw_options: Any = st.fixed_dictionaries(
         {},
         optional={
@@ -215,7 +230,7 @@ def test_a_starter_is_shared_by_equal_task_options_and_by_no_others(
     assert (directories[0] == directories[1]) == same
 
 
-def test_each_task_has_a_starter_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_task_has_its_own_starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     building(monkeypatch, make_model)
     countdown = config(tmp_path)
     telelogs = countdown.model_copy(
@@ -238,7 +253,7 @@ def test_a_starter_of_another_recipe_is_another_model(
     assert prepare_model(config(tmp_path), progress=print) != first
 
 
-def test_a_changed_gguf_file_is_converted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_gguf_file_is_converted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converted: list[bytes] = []
 
     def convert(file: Path, directory: Path) -> None:
@@ -253,7 +268,7 @@ def test_a_changed_gguf_file_is_converted_anew(tmp_path: Path, monkeypatch: pyte
     file.write_bytes(b"GGUF another")
     assert prepare_model(config(tmp_path / "cache", str(file)), progress=print) != first
     assert converted == [b"GGUF one", b"GGUF another"]
-    assert first.name.startswith("model-"), "a person may look for it"
+    assert first.name.startswith("model-"), "the name tells users which model it is"
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError, OSError])
@@ -262,7 +277,7 @@ def test_an_interrupted_build_leaves_nothing_behind(
 ) -> None:
     def half(directory: Path) -> None:
         make_model(directory)
-        raise interruption("half way")
+        raise interruption("interrupted")
 
     building(monkeypatch, half)
     with pytest.raises(interruption):
@@ -273,7 +288,7 @@ def test_an_interrupted_build_leaves_nothing_behind(
 
 @contextmanager
 def a_build_half_way(cache: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has written its model and does not come to an end. The block ends it by SIGKILL."""
+    """Start another process that has written its model and waits. Kill it by SIGKILL at the end of the block."""
     code = """
 import sys
 from pathlib import Path
@@ -304,20 +319,20 @@ models.prepare_model(config(Path(sys.argv[1])), progress=print)
             process.kill()
 
 
-def test_a_killed_build_is_no_model_and_is_cleared_away_by_the_next(
+def test_a_killed_build_is_not_used_and_is_removed_by_the_next_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with a_build_half_way(tmp_path):
         pass
     assert ready_directory(config(tmp_path)) is None
-    assert len(list(tmp_path.iterdir())) == 1, "a killed process cannot tidy up"
+    assert len(list(tmp_path.iterdir())) == 1, "a killed process cannot clean up"
     building(monkeypatch, make_model)
     directory = prepare_model(config(tmp_path), progress=print)
     assert directory == ready_directory(config(tmp_path))
     assert list(tmp_path.iterdir()) == [directory]
 
 
-def test_a_build_of_another_process_is_left_alone_while_it_lives(
+def test_a_running_build_of_another_process_is_not_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     building(monkeypatch, make_model)
@@ -325,20 +340,20 @@ def test_a_build_of_another_process_is_left_alone_while_it_lives(
         (written,) = tmp_path.rglob("model.safetensors")
         first = prepare_model(config(tmp_path), progress=print)
         assert written.exists()
-        _, errors = other.communicate("")  # it goes on
+        _, errors = other.communicate("")  # it continues
         assert other.returncode == 0, errors
     assert list(tmp_path.iterdir()) == [first]
 
 
-def test_two_builders_at_once_both_get_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second finds that the first was quicker."""
+def test_two_concurrent_builds_both_get_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second build finds the model of the first."""
 
     def build(directory: Path) -> None:
-        if len(asked) == 1:
+        if len(built) == 1:
             prepare_model(config(tmp_path), progress=print)
         make_model(directory)
 
-    asked = building(monkeypatch, build)
+    built = building(monkeypatch, build)
     directory = prepare_model(config(tmp_path), progress=print)
-    assert len(asked) == 2
+    assert len(built) == 2
     assert list(tmp_path.iterdir()) == [directory]

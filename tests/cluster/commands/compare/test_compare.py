@@ -105,7 +105,7 @@ def test_shipped_comparisons_are_valid(file: Path) -> None:
         ({"variants": {"low": []}}, [], "variants: expected two or more, got 1"),
         ({"baseline": "none"}, [], "baseline: no such variant: none"),
         ({"seeds": [1, 1]}, [], "seeds: a seed is repeated"),
-        ({"seeds": []}, [], "seeds: [] will not do"),
+        ({"seeds": []}, [], "seeds: expected at least 1 entry, got []"),
         ({"seed": [1]}, [], "seed: there is no such setting; did you mean seeds?"),
         ({"overrides": ["seed=3"]}, [], "overrides: seed: the comparison sets it for each run"),
         ({}, ["name=x"], "the command line: name: the comparison sets it for each run"),

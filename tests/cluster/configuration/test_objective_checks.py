@@ -1,0 +1,71 @@
+"""An unknown objective, and settings that have no effect, are reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.configuration.preflight import preflight
+from cluster.core.config import RunConfig
+from learner.objective.objectives import OBJECTIVES
+from tests.cluster.configuration.runs import only_problem, run_config
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"), [("gpso", "gspo"), ("drgrpo", "dr_grpo"), ("ahpo", "a_hpo"), ("Sapo", "sapo")]
+)
+def test_a_misspelt_objective_is_recognized(tmp_path: Path, misspelt: str, meant: str) -> None:
+    problem = only_problem(run_config(tmp_path, objective={"name": misspelt}))
+    assert problem.where == "objective.name"
+    assert problem.fix.startswith(f"did you mean {meant}? ")
+
+
+def test_an_unknown_objective_is_answered_with_all_known_names(tmp_path: Path) -> None:
+    problem = only_problem(run_config(tmp_path, objective={"name": "unheard-of"}))
+    assert problem.where == "objective.name"
+    assert "'unheard-of'" in problem.what
+    assert problem.fix.endswith("known objectives: grpo, dr_grpo, dapo, gspo, sapo, cispo, hpo, a_hpo")
+
+
+@pytest.mark.parametrize(
+    ("objective", "setting"),
+    [
+        ({"name": "sapo", "clip_low": 0.2}, "clip_low"),
+        ({"name": "sapo", "clip_high": 0.2}, "clip_high"),
+        ({"name": "a_hpo", "alpha": 0.6}, "alpha"),
+        ({"name": "grpo", "alpha": 0.6}, "alpha"),
+        ({"name": "hpo", "alpha_min": 0.2}, "alpha_min"),
+        ({"kl_estimator": "k3"}, "kl_estimator"),
+        ({"kl_estimator": "k1", "kl_coefficient": 0}, "kl_estimator"),
+        ({"importance_level": "sequence"}, "importance_level"),
+        ({"overlong_tokens": 65}, "overlong_tokens"),
+    ],
+)
+def test_a_setting_without_an_effect_is_refused(
+    tmp_path: Path, objective: dict[str, Any], setting: str
+) -> None:
+    problem = only_problem(run_config(tmp_path, objective=objective))
+    assert problem.where == f"objective.{setting}"
+    assert "\n" not in str(problem)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"name": "cispo", "clip_low": 0.2, "clip_high": 3.0},
+        {"name": "hpo", "alpha": 0.5},
+        {"name": "a_hpo", "alpha_min": 0.2},
+        {"kl_coefficient": 0.1, "kl_estimator": "k1"},
+        {"importance_cap": 2, "importance_level": "sequence"},
+        {"overlong_tokens": 64},
+        *({"name": name} for name in OBJECTIVES),
+    ],
+)
+def test_settings_with_an_effect_are_accepted(tmp_path: Path, objective: dict[str, Any]) -> None:
+    config = run_config(tmp_path, objective=objective)
+    assert preflight(config) == []
+    assert preflight(RunConfig.model_validate(config.model_dump())) == [], (
+        "with the values of its config.yaml"
+    )
