@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def _sections(schema: type[Section]) -> Iterator[str]:
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
             definition = whole["$defs"][kind.__name__]
-            yield from (f"## `{name}`", "", " ".join(definition["description"].split()), "")
+            yield from (f"## `{name}`", "", textwrap.fill(definition["description"], 120), "")
             yield from _table({**definition, "$defs": whole["$defs"]}, f"{name}.")
 
 

@@ -27,7 +27,7 @@ One training run, with these entries:
 
 | entry | content |
 |---|---|
-| `config.yaml` | the resolved configuration: `launch.py train config.yaml` resumes an unfinished run; if a newer version has renamed a setting, the command reports the new name (`docs/migration.md`) |
+| `config.yaml` | the resolved configuration: `launch.py train config.yaml` resumes an unfinished run |
 | `metrics.jsonl` | the complete record: one JSON object per step; step k is the state after k updates |
 | `code_version` | the version of the code with which the run was last started |
 | `metrics.superseded.jsonl` | the rows of steps that were repeated after a resumption (if there were any) |
@@ -41,6 +41,8 @@ One training run, with these entries:
 | `summary.json` | the results; it is written last and marks the run as finished |
 
 Read the metrics with `pandas.read_json("metrics.jsonl", lines=True)`.
+
+A newer version may have renamed settings of `config.yaml`. Then `launch.py train` reports the new name of each.
 """
 
 

@@ -123,7 +123,7 @@ def test_shipped_comparisons_are_valid(file: Path) -> None:
             "variant b: its settings equal those of a",
         ),
         ({"variants": {"a": [], "../b": ["steps=3"]}}, [], "variants"),
-        ({"variants": {"a": [], "b": ["rollout.workers=99"]}}, [], "variant b: cluster: the run asks for"),
+        ({"variants": {"a": [], "b": ["rollout.workers=99"]}}, [], "variant b: cluster: the run needs"),
     ],
 )
 def test_mistakes_are_found_before_anything_starts(
