@@ -62,10 +62,10 @@ MIGRATION = f"""\
 
 {GENERATED}
 
-The names of settings in other trainers and in earlier versions of this project. `launch.py check` reports each of them
-with the setting to use instead. [configuration.md](configuration.md) describes every setting.
+This page lists the names of settings in other trainers and in earlier versions of this project. `launch.py check`
+reports each of them with the setting to use instead. [configuration.md](configuration.md) describes every setting.
 
-Three conventions differ from those of other trainers:
+Three conventions may differ from those of your trainer:
 
 - Batches are counted in prompts. One batch has `rollout.prompts_per_step` prompts with
   `rollout.responses_per_prompt` responses each, whatever the number of workers and ranks.
@@ -75,9 +75,9 @@ Three conventions differ from those of other trainers:
 EARLIER = """\
 ## Earlier versions of this project
 
-A run directory of version 0.1.0 can be read: `launch.py report`, `export`, `eval` and `compare` translate its names.
-A configuration file with former names is refused, also the `config.yaml` of such a run. To resume the run, rename the
-settings in the file as `launch.py check` says, and give it to `launch.py train`.
+`launch.py report`, `export` and `compare` read the run directories of version 0.1.0 and translate their names.
+A configuration file with former names is refused, including the `config.yaml` of such a run. To resume the run, rename
+the settings in the file as `launch.py check` reports, and give the file to `launch.py train`.
 """
 
 

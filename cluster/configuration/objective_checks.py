@@ -42,6 +42,7 @@ def check_objective(config: RunConfig) -> Iterator[Problem]:
 
 
 def _unknown_objective(name: str) -> Problem:
+    """Return the problem of an objective that does not exist, with a similar name or all names."""
     known = f"known objectives: {', '.join(OBJECTIVES)}"
     near = closest(name, OBJECTIVES)
     return Problem(
@@ -73,4 +74,5 @@ def _check_unused_settings(config: RunConfig, objective: Objective) -> Iterator[
 
 
 def _names(uses: Callable[[Objective], bool]) -> str:
+    """Return the names of the objectives that use a setting."""
     return " or ".join(name for name, objective in OBJECTIVES.items() if uses(objective))

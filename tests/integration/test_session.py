@@ -61,7 +61,7 @@ def test_a_private_model_is_fetched_with_the_drivers_token(
         connect(config.cluster)
         try:
             with RunConsole("test", steps=1, quiet=True) as console:
-                with pytest.raises(UnusableModelError, match="the Hugging Face hub does not give a model"):
+                with pytest.raises(UnusableModelError, match="the Hugging Face hub returned no model"):
                     prepare_in_cluster(config, console)
                 monkeypatch.setenv("HF_TOKEN", token)
                 directory = prepare_in_cluster(config, console)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.configuration import preflight as preflight_module
+from cluster.configuration import task_checks
 from cluster.configuration.loading import load_config
 from cluster.configuration.preflight import preflight
 from cluster.core.config import RunConfig
@@ -38,7 +38,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     small = ["rollout.cpus_per_worker=0.1", "learner.cpus_per_rank=0.1", "reward.cpus_per_worker=0.1"]
     loaded = load_config(tmp_path / "sums.yaml", ["model.source=./model", *small])
     assert not loaded.problems
-    monkeypatch.setattr(preflight_module, "_prompt_tokens", lambda config, task, problems: [50])
+    monkeypatch.setattr(task_checks, "_prompt_tokens", lambda config, task, problems: [50])
     return loaded.config
 
 

@@ -160,7 +160,7 @@ def test_only_the_learner_must_fit_on_the_machine(
     write_config(run, model=model, rollout={"workers": 1000})
     assert plan_export(run.path, tmp_path / "here")
     write_config(run, model=model, learner={"ranks": 1000})
-    assert "asks for 1000 CPUs" in refusal(run.path, tmp_path / "here")
+    assert "needs 1000 CPUs" in refusal(run.path, tmp_path / "here")
 
 
 def test_a_damaged_checkpoint_is_refused(run: RunDirectory, tmp_path: Path) -> None:
