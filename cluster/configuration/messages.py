@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from cluster.core.problem import Problem
-from cluster.core.renamed import OUTCOMES, SPLITS, ForeignName, foreign_names, former_setting
+from cluster.core.renamed import ForeignName, foreign_names, former_setting
 
 _TASK_OPTIONS = "task.options"
 _EXPECTED = {
@@ -156,8 +156,7 @@ def _invalid(where: str, detail: Mapping[str, Any]) -> Problem:
     advice = ""
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"])
-        present = {**SPLITS, **OUTCOMES}.get(str(value))
-        near = present if present in choices else closest(str(value), choices)
+        near = closest(str(value), choices)
         advice = f"did you mean {near}?" if near else ""
     return Problem(where, f"expected {_expected(kind, detail['msg'], context)}, got {value!r}", advice)
 
