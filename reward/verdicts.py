@@ -10,11 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, ValidationError
 
+from cluster.core.renamed import OUTCOMES
 from cluster.core.types import Outcome, Verdict
 
 Number = Annotated[StrictFloat | StrictInt, Field(allow_inf_nan=False)]
-RENAMED_OUTCOMES = {"right": "correct", "wrong": "incorrect"}
-"""Outcomes of earlier versions, and their present names."""
 
 _OUR_FILES = os.path.dirname(__file__) + os.sep
 
@@ -71,8 +70,8 @@ def number_of(returned: Any) -> float:
 
 def refuse_renamed(outcome: object, prefix: str) -> None:
     """Raise ValueError, with the present name in its message, if `outcome` has the name of an earlier version."""
-    if isinstance(outcome, str) and outcome in RENAMED_OUTCOMES:
-        raise ValueError(f"{prefix}: outcome: {outcome!r} is now {RENAMED_OUTCOMES[outcome]!r}")
+    if isinstance(outcome, str) and outcome in OUTCOMES:
+        raise ValueError(f"{prefix}: outcome: {outcome!r} is now {OUTCOMES[outcome]!r}")
 
 
 def error_verdict(error: BaseException) -> Verdict:

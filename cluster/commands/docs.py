@@ -178,6 +178,7 @@ def _values(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
 
 
 def _bounds(field: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the limits of a number as text, if it has any."""
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     found = [f"{sign} {field[key]:g}" for key, sign in signs.items() if key in field]
     if found:

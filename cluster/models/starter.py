@@ -80,6 +80,11 @@ def prompt_tokens(prompt: str | list[dict[str, str]]) -> int:
 
 
 def _starter(task_name: str) -> Starter:
+    """Return the starter model of a task.
+
+    Raises:
+        ValueError: if the task has none.
+    """
     starter = find_starter(task_name)
     if starter is None:
         raise ValueError(

@@ -40,6 +40,20 @@ def test_a_transport_that_joins_processes_does_not_mix_gpus_and_cpus(
 
 
 @pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("broadcst", "did you mean broadcast? (known weight transports: pull, broadcast)"),
+        ("carrier-pigeon", "choose one of the known weight transports: pull, broadcast"),
+    ],
+)
+def test_an_unknown_weight_transport_is_answered_with_the_known_ones(
+    tmp_path: Path, name: str, fix: str
+) -> None:
+    problem = only_problem(run_config(tmp_path, rollout={"weight_transport": name}))
+    assert (problem.where, problem.fix) == ("rollout.weight_transport", fix)
+
+
+@pytest.mark.parametrize(
     ("rollout", "valid"),
     [({}, True), ({"max_staleness": 1}, False), ({"weight_transport": "broadcast"}, False)],
 )
