@@ -125,6 +125,8 @@ def test_every_setting_is_explained() -> None:
     rows = re.findall(r"^\| `([\w.]+)` \|.*\| (.*) \|$", page, flags=re.M)
     assert {name for name, _ in rows} >= SETTINGS
     assert [name for name, meaning in rows if not meaning.strip()] == []
+    questions = re.compile(r"(Of|What|How|Whether|Where|Who|Which)\b")
+    assert [name for name, meaning in rows if questions.match(meaning)] == []
 
 
 def test_the_checks_find_mistakes(tmp_path: Path) -> None:

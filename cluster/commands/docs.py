@@ -172,7 +172,7 @@ def _values(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if kind == "array":
         return f"list of {_values(field['items'], definitions)}"
     if kind in ("integer", "number"):
-        return " ".join(["whole number" if kind == "integer" else "number", *_bounds(field)])
+        return " ".join(["integer" if kind == "integer" else "number", *_bounds(field)])
     words = {"string": "path" if field.get("format") == "path" else "text", "boolean": "`true` or `false`"}
     return words.get(kind or "", {"null": "null", "object": "mapping"}.get(kind or "", "anything"))
 

@@ -111,7 +111,7 @@ def _advice(entries: Sequence[ForeignName]) -> str:
 
 
 def _unheard_of(schema: type[BaseModel], location: list[str], prefix: str) -> Problem:
-    """Return the problem of a name that is misspelt, in the wrong section or unknown."""
+    """Return the problem of a name that is misspelled, in the wrong section or unknown."""
     where = ".".join(filter(None, [prefix, *location]))
     parent = _section(schema, location[:-1])
     known = list(parent.model_fields) if parent is not None else []

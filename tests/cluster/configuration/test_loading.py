@@ -28,6 +28,7 @@ def load(tmp_path: Path, text: str, *overrides: str) -> Loaded:
 
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """Return a configuration that sets only this."""
     for part in reversed(dotted.split(".")):
         value = {part: value}
     return value
@@ -96,12 +97,12 @@ def test_overrides_take_precedence_and_the_last_one_wins(tmp_path: Path) -> None
     assert config.model.source == "some/where=else"
 
 
-def test_a_misspelt_setting_is_recognized() -> None:
+def test_a_misspelled_setting_is_recognized() -> None:
     """Settings with a doubled and with a missing letter in the middle are recognized."""
     for section, _, leaf in (name.rpartition(".") for name in SETTINGS):
         middle = len(leaf) // 2
-        for misspelt in (leaf[:middle] + leaf[middle] + leaf[middle:], leaf[:middle] + leaf[middle + 1 :]):
-            where = f"{section}.{misspelt}".lstrip(".")
+        for misspelled in (leaf[:middle] + leaf[middle] + leaf[middle:], leaf[:middle] + leaf[middle + 1 :]):
+            where = f"{section}.{misspelled}".lstrip(".")
             assert only_problem(where) == Problem(where, "there is no such setting", f"did you mean {leaf}?")
 
 
@@ -120,7 +121,7 @@ def test_an_unknown_setting_is_answered_with_all_settings_of_its_section() -> No
     assert problem.fix == f"known here: {', '.join(RewardConfig.model_fields)}"
 
 
-def test_a_misspelt_section_is_recognized() -> None:
+def test_a_misspelled_section_is_recognized() -> None:
     assert only_problem("rolout", {"workers": 3}).fix == "did you mean rollout?"
 
 
@@ -159,7 +160,7 @@ def test_an_invalid_value_is_reported_with_what_was_expected(setting: str, value
 
 
 @pytest.mark.parametrize(
-    ("setting", "misspelt", "meant"),
+    ("setting", "misspelled", "meant"),
     [
         ("learner.lr_schedule", "cosin", "cosine"),
         ("learner.lr_schedule", "Linear", "linear"),
@@ -167,8 +168,8 @@ def test_an_invalid_value_is_reported_with_what_was_expected(setting: str, value
         ("objective.advantage_scaling", "bacth", "batch"),
     ],
 )
-def test_a_misspelt_choice_is_recognized(setting: str, misspelt: str, meant: str) -> None:
-    assert only_problem(setting, misspelt).fix == f"did you mean {meant}?"
+def test_a_misspelled_choice_is_recognized(setting: str, misspelled: str, meant: str) -> None:
+    assert only_problem(setting, misspelled).fix == f"did you mean {meant}?"
 
 
 @pytest.mark.parametrize(

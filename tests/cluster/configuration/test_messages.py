@@ -30,6 +30,7 @@ def problems(tmp_path: Path, values: dict[str, Any], *overrides: str) -> dict[st
 
 
 def nested(path: str, value: Any = 1) -> dict[str, Any]:
+    """Return a configuration that sets only the setting at this path."""
     for part in reversed(path.split(".")):
         value = {part: value}
     return value

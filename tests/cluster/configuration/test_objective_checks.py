@@ -14,10 +14,10 @@ from tests.cluster.configuration.runs import only_problem, run_config
 
 
 @pytest.mark.parametrize(
-    ("misspelt", "meant"), [("gpso", "gspo"), ("drgrpo", "dr_grpo"), ("ahpo", "a_hpo"), ("Sapo", "sapo")]
+    ("misspelled", "meant"), [("gpso", "gspo"), ("drgrpo", "dr_grpo"), ("ahpo", "a_hpo"), ("Sapo", "sapo")]
 )
-def test_a_misspelt_objective_is_recognized(tmp_path: Path, misspelt: str, meant: str) -> None:
-    problem = only_problem(run_config(tmp_path, objective={"name": misspelt}))
+def test_a_misspelled_objective_is_recognized(tmp_path: Path, misspelled: str, meant: str) -> None:
+    problem = only_problem(run_config(tmp_path, objective={"name": misspelled}))
     assert problem.where == "objective.name"
     assert problem.fix.startswith(f"did you mean {meant}? ")
 

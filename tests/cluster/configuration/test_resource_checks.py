@@ -29,7 +29,7 @@ tenths = st.integers(1, 9)
 def test_exactly_as_many_cpus_as_the_machine_has_are_enough(
     workers: int, ranks: int, cpus_per_worker: int, cpus_per_rank: int
 ) -> None:
-    """Fractions are counted as a person does: 3 × 0.1 + 0.7 is 1. The reward actors take what the others leave."""
+    """Fractions are added exactly: 3 × 0.1 + 0.7 is 1. The reward actors get the remaining CPUs."""
     left = 40 - workers * cpus_per_worker - ranks * cpus_per_rank
     sections: dict[str, Any] = {
         "rollout": {"workers": workers, "cpus_per_worker": cpus_per_worker / 10},

@@ -120,7 +120,7 @@ def test_an_unknown_task_is_answered_with_the_known_ones(tmp_path: Path) -> None
     assert "countdown" in problems[-1].fix
 
 
-def test_a_misspelt_task_option_is_recognized(tmp_path: Path) -> None:
+def test_a_misspelled_task_option_is_recognized(tmp_path: Path) -> None:
     problem = only_problem(run_config(tmp_path, task={"options": {"nubmers": 3}}))
     assert (problem.where, problem.fix) == ("task.options.nubmers", "did you mean numbers?")
 
@@ -244,7 +244,7 @@ def test_the_number_of_prompts_that_are_too_long_is_reported(
     assert problem.fix == "raise it to 164 or more, or drop long prompts (max_prompt_characters)"
 
 
-def test_a_misspelt_shaping_setting_is_recognized(tmp_path: Path) -> None:
+def test_a_misspelled_shaping_setting_is_recognized(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("reward:\n  shaping:\n    - {function: 'a:b', wieght: 2}\n")
     (problem,) = load_config(file, []).problems
