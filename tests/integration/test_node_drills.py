@@ -160,6 +160,8 @@ def test_the_controller_is_killed_and_the_cluster_survives(cluster: Cluster, tmp
 
 
 async def test_nodes_without_the_labels_are_not_used(cluster: Cluster) -> None:
-    with pytest.raises(PlacementError, match=r"1 CPU, 0 GPU on nodes with the labels pool=other within 1 s"):
+    with pytest.raises(
+        PlacementError, match=r"\(1 CPU, 0 GPU\) on nodes with the labels pool=other within 1 s"
+    ):
         async with Reservation("rollout-0", [{"CPU": 1}], 1, {"pool": "other"}):
             pass
