@@ -23,18 +23,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import RESULTS, Target, checked, write_cases
 
+if TYPE_CHECKING:
+    from cluster.core.config import RunConfig
+    from cluster.core.types import PolicyVersion, TrainingBatch
+    from cluster.run_state.run_directory import RunDirectory
+    from cluster.tracking import Tracker
+    from cluster.training.controller import Controller
+    from reward.service import RewardPool
+    from rollout.fleet.fleet import RolloutFleet
+
 CASES = ("1", "16", "64", "256")
 LEARN_S, SHORTEST_S, LONGEST_S = 2.0, 2.0, 8.0
 IDEAL = "ideal step / step with {} workers"
+RESPONSE_TOKENS = 256
 NOT_COUNTED = 1
 """The number of first steps that are not measured."""
 
@@ -109,89 +119,119 @@ def measure(workers: int, steps: int, smoke: bool) -> dict[str, Any]:
         return asyncio.run(_measured_run(config, scale))
 
 
-async def _measured_run(config: Any, scale: float) -> dict[str, Any]:
-    import numpy as np
-    import psutil
+async def _measured_run(config: RunConfig, scale: float) -> dict[str, Any]:
     import ray
 
-    from benchmarks.simulated_engines import EngineHost, Engines, HostedWorkerFactory, VerifierRunner
+    from benchmarks.simulated_engines import EngineHost, Engines, VerifierRunner
     from cluster.core.actor import Actor
-    from cluster.core.types import PolicyVersion, Prompt, Sampling, TrainingBatch
-    from cluster.core.weight_transport import CoordinatorContext
-    from cluster.run_state.checkpoints import CheckpointStore
     from cluster.run_state.run_directory import RunDirectory
     from cluster.tracking import RunConsole, Tracker, read_metrics
-    from cluster.training.controller import Controller
-    from cluster.training.prompts import PromptSource, TokenizedProblem
     from cluster.training.session import frozen_garbage
     from reward.service import RewardPool
-    from reward.tasks.countdown.puzzles import Puzzle
-    from rollout.engine.tokenizer import EncodedPrompt
-    from rollout.fleet.fleet import RolloutFleet
-    from rollout.weights.pull import PullCoordinator
 
-    engines = Engines(response_tokens=256, shortest_s=SHORTEST_S * scale, longest_s=LONGEST_S * scale)
+    engines = Engines(
+        response_tokens=RESPONSE_TOKENS, shortest_s=SHORTEST_S * scale, longest_s=LONGEST_S * scale
+    )
     start_host = ray.remote(EngineHost).options(num_cpus=0, max_concurrency=4000)
     hosts = [start_host.remote(engines) for _ in range(min(2, config.rollout.workers))]
     scorers = [ray.remote(VerifierRunner).options(num_cpus=0, max_concurrency=1000).remote()]
-    process = psutil.Process()
-    marks: list[dict[str, float]] = []
-
-    class SleepingLearner:
-        async def learn(self, mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
-            await asyncio.sleep(LEARN_S * scale)
-            return {"logprob_gap/mean": 0.0, "learner_tokens": 1.0}
-
-        async def publish(self, version: int) -> PolicyVersion:
-            marks.append(
-                {
-                    "controller_cpu_s": time.process_time(),
-                    "engines_cpu_s": sum(await asyncio.gather(*(host.cpu_s.remote() for host in hosts))),
-                    "memory_mib": process.memory_info().rss / 2**20,
-                }
-            )
-            return PolicyVersion(version, ray.put(np.zeros(2**20, dtype=np.uint8)), (), ())
-
-        async def save(self, directory: Path) -> dict[Path, Any]:
-            directory.mkdir()
-            return {}
-
-    def sampling(prompt_id: str) -> Sampling:
-        return Sampling(config.rollout.responses_per_prompt, 1.0, engines.response_tokens, None)
-
+    rewards = RewardPool([Actor(scorer) for scorer in scorers], timeout_s=300, truncated_is_incorrect=True)
+    learner = SleepingLearner(LEARN_S * scale, hosts)
     directory = RunDirectory(config.run_directory)
-    problem = Puzzle((1, 2, 3), 6)
-    encoded = EncodedPrompt("question", tuple(range(64)))
-    eval_prompts = [Prompt("eval/0", encoded.text, encoded.token_ids, problem, sampling("eval/0"))]
     with (
         RunConsole(config.name, config.steps, quiet=True) as console,
         Tracker(config, directory, console) as tracker,
     ):
         async with asyncio.TaskGroup() as background:
-            rewards = RewardPool(
-                [Actor(scorer) for scorer in scorers], timeout_s=300, truncated_is_incorrect=True
-            )
-            coordinator = PullCoordinator(
-                CoordinatorContext(config.rollout.update_timeout_s, 1, None, console.event, background)
-            )
-            factory = HostedWorkerFactory(hosts, directory)
-            fleet = RolloutFleet(config, factory, rewards, coordinator, console.event, background)
-            learner: Any = SleepingLearner()
-            controller = Controller(
-                config,
-                PromptSource([TokenizedProblem(problem, encoded)] * 10_000, config.seed, sampling),
-                eval_prompts,
-                fleet,
-                learner,
-                CheckpointStore(directory.checkpoints, keep=1),
-                tracker,
-            )
+            fleet = _fleet(config, hosts, directory, rewards, console.event, background)
+            controller = _controller(config, fleet, learner, directory, tracker)
             with frozen_garbage():
                 await controller.run()
             await fleet.stop()
     rows = [row for row in read_metrics(directory.metrics_file) if row["step"] > NOT_COUNTED]
     assert {row["fleet/healthy_workers"] for row in rows} == {float(config.rollout.workers)}
-    return _found(config, rows, marks[NOT_COUNTED:], (LEARN_S + LONGEST_S) * scale)
+    return _found(config, rows, learner.marks[NOT_COUNTED:], (LEARN_S + LONGEST_S) * scale)
+
+
+class SleepingLearner:
+    """A learner whose update is a sleep. It notes the processor time and memory at each publication."""
+
+    def __init__(self, learn_s: float, hosts: Sequence[Any]) -> None:
+        self._learn_s = learn_s
+        self._hosts = hosts
+        self.marks: list[dict[str, float]] = []
+
+    async def learn(self, mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
+        await asyncio.sleep(self._learn_s)
+        return {"logprob_gap/mean": 0.0, "learner_tokens": 1.0}
+
+    async def publish(self, version: int) -> PolicyVersion:
+        import numpy as np
+        import psutil
+        import ray
+
+        from cluster.core.types import PolicyVersion
+
+        self.marks.append(
+            {
+                "controller_cpu_s": time.process_time(),
+                "engines_cpu_s": sum(await asyncio.gather(*(host.cpu_s.remote() for host in self._hosts))),
+                "memory_mib": psutil.Process().memory_info().rss / 2**20,
+            }
+        )
+        return PolicyVersion(version, ray.put(np.zeros(2**20, dtype=np.uint8)), (), ())
+
+    async def save(self, directory: Path) -> dict[Path, Any]:
+        directory.mkdir()
+        return {}
+
+
+def _fleet(
+    config: RunConfig,
+    hosts: Sequence[Any],
+    directory: RunDirectory,
+    rewards: RewardPool,
+    on_event: Callable[[str], None],
+    background: asyncio.TaskGroup,
+) -> RolloutFleet:
+    from benchmarks.simulated_engines import HostedWorkerFactory
+    from cluster.core.weight_transport import CoordinatorContext
+    from rollout.fleet.fleet import RolloutFleet
+    from rollout.weights.pull import PullCoordinator
+
+    coordinator = PullCoordinator(
+        CoordinatorContext(config.rollout.update_timeout_s, 1, None, on_event, background)
+    )
+    factory = HostedWorkerFactory(hosts, directory)
+    return RolloutFleet(config, factory, rewards, coordinator, on_event, background)
+
+
+def _controller(
+    config: RunConfig, fleet: RolloutFleet, learner: Any, directory: RunDirectory, tracker: Tracker
+) -> Controller:
+    """Return a controller of a run with one problem, which is asked again and again."""
+    from cluster.core.types import Prompt, Sampling
+    from cluster.run_state.checkpoints import CheckpointStore
+    from cluster.training.controller import Controller
+    from cluster.training.prompts import PromptSource, TokenizedProblem
+    from reward.tasks.countdown.puzzles import Puzzle
+    from rollout.engine.tokenizer import EncodedPrompt
+
+    def sampling(prompt_id: str) -> Sampling:
+        return Sampling(config.rollout.responses_per_prompt, 1.0, RESPONSE_TOKENS, None)
+
+    problem = Puzzle((1, 2, 3), 6)
+    encoded = EncodedPrompt("question", tuple(range(64)))
+    eval_prompt = Prompt("eval/0", encoded.text, encoded.token_ids, problem, sampling("eval/0"))
+    return Controller(
+        config,
+        PromptSource([TokenizedProblem(problem, encoded)] * 10_000, config.seed, sampling),
+        [eval_prompt],
+        fleet,
+        learner,
+        CheckpointStore(directory.checkpoints, keep=1),
+        tracker,
+    )
 
 
 def _found(

@@ -3,13 +3,13 @@
     demonstration   32 × 16 short responses, the starter model's shape
     smollm2         8 × 8 responses of up to 64 tokens, SmolLM2-135M in float32
 
-Both learners are up at the same time and make steps in turn; who is not asked waits. A step is
-`LearnerGroup.learn`: cutting the batch, sending it, forward, backward, the gradients' way between the ranks, and AdamW.
+Both learners are up at the same time and take steps in turn, so one of them always waits. A step is
+`LearnerGroup.learn`: the batch is packed and sent, then forward, backward, the exchange of the gradients, and AdamW.
 
     python benchmarks/learner_ranks.py                       # 10 minutes on two cores
     python benchmarks/learner_ranks.py --cases smollm2 --repeats 5
 
-Each case that is run takes its place in the results; the others stay as they are.
+The results of each case replace its earlier ones. Other cases are kept.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -32,6 +33,9 @@ from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn,
 from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig, RunConfig
 from cluster.core.types import TrainingBatch
+
+if TYPE_CHECKING:
+    from learner.engine.group import LearnerGroup
 
 CASES = {"demonstration": DEMONSTRATION, "smollm2": SMALL_GROUPS}
 ONE, TWO = "1 rank, 2 threads", "2 ranks, 1 thread"
@@ -66,47 +70,19 @@ def main() -> None:
 
 def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
     """Measure steps, after one uncounted step of each variant."""
-    from cluster.runtime.placement import Reservation, bundle, cpu_environment
-    from learner.engine.group import LearnerGroup
-    from learner.engine.rank import LearnerRank
-
     batch = TrainingBatch(samples=tuple(case.samples(vocabulary_size(model))))
     norms: dict[str, list[float]] = {way: [] for way in RANKS_AND_THREADS}
 
-    async def start(stack: AsyncExitStack, way: str, directory: Path) -> Callable[[], Any]:
-        ranks, threads = RANKS_AND_THREADS[way]
-        learner = LearnerConfig(
-            ranks=ranks,
-            threads_per_rank=threads,
-            zero_stage=zero_stage,
-            micro_batch_tokens=case.micro_batch_tokens,
-            learning_rate=1e-12,  # so that all steps start from the same weights
-        )
-        options = LearnerOptions(str(model), "float32", 1.0, 0, learner, ObjectiveConfig(), (), 1000)
-        place = await stack.enter_async_context(Reservation(way, [bundle(0.5, 0)] * ranks, timeout_s=60))
-        actors = [
-            place.actor(
-                LearnerRank,
-                rank,
-                options,
-                bundle=rank,
-                log_file=directory / f"learner-{ranks}-{rank}.log",
-                env=cpu_environment(threads, on_gpu=False),
-            )
-            for rank in range(ranks)
-        ]
-        group = LearnerGroup(actors, options)
-        await group.start()
-
-        async def step() -> None:
-            norms[way].append((await group.learn([batch]))["objective/grad_norm"])
-
-        return step
+    async def step(way: str, group: LearnerGroup) -> None:
+        norms[way].append((await group.learn([batch]))["objective/grad_norm"])
 
     async def start_all(stack: AsyncExitStack, directory: Path) -> dict[str, Callable[[], Any]]:
-        steps = {way: await start(stack, way, directory) for way in RANKS_AND_THREADS}
-        for step in steps.values():  # one-time work: allocations, the first collective
-            await step()
+        steps: dict[str, Callable[[], Any]] = {}
+        for way in RANKS_AND_THREADS:
+            group = await start_group(stack, case, model, zero_stage, way, directory)
+            steps[way] = partial(step, way, group)
+        for first in steps.values():  # one-time work: allocations, the first collective
+            await first()
         return steps
 
     stack = AsyncExitStack()
@@ -127,6 +103,40 @@ def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
         "gradient_norms": norms,
         "ratios": ratios(medians(seconds), over=[ONE]),
     }
+
+
+async def start_group(
+    stack: AsyncExitStack, case: Case, model: Path, zero_stage: Any, way: str, directory: Path
+) -> LearnerGroup:
+    """Start the ranks of one variant. Their reservation ends with the stack."""
+    from cluster.runtime.placement import Reservation, bundle, cpu_environment
+    from learner.engine.group import LearnerGroup
+    from learner.engine.rank import LearnerRank
+
+    ranks, threads = RANKS_AND_THREADS[way]
+    learner = LearnerConfig(
+        ranks=ranks,
+        threads_per_rank=threads,
+        zero_stage=zero_stage,
+        micro_batch_tokens=case.micro_batch_tokens,
+        learning_rate=1e-12,  # so that all steps start from the same weights
+    )
+    options = LearnerOptions(str(model), "float32", 1.0, 0, learner, ObjectiveConfig(), (), 1000)
+    place = await stack.enter_async_context(Reservation(way, [bundle(0.5, 0)] * ranks, timeout_s=60))
+    actors = [
+        place.actor(
+            LearnerRank,
+            rank,
+            options,
+            bundle=rank,
+            log_file=directory / f"learner-{ranks}-{rank}.log",
+            env=cpu_environment(threads, on_gpu=False),
+        )
+        for rank in range(ranks)
+    ]
+    group = LearnerGroup(actors, options)
+    await group.start()
+    return group
 
 
 if __name__ == "__main__":

@@ -94,70 +94,81 @@ def copy_seconds(size: int) -> dict[str, float]:
 
 
 async def measure(model: Path, repeats: int) -> dict[str, Any]:
-    from cluster.runtime.placement import Reservation, bundle, cpu_environment
-
     seconds: dict[str, list[float]] = defaultdict(list)
     async with AsyncExitStack() as stack:
-        logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        slots = await stack.enter_async_context(Reservation("all", [bundle(0.5, 0)] * (1 + WORKERS), 60))
-        options = EngineOptions(
-            run_id=uuid.uuid4().hex,
-            model=str(model),
-            dtype="float32",
-            max_context_tokens=256,
-            max_sequences=32,
-            tensor_parallel_size=1,
-            kv_cache_gib=0.25,
-            gpu_memory_utilization=0.5,
-            on_gpu=False,
-        )
-        environment = cpu_environment(1, on_gpu=False)
-        workers = [
-            slots.actor(
-                TimedWorker,
-                f"rollout-{index}",
-                options,
-                bundle=1 + index,
-                log_file=logs / f"rollout-{index}.log",
-                env=environment,
-                max_concurrency=100,
-            )
-            for index in range(WORKERS)
-        ]
-        learner = LearnerOptions(str(model), "float32", 1.0, 0, LearnerConfig(), ObjectiveConfig(), (), 1)
-        rank = slots.actor(LearnerRank, 0, learner, bundle=0, log_file=logs / "learner.log", env=environment)
-        await asyncio.gather(*(worker.call(TimedWorker.start) for worker in workers))
-        await rank.call(LearnerRank.start, *await rank.call(LearnerRank.rendezvous))
-
+        rank, workers = await start(stack, model)
         for turn in range(repeats + 1):  # the first one is a warm-up
-            began = time.perf_counter()
-            version = await rank.call(LearnerRank.publish, turn + 1)
-            assert version is not None, "rank 0 must return the version"
-            published = time.perf_counter()
-            await asyncio.gather(*(worker.call(TimedWorker.fetch, version) for worker in workers))
-            fetched = time.perf_counter()
-            idle = [await worker.call(TimedWorker.timed_update, version) for worker in workers]
-            size = sum(map(len, await version.weights))
-            copied = copy_seconds(size)
-            busy = await update_under_load(workers[0], version)
+            size, measured = await one_publication(rank, workers, turn + 1)
             if not turn:
                 continue
-            seconds["publish"].append(published - began)
-            seconds["fetch"].append(fetched - published)
-            seconds["publish + fetch"].append(fetched - began)
-            for way, took in copied.items():
-                seconds[way].append(took)
-            for part in ("pause", "reload"):
-                seconds[part].append(float(np.mean([one[part] for one in idle])))
-            seconds["update"].append(busy)
+            for part, part_s in measured.items():
+                seconds[part].append(part_s)
             print(
-                f"  {turn}/{repeats} " + ", ".join(f"{k} {v[-1]:.3f} s" for k, v in seconds.items()),
-                flush=True,
+                f"  {turn}/{repeats} " + ", ".join(f"{k} {v:.3f} s" for k, v in measured.items()), flush=True
             )
         seconds["probe"] = await probe_seconds(rank, repeats)
         for worker in workers:
             await worker.call(TimedWorker.shut_down)
     return {"bytes": size, **summary({way: list(map(short, times)) for way, times in seconds.items()})}
+
+
+async def start(stack: AsyncExitStack, model: Path) -> tuple[Actor[LearnerRank], list[Actor[TimedWorker]]]:
+    """Start a learner of one rank and the workers. Their reservation ends with the stack."""
+    from cluster.runtime.placement import Reservation, bundle, cpu_environment
+
+    logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    slots = await stack.enter_async_context(Reservation("all", [bundle(0.5, 0)] * (1 + WORKERS), 60))
+    options = EngineOptions(
+        run_id=uuid.uuid4().hex,
+        model=str(model),
+        dtype="float32",
+        max_context_tokens=256,
+        max_sequences=32,
+        tensor_parallel_size=1,
+        kv_cache_gib=0.25,
+        gpu_memory_utilization=0.5,
+        on_gpu=False,
+    )
+    environment = cpu_environment(1, on_gpu=False)
+    workers = [
+        slots.actor(
+            TimedWorker,
+            f"rollout-{index}",
+            options,
+            bundle=1 + index,
+            log_file=logs / f"rollout-{index}.log",
+            env=environment,
+            max_concurrency=100,
+        )
+        for index in range(WORKERS)
+    ]
+    learner = LearnerOptions(str(model), "float32", 1.0, 0, LearnerConfig(), ObjectiveConfig(), (), 1)
+    rank = slots.actor(LearnerRank, 0, learner, bundle=0, log_file=logs / "learner.log", env=environment)
+    await asyncio.gather(*(worker.call(TimedWorker.start) for worker in workers))
+    await rank.call(LearnerRank.start, *await rank.call(LearnerRank.rendezvous))
+    return rank, workers
+
+
+async def one_publication(
+    rank: Actor[LearnerRank], workers: list[Actor[TimedWorker]], number: int
+) -> tuple[int, dict[str, float]]:
+    """Publish one version, to idle workers and to a busy one. Returns its bytes and the seconds of each part."""
+    began = time.perf_counter()
+    version = await rank.call(LearnerRank.publish, number)
+    assert version is not None, "rank 0 must return the version"
+    published = time.perf_counter()
+    await asyncio.gather(*(worker.call(TimedWorker.fetch, version) for worker in workers))
+    fetched = time.perf_counter()
+    idle = [await worker.call(TimedWorker.timed_update, version) for worker in workers]
+    size = sum(map(len, await version.weights))
+    return size, {
+        "publish": published - began,
+        "fetch": fetched - published,
+        "publish + fetch": fetched - began,
+        **copy_seconds(size),
+        **{part: float(np.mean([one[part] for one in idle])) for part in ("pause", "reload")},
+        "update": await update_under_load(workers[0], version),
+    }
 
 
 async def update_under_load(worker: Actor[TimedWorker], version: PolicyVersion) -> float:

@@ -27,7 +27,7 @@ _OVERRIDE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*=")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration that was read, with its problems. It may be used if there are none."""
+    """A configuration that was read, with its problems. It may be used if the list is empty."""
 
     config: RunConfig
     """The valid settings of the file. Invalid ones have their defaults."""

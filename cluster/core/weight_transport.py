@@ -119,7 +119,7 @@ class SupersededError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorContext:
-    """What a coordinator is made from."""
+    """The arguments from which a transport builds its coordinator."""
 
     update_timeout_s: float
     """The longest wait until a worker serves a version."""

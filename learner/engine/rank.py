@@ -57,7 +57,7 @@ class LearnerRank:
         return device
 
     def rendezvous(self) -> tuple[str, int]:
-        """Of rank 0: open the store through which the ranks meet. Returns its address and port."""
+        """Open the store through which the ranks meet (called on rank 0 only). Returns its address and port."""
         address = ray.util.get_node_ip_address()
         self._store = open_store(address)
         return address, self._store.port
@@ -80,13 +80,13 @@ class LearnerRank:
             self._rank,
             learner.ranks,
             on_gpu=learner.gpus_per_rank > 0,
-            # The whole start has `start_timeout_s`; who is missing is to be said before that is over.
+            # The whole start has `start_timeout_s`. A missing rank is named before that time is over.
             meet_timeout_s=0.9 * learner.start_timeout_s,
             collective_timeout_s=learner.step_timeout_s,
         )
 
     def _prepare_process(self) -> None:
-        """What must be so before this process meets the others."""
+        """Set up the process before it meets the other ranks: network interface, threads, stale lock files."""
         os.environ |= use_interface_of(ray.util.get_node_ip_address())
         learner = self._options.learner
         if learner.gpus_per_rank == 0:
@@ -98,7 +98,7 @@ class LearnerRank:
                 logger.warning("this CPU has no instructions for bfloat16: float32 is faster here, and exact")
 
     def packing(self) -> Packing:
-        """How micro-batches are to be cut for this model. Known after `start`, and the same on all ranks."""
+        """Return how micro-batches are packed for this model. Known after `start`, and the same on all ranks."""
         return self._packing
 
     def learn(self, mini_batches: Sequence[Sequence[MicroBatch]]) -> list[dict[str, float]]:

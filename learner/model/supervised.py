@@ -78,15 +78,7 @@ def train_starter(
         model = _new_model(tokenizer, hidden_size, intermediate_size, layers, heads, max_tokens)
         _train(model, _batches(encoded, batch_size, steps), steps, learning_rate, warmup_steps, on_step)
 
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    directory.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    _save(model, tokenizer, directory)
 
 
 def character_tokenizer(
@@ -198,3 +190,15 @@ def _train(
         if on_step is not None:
             on_step(step, loss.item())
     model.eval()
+
+
+def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

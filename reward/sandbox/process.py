@@ -147,7 +147,7 @@ class VerifierProcess:
         loop.call_later(_LAST_REPLIES_S, self._report_end)
 
     def _report_end(self) -> None:
-        if self._process.returncode is None:  # otherwise it was killed in the meantime and nobody waits
+        if self._process.returncode is None:  # otherwise it was killed in the meantime, and no call waits
             how = _how_it_ended(self._process.pid) or "the verifier closed the channel of its process"
             self._received.put_nowait(ProcessFailedError(how))
 

@@ -1,7 +1,7 @@
 """The services and the shared state of one fleet.
 
 Every piece of state has one writer: the object that holds it. Other objects read its properties, and report events
-through its methods; nobody assigns another object's attribute.
+through its methods; no object assigns an attribute of another one.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class WorkerRegistry:
         self._largest_gap = max(self._largest_gap, probe_gap)
 
     def take_probe_gap(self) -> float:
-        """Return the largest |Δ log p| on the probe in all updates since the last call; 0 if there was none."""
+        """Return the largest |Δ log p| on the probe in all updates since the last call; 0 if no update happened."""
         gap, self._largest_gap = self._largest_gap, 0.0
         return gap
 

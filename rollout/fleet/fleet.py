@@ -167,7 +167,7 @@ class RolloutFleet:
         return self._registry.process_ids
 
     def take_probe_gap(self) -> float:
-        """Return the largest |Δ log p| on the probe in all updates since the last call; 0 if there was none."""
+        """Return the largest |Δ log p| on the probe in all updates since the last call; 0 if no update happened."""
         return self._registry.take_probe_gap()
 
     def _start_supervisors(self, names: Sequence[str]) -> None:

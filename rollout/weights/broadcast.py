@@ -100,7 +100,7 @@ class BroadcastCoordinator:
         return version.version == self._broadcast_version and process in self._missing
 
     async def _broadcast(self, version: int, members: tuple[str, ...]) -> str:
-        """Return a description of the failure, empty if there was none."""
+        """Return a description of the failure, or an empty string after a success."""
         learner, processes = self._context.learner, self._context.processes_per_engine
         assert learner is not None, "only a learner publishes versions"
         if self._spec is None or self._members != members:

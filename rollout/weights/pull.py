@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PullCoordinator:
-    """A `WeightCoordinator`: nobody waits for anybody, since published versions are in the object store."""
+    """A `WeightCoordinator`: no process waits for another one, since published versions are in the object store."""
 
     def __init__(self, context: CoordinatorContext) -> None:
         self._timeout_s = context.update_timeout_s

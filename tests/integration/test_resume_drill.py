@@ -20,6 +20,7 @@ import pytest
 import ray
 from safetensors.numpy import load
 
+from cluster.core.actor import Actor
 from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import RunConfig
 from cluster.run_state.checkpoints import CheckpointStore
@@ -65,7 +66,7 @@ class MortalLearner(LearnerGroup):
     """A learner that kills one of its ranks at a random moment of its save number `doomed`, or never if that is 0."""
 
     def __init__(
-        self, ranks: list[Any], options: LearnerOptions, executioner: Executioner, doomed: int
+        self, ranks: list[Actor[LearnerRank]], options: LearnerOptions, executioner: Executioner, doomed: int
     ) -> None:
         super().__init__(ranks, options)
         self._executioner = executioner
@@ -143,7 +144,9 @@ async def live(
     actor = ray.remote(LearnerRank).options(
         num_cpus=0.5, runtime_env={"env_vars": cpu_environment(1, on_gpu=False)}
     )
-    ranks = [actor.remote(rank, options) for rank in range(config.learner.ranks)]
+    ranks: list[Actor[LearnerRank]] = [
+        Actor(actor.remote(rank, options)) for rank in range(config.learner.ranks)
+    ]
     learner = MortalLearner(ranks, options, executioner, doomed)
     console = RunConsole(config.name, config.steps, quiet=True)
     try:
@@ -165,7 +168,7 @@ async def live(
         return None
     finally:
         for rank in ranks:
-            ray.kill(rank)
+            ray.kill(rank.handle)
 
 
 async def drill(

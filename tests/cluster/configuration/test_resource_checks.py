@@ -108,7 +108,7 @@ def a_file_in_its_place(tmp_path: Path) -> Path:
         below_a_file,
         a_file_in_its_place,
         lambda _: Path("/proc/runs"),
-        lambda _: Path("~nobody-of-this-name/runs"),
+        lambda _: Path("~no-such-user/runs"),
     ],
     ids=["below a file", "a file", "/proc", "no such home"],
 )

@@ -126,7 +126,7 @@ def test_a_model_in_the_hubs_cache_is_found_offline(tmp_path: Path) -> None:
         ("package:nowhere/model.gguf", "package nowhere is not installed"),
         ("package:no.where/model.gguf", "package no.where is not installed"),
         ("package:", ""),
-        ("~nobody-of-this-name/model", "nobody-of-this-name"),
+        ("~no-such-user/model", "no-such-user"),
         ("", ""),
     ],
 )

@@ -1,5 +1,6 @@
-"""What the loss must not depend on, for every objective and option: ranks, micro-batches, whether a group shares its
-prompt, order, samples left out.
+"""The loss does not depend on ranks, micro-batches, order, samples left out, or whether a group shares its prompt.
+
+This holds for every objective and option.
 
 Everything here runs a model, and compares loss and gradient with those of the whole batch in one micro-batch.
 """

@@ -63,7 +63,7 @@ ADDRESS = "127.0.0.1"
 
 
 def test_the_port_is_taken_from_the_moment_it_is_known() -> None:
-    """There is no time between choosing it and using it: nobody else can open it, and who meets there meets ranks."""
+    """There is no time between choosing it and using it: no other process can open it, so only ranks meet there."""
     store = open_store(ADDRESS)
     with pytest.raises(OSError, match="in use"):
         socket.create_server((ADDRESS, store.port))

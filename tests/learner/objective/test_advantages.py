@@ -205,15 +205,15 @@ def test_the_hysteretic_weight_touches_negative_advantages_only(
 
 
 @given(st.integers(1, 100), st.integers(1, 100), st.integers(1, 200))
-def test_the_over_long_penalty_is_its_formula(max_tokens: int, penalised: int, length: int) -> None:
-    penalised = min(penalised, max_tokens)
-    if length <= max_tokens - penalised:
+def test_the_over_long_penalty_is_its_formula(max_tokens: int, penalized: int, length: int) -> None:
+    penalized = min(penalized, max_tokens)
+    if length <= max_tokens - penalized:
         expected = 0.0
     elif length <= max_tokens:
-        expected = -(length - (max_tokens - penalised)) / penalised
+        expected = -(length - (max_tokens - penalized)) / penalized
     else:
         expected = -1.0
-    assert overlong_penalties(np.array([[length]]), max_tokens, penalised).item() == pytest.approx(expected)
+    assert overlong_penalties(np.array([[length]]), max_tokens, penalized).item() == pytest.approx(expected)
 
 
 def test_without_penalized_tokens_there_is_no_penalty() -> None:

@@ -90,7 +90,7 @@ def test_the_divergence_is_added_to_each_token(estimator: Any, seed: int) -> Non
 
 
 @given(seed=SEEDS)
-def test_the_divergence_weighs_what_the_surrogate_does(seed: int) -> None:
+def test_the_divergence_is_independent_of_the_surrogate(seed: int) -> None:
     """Here it is one mean over all tokens, and independent of α and importance weights."""
     config = config_of("hpo", alpha=0.0, kl_coefficient=0.3, importance_cap=1.5)
 
@@ -140,7 +140,7 @@ def test_the_gradients_of_the_estimators_are_what_the_documentation_says() -> No
 
 
 @given(seed=SEEDS)
-def test_the_entropy_of_each_token_is_maximised(seed: int) -> None:
+def test_the_entropy_of_each_token_is_maximized(seed: int) -> None:
     expected = grpo_with(lambda r: clipped(ratios(r), r.advantage) + 0.1 * r.entropy)
     assert_same_loss(DrawnBatch.draw(seed), config_of(entropy_coefficient=0.1), expected)
 

@@ -82,11 +82,13 @@ def test_another_model_is_told_by_its_first_difference(change: dict[str, Any], s
 
 
 @pytest.mark.parametrize(
-    ("stage", "ranks", "cut_up_anew"),
+    ("stage", "ranks", "repartitioned"),
     [(2, 1, True), (2, 3, True), (1, 2, True), (2, 2, False)],
 )
-def test_ranks_and_stage_decide_whether_it_is_cut_up_anew(stage: int, ranks: int, cut_up_anew: bool) -> None:
-    assert resizing(SAVED, ranks, stage) == cut_up_anew
+def test_ranks_and_stage_decide_whether_it_is_repartitioned(
+    stage: int, ranks: int, repartitioned: bool
+) -> None:
+    assert resizing(SAVED, ranks, stage) == repartitioned
 
 
 def test_without_zero_every_rank_has_all_of_it() -> None:

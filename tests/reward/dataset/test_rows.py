@@ -136,7 +136,7 @@ def test_missing_and_misnamed_files_are_refused(tmp_path: Path, monkeypatch: Any
         str(tmp_path / "nowhere.jsonl"): "there is no file",
         str(tmp_path / "data.parquet"): "data.parquet cannot be read as a Parquet file",
         str(tmp_path / "nowhere"): "cannot be loaded",
-        "nobody/nothing": "the data set nobody/nothing cannot be loaded",
+        "no-user/no-dataset": "the data set no-user/no-dataset cannot be loaded",
     }.items():
         with pytest.raises(ValueError, match=mistake) as refusal:
             load_rows(DatasetOptions(data=source))

@@ -148,7 +148,7 @@ class WorkBufferModel(RuleBasedStateMachine):
         self.states |= dict.fromkeys(learned, "trained")
 
     @invariant()
-    def nobody_waits_for_ever(self) -> None:
+    def no_batch_waits_indefinitely(self) -> None:
         """When all that is in flight is scored, a full buffer has a batch."""
         if self.in_states("scored") == self.in_flight and len(self.in_flight) == self.capacity:
             assert self.buffer.batch_is_ready(self.version)

@@ -1,4 +1,4 @@
-"""The scoring queue: verdicts are delivered for the right responses, and a call scores many responses."""
+"""The scoring queue: each verdict is delivered for its own response, and a call scores many responses."""
 
 from __future__ import annotations
 

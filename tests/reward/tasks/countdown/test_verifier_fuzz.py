@@ -1,4 +1,4 @@
-"""20,000 hostile responses, judged by the verifier and by an oracle that shares no code with it.
+"""20,000 hostile responses, scored by the verifier and by an oracle that shares no code with it.
 
 The oracle is Python's own parser, held to numbers and the four operators, with exact fractions. Where Python's grammar
 and Countdown's differ, the oracle says so itself, in `DIFFERENCES`; there is no other disagreement. The target of what

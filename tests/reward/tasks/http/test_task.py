@@ -34,7 +34,7 @@ class Service(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/judge"
+        return f"http://127.0.0.1:{self.server_port}/verify"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -214,11 +214,11 @@ async def test_a_problem_that_is_not_json_is_reported(service: Service) -> None:
 def test_an_endpoint_is_checked_before_the_run(service: Service) -> None:
     assert verifier_problem(task(service.url), RewardConfig(), [], PROBLEM) is None
     assert service.asked == [""]
-    nobody = "http://127.0.0.1:9/judge"
+    unreachable = "http://127.0.0.1:9/verify"
     for endpoint, obstacle in [
         (
-            task(nobody),
-            f"the verifier gave no verdict on an empty response: {nobody} cannot be reached (ConnectError: ",
+            task(unreachable),
+            f"the verifier gave no verdict on an empty response: {unreachable} cannot be reached (ConnectError: ",
         ),
         (TaskConfig(name="http"), "name the service: set task.options.url"),
     ]:
@@ -228,7 +228,7 @@ def test_an_endpoint_is_checked_before_the_run(service: Service) -> None:
         assert "\n" not in found
 
 
-@pytest.mark.parametrize("url", ["judge", "ftp://host/judge", "http://", "localhost:80"])
+@pytest.mark.parametrize("url", ["verify", "ftp://host/verify", "http://", "localhost:80"])
 def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="write it as http://host:port/path"):
         make_scorer(task(url), RewardConfig(), [])

@@ -64,7 +64,7 @@ def test_unknown_options_are_refused() -> None:
         TeleLogsOptions.model_validate({"styel": "full"})
 
 
-# --- Randomised labels
+# --- Randomized labels
 
 
 @given(st.sampled_from(LABELS), st.randoms(use_true_random=False))
