@@ -15,13 +15,15 @@ import argparse
 import asyncio
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import report
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import report
 from cluster.core.types import Verdict
 from reward.sandbox.pool import Sandbox
 from reward.sandbox.spec import Limits, RunnerSpec

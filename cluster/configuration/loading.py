@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from omegaconf import OmegaConf
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from cluster.configuration.messages import problems_of
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
+from cluster.core.renamed import current_settings
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _OVERRIDE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*=")
@@ -38,7 +39,10 @@ class Loaded:
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read `path` and apply overrides such as `rollout.workers=4`."""
-    layers, problems = _read_file(path)
+    return _loaded(path, *_read_file(path), overrides)
+
+
+def _loaded(path: Path, layers: list[Any], problems: list[Problem], overrides: Sequence[str]) -> Loaded:
     readable = bool(layers)
     for override in overrides:
         try:
@@ -52,6 +56,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     values = _resolved(OmegaConf.merge(*layers), path, problems) if layers else {}
     config, schema_problems = validate(RunConfig, values)
     return Loaded(config, (*problems, *schema_problems), readable)
+
+
+def load_run_config(config_file: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Read the configuration that a run wrote, perhaps with an earlier version's names, and apply overrides."""
+    layers, problems = _read_file(config_file)
+    current = [current_settings(cast(dict[str, Any], OmegaConf.to_container(layer))) for layer in layers]
+    return _loaded(config_file, current, problems, overrides)
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], list[Problem]]:

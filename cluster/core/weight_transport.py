@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from cluster.core.actor import Actor
 from cluster.core.types import PolicyVersion, WeightLayout
@@ -71,13 +71,18 @@ def transport_part(path: str) -> Any:
 class WeightSender(Protocol):
     """The learner's side: one object in every rank, called only in rank 0 and only while all tensors are whole there.
 
-    The ranks gather the tensors together, so both methods run inside a collective of all ranks.
+    The ranks gather the tensors together, so its methods run inside a collective of all ranks.
     """
 
     def __init__(self, device: torch.device) -> None: ...
 
     def publish(self, version: PolicyVersion, tensors: Mapping[str, torch.Tensor]) -> PolicyVersion:
         """Make `tensors` available as `version`. Return the version as workers are to be given it."""
+
+
+@runtime_checkable
+class RequestedSender(WeightSender, Protocol):
+    """A `WeightSender` that also handles requests of its coordinator (`PolicyPublisher.send`)."""
 
     def send(self, request: Any, version: PolicyVersion, tensors: Mapping[str, torch.Tensor]) -> Any:
         """Do what the coordinator asks for with the version that was published last, and answer it."""
@@ -90,9 +95,12 @@ class PolicyPublisher(Protocol):
     def meeting_point(self) -> tuple[str, int]:
         """The address and port of a store in which processes find rank 0."""
 
-    async def send(self, version: int, request: Any) -> Any:
-        """Have the sender handle `request` with the weights of `version`. Return its answer, or None if the learner
-        has trained since and does not have these weights any more."""
+    async def send(self, version: int, request: Any, *, during_step: bool = False) -> Any:
+        """Have the sender, a `RequestedSender`, handle `request` with the weights of `version`.
+
+        Return its answer, or None if the learner has trained since and does not have these weights any more.
+        `during_step` tells whether the learner may be in the middle of a step, which then delays the answer.
+        """
 
 
 class WeightUpdater(Protocol):

@@ -79,11 +79,14 @@ class LearnerGroup:
         assert published is not None, "rank 0 answers"
         return published
 
-    async def send(self, version: int, request: Any) -> Any:
-        """Have the weight transport's sender handle `request` with the weights of `version`. Return its answer, or None
-        if the learner has trained since and does not have these weights any more."""
-        # Twice the time of a step: the call may come in the middle of one.
-        answer, *_ = await self._all(2 * self._config.step_timeout_s, LearnerRank.send, version, request)
+    async def send(self, version: int, request: Any, *, during_step: bool = False) -> Any:
+        """Have the weight transport's sender handle `request` with the weights of `version`.
+
+        Return its answer, or None if the learner has trained since and does not have these weights any more. If the
+        call may come in the middle of a step (`during_step`), it also waits for the rest of that step.
+        """
+        timeout_s = self._config.step_timeout_s * (2 if during_step else 1)
+        answer, *_ = await self._all(timeout_s, LearnerRank.send, version, request)
         return answer
 
     @property

@@ -18,7 +18,7 @@ import ray
 from cluster.core.actor_options import LearnerOptions
 from cluster.core.network import use_interface_of
 from cluster.core.types import PolicyVersion, WeightLayout
-from cluster.core.weight_transport import WeightSender, transport_part
+from cluster.core.weight_transport import RequestedSender, WeightSender, transport_part
 from learner.engine.deepspeed_engine import build_engine, published_tensors
 from learner.engine.process_setup import (
     RankDevice,
@@ -140,6 +140,7 @@ class LearnerRank:
         """
         if self._published is None or self._published.version != version:
             return None
+        assert isinstance(self._sender, RequestedSender), "this transport's coordinator makes no requests"
         with published_tensors(self._engine, self._options.learner) as tensors:
             return self._sender.send(request, self._published, tensors) if self._rank == 0 else None
 

@@ -13,7 +13,7 @@ from learner.weights.pull import PullSender
 
 
 class BroadcastSender:
-    """A `WeightSender`. A published version stays in the learner's memory until it is asked for, in one of two ways:
+    """A `RequestedSender`. A published version stays in the learner's memory until it is asked for, in one of two ways:
 
     ChannelSpec     broadcast it to the channel's members; answers with what went wrong, "" if nothing did
     OfferRequest    put it into the object store, for workers that are in no channel; answers with the version

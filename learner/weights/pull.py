@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import ray
@@ -31,9 +30,6 @@ class PullSender:
 
     def publish(self, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> PolicyVersion:
         return replace(version, weights=ray.put(file_parts(tensors)))
-
-    def send(self, request: Any, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> Any:
-        raise NotImplementedError("workers fetch published versions themselves")
 
 
 def file_parts(weights: Mapping[str, Tensor]) -> list[np.ndarray]:

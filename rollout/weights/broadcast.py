@@ -123,7 +123,9 @@ class BroadcastCoordinator:
         assert learner is not None, "only a learner publishes versions"
         if version.version not in self._offers:
             # A task of the run: a learner that fails is not the failure of a worker.
-            offer = self._context.background.create_task(learner.send(version.version, OfferRequest()))
+            offer = self._context.background.create_task(
+                learner.send(version.version, OfferRequest(), during_step=True)
+            )
             self._offers = {version.version: offer}
         return await asyncio.shield(self._offers[version.version])
 

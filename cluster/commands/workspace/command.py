@@ -9,7 +9,7 @@ import typer
 
 from cluster.commands.exits import refuse
 from cluster.commands.options import OPERATE_PANEL
-from cluster.configuration.loading import load_config
+from cluster.configuration.loading import load_config, load_run_config
 from cluster.configuration.messages import setting_names
 from cluster.core.config import RunConfig
 from cluster.run_state.run_directory import RunDirectory
@@ -48,7 +48,10 @@ def workspace(
     and a project with at least one run. WANDB_ENTITY names a team, and
     WANDB_BASE_URL a different server.
     """
-    loaded = load_config(RunDirectory(source).config_file if source.is_dir() else source, overrides or [])
+    if source.is_dir():
+        loaded = load_run_config(RunDirectory(source).config_file, overrides or [])
+    else:
+        loaded = load_config(source, overrides or [])
     if loaded.problems:
         refuse(*loaded.problems)
     if group_by is not None and group_by not in set(setting_names(RunConfig)):

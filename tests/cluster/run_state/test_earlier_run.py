@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cluster.commands.report.page import write_report
 from cluster.commands.report.runs import read_run
+from cluster.configuration.loading import load_run_config
 from cluster.core.renamed import METRICS, SETTINGS
 from cluster.metrics.catalogue import METRICS as CATALOGUE
 from cluster.run_state.checkpoints import CheckpointStore
@@ -42,6 +43,13 @@ def test_the_fixture_has_the_former_names() -> None:
     config = (EARLIER / "config.yaml").read_text()
     names = {path.rpartition(".")[2] for path in SETTINGS if not path.startswith("task.")}
     assert all(f"{name}:" in config for name in names)
+
+
+def test_commands_that_take_settings_of_a_run_read_its_former_names(run: RunDirectory) -> None:
+    loaded = load_run_config(run.config_file, ["tracking.wandb_project=other"])
+    assert not loaded.problems
+    assert loaded.config.tracking.wandb_project == "other"
+    assert loaded.config.objective.kl_coefficient == 0.01
 
 
 def test_its_settings_have_their_present_names_and_their_values(run: RunDirectory) -> None:

@@ -28,7 +28,10 @@ class Learner:
     """The ranks that arrived at the last channel."""
     meeting_point: tuple[str, int] = ("127.0.0.1", 1234)
 
-    async def send(self, version: int, request: ChannelSpec | OfferRequest) -> Any:
+    async def send(
+        self, version: int, request: ChannelSpec | OfferRequest, *, during_step: bool = False
+    ) -> Any:
+        assert during_step == isinstance(request, OfferRequest), "only an offer may be asked for in a step"
         if isinstance(request, OfferRequest):
             return await self.offer(version)
         return await self.broadcast(request)
