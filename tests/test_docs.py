@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -141,3 +142,41 @@ def test_the_checks_find_mistakes(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="no such file"):
         test_links_have_a_target(page)
     assert list(commands(page)) == [["python", "launch.py", "tasks"]]
+
+
+MESSAGES_OF_OTHERS = ("No space left on device",)
+"""Messages of the operating system and of libraries."""
+OPERATIONS = PROJECT / "docs" / "operations.md"
+
+
+def product_files() -> list[Path]:
+    return [
+        file
+        for package in ("rollout", "learner", "reward", "cluster")
+        for file in (PROJECT / package).rglob("*.py")
+    ]
+
+
+def literals_of(file: Path) -> list[str]:
+    return [
+        node.value
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+
+
+def test_quoted_messages_are_those_of_the_code() -> None:
+    """The symptoms of operations.md quote messages. Their fixed parts are in string literals of the product."""
+    literals = {text for file in product_files() for text in literals_of(file)}
+    rows = [
+        line.split("|")[1] for line in OPERATIONS.read_text(encoding="utf-8").splitlines() if line[:1] == "|"
+    ]
+    quoted = [message for symptom in rows for message in re.findall(r"`([^`]+)`", symptom)]
+    parts = {
+        part.strip()
+        for message in quoted
+        for part in re.split(r"…|\b[NXY]\b|rollout-", message)
+        if " " in part.strip() and message not in MESSAGES_OF_OTHERS
+    }
+    assert len(parts) >= 8
+    assert not {part for part in parts if not any(part in literal for literal in literals)}
