@@ -64,7 +64,7 @@ format: setup-test ## fix and format the code with ruff
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: setup ## regenerate configuration.md, metrics.md and the Grafana dashboard
+docs: setup ## regenerate configuration.md, metrics.md, migration.md and the Grafana dashboard
 	@$(BIN)/python -m cluster.commands.docs
 
 typecheck: setup-test ## check the packages and launch.py with mypy

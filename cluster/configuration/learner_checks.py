@@ -24,12 +24,12 @@ def check_learner(config: RunConfig) -> Iterator[Problem]:
             f"{learner.offload} cannot be offloaded with learner.zero_stage = {learner.zero_stage}",
             f"set learner.zero_stage to {' or '.join(map(str, range(least, 4)))}, or learner.offload to none",
         )
-    steps = config.steps * learner.mini_batches
+    steps = config.steps * config.optimizer_steps_per_batch
     if learner.warmup_steps >= steps:
         yield Problem(
             "learner.warmup_steps",
             f"the warm-up takes {learner.warmup_steps} optimizer steps, but the run has only {steps} "
-            "(steps × learner.mini_batches), so the learning rate never reaches its peak",
+            "(steps × learner.mini_batches × learner.epochs_per_batch), so the learning rate never reaches its peak",
             "lower it, or raise steps",
         )
     if learner.ranks > 1 and 0 < learner.gpus_per_rank < 1:

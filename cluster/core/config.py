@@ -52,7 +52,7 @@ class TaskConfig(Section):
     name: str = "countdown"
     """The name of the task. `launch.py tasks` lists all tasks, each with an example."""
     options: dict[str, Any] = {}
-    """The task's own options, validated by the task. `launch.py tasks` lists them."""
+    """The task's own options, validated by the task. docs/rewards.md and docs/telelogs.md describe them."""
 
 
 class RolloutConfig(Section):
@@ -221,7 +221,7 @@ class LearnerConfig(Section):
     gradient_checkpointing: Annotated[bool, Field(strict=True)] = False
     """Activations are recomputed in the backward pass, which saves memory and costs time."""
     measure_gradient_fraction: Annotated[bool, Field(strict=True)] = False
-    """Measure the fractions of the gradient that come from correct and from incorrect responses, in the first
+    """Measure the fractions of the gradient that come from positive and from negative advantages, in the first
     optimizer step of each batch. This costs two more passes over that mini-batch."""
     max_logprob_gap: Annotated[float, Field(gt=0)] = 1.0
     """The limit of the mean difference between the sampler's and the learner's log-probabilities over a batch, at

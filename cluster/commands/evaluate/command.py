@@ -35,9 +35,8 @@ def evaluate(
       python launch.py eval configs/demo.yaml --split train --json
 
     evaluation.prompts and evaluation.responses_per_prompt set the number of
-    samples. Sampling uses the settings rollout.*, as in training. With
-    rollout.max_staleness=0 every response has a seed, and the same command
-    gives the same result.
+    samples. Sampling uses the settings rollout.*, as in training. Every
+    response has a seed, so that the same command gives the same result.
 
     The directory runs/NAME.eval contains the numbers (evaluation.json), all
     responses with their verdicts (evaluation.jsonl), a page to read

@@ -66,17 +66,18 @@ def test_only_partitioned_state_can_be_offloaded(
         assert problem in preflight(config)
 
 
-@pytest.mark.parametrize(("warmup_steps", "valid"), [(0, True), (19, True), (20, False), (500, False)])
+@pytest.mark.parametrize(("warmup_steps", "valid"), [(0, True), (59, True), (60, False), (500, False)])
 def test_a_warm_up_that_is_longer_than_the_run_is_refused(
     tmp_path: Path, warmup_steps: int, valid: bool
 ) -> None:
-    """10 batches of 2 optimizer steps each."""
-    config = run_config(tmp_path, learner={"warmup_steps": warmup_steps, "mini_batches": 2})
+    """10 batches, with 2 mini-batches in 3 epochs each."""
+    learner = {"warmup_steps": warmup_steps, "mini_batches": 2, "epochs_per_batch": 3}
+    config = run_config(tmp_path, learner=learner)
     problems = list(check_learner(config))
     assert len(problems) == (0 if valid else 1)
     for problem in problems:
         assert problem.where == "learner.warmup_steps"
-        assert "the run has only 20" in problem.what
+        assert "the run has only 60" in problem.what
 
 
 @pytest.mark.parametrize(
