@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 from cluster.core.actor import Actor
-from cluster.core.weight_transport import WEIGHT_TRANSPORTS, WeightTransport
+from cluster.core.weight_transport import WEIGHT_TRANSPORTS
 from tests.integration.engines import Engines, actor
 from tests.integration.publishing import check_low_rank_updates, check_whole_weights
 
 pytestmark = pytest.mark.timeout(400)
-each_transport = pytest.mark.parametrize("transport", WEIGHT_TRANSPORTS.values(), ids=list(WEIGHT_TRANSPORTS))
 CASES = [(True, "float32"), (True, "bfloat16"), (False, "float32"), (False, "bfloat16")]
 IN_THE_SUITE = {
     ("pull", True, "float32"),
     ("pull", True, "bfloat16"),
-    ("pull", False, "float32"),
     ("broadcast", True, "float32"),
 }
 """The cases that the ordinary suite runs. The slow tests run all of them, for every transport of the table."""
+
+
+def case(name: str, *details: Any, slow: bool) -> Any:
+    return pytest.param(
+        name, *details, marks=pytest.mark.slow if slow else (), id="-".join(map(str, (name, *details)))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +44,9 @@ def worker(engine_process: Actor[Engines]) -> Iterator[Actor[Engines]]:
 @pytest.mark.parametrize(
     ("name", "tied", "dtype"),
     [
-        pytest.param(
-            *case, marks=() if case in IN_THE_SUITE else pytest.mark.slow, id="-".join(map(str, case))
-        )
-        for case in ((name, tied, dtype) for name in WEIGHT_TRANSPORTS for tied, dtype in CASES)
+        case(name, tied, dtype, slow=(name, tied, dtype) not in IN_THE_SUITE)
+        for name in WEIGHT_TRANSPORTS
+        for tied, dtype in CASES
     ],
 )
 async def test_published_weights_are_served(
@@ -51,8 +55,8 @@ async def test_published_weights_are_served(
     await check_whole_weights(WEIGHT_TRANSPORTS[name], worker, tmp_path, tied=tied, dtype=dtype)
 
 
-@each_transport
+@pytest.mark.parametrize("name", [case(name, slow=name != "pull") for name in WEIGHT_TRANSPORTS])
 async def test_adapters_travel_alone_and_are_served_merged(
-    worker: Actor[Engines], tmp_path: Path, transport: WeightTransport
+    worker: Actor[Engines], tmp_path: Path, name: str
 ) -> None:
-    await check_low_rank_updates(transport, worker, tmp_path)
+    await check_low_rank_updates(WEIGHT_TRANSPORTS[name], worker, tmp_path)
