@@ -36,7 +36,7 @@ demo: setup ## set up, then train the demonstration (configs/demo.yaml)
 
 test: setup-test lint typecheck ## set up, then run the linter, the type checker and all tests except the slow ones
 	@echo "==> running the tests"
-	@$(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) $(SIDE_BY_SIDE) && $(PYTEST) tests/integration)
+	@$(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) $(SIDE_BY_SIDE) --durations 10 && $(PYTEST) --durations 20 tests/integration)
 
 test-slow: setup-test ## run the slow tests: SmolLM2-135M, the resume drill, a new user's session on three nodes
 	@echo "==> running the slow tests"
