@@ -97,6 +97,7 @@ async def test_a_wedged_worker_is_suspected_and_replaced(tmp_path: Path) -> None
     assert_complete(run.config)
 
 
+@pytest.mark.slow
 async def test_all_workers_are_killed_at_once(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=20)
     async with run.run() as (fleet, training):
@@ -192,6 +193,7 @@ async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
     assert "does not contain the address of its Ray cluster" in done.stderr
 
 
+@pytest.mark.slow
 async def test_a_fleet_that_is_too_small_grows_automatically(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=60, workers=1, max_workers=2, inflight_prompts_per_worker=2)
     async with run.run() as (fleet, training):

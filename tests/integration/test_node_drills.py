@@ -123,6 +123,7 @@ def runs_under(process_id: int, raylet_id: int) -> bool:
     return raylet_id in [parent.pid for parent in psutil.Process(process_id).parents()]
 
 
+@pytest.mark.slow
 async def test_weights_pass_through_an_object_store_that_is_nearly_full(
     cluster: Cluster, tmp_path: Path
 ) -> None:

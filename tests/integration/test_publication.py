@@ -18,7 +18,6 @@ pytestmark = pytest.mark.timeout(400)
 CASES = [(True, "float32"), (True, "bfloat16"), (False, "float32"), (False, "bfloat16")]
 IN_THE_SUITE = {
     ("pull", True, "float32"),
-    ("pull", True, "bfloat16"),
     ("broadcast", True, "float32"),
 }
 """The cases that the ordinary suite runs. The slow tests run all of them, for every transport of the table."""

@@ -248,10 +248,14 @@ def assert_offline_run_holds(directory: RunDirectory, rows: list[dict[str, Any]]
     assert rewards == [pytest.approx(row["reward/mean"]) for row in rows[1:]]
 
 
+@pytest.mark.slow
 def test_a_run_survives_a_killed_worker_and_a_refused_network(write_config: Callable[..., Path]) -> None:
     """One rollout worker gets SIGKILL during the run. The run completes, and no prompt is lost or trained on twice."""
     config_file = write_config(
-        name="killed", steps=24, evaluation={"every_steps": 12}, tracking={"wandb": "online"}
+        name="killed",
+        steps=24,
+        evaluation={"every_steps": 12, "responses_per_prompt": 8},
+        tracking={"wandb": "online"},
     )
     config = load_config(config_file).config
     process = start(config_file, "--quiet", WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
@@ -274,6 +278,7 @@ def test_a_run_survives_a_killed_worker_and_a_refused_network(write_config: Call
     assert_every_prompt_trained_once(rows, config)
     _, alive = psutil.wait_procs(engines, timeout=30)
     assert not alive, "the engine of the dead worker is still running"
+    assert_eval_finds_what_the_last_evaluation_found(config_file, config)
 
 
 def test_an_interrupted_run_is_resumed_by_the_same_command(write_config: Callable[..., Path]) -> None:
@@ -286,7 +291,7 @@ def test_an_interrupted_run_is_resumed_by_the_same_command(write_config: Callabl
         steps=12,
         rollout={"dynamic_sampling_limit": 50},
         checkpoint={"every_steps": 3},
-        evaluation={"every_steps": 6, "responses_per_prompt": 8},
+        evaluation={"every_steps": 6},
     )
     config = load_config(config_file).config
     process = start(config_file)
@@ -308,4 +313,3 @@ def test_an_interrupted_run_is_resumed_by_the_same_command(write_config: Callabl
     assert rows[-1]["progress/prompts_dropped"] > 0
     assert all(row["reward/zero_variance_fraction"] == 0 for row in rows[1:])
     assert "finished" in finish(start(config_file), config)
-    assert_eval_finds_what_the_last_evaluation_found(config_file, config)
