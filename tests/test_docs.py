@@ -158,10 +158,13 @@ def product_files() -> list[Path]:
 
 
 def literals_of(file: Path) -> list[str]:
+    """Return the string literals of a file, without docstrings."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
     return [
         node.value
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings
     ]
 
 
