@@ -100,8 +100,9 @@ check_imports() {
         ! wait "$half"; then
         wait
         cat "$log" >&2
-        fail "the installed packages could not be imported within $import_timeout_s s (see the messages above)." \
-            "if an earlier setup or run was killed while DeepSpeed compiled, run: rm -r ~/.cache/torch_extensions"
+        fail "the installed packages could not be imported within $import_timeout_s s (see the messages above)" \
+            "if an earlier setup or run was killed while DeepSpeed compiled, run: rm -r ~/.cache/torch_extensions" \
+            "if the messages name no error and the machine is busy, allow more time: IMPORT_TIMEOUT_S=3600 make setup"
     fi
 }
 
