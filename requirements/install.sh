@@ -93,8 +93,9 @@ check_files() {
 check_imports() {
     local log=$venv/import.log half
     say "checking that the engines can be imported, and preparing their first start"
+    : >"$log"
     export PATH="$(cd "$venv/bin" && pwd):$PATH"
-    timeout "$import_timeout_s" "$python" -m requirements.check_imports "$platform" sampling >"$log" 2>&1 &
+    timeout "$import_timeout_s" "$python" -m requirements.check_imports "$platform" sampling >>"$log" 2>&1 &
     half=$!
     if ! timeout "$import_timeout_s" "$python" -m requirements.check_imports "$platform" training >>"$log" 2>&1 ||
         ! wait "$half"; then

@@ -43,7 +43,7 @@ class Resolved:
     max_num_batched_tokens: int
     attention: str
     flash_attention: int | None
-    """The generation of FlashAttention's kernels that this GPU would use."""
+    """The generation of FlashAttention's kernels, if that is the attention backend."""
     compilation: str
     cuda_graphs: str
     cuda_graph_support: str
@@ -82,7 +82,10 @@ def resolve(arguments: dict[str, Any]) -> Resolved:
     model, cache, scheduler = config.model_config, config.cache_config, config.scheduler_config
     with set_current_vllm_config(config):
         backend = get_attn_backend(model.get_head_size(), model.dtype, cache.cache_dtype)
-        flash_attention = get_flash_attn_version(head_size=model.get_head_size())
+        uses_flash_attention = backend.get_name() == "FLASH_ATTN"
+        flash_attention = (
+            get_flash_attn_version(head_size=model.get_head_size()) if uses_flash_attention else None
+        )
     compilation = config.compilation_config
     return Resolved(
         visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES", ""),

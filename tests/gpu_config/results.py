@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ COLUMNS = {
     "custom_all_reduce": "custom all-reduce",
 }
 
+PROSE_COLUMNS = 110
+
 PREAMBLE = """\
 # vLLM's configuration on simulated GPUs
 
@@ -40,7 +43,7 @@ def as_json(found: Mapping[Case, dict[str, Any]], packages: Mapping[str, str], l
 def as_table(found: Mapping[Case, dict[str, Any]], packages: Mapping[str, str], owned: str) -> str:
     """Return a page with a row for each combination. Cases with and without adapters share a row if they agree."""
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
-    lines = [PREAMBLE, f"Environment: {versions}.\n{owned}\n"]
+    lines = [PREAMBLE, textwrap.fill(f"Environment: {versions}. {owned}", PROSE_COLUMNS), ""]
     header = ["GPU", "tensor parallel", "dtype", "sleep", "adapters", *COLUMNS.values()]
     lines += [_row(header), _row(["---"] * len(header))]
     for case, values in found.items():
@@ -74,6 +77,8 @@ def _row(cells: list[Any]) -> str:
 
 
 def _word(value: Any) -> str:
+    if value is None:
+        return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)

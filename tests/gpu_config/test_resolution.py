@@ -68,7 +68,7 @@ def environment() -> tuple[dict[str, str], str]:
     faults, identical = report(packages, directory)
     files = sum(len(package.files) for package in packages)
     sentence = (
-        f"{len(packages)} packages with {files} files: the check of file ownership found {len(faults)} faults, and "
+        f"The {len(packages)} packages have {files} files. The check of file ownership found {len(faults)} faults, and "
         f"{identical} files with the same content in several packages."
     )
     return {name: version(name) for name in PACKAGES}, sentence
@@ -95,7 +95,7 @@ def test_the_engine_has_the_intended_configuration(case: Case, resolved: dict[Ca
         "max_num_batched_tokens": 8192,
         # FlashAttention's kernels compute in 16 bits only.
         "attention": "FLASH_ATTN" if bfloat16 else "TRITON_ATTN",
-        "flash_attention": 3 if case.device == "H100" else 2,
+        "flash_attention": {"H100": 3, "A100": 2}[case.device] if bfloat16 else None,
         "compilation": "VLLM_COMPILE",
         "cuda_graphs": "FULL_AND_PIECEWISE",
         "sleep_mode": case.sleeps,
