@@ -6,7 +6,7 @@ Bundles are sorted by the number of tokens that they compute, and dealt to the r
 sorted bundles, so that everything computed together has nearly the same width, on all ranks. The boundaries of the
 rounds are chosen for the least cost, and so is the largest number of samples in a bundle. With 1 sample a prompt is
 computed for every response; with more it is computed once per bundle, but then there are fewer bundles to distribute
-over the ranks, and attention with a mask also computes pairs of different responses (`ForwardCost`).
+over the ranks.
 
 Every rank runs the same number of micro-batches, because backward is a collective under ZeRO 2 and 3. A rank with fewer
 micro-batches runs an empty one: a single token with scale 0.
@@ -51,8 +51,8 @@ class ForwardCost:
     per_micro_batch: float = 256.0
     """The cost of a pass without any tokens. It is an estimate and deliberately not measured, because all runs must cut
     their batches in the same way."""
-    masked: bool = False
-    """True if pairs of different responses are computed too, as they are when attention uses a mask (on GPUs)."""
+    packed: bool = False
+    """True if the attention of responses computes no padding, as on GPUs (learner/model/attention_layouts.py)."""
 
     def __call__(
         self, sequences: np.ndarray, width: int, prompt: np.ndarray, own: np.ndarray, shared: np.ndarray
@@ -66,8 +66,7 @@ class ForwardCost:
             own: the largest number of pairs of responses with themselves in a sequence, [R].
             shared: True if several responses share any of the sequences, [R].
         """
-        among_responses = (width - prompt) ** 2 if self.masked else own
-        together = prompt**2 / 2 + (width - prompt) * prompt + among_responses
+        together = prompt**2 / 2 + (width - prompt) * prompt + own
         costs: np.ndarray = self.per_micro_batch + sequences * (
             width + self.per_pair * np.where(shared, together, width**2 / 2)
         )
@@ -93,9 +92,12 @@ def computed_tokens(bundle: Bundle) -> int:
     return len(bundle[0].prompt_token_ids) + sum(len(sample.response_token_ids) - 1 for sample in bundle)
 
 
-def own_pairs(bundle: Bundle) -> float:
-    """Return the number of query-key pairs of the responses with themselves, if all were as long as the longest."""
-    return len(bundle) * (max(len(sample.response_token_ids) for sample in bundle) - 1) ** 2 / 2
+def own_pairs(bundle: Bundle, packed: bool) -> float:
+    """Return the number of query-key pairs of the responses with themselves. If they are not packed, all are as long
+    as the longest."""
+    lengths = [len(sample.response_token_ids) - 1 for sample in bundle]
+    squares = sum(length**2 for length in lengths) if packed else len(lengths) * max(lengths) ** 2
+    return squares / 2
 
 
 def shard(samples: Sequence[TrainingSample], ranks: int, packing: Packing) -> list[list[MicroBatch]]:
@@ -158,7 +160,7 @@ def _plan(bundles: list[Bundle], ranks: int, packing: Packing) -> tuple[float, l
     width = [computed_tokens(bundles[start]) for start in starts]
     block = [bundles[start : start + ranks] for start in starts]
     prompt = np.array([min(len(bundle[0].prompt_token_ids) for bundle in each) for each in block])
-    own = np.array([max(map(own_pairs, each)) for each in block])
+    own = np.array([max(own_pairs(bundle, packing.cost.packed) for bundle in each) for each in block])
     shared = np.array([any(len(bundle) > 1 for bundle in each) for each in block])
 
     best = np.full(len(block) + 1, np.inf)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from cluster.core.types import TrainingSample
 from learner.model.batching import MicroBatch, computed_tokens
-from learner.model.shared_prefix import response_columns, shared_prefix_mask
+from learner.model.shared_prefix import response_columns
 from learner.model.token_logprobs import TokenLogprobs
 
 
@@ -33,8 +33,8 @@ class TokenBatch:
     position_ids_SL: Tensor | None
     """None if each sequence has one response, so that the column is the position."""
     attention_mask: Tensor | None
-    """The attention pattern (learner/model/shared_prefix.py): `response_columns` on CPU, int64 [S, 1, G, T], or
-    `shared_prefix_mask`, bool [S, 1, Q, L]. None if causal attention is sufficient."""
+    """The attention pattern: `response_columns` (learner/model/shared_prefix.py), int64 [S, 1, G, T]. It is on CPU for
+    every device, because the lengths of kernels' inputs follow from it. None if causal attention is sufficient."""
     predictors_N: Tensor
     """The column that predicts each response token: an index into the flattened [S · L], in the order of the mask."""
     response_ids_BT: Tensor
@@ -81,7 +81,7 @@ class TokenBatch:
         return cls(
             input_ids_SL=torch.from_numpy(input_ids).to(device),
             position_ids_SL=torch.from_numpy(position_ids).to(device) if shared else None,
-            attention_mask=_attention_mask(micro_batch, width, device) if shared else None,
+            attention_mask=_attention_mask(micro_batch) if shared else None,
             predictors_N=torch.from_numpy(np.concatenate(predictors)).to(device),
             response_ids_BT=torch.from_numpy(response_ids).to(device),
             response_mask_BT=torch.from_numpy(mask).to(device),
@@ -93,14 +93,12 @@ class TokenBatch:
         )
 
 
-def _attention_mask(micro_batch: MicroBatch, width: int, device: torch.device) -> Tensor | None:
+def _attention_mask(micro_batch: MicroBatch) -> Tensor | None:
     prompts = [len(bundle[0].prompt_token_ids) for bundle in micro_batch]
     responses = [[len(sample.response_token_ids) - 1 for sample in bundle] for bundle in micro_batch]
     if not any(map(any, responses)):  # every response is a single token: only prompts are computed
         return None
-    if device.type == "cpu":
-        return response_columns(prompts, responses)
-    return shared_prefix_mask(prompts, responses, width, device)
+    return response_columns(prompts, responses)
 
 
 class Policy(nn.Module):
@@ -127,8 +125,8 @@ class Policy(nn.Module):
         inputs: dict[str, Any] = {"input_ids": batch.input_ids_SL, "use_cache": False}
         if batch.position_ids_SL is not None:
             inputs["position_ids"] = batch.position_ids_SL
-        if (mask := batch.attention_mask) is not None:
-            inputs["attention_mask"] = self._additive(mask) if mask.dtype == torch.bool else mask
+        if batch.attention_mask is not None:
+            inputs["attention_mask"] = batch.attention_mask
         if self.head is not None:
             hidden_SLD = self.model.base_model(**inputs).last_hidden_state
             found: tuple[Tensor, Tensor] = self.head(
@@ -144,11 +142,6 @@ class Policy(nn.Module):
             validate_args=False,
         )
         return policy.log_prob(tokens_N), policy.entropy()
-
-    def _additive(self, mask: Tensor) -> Tensor:
-        """Convert a boolean mask to an additive one. Attention would do this in every layer; here it is done once."""
-        dtype = self.model.get_input_embeddings().weight.dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
 def response_logprobs(

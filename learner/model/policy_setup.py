@@ -56,7 +56,7 @@ def prepare_policy(
         if obstacle:
             logger.info("prefix sharing is off, every response computes its prompt again: %s", obstacle)
             sharing = "off"
-    cost = forward_cost(model, masked=config.gpus_per_rank > 0)
+    cost = forward_cost(model, packed=config.gpus_per_rank > 0)
     return policy, Packing(config.micro_batch_tokens, sharing, cost)
 
 
@@ -70,7 +70,7 @@ def _switch_off_dropout(model: PreTrainedModel) -> None:
                 setattr(module, name, 0.0)
 
 
-def forward_cost(model: PreTrainedModel, masked: bool = False) -> ForwardCost:
+def forward_cost(model: PreTrainedModel, packed: bool = False) -> ForwardCost:
     """Estimate the cost of a forward pass by counting multiplications: 2 per parameter and token, 4 per pair of tokens
     and unit of attention width."""
     text = model.config.get_text_config()
@@ -78,7 +78,7 @@ def forward_cost(model: PreTrainedModel, masked: bool = False) -> ForwardCost:
     width = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
     outside = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
     parameters = sum(p.numel() for p in model.parameters() if id(p) not in outside)
-    return ForwardCost(per_pair=2 * layers * heads * width / max(parameters, 1), masked=masked)
+    return ForwardCost(per_pair=2 * layers * heads * width / max(parameters, 1), packed=packed)
 
 
 def prefix_sharing_fault(model: PreTrainedModel, policy: nn.Module) -> str | None:
