@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,20 +52,21 @@ class Segments:
 
     @classmethod
     def of(
-        cls, query_lengths: Tensor, key_lengths: Tensor, device: torch.device, *, causal: bool
+        cls, query_lengths: np.ndarray, key_lengths: np.ndarray, device: torch.device, *, causal: bool
     ) -> Segments:
-        """Build the segments from their lengths, int64 [R] on CPU, so that no device has to be waited for."""
+        """Build the segments on `device` from their lengths, int [R]."""
         return cls(
-            query_starts=_starts(query_lengths).to(device),
-            key_starts=_starts(key_lengths).to(device),
-            longest_query=int(query_lengths.max()),
-            longest_key=int(key_lengths.max()),
-            causal=causal,
+            _starts(query_lengths, device),
+            _starts(key_lengths, device),
+            int(query_lengths.max()),
+            int(key_lengths.max()),
+            causal,
         )
 
 
-def _starts(lengths_R: Tensor) -> Tensor:
-    return torch.nn.functional.pad(lengths_R.cumsum(0), (1, 0)).to(torch.int32)
+def _starts(lengths_R: np.ndarray, device: torch.device) -> Tensor:
+    starts = np.concatenate([[0], lengths_R.cumsum()]).astype(np.int32)
+    return torch.from_numpy(starts).to(device)
 
 
 Gradients = tuple[Tensor, Tensor, Tensor]

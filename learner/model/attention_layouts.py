@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -66,17 +67,11 @@ def layout_of(columns_S1GT: Tensor, width: int, device: torch.device, kernel: Pa
     known: dict[Any, Layout] = _known.setdefault(columns_S1GT, {})
     key = (width, device, kernel)
     if key not in known:
-        columns_SGT = columns_S1GT[:, 0]
         if kernel is None:
-            known[key] = Rows.of(columns_SGT, width)
+            known[key] = Rows.of(columns_S1GT[:, 0], width)
         else:
-            known[key] = Packed.of(columns_SGT, width, device, kernel)
+            known[key] = Packed.of(columns_S1GT.numpy()[:, 0], width, device, kernel)
     return known[key]
-
-
-def _prompt_lengths(columns_SGT: Tensor, width: int) -> Tensor:
-    """Return the first column of a response in each sequence, int64 [S]; `width` if it has no responses."""
-    return torch.where(columns_SGT >= 0, columns_SGT, width).flatten(1).amin(dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +97,7 @@ class Rows:
     def of(cls, columns_SGT: Tensor, width: int) -> Rows:
         """Derive the layout from the columns of the responses in sequences of `width` columns."""
         there_SGT = columns_SGT >= 0
-        prompt_S = _prompt_lengths(columns_SGT, width)
+        prompt_S = torch.where(there_SGT, columns_SGT, width).flatten(1).amin(dim=1)
         prompt = int(prompt_S.max())
         beyond_SP = torch.arange(prompt) >= prompt_S[:, None]
         return cls(
@@ -218,31 +213,32 @@ class Packed:
     segments: dict[Product, Segments]
 
     @classmethod
-    def of(cls, columns_SGT: Tensor, width: int, device: torch.device, kernel: PackedKernel) -> Packed:
-        """Derive the layout from the columns of the responses in sequences of `width` columns. Only the results are
-        moved to the device, so it is not waited for."""
+    def of(cls, columns_SGT: np.ndarray, width: int, device: torch.device, kernel: PackedKernel) -> Packed:
+        """Derive the layout from the columns of the responses in sequences of `width` columns. This happens on the CPU,
+        and only the results are moved to the device, so that the device is not waited for."""
         there_SGT = columns_SGT >= 0
-        prompt_S = _prompt_lengths(columns_SGT, width)
-        tokens_S = there_SGT.flatten(1).sum(dim=1)
-        has_responses_S = tokens_S > 0
-        own_R = there_SGT.sum(dim=-1).flatten()
+        prompt_S = np.where(there_SGT, columns_SGT, width).min(axis=(1, 2))
+        tokens_S = there_SGT.sum(axis=(1, 2))
+        own_R = there_SGT.sum(axis=-1).ravel()
         own_R = own_R[own_R > 0]
-        start_S = width * torch.arange(len(columns_SGT))
-        seen = None
-        if not bool(has_responses_S.all()):
-            seen = has_responses_S.repeat_interleave(prompt_S).nonzero().squeeze(-1).to(device)
+        first_S = width * np.arange(len(columns_SGT))
+        has_responses_S = tokens_S > 0
         lengths = {
             Product.PROMPTS: (prompt_S, prompt_S),
             Product.SEEN: (tokens_S[has_responses_S], prompt_S[has_responses_S]),
             Product.OWN: (own_R, own_R),
         }
+
+        def there(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values).to(device)
+
         return cls(
             kernel=kernel,
             sequences=len(columns_SGT),
             width=width,
-            prompt_M=(torch.arange(width) < prompt_S[:, None]).flatten().nonzero().squeeze(-1).to(device),
-            response_N=(columns_SGT + start_S[:, None, None])[there_SGT].to(device),
-            seen=seen,
+            prompt_M=there(np.flatnonzero(np.arange(width) < prompt_S[:, None])),
+            response_N=there((columns_SGT + first_S[:, None, None])[there_SGT]),
+            seen=None if has_responses_S.all() else there(np.flatnonzero(has_responses_S.repeat(prompt_S))),
             segments={
                 product: Segments.of(queries, keys, device, causal=product is not Product.SEEN)
                 for product, (queries, keys) in lengths.items()

@@ -82,8 +82,8 @@ def cost_of(batch: MicroBatch, cost: ForwardCost) -> float:
     prompt = min(len(bundle[0].prompt_token_ids) for bundle in batch)
     shared = any(len(bundle) > 1 for bundle in batch)
     rest = width(batch) - prompt
-    among_responses = rest**2 if cost.masked else max(map(own_pairs, batch))
-    pairs = prompt**2 / 2 + rest * prompt + among_responses if shared else width(batch) ** 2 / 2
+    own = max(own_pairs(bundle, cost.packed) for bundle in batch)
+    pairs = prompt**2 / 2 + rest * prompt + own if shared else width(batch) ** 2 / 2
     return cost.per_micro_batch + len(batch) * (width(batch) + cost.per_pair * pairs)
 
 
@@ -260,16 +260,20 @@ def test_a_group_is_cut_for_ranks_that_would_have_nothing_to_do() -> None:
     assert shared_samples(LONG_PROMPTS[:8], 2, Packing(16384)) == {4: 2}
 
 
-def test_long_responses_are_not_made_to_look_past_each_other() -> None:
-    """16 responses of 2,000 tokens in one sequence: a mask gives each token 32,000 keys, of which it needs 2,100."""
-    samples = make_samples([(100, [2000] * 16)])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("tokens", [1024, 4096, 16384, 32768])
+def test_long_responses_share_their_prompt_too(tokens: int, packed: bool) -> None:
+    """A response is never compared with another one, so a longer one is no reason to compute its prompt again. The
+    lengths differ, as they do in practice."""
+    samples = make_samples([(100, [tokens * i // 16 for i in range(1, 17)])])
+    cost = ForwardCost(per_pair=3e-4, packed=packed)
+    assert shared_samples(samples, 1, Packing(10**6, "auto", cost)) == {16: 1}
 
-    def shared(sharing: Any, masked: bool) -> Counter[int]:
-        return shared_samples(samples, 1, Packing(10**6, sharing, ForwardCost(per_pair=3e-4, masked=masked)))
 
-    assert shared("auto", masked=True) == {1: 16}
-    assert shared("on", masked=True) == {2: 8}
-    assert shared("auto", masked=False) == {16: 1}
+def test_only_what_attention_pads_counts_as_pairs() -> None:
+    (bundle,) = (tuple(make_samples([(7, [11, 4, 1])])),)
+    assert own_pairs(bundle, packed=False) == 3 * 10**2 / 2
+    assert own_pairs(bundle, packed=True) == (10**2 + 3**2) / 2
 
 
 def test_samples_with_one_prompt_are_together_wherever_they_come_from() -> None:
