@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import report, table
+from benchmarks import attention_cost, report, table
 from benchmarks.report import RESULTS
 from tests import PROJECT
 
@@ -79,3 +80,39 @@ def test_new_results_do_not_mark_the_commit_as_dirty(tmp_path: Path, monkeypatch
 def test_documents_show_the_stored_results(name: str) -> None:
     _, shown, _ = table.split((table.DOCS / name).read_text(encoding="utf-8"))
     assert shown == table.tables(RESULTS, table.DOCUMENTS[name]), "run: python benchmarks/table.py --write"
+
+
+def test_learner_md_shows_the_predicted_cost_of_attention() -> None:
+    _, shown, _ = attention_cost.parts(attention_cost.DOCUMENT.read_text(encoding="utf-8"))
+    assert shown == attention_cost.table(), "run: python benchmarks/attention_cost.py --write"
+
+
+@pytest.mark.parametrize(("prompt", "responses", "tokens"), [(7, 1, 3), (1, 4, 5), (9, 16, 2)])
+def test_predicted_pairs_are_those_of_the_attention_patterns(
+    prompt: int, responses: int, tokens: int
+) -> None:
+    owner = np.repeat(np.arange(responses + 1), [prompt, *[tokens] * responses])
+    causal = np.tri(len(owner), dtype=bool)
+    seen = causal & ((owner == 0) | (owner[:, None] == owner))
+    found = attention_cost.costs(attention_cost.Sizes(), prompt, responses, tokens)
+    assert found["split"].pairs == seen.sum()
+    assert found["mask"].pairs == seen[:prompt].sum() + seen[prompt:].size
+    assert found["alone"].pairs == responses * np.tri(prompt + tokens).sum()
+
+
+def test_predictions_are_for_the_sizes_of_the_named_model() -> None:
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    sizes = attention_cost.Sizes()
+    config = Qwen2Config(
+        num_hidden_layers=1,
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.intermediate,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.key_heads,
+        vocab_size=sizes.vocabulary,
+    )
+    with torch.device("meta"):
+        layer = Qwen2ForCausalLM(config).model.layers[0]
+    assert sizes.layer_parameters == sum(weight.numel() for weight in layer.parameters() if weight.dim() == 2)

@@ -260,12 +260,16 @@ def test_a_group_is_cut_for_ranks_that_would_have_nothing_to_do() -> None:
     assert shared_samples(LONG_PROMPTS[:8], 2, Packing(16384)) == {4: 2}
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("packed", "shortest"),
+    [(False, 16), (True, 16), (True, 1)],
+    ids=["rows", "packed", "packed, lengths differ"],
+)
 @pytest.mark.parametrize("tokens", [1024, 4096, 16384, 32768])
-def test_long_responses_share_their_prompt_too(tokens: int, packed: bool) -> None:
-    """A response is never compared with another one, so a longer one is no reason to compute its prompt again. The
-    lengths differ, as they do in practice."""
-    samples = make_samples([(100, [tokens * i // 16 for i in range(1, 17)])])
+def test_long_responses_share_their_prompt_too(tokens: int, packed: bool, shortest: int) -> None:
+    """No response is compared with another one, so a longer one is no reason to compute its prompt again. Where
+    responses are padded to the longest, a group of long and short ones may cost more together."""
+    samples = make_samples([(100, [tokens * max(i, shortest) // 16 for i in range(1, 17)])])
     cost = ForwardCost(per_pair=3e-4, packed=packed)
     assert shared_samples(samples, 1, Packing(10**6, "auto", cost)) == {16: 1}
 

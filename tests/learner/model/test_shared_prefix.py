@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cluster.core.config import LearnerConfig
 from cluster.core.types import TrainingSample
-from learner.model import attention_layouts
+from learner.model import attention_layouts, shared_prefix
 from learner.model.attention_kernels import EFFICIENT, FLASH, packed_attention
 from learner.model.batching import Bundle, MicroBatch, Packing, shard
 from learner.model.policy import Policy, TokenBatch, response_logprobs
@@ -237,6 +237,26 @@ def test_the_model_computes_other_batches_as_before() -> None:
         found = [model(ids).logits, model(**padded).logits[:, 2:], model.generate(ids, max_new_tokens=5)]
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_repeated_keys_change_nothing_where_a_kernel_has_no_grouped_queries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In float32 on a GPU, PyTorch would otherwise compute all scores of a sequence in memory."""
+    model = sharing_policy("qwen2").model
+    assert model.config.num_attention_heads > model.config.num_key_value_heads
+    ids = torch.randint(0, VOCABULARY, (2, 7))
+    asked: list[torch.Size] = []
+
+    def lacks(query: Tensor, key: Tensor) -> bool:
+        asked.append(query.shape)
+        return True
+
+    with torch.no_grad():
+        expected = model(ids).logits
+        monkeypatch.setattr(shared_prefix, "_kernel_lacks_grouped_queries", lacks)
+        torch.testing.assert_close(model(ids).logits, expected, rtol=1e-9, atol=1e-9)
+    assert len(asked) == model.config.num_hidden_layers
 
 
 def test_the_saved_model_does_not_name_our_attention(tmp_path: Any) -> None:
