@@ -38,8 +38,9 @@ class Layout(Protocol):
     def responses(self, whole_SHLX: Tensor) -> Tensor:
         """Return the responses' columns."""
 
-    def join(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """Return all columns [S, H, L, X] from both parts, with zeros for padding."""
+    def join(self, prompts: Tensor, responses: Tensor, like_SHLX: Tensor) -> Tensor:
+        """Return all columns [S, H, L, X] from both parts, with zeros for padding. The result has
+        the shape of `like_SHLX`, and its order in memory if that is a model's."""
 
     def forward(
         self, product: Product, query: Tensor, key: Tensor, value: Tensor, scaling: float
@@ -78,8 +79,6 @@ def layout_of(columns_S1GT: Tensor, width: int, device: torch.device, kernel: Pa
 class Rows:
     """One row per sequence for prompts, [S, H, P, X], and one per response, [S · G, H, T, X], as CPUs need them."""
 
-    width: int
-    """L, the number of columns of a sequence."""
     prompt: int
     """P, the number of columns of the longest prompt."""
     beyond_SP: Tensor | None
@@ -101,7 +100,6 @@ class Rows:
         prompt = int(prompt_S.max())
         beyond_SP = torch.arange(prompt) >= prompt_S[:, None]
         return cls(
-            width=width,
             prompt=prompt,
             beyond_SP=beyond_SP if bool(beyond_SP.any()) else None,
             sequence_N=there_SGT.nonzero()[:, 0],
@@ -121,11 +119,9 @@ class Rows:
         taken[self.index_N] = whole_SHLX[self.sequence_N, :, self.column_N]
         return taken.view(s * g, t, *taken.shape[1:]).transpose(1, 2)
 
-    def join(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """Write the prompts' columns, and the responses' over those that belong to no prompt. In memory the heads of a
-        column are together, as the model's next layer expects."""
-        sequences, heads, _, size = prompts.shape
-        whole_SHLX = prompts.new_zeros(sequences, self.width, heads, size).transpose(1, 2)
+    def join(self, prompts: Tensor, responses: Tensor, like_SHLX: Tensor) -> Tensor:
+        """Write the prompts' columns, and the responses' over those that belong to no prompt."""
+        whole_SHLX = torch.zeros_like(like_SHLX)
         whole_SHLX[:, :, : self.prompt] = prompts
         whole_SHLX[self.sequence_N, :, self.column_N] = responses.transpose(1, 2).flatten(0, 1)[self.index_N]
         return whole_SHLX
@@ -199,10 +195,6 @@ class Packed:
     """All prompt tokens one after the other, [M, H, X], and all response tokens, [N, H, X], as GPUs need them."""
 
     kernel: PackedKernel
-    sequences: int
-    """S."""
-    width: int
-    """L, the number of columns of a sequence."""
     prompt_M: Tensor
     """The index of each prompt token in the flattened [S · L]."""
     response_N: Tensor
@@ -234,8 +226,6 @@ class Packed:
 
         return cls(
             kernel=kernel,
-            sequences=len(columns_SGT),
-            width=width,
             prompt_M=there(np.flatnonzero(np.arange(width) < prompt_S[:, None])),
             response_N=there((columns_SGT + first_S[:, None, None])[there_SGT]),
             seen=None if has_responses_S.all() else there(np.flatnonzero(has_responses_S.repeat(prompt_S))),
@@ -253,11 +243,12 @@ class Packed:
         """Gather the responses' tokens, [N, H, X]."""
         return _tokens(whole_SHLX).index_select(0, self.response_N)
 
-    def join(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """Scatter the tokens into their columns. In memory the heads of a column are together, as in `Rows.join`."""
-        whole_CHX = prompts.new_zeros(self.sequences * self.width, *prompts.shape[1:])
+    def join(self, prompts: Tensor, responses: Tensor, like_SHLX: Tensor) -> Tensor:
+        """Scatter the tokens into their columns. The heads of a column are together in memory, as a model has them."""
+        sequences, heads, width, size = like_SHLX.shape
+        whole_CHX = prompts.new_zeros(sequences * width, heads, size)
         whole_CHX.index_copy_(0, self.prompt_M, prompts).index_copy_(0, self.response_N, responses)
-        return whole_CHX.view(self.sequences, self.width, *prompts.shape[1:]).transpose(1, 2)
+        return whole_CHX.view(sequences, width, heads, size).transpose(1, 2)
 
     def forward(
         self, product: Product, query: Tensor, key: Tensor, value: Tensor, scaling: float

@@ -77,7 +77,7 @@ class _SplitAttention(torch.autograd.Function):
         lse = torch.logaddexp(seen_lse, own_lse)
         responses = seen * (seen_lse - lse).exp()[..., None].to(query.dtype)
         responses += own * (own_lse - lse).exp()[..., None].to(query.dtype)
-        whole = layout.join(prompt, responses)
+        whole = layout.join(prompt, responses, query)
         # On GPUs the next layer keeps the same tensor `whole`, so it costs no memory.
         ctx.save_for_backward(query, key, value, whole, prompt_lse, lse)
         ctx.layout, ctx.scaling = layout, scaling
@@ -112,9 +112,9 @@ class _SplitAttention(torch.autograd.Function):
             Product.OWN, grad_responses, (own_query, own_key, own_value), responses, lse, ctx.scaling
         )
         return (
-            layout.join(of_prompts[0], of_own[0] + of_seen[0]),
-            layout.join(of_prompts[1] + of_seen[1], of_own[1]),
-            layout.join(of_prompts[2] + of_seen[2], of_own[2]),
+            layout.join(of_prompts[0], of_own[0] + of_seen[0], query),
+            layout.join(of_prompts[1] + of_seen[1], of_own[1], key),
+            layout.join(of_prompts[2] + of_seen[2], of_own[2], value),
             None,
             None,
         )
