@@ -32,12 +32,6 @@ def check_learner(config: RunConfig) -> Iterator[Problem]:
             "(steps × learner.mini_batches × learner.epochs_per_batch), so the learning rate never reaches its peak",
             "lower it, or raise steps",
         )
-    if learner.ranks > 1 and 0 < learner.gpus_per_rank < 1:
-        yield Problem(
-            "learner.gpus_per_rank",
-            f"with {learner.gpus_per_rank:g}, two ranks share a GPU, which NCCL does not allow",
-            "set it to 1, or learner.ranks to 1",
-        )
 
 
 def check_adapters(config: RunConfig) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
+from cluster.configuration.gpu_checks import check_gpus
 from cluster.configuration.learner_checks import check_adapters, check_learner
 from cluster.configuration.model_checks import check_context, check_model, check_prefix_sharing
 from cluster.configuration.objective_checks import check_objective
@@ -19,6 +20,7 @@ from cluster.core.problem import Problem
 _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     check_rollout,
     check_learner,
+    check_gpus,
     check_objective,
     check_model,
     check_context,

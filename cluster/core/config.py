@@ -102,7 +102,8 @@ class RolloutConfig(Section):
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
     """The number of CPUs that Ray reserves for each worker. Fractions are allowed."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """The number of GPUs that Ray reserves for each worker. Fractions are allowed. 0 runs the engine on the CPU."""
+    """The number of GPUs that Ray reserves for each worker: 0 (the engine runs on the CPU), a fraction of one GPU, or
+    tensor_parallel_size."""
     threads_per_worker: Count = 1
     """The number of OpenMP threads of one engine on the CPU."""
     kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
@@ -127,7 +128,8 @@ class RolloutConfig(Section):
     CPUs). A worker that cannot receive a broadcast pulls."""
     sleep_while_learning: Annotated[bool, Field(strict=True)] = False
     """Engines release their GPU memory during training, so that one GPU can sample and train in turn. Requires
-    max_staleness 0 and a fraction of the GPU for each (gpus_per_worker: 0.5, learner.gpus_per_rank: 0.5)."""
+    max_staleness 0 and a fraction of the GPU for each (gpus_per_worker: 0.5, learner.gpus_per_rank: 0.5; with several
+    ranks 0.4 and 0.6)."""
     max_consecutive_failures: Annotated[int, Field(ge=0, strict=True)] = 3
     """The number of times in a row that a worker is replaced after it failed before it produced a sample. Then its
     slot is given up. A worker that has produced a sample is always replaced."""
@@ -229,7 +231,9 @@ class LearnerConfig(Section):
     cpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
     """The number of CPUs that Ray reserves for each rank. Fractions are allowed."""
     gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
-    """The number of GPUs that Ray reserves for each rank. 0 trains on the CPU."""
+    """The number of GPUs that Ray reserves for each rank: 0 (the rank trains on the CPU), 1, or a fraction, so that the
+    rank shares its GPU with engines. With several ranks, the fraction must be above 0.5, so that no two of them share a
+    GPU."""
     threads_per_rank: Count = 1
     """The number of OpenMP threads of one rank on the CPU."""
     start_timeout_s: Seconds = 600.0

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.core.config import ActorRole, RunConfig
+from cluster.core.gpu_slots import take_gpus
 from cluster.core.problem import Problem
 
 
@@ -64,7 +65,7 @@ def shortfalls(needs: Sequence[Need], nodes: Sequence[Node]) -> Iterator[Problem
     The needs that fit the fewest nodes are placed first. Actors without GPUs go to the nodes with the fewest GPUs.
     """
     nodes = sorted(nodes, key=lambda node: node.resources.get("GPU", 0))
-    left = [dict(node.resources) for node in nodes]
+    left = [_Left.of(node) for node in nodes]
     fitting = {
         need.kind: [index for index, node in enumerate(nodes) if has_labels(node, need.labels)]
         for need in needs
@@ -106,12 +107,26 @@ def _matches(value: str | None, condition: str) -> bool:
     return (value in values) != negated
 
 
-def _take(requested: Mapping[str, float], left: Sequence[dict[str, float]]) -> bool:
+@dataclass(slots=True)
+class _Left:
+    """The resources of a node that are not taken yet."""
+
+    amounts: dict[str, float]
+    gpus: list[float]
+    """The part of each GPU that is left: an actor is never divided among several GPUs."""
+
+    @classmethod
+    def of(cls, node: Node) -> _Left:
+        return cls(dict(node.resources), [1.0] * int(node.resources.get("GPU", 0)))
+
+
+def _take(requested: Mapping[str, float], left: Sequence[_Left]) -> bool:
     """Subtract `requested` from the first node that has enough left. Return False if no node has."""
     for free in left:
-        if all(round(free.get(kind, 0) - amount, 4) >= 0 for kind, amount in requested.items()):
+        enough = all(round(free.amounts.get(kind, 0) - amount, 4) >= 0 for kind, amount in requested.items())
+        if enough and take_gpus(requested.get("GPU", 0), free.gpus):
             for kind, amount in requested.items():
-                free[kind] = round(free[kind] - amount, 4)  # Ray's own precision
+                free.amounts[kind] = round(free.amounts[kind] - amount, 4)  # Ray's own precision
             return True
     return False
 

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from cluster.configuration.device_checks import device_problems
+from cluster.core.config import RunConfig
+
 if TYPE_CHECKING:
     from cluster.commands.doctor.facts import MachineFacts
 
@@ -37,16 +40,17 @@ def pins(requirements: Sequence[str]) -> dict[str, str]:
 
 
 def assess_machine(
-    facts: MachineFacts, pinned: Mapping[str, str], wants_gpus: bool | None
+    facts: MachineFacts, pinned: Mapping[str, str], config: RunConfig | None
 ) -> Iterator[Finding]:
     """Yield the findings about one machine.
 
     Args:
         pinned: The versions that this project needs.
-        wants_gpus: Whether the run needs GPUs, or None without a run.
+        config: The run, if there is one.
     """
     yield from _versions(facts, pinned)
-    yield from _gpus(facts, wants_gpus)
+    yield from _gpus(facts, None if config is None else wants_gpus(config))
+    yield from _devices(facts, config)
     yield _enough("memory", facts.memory_gib, 4, 2, "end other programs there, or lower rollout.kv_cache_gib")
     yield _enough(
         "shared memory (/dev/shm)",
@@ -75,6 +79,11 @@ def assess_machine(
                 f"{file} does not exist on {facts.host}",
                 "put the run directory and the models on storage that all nodes share (directory=/shared/runs)",
             )
+
+
+def wants_gpus(config: RunConfig) -> bool:
+    """Return True if some of the run's actors compute on GPUs."""
+    return config.rollout.gpus_per_worker > 0 or config.learner.gpus_per_rank > 0
 
 
 def _versions(facts: MachineFacts, pinned: Mapping[str, str]) -> Iterator[Finding]:
@@ -107,12 +116,32 @@ def _gpus(facts: MachineFacts, wants_gpus: bool | None) -> Iterator[Finding]:
     elif engines.torch_gpus < devices:
         fix = f"check nvidia-smi and CUDA_VISIBLE_DEVICES; the driver must support CUDA {engines.torch_cuda}"
         yield Finding("fail" if wants_gpus else "warn", "GPUs", found, fix)
+    elif not devices and engines.torch_cuda is not None:
+        found = f"none, and this torch is built for GPUs (CUDA {engines.torch_cuda})"
+        yield Finding("fail" if wants_gpus is False else "warn", "GPUs", found, "make setup, to use the CPU")
     elif engines.torch_gpus and engines.vllm_platform != "cuda":
         yield Finding("fail" if wants_gpus else "warn", "GPUs", found, "make setup PLATFORM=gpu")
     else:
         yield Finding(
             "ok", "GPUs", found if devices else f"none; vLLM finds the platform {engines.vllm_platform}"
         )
+
+
+def _devices(facts: MachineFacts, config: RunConfig | None) -> Iterator[Finding]:
+    """Yield the driver and each GPU with its free memory, and what rules out a run on them."""
+    devices = facts.devices
+    if devices is None:
+        return
+    needed = config if config is not None and wants_gpus(config) else None
+    level: Level = "fail" if needed else "warn"
+    problems = list(device_problems(devices, facts.visible_devices, needed))
+    yield from (Finding(level, "GPUs", problem.what, problem.fix) for problem in problems)
+    if not problems:
+        cards = ", ".join(
+            f"{gpu.index}: {gpu.name} ({gpu.free_gib:.0f} of {gpu.memory_gib:.0f} GiB free)"
+            for gpu in devices.gpus
+        )
+        yield Finding("ok", "NVIDIA driver", f"{devices.driver}; {cards}")
 
 
 def _compiler(facts: MachineFacts) -> Iterator[Finding]:

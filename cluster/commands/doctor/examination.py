@@ -46,12 +46,11 @@ def examine(
     packages = [*(name for name in pinned if name not in VLLM), *VLLM]
     config_or_default = config or RunConfig()
     folders = [str(config_or_default.run_directory.parent), _cache(config_or_default), "/tmp"]
-    wants_gpus = None if config is None else any(need.resources.get("GPU") for need in needs_of(config))
     here = "this machine"
     if address is None:
         progress("examining this machine")
         facts = machine_facts(packages, folders)
-        yield from ((here, finding) for finding in assess_machine(facts, pinned, wants_gpus))
+        yield from ((here, finding) for finding in assess_machine(facts, pinned, config))
         yield from ((here, finding) for finding in ports())
     progress("connecting to the cluster" if address else "starting Ray")
     try:
@@ -61,7 +60,7 @@ def examine(
             yield from ((address or here, finding) for finding in _of_cluster(nodes, took_s, address))
             if address:
                 progress(f"examining {len(nodes)} nodes")
-                yield from _of_nodes(nodes, packages, folders, pinned, wants_gpus, config)
+                yield from _of_nodes(nodes, packages, folders, pinned, config)
                 if config:
                     yield from (
                         (address, Finding("fail", problem.where, problem.what, problem.fix))
@@ -122,7 +121,6 @@ def _of_nodes(
     packages: Sequence[str],
     folders: Sequence[str],
     pinned: dict[str, str],
-    wants_gpus: bool | None,
     config: RunConfig | None,
 ) -> Iterator[Located]:
     with _token_file(config) as token:
@@ -134,7 +132,7 @@ def _of_nodes(
         fix = "check `ray status`, and the logs in /tmp/ray/session_latest/logs on that node"
         yield name, Finding("fail", "tasks", f"no Ray task finished within {NODE_TIMEOUT_S:g} s", fix)
     yield from (("the cluster", finding) for finding in assess_alike(facts))
-    yield from merged({name: list(assess_machine(one, pinned, wants_gpus)) for name, one in facts.items()})
+    yield from merged({name: list(assess_machine(one, pinned, config)) for name, one in facts.items()})
     if config and len(facts) > 1 and all(all(one.seen.values()) for one in facts.values()):
         yield "all nodes", Finding("ok", "shared storage", f"all nodes share {config.run_directory.parent}")
 

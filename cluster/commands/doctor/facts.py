@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.configuration.devices import Devices, read_devices, visible_devices
 from learner.engine.process_setup import operator_folder
 
 ENGINES_TIMEOUT_S = 180.0
@@ -62,6 +63,10 @@ class MachineFacts:
     open_files: int
     seen: dict[str, bool] = field(default_factory=dict)
     """The requested files, and True for each that exists on this machine."""
+    devices: Devices | None = None
+    """The driver and the GPUs; None if there is no driver, or nothing that reads it."""
+    visible_devices: str | None = None
+    """The value of CUDA_VISIBLE_DEVICES."""
 
 
 def machine_facts(packages: Sequence[str], folders: Sequence[str], files: Sequence[str] = ()) -> MachineFacts:
@@ -83,6 +88,8 @@ def machine_facts(packages: Sequence[str], folders: Sequence[str], files: Sequen
         operator_is_locked=(operator / "lock").exists(),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         seen={file: Path(file).exists() for file in files},
+        devices=read_devices(),
+        visible_devices=visible_devices(),
     )
 
 

@@ -80,16 +80,6 @@ def test_a_warm_up_that_is_longer_than_the_run_is_refused(
         assert "the run has only 60" in problem.what
 
 
-@pytest.mark.parametrize(
-    ("ranks", "gpus", "valid"), [(2, 1, True), (1, 0.5, True), (2, 0.5, False), (2, 0, True)]
-)
-def test_ranks_do_not_share_a_gpu(tmp_path: Path, ranks: int, gpus: float, valid: bool) -> None:
-    config = run_config(tmp_path, learner={"ranks": ranks, "gpus_per_rank": gpus})
-    assert [problem.where for problem in check_learner(config)] == (
-        [] if valid else ["learner.gpus_per_rank"]
-    )
-
-
 @pytest.mark.parametrize("setting", [{"lora_alpha": 8.0}, {"lora_target_modules": ["q_proj"]}])
 def test_settings_of_adapters_need_adapters(tmp_path: Path, setting: dict[str, Any]) -> None:
     (name,) = setting

@@ -63,9 +63,10 @@ def test_only_visible_gpus_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, gpus: int
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    learner = {"gpus_per_rank": 1, "cpus_per_rank": 0.1}
     if gpus:
-        assert preflight(run_config(tmp_path, learner={"gpus_per_rank": gpus})) == []
-    problem = only_problem(run_config(tmp_path, learner={"gpus_per_rank": gpus + 1}))
+        assert preflight(run_config(tmp_path, learner=learner | {"ranks": gpus})) == []
+    problem = only_problem(run_config(tmp_path, learner=learner | {"ranks": gpus + 1}))
     assert f"needs {gpus + 1} GPUs, but this machine has {gpus}" in problem.what
 
 
@@ -76,7 +77,7 @@ def test_the_resources_of_this_machine_do_not_limit_a_run_on_a_cluster(
     if where == "environment":
         monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     cluster = {"address": "head:6379"} if where == "configuration" else {}
-    many = {"workers": 100, "gpus_per_worker": 8}
+    many = {"workers": 100, "gpus_per_worker": 8, "tensor_parallel_size": 8}
     assert preflight(run_config(tmp_path, rollout=many, cluster=cluster)) == []
 
 

@@ -75,6 +75,17 @@ def test_actors_without_gpus_avoid_nodes_with_gpus() -> None:
     assert list(shortfalls(needs, [node("gpu", 2, 1), node("cpu", 3)])) == []
 
 
+@pytest.mark.parametrize(("engine", "fits"), [(0.4, True), (0.5, False)])
+def test_no_actor_is_divided_among_several_gpus(engine: float, fits: bool) -> None:
+    """Two ranks leave 0.4 of each GPU, and together 0.8, which is not enough for one engine of 0.5."""
+    run = config(
+        rollout={"workers": 2, "gpus_per_worker": engine, "cpus_per_worker": 0.1},
+        learner={"ranks": 2, "gpus_per_rank": 0.6},
+    )
+    problems = list(shortfalls(needs_of(run), [node("gpu", 8, 2)]))
+    assert [problem.where for problem in problems] == ([] if fits else ["rollout.workers"])
+
+
 @pytest.mark.parametrize(
     ("condition", "value", "matches"),
     [

