@@ -15,6 +15,7 @@ from pathlib import Path
 
 import ray
 
+from cluster.configuration.gpu_checks import engines_on_one_gpu
 from cluster.core.actor import Actor
 from cluster.core.actor_options import EngineOptions, LearnerOptions
 from cluster.core.config import RunConfig
@@ -45,9 +46,10 @@ class ActorGraph:
 
     Usage:
         graph = ActorGraph(config, run_directory, model)
-        async with graph.learner(probe_tokens) as learner, graph.rewards() as rewards:
-            async with graph.fleet(rewards, on_event) as fleet:
-                ...
+        async with graph.training(probe_tokens, on_event) as (learner, fleet):
+            ...
+        async with graph.rewards() as rewards, graph.fleet(rewards, on_event) as fleet:   # without a learner
+            ...
     """
 
     config: RunConfig
@@ -55,6 +57,24 @@ class ActorGraph:
     model: Path
     worker_class: type[RolloutWorker] = RolloutWorker
     """The class of the rollout workers. Drills use one that fails."""
+
+    @asynccontextmanager
+    async def training(
+        self, probe_tokens: tuple[tuple[int, ...], ...], on_event: Callable[[str], None]
+    ) -> AsyncIterator[tuple[LearnerGroup, RolloutFleet]]:
+        """Yield the started learner, and the fleet, whose workers start in the background.
+
+        Both start at the same time, unless they share GPUs. Then the learner starts first: an engine measures the free
+        memory when it starts, and would take what the learner allocates meanwhile for its own use.
+        """
+        async with self.learner(probe_tokens) as learner, self.rewards() as rewards:
+            shared = engines_on_one_gpu(self.config, beside_learner=True) > 0
+            if shared:
+                await learner.start()
+            async with self.fleet(rewards, on_event, learner) as fleet:
+                if not shared:
+                    await learner.start()
+                yield learner, fleet
 
     @asynccontextmanager
     async def learner(self, probe_tokens: tuple[tuple[int, ...], ...]) -> AsyncIterator[LearnerGroup]:

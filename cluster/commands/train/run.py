@@ -143,16 +143,13 @@ async def _run(
     """Start the actors, train and export. The actors end with this function, even if it fails."""
     config = graph.config
     probe_tokens = tuple(problem.encoded.token_ids for problem in dataset.train[:2])
+    console.stage(
+        f"starting {config.rollout.workers} vLLM workers and {config.learner.ranks} DeepSpeed rank(s)"
+    )
     async with (
-        graph.learner(probe_tokens) as learner,
-        graph.rewards() as rewards,
-        graph.fleet(rewards, tracker.warning, learner) as fleet,
+        graph.training(probe_tokens, tracker.warning) as (learner, fleet),
         listening(config.name, fleet, tracker.event, tracker.warning),
     ):
-        console.stage(
-            f"starting {config.rollout.workers} vLLM workers and {config.learner.ranks} DeepSpeed rank(s)"
-        )
-        await learner.start()
         await fleet.wait_until(lambda: fleet.state.started_workers > 0)
         console.stage("training")
         controller = Controller(
