@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from cluster.commands.exits import refuse
-from cluster.commands.options import INSPECT_PANEL, Address, ConfigFile, Overrides, checked_config
+from cluster.commands.memory_table import print_memory
+from cluster.commands.options import INSPECT_PANEL, Address, ConfigFile, Overrides, checked_run
+from cluster.configuration.machine import Machine, parse_machine
+from cluster.configuration.machine_checks import target_machine
 from cluster.configuration.task_checks import task_notes
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
@@ -28,21 +31,39 @@ def check(
         bool,
         typer.Option("--cluster", help="Also connect to the Ray cluster and compare its resources."),
     ] = False,
+    machine: Annotated[
+        str | None,
+        typer.Option(help="Check for this machine in place of the present one, such as 8xH100-80G."),
+    ] = None,
 ) -> None:
     """Validate a configuration without starting anything.
 
-    Every mistake is one line.
+    Every mistake is one line. The estimate of the memory is printed as a table.
 
     Examples:
       python launch.py check configs/demo.yaml
+      python launch.py check configs/gpu_1x80g.yaml --machine 1xH100-80G
       python launch.py check configs/demo.yaml --cluster --address HOST:6379
     """
-    config = checked_config(config_file, overrides, address)
+    described = _described(machine)
+    checked = checked_run(config_file, overrides, address, machine=described)
+    config = checked.config
     if cluster:
         typer.echo(f"{config_file}: the cluster has the resources for it. {_checked_cluster(config)}")
     typer.echo(f"{config_file}: ok. {arithmetic(config)}")
+    if checked.chosen:
+        typer.echo(checked.chosen)
+    print_memory(config, target_machine(config, described))
     for note in task_notes(config):
         typer.echo(f"note: {note}")
+
+
+def _described(machine: str | None) -> Machine | None:
+    """Return the machine that the option describes, or exit with code 2."""
+    try:
+        return parse_machine(machine) if machine else None
+    except ValueError as error:
+        refuse(f"--machine: {error}")
 
 
 def arithmetic(config: RunConfig) -> str:

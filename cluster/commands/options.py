@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cluster.commands.exits import refuse
+from cluster.configuration.device_defaults import Choice, with_device_defaults
 from cluster.configuration.loading import load_config
+from cluster.configuration.machine import Machine
+from cluster.configuration.machine_checks import known_shape, target_machine
 from cluster.configuration.preflight import preflight
 from cluster.core.config import ACTOR_ROLES, ActorRole, RunConfig
 
@@ -37,20 +41,51 @@ Fresh = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; everything else goes to stderr.")]
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedRun:
+    """A configuration without problems, with the settings for its devices."""
+
+    config: RunConfig
+    choices: tuple[Choice, ...]
+    """The settings that were chosen for the devices."""
+
+    @property
+    def chosen(self) -> str:
+        """The choices in one line; empty if there were no choices."""
+        return f"chosen for this device: {', '.join(map(str, self.choices))}" if self.choices else ""
+
+
+def checked_run(
+    config_file: Path,
+    overrides: list[str] | None,
+    address: str | None = None,
+    actors: Collection[ActorRole] = ACTOR_ROLES,
+    machine: Machine | None = None,
+) -> CheckedRun:
+    """Return the configuration with the defaults of its devices, or print every problem on stderr and exit with code 2.
+
+    Args:
+        actors: The kinds of actors that the command starts. Only their resources are checked.
+        machine: The machine for which the run is meant; by default this one.
+    """
+    at_address = [f"cluster.address={address}"] if address else []
+    loaded = load_config(config_file, [*(overrides or []), *at_address])
+    if not loaded.readable:
+        refuse(*loaded.problems)
+    config, choices = with_device_defaults(
+        loaded.config, known_shape(loaded.config), target_machine(loaded.config, machine)
+    )
+    problems = [*loaded.problems, *preflight(config, actors, machine)]
+    if problems:
+        refuse(*problems)
+    return CheckedRun(config, choices)
+
+
 def checked_config(
     config_file: Path,
     overrides: list[str] | None,
     address: str | None = None,
     actors: Collection[ActorRole] = ACTOR_ROLES,
 ) -> RunConfig:
-    """Return the configuration, or print every problem on stderr and exit with code 2.
-
-    Args:
-        actors: The kinds of actors that the command starts. Only their resources are checked.
-    """
-    at_address = [f"cluster.address={address}"] if address else []
-    loaded = load_config(config_file, [*(overrides or []), *at_address])
-    problems = [*loaded.problems, *(preflight(loaded.config, actors) if loaded.readable else [])]
-    if problems:
-        refuse(*problems)
-    return loaded.config
+    """Return the configuration of `checked_run`."""
+    return checked_run(config_file, overrides, address, actors).config

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterator
 
 from cluster.configuration.gpu_checks import check_gpus
 from cluster.configuration.learner_checks import check_adapters, check_learner
+from cluster.configuration.machine import Machine
+from cluster.configuration.machine_checks import check_described, check_memory
 from cluster.configuration.model_checks import check_context, check_model, check_prefix_sharing
 from cluster.configuration.objective_checks import check_objective
 from cluster.configuration.resource_checks import check_packages, check_resources, check_run_directory
@@ -32,11 +34,15 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
 )
 
 
-def preflight(config: RunConfig, roles: Collection[ActorRole] = ACTOR_ROLES) -> list[Problem]:
-    """Return all problems of `config` on this machine, each once.
+def preflight(
+    config: RunConfig, roles: Collection[ActorRole] = ACTOR_ROLES, machine: Machine | None = None
+) -> list[Problem]:
+    """Return all problems of `config`, each once.
 
     Args:
         roles: The actors that will run. Only their resources are checked.
+        machine: The machine for which the run is meant; by default this one.
     """
     problems = [problem for check in _CHECKS for problem in check(config)]
-    return list(dict.fromkeys([*problems, *check_resources(config, roles)]))
+    resources = check_resources(config, roles) if machine is None else check_described(config, machine, roles)
+    return list(dict.fromkeys([*problems, *resources, *check_memory(config, roles, machine)]))

@@ -13,14 +13,14 @@ from typing import Literal, NamedTuple
 
 from cluster.configuration.device_checks import device_problems
 from cluster.configuration.devices import Devices, named_devices, read_devices, select, visible_devices
+from cluster.configuration.machine_checks import fits, on_a_cluster
 from cluster.core.config import ACTOR_ROLES, ActorRole, RunConfig
-from cluster.core.gpu_slots import take_gpus
 from cluster.core.problem import Problem
 
 
 def check_resources(config: RunConfig, roles: Collection[ActorRole] = ACTOR_ROLES) -> Iterator[Problem]:
     """Report resources that this machine lacks. The resources of a cluster are checked when the run connects to it."""
-    if config.cluster.address or os.environ.get("RAY_ADDRESS"):
+    if on_a_cluster(config):
         return
     if config.cluster.node_labels:
         yield Problem(
@@ -49,24 +49,13 @@ def check_resources(config: RunConfig, roles: Collection[ActorRole] = ACTOR_ROLE
             f"the run needs {gpus:g} GPUs, but this machine has {available}{hidden}",
             "lower rollout.gpus_per_worker or learner.gpus_per_rank, or connect to a cluster with --address",
         )
-    elif not _fits(config, roles, available):
+    elif not fits(config, roles, [available]):
         yield Problem(
             "cluster",
             f"the run's actors do not fit on {available} GPU(s), because none of them is divided among several GPUs",
             "choose rollout.gpus_per_worker and learner.gpus_per_rank so that their sum is at most 1, or whole numbers",
         )
     yield from _check_installation(config, roles)
-
-
-def _fits(config: RunConfig, roles: Collection[ActorRole], gpus: int) -> bool:
-    """Return True if `gpus` GPUs can hold the actors, the learner's ranks first, as the run reserves them."""
-    free = [1.0] * gpus
-    amounts: list[float] = []
-    if "learner" in roles:
-        amounts += [config.learner.gpus_per_rank] * config.learner.ranks
-    if "rollout" in roles:
-        amounts += [config.rollout.gpus_per_worker] * config.rollout.workers
-    return all(take_gpus(amount, free) for amount in amounts)
 
 
 def installed_platform() -> Literal["cpu", "gpu"] | None:

@@ -40,13 +40,17 @@ def pins(requirements: Sequence[str]) -> dict[str, str]:
 
 
 def assess_machine(
-    facts: MachineFacts, pinned: Mapping[str, str], config: RunConfig | None
+    facts: MachineFacts,
+    pinned: Mapping[str, str],
+    config: RunConfig | None,
+    published_gib: float = 0.0,
 ) -> Iterator[Finding]:
     """Yield the findings about one machine.
 
     Args:
         pinned: The versions that this project needs.
         config: The run, if there is one.
+        published_gib: The shared memory that new weights of its model need.
     """
     yield from _versions(facts, pinned)
     yield from _gpus(facts, None if config is None else wants_gpus(config))
@@ -55,9 +59,9 @@ def assess_machine(
     yield _enough(
         "shared memory (/dev/shm)",
         facts.shared_memory_gib,
-        2,
-        0.25,
-        "in a container: docker run --shm-size=8g; in Kubernetes an emptyDir of medium Memory (docs/cluster.md)",
+        max(2, published_gib),
+        max(0.25, published_gib),
+        f"in a container: docker run --shm-size={max(8, published_gib + 1):.0f}g; in Kubernetes an emptyDir of medium Memory (docs/cluster.md)",
     )
     for folder, free_gib in facts.disk_gib.items():
         yield _enough(

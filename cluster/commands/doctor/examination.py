@@ -24,6 +24,9 @@ from cluster.commands.doctor.assessment import (
     pins,
 )
 from cluster.commands.doctor.facts import MachineFacts, machine_facts
+from cluster.configuration.device_defaults import with_device_defaults
+from cluster.configuration.machine_checks import known_shape, target_machine
+from cluster.configuration.memory import GIB, shared_memory, version_bytes
 from cluster.configuration.preflight import preflight
 from cluster.core.config import ClusterConfig, RunConfig
 from cluster.core.project import ROOT
@@ -43,6 +46,9 @@ def examine(
 ) -> Iterator[Located]:
     """Yield all findings about this machine, or about the cluster at `address`, and about a run if one is given."""
     pinned = _pins()
+    if config is not None:
+        config, _ = with_device_defaults(config, known_shape(config), target_machine(config))
+    published_gib = _published_gib(config)
     packages = [*(name for name in pinned if name not in VLLM), *VLLM]
     config_or_default = config or RunConfig()
     folders = [str(config_or_default.run_directory.parent), _cache(config_or_default), "/tmp"]
@@ -50,14 +56,17 @@ def examine(
     if address is None:
         progress("examining this machine")
         facts = machine_facts(packages, folders)
-        yield from ((here, finding) for finding in assess_machine(facts, pinned, config))
+        yield from ((here, finding) for finding in assess_machine(facts, pinned, config, published_gib))
         yield from ((here, finding) for finding in ports())
     progress("connecting to the cluster" if address else "starting Ray")
     try:
         started = time.monotonic()
         with _ray(address) as nodes:
             took_s = time.monotonic() - started
-            yield from ((address or here, finding) for finding in _of_cluster(nodes, took_s, address))
+            stored_gib = max(0.5, _stored_gib(config))
+            yield from (
+                (address or here, finding) for finding in _of_cluster(nodes, took_s, address, stored_gib)
+            )
             if address:
                 progress(f"examining {len(nodes)} nodes")
                 yield from _of_nodes(nodes, packages, folders, pinned, config)
@@ -75,6 +84,18 @@ def examine(
     wanted = config_or_default.tracking.wandb
     if wanted != "disabled":
         yield here, wandb_login()
+
+
+def _published_gib(config: RunConfig | None) -> float:
+    """Return the shared memory that new weights of the run's model need, or 0 if its size is not known."""
+    shape = known_shape(config) if config is not None else None
+    return shared_memory(config, shape).total / GIB if config is not None and shape is not None else 0.0
+
+
+def _stored_gib(config: RunConfig | None) -> float:
+    """Return the object store that two versions of the run's weights need, or 0 if their size is not known."""
+    shape = known_shape(config) if config is not None else None
+    return 2 * version_bytes(config, shape) / GIB if config is not None and shape is not None else 0.0
 
 
 def _pins() -> dict[str, str]:
@@ -97,7 +118,9 @@ def _ray(address: str | None) -> Iterator[list[Node]]:
         ray.shutdown()
 
 
-def _of_cluster(nodes: Sequence[Node], took_s: float, address: str | None) -> Iterator[Finding]:
+def _of_cluster(
+    nodes: Sequence[Node], took_s: float, address: str | None, needed_gib: float
+) -> Iterator[Finding]:
     def total(kind: str) -> float:
         return sum(node.resources.get(kind, 0) for node in nodes)
 
@@ -107,11 +130,11 @@ def _of_cluster(nodes: Sequence[Node], took_s: float, address: str | None) -> It
     )
     for node in nodes:
         store_gib = node.resources.get("object_store_memory", 0) / 2**30
-        if store_gib < 0.5:
+        if store_gib < needed_gib:
             yield Finding(
                 "warn",
                 "object store",
-                f"{store_gib:.2f} GiB on {node.name}; it must hold two versions of the weights",
+                f"{store_gib:.2f} GiB on {node.name}; two versions of the weights need {needed_gib:.2f}",
                 "run ray start with --object-store-memory BYTES, and enlarge /dev/shm",
             )
 
@@ -132,7 +155,12 @@ def _of_nodes(
         fix = "check `ray status`, and the logs in /tmp/ray/session_latest/logs on that node"
         yield name, Finding("fail", "tasks", f"no Ray task finished within {NODE_TIMEOUT_S:g} s", fix)
     yield from (("the cluster", finding) for finding in assess_alike(facts))
-    yield from merged({name: list(assess_machine(one, pinned, config)) for name, one in facts.items()})
+    yield from merged(
+        {
+            name: list(assess_machine(one, pinned, config, _published_gib(config)))
+            for name, one in facts.items()
+        }
+    )
     if config and len(facts) > 1 and all(all(one.seen.values()) for one in facts.values()):
         yield "all nodes", Finding("ok", "shared storage", f"all nodes share {config.run_directory.parent}")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cluster.commands.exits import explained_exits, refuse
-from cluster.commands.options import TRAIN_PANEL, Address, ConfigFile, Fresh, Overrides, checked_config
+from cluster.commands.options import TRAIN_PANEL, Address, ConfigFile, Fresh, Overrides, checked_run
 from cluster.core.config import RunConfig
 from cluster.run_state.run_directory import RunDirectory
 
@@ -56,7 +56,8 @@ def train(
         refuse("--quiet prints only the summary and --json prints every event: give one of them")
     if fresh and resume:
         refuse("--fresh starts from scratch and --resume continues a run: give one of them")
-    config = checked_config(config_file, overrides, address)
+    checked = checked_run(config_file, overrides, address)
+    config = checked.config
     if dry_run:
         if fresh or resume:
             refuse("--dry-run does not touch the run: do not combine it with --fresh or --resume")
@@ -73,6 +74,8 @@ def train(
     receive_keys(partial(typer.echo, err=True))
     json_console = JsonConsole(config.name, config.steps) if as_json else None
     with json_console or RunConsole(config.name, config.steps, quiet=quiet) as console:
+        if checked.chosen:
+            console.event(checked.chosen)
         if fresh and (moved := set_aside(config)):
             console.event(f"moved the earlier run to {moved}")
         if run_directory.is_finished:

@@ -119,6 +119,18 @@ def test_packages_for_gpus_on_a_machine_without_one() -> None:
         assert "built for GPUs (CUDA 13.0)" in finding.found
 
 
+@pytest.mark.parametrize(
+    ("published_gib", "level"), [(0.0, "ok"), (9.9, "ok"), (10.1, "fail"), (60.0, "fail")]
+)
+def test_shared_memory_must_hold_the_new_weights_of_the_model(published_gib: float, level: str) -> None:
+    (finding,) = [
+        one for one in assess_machine(SOUND, PINNED, None, published_gib) if one.what.startswith("shared mem")
+    ]
+    assert finding.level == level
+    if level == "fail":
+        assert f"--shm-size={published_gib + 1:.0f}g" in finding.fix
+
+
 def test_nodes_that_differ_are_named() -> None:
     other = replace(SOUND, versions=SOUND.versions | {"ray": "2.9.0"}, python="3.12.1")
     findings = list(assess_alike({"a": SOUND, "b": other, "c": SOUND}))

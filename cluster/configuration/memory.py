@@ -1,0 +1,272 @@
+"""Estimate the memory of a run: of each learner rank, of each engine, and of shared memory. Pure and torch-free.
+
+A learner rank always holds its state, and needs the largest of three phases beside it:
+
+    state               weights, float32 copy, moments, accumulated gradients, reference, process
+    + backward          activations of one micro-batch, one layer's gradients, blocks of logits, bucket
+    + its end           bucket, and the new gradients before they are added to the accumulated ones
+    + optimizer step    copies of the gradients that DeepSpeed makes
+
+Sizes follow from the model's shape. The activations were counted on meta tensors, and the total was compared with the
+memory of a real run (tests/cluster/configuration/test_memory.py, docs/gpu.md). No GPU was available: what CUDA, NCCL
+and vLLM reserve for themselves is taken from their sources.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cluster.configuration.model_shape import ModelShape
+from cluster.core.config import RunConfig
+
+GIB = 2**30
+
+LOGIT_BLOCK = 64 * 2**20
+"""The size of one block of logits in bytes (learner/model/token_logprobs.py). Two such blocks exist at a time."""
+SMALLEST_BLOCK_WORDS = 1024
+"""The smallest number of words in a block of logits."""
+BUCKET_ELEMENTS = 500_000_000
+"""The elements of DeepSpeed's buffer for gradients (reduce_bucket_size), which is allocated whole on a GPU."""
+LIVE_PARAMETERS = 1_000_000_000
+"""The number of parameters that ZeRO 3 keeps gathered at a time (stage3_max_live_parameters)."""
+CUDA_PROCESS = 0.8 * GIB
+"""The memory of a process with a CUDA context and its kernels, before any tensor."""
+CUDA_GRAPHS = 1.0 * GIB
+"""The memory of the CUDA graphs of an engine."""
+CPU_LEARNER = 0.6 * GIB
+"""The memory of a learner process on the CPU, before any tensor: torch, transformers, DeepSpeed and Ray."""
+CPU_ENGINE = 2.5 * GIB
+"""The memory of the three processes of an engine on the CPU, before any tensor."""
+PREFILL_TOKENS = 8192
+"""The smallest number of tokens that an engine is set up to prefill in one step (rollout/engine/vllm_args.py)."""
+FRAGMENTS = 0.05
+"""The fraction of a GPU's memory that the allocator loses in fragments."""
+
+
+class Part(NamedTuple):
+    """One use of memory, in bytes."""
+
+    name: str
+    size: float
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The memory of one process, or of one node's shared memory, by use."""
+
+    subject: str
+    parts: tuple[Part, ...]
+
+    @property
+    def total(self) -> float:
+        """The sum of all parts, in bytes."""
+        return sum(part.size for part in self.parts)
+
+
+def element_size(config: RunConfig) -> int:
+    """Return the number of bytes of a weight."""
+    return 2 if config.model.dtype == "bfloat16" else 4
+
+
+def trained_parameters(config: RunConfig, shape: ModelShape) -> int:
+    """Return the number of parameters that have a gradient."""
+    rank = config.learner.lora_rank
+    return shape.parameters if rank is None else shape.adapter_parameters(rank)
+
+
+def learner_memory(config: RunConfig, shape: ModelShape) -> Memory:
+    """Return the peak memory of one learner rank on its device, with the parts of the phase that needs most."""
+    state = _state(config, shape)
+    phase = max(_phases(config, shape), key=lambda parts: sum(part.size for part in parts))
+    return Memory("learner rank", tuple(part for part in (*state, *phase) if part.size))
+
+
+def learner_resident(config: RunConfig, shape: ModelShape) -> float:
+    """Return the bytes that a learner rank keeps on its GPU while the engines sample."""
+    kept = {"weights", "float32 copy", "moments", "reference model", "process"}
+    return sum(part.size for part in learner_memory(config, shape).parts if part.name in kept)
+
+
+def _state(config: RunConfig, shape: ModelShape) -> list[Part]:
+    """Return the parts that exist throughout the training."""
+    learner, width = config.learner, element_size(config)
+    trained, ranks = trained_parameters(config, shape), learner.ranks
+    frozen = shape.parameters - trained if learner.lora_rank is None else shape.parameters
+    stage = learner.zero_stage
+    on_device = _keeps_state(config)
+    weights = width * (trained + frozen) / (ranks if stage == 3 else 1)
+    if learner.offload == "parameters" and not on_device:
+        weights = 0
+    if stage == 3:  # layers are gathered while they compute
+        weights += width * min(shape.parameters, LIVE_PARAMETERS)
+    part = ranks if stage else 1
+    has_copy = stage > 0 or width == 2
+    bucket = _bucket(config, trained) if stage == 3 else 0  # which ZeRO 3 keeps
+    # Without ZeRO the gradients have the weights' type. With it they are accumulated in float32, and in ZeRO 1 those of
+    # bfloat16 weights exist in both types.
+    by_stage: dict[int, float] = {
+        0: width * trained,
+        1: (4 if width == 4 else 6) * trained,
+    }
+    gradients = by_stage.get(stage, 4 * trained / ranks)
+    reference = 0.0
+    if config.objective.kl_coefficient and learner.lora_rank is None:
+        reference = width * shape.parameters / (ranks if stage == 3 else 1)
+    return [
+        Part("weights", weights),
+        Part("float32 copy", 4 * trained / part if has_copy and on_device else 0),
+        Part("moments", 8 * trained / part if on_device else 0),
+        Part("gradients", gradients if on_device or stage < 2 else 0),
+        Part("kept bucket", bucket),
+        Part("reference model", reference),
+        Part("process", CUDA_PROCESS if learner.gpus_per_rank else CPU_LEARNER),
+    ]
+
+
+def _keeps_state(config: RunConfig) -> bool:
+    """Return True if the optimizer's state is in the memory of the rank's device."""
+    return config.learner.offload == "none" or config.learner.gpus_per_rank == 0
+
+
+def _phases(config: RunConfig, shape: ModelShape) -> list[list[Part]]:
+    """Return the parts that each phase needs beside the state."""
+    learner, width = config.learner, element_size(config)
+    trained = trained_parameters(config, shape)
+    on_device = _keeps_state(config)
+    # ZeRO 1 in bfloat16 is another optimizer of DeepSpeed, without a bucket and without copies in the step.
+    plain = learner.zero_stage == 0 or (learner.zero_stage == 1 and width == 2)
+    full = 0 if plain else width * min(BUCKET_ELEMENTS, trained)
+    bucket = 0 if plain or learner.zero_stage == 3 else _bucket(config, trained)
+    on_gpu = learner.gpus_per_rank > 0  # on the CPU, the bucket is not touched while there are activations
+    # Gradients arrive in the weights' type, and bfloat16 ones are converted.
+    new = (4 if width == 4 else 6) * trained / learner.ranks if learner.zero_stage >= 2 and on_device else 0
+    if not on_device:
+        copies: float = 0
+    elif plain:
+        copies = 4 * trained if learner.zero_stage == 0 else 0
+    else:
+        copies = 8 * trained / learner.ranks
+    return [
+        [
+            Part("activations", activation_bytes(config, shape)),
+            Part("output layer", _output_layer(config, shape)),
+            Part("bucket", bucket if on_gpu else 0),
+        ],
+        [Part("new gradients", new), Part("bucket", max(full, bucket))],
+        [Part("optimizer step", copies)],
+    ]
+
+
+def _bucket(config: RunConfig, trained: int) -> float:
+    """Return the bytes of DeepSpeed's bucket. On the CPU, pages that are not used take no memory."""
+    on_gpu = config.learner.gpus_per_rank > 0
+    return element_size(config) * (BUCKET_ELEMENTS if on_gpu else min(BUCKET_ELEMENTS, trained))
+
+
+def computed_tokens(config: RunConfig) -> int:
+    """Return the largest number of tokens in one micro-batch: a single response may exceed the limit."""
+    rollout, context = config.rollout, config.model.max_context_tokens
+    at_most = -(-rollout.prompts_per_step * rollout.responses_per_prompt // config.learner.ranks) * context
+    return min(at_most, max(config.learner.micro_batch_tokens, context))
+
+
+def activation_bytes(config: RunConfig, shape: ModelShape) -> float:
+    """Return the bytes that a micro-batch keeps for its backward pass, and the gradients of one layer."""
+    tokens, width = computed_tokens(config), element_size(config)
+    one_layer = layer_activation_bytes(shape, width)
+    if config.learner.lora_rank is not None:
+        one_layer += 7 * config.learner.lora_rank * width
+    if config.learner.gradient_checkpointing:
+        kept = shape.layers * shape.hidden * width + one_layer
+    else:
+        kept = shape.layers * one_layer
+    gradients = 3 * shape.intermediate * width + 16 * shape.hidden
+    return tokens * (kept + gradients)
+
+
+def layer_activation_bytes(shape: ModelShape, width: int) -> float:
+    """Return the bytes that one layer keeps for backward for each token.
+
+    A normalization computes in float32: 8 bytes per unit in bfloat16, 12 in float32. The feed-forward layer keeps four
+    tensors (gate, its activation, up, their product), and attention five (query, key and value for each head, and the
+    output twice, for prompts and responses).
+    """
+    norm = 8 if width == 2 else 12
+    hidden = shape.norms * (norm * shape.hidden + 4)
+    if shape.qk_norm:
+        hidden += (6 if width == 2 else 8) * (shape.query_width + shape.key_width)
+    return hidden + width * (4 * shape.intermediate + 5 * shape.query_width)
+
+
+def _output_layer(config: RunConfig, shape: ModelShape) -> float:
+    """Return the bytes of the blocks of logits, of the response tokens' hidden states, and of their gradients."""
+    tokens, width = computed_tokens(config), element_size(config)
+    whole = 4 * tokens * shape.vocabulary
+    block = whole if whole <= 2 * LOGIT_BLOCK else max(LOGIT_BLOCK, 4 * tokens * SMALLEST_BLOCK_WORDS)
+    weight = 0 if config.learner.lora_rank else width * shape.head  # its gradient is computed whole
+    return 2 * block + tokens * shape.hidden * (2 * width + 4) + weight
+
+
+# --- Host memory of the learner.
+
+
+def offloaded_bytes(config: RunConfig, shape: ModelShape) -> float:
+    """Return the bytes of a rank's state in host memory."""
+    learner, trained = config.learner, trained_parameters(config, shape)
+    if _keeps_state(config):
+        return 0
+    optimizer = 16 * trained / learner.ranks  # float32: weights, moments, gradients
+    parameters = element_size(config) * shape.parameters / learner.ranks
+    return optimizer + (parameters if learner.offload == "parameters" else 0)
+
+
+# --- Engines.
+
+
+def engine_memory(config: RunConfig, shape: ModelShape) -> Memory:
+    """Return the memory of one engine process on its device, without the key-value cache on GPUs."""
+    rollout, width = config.rollout, element_size(config)
+    size, on_gpu = rollout.tensor_parallel_size, rollout.gpus_per_worker > 0
+    prefill = max(config.model.max_context_tokens, rollout.max_sequences, PREFILL_TOKENS)
+    # Of a forward pass only one layer's tensors exist at a time. Logits are float32, twice.
+    layer = width * (3 * shape.intermediate + 3 * shape.query_width) / size + 4 * width * shape.hidden
+    logits = rollout.max_sequences * shape.vocabulary * (width + 8)
+    parts = [
+        Part("weights", width * shape.parameters / size),
+        Part("activations", prefill * layer),
+        Part("logits", logits),
+        Part("new weights", width * max(shape.head, shape.layer_parameters) / size),
+    ]
+    if on_gpu:
+        parts += [Part("CUDA graphs", CUDA_GRAPHS), Part("process", CUDA_PROCESS)]
+    else:
+        parts += [Part("key-value cache", rollout.kv_cache_gib * GIB), Part("processes", CPU_ENGINE)]
+    return Memory("engine", tuple(parts))
+
+
+def cache_bytes_per_token(config: RunConfig, shape: ModelShape) -> float:
+    """Return the bytes of the key-value cache for one token, in one process of an engine."""
+    heads = max(1, shape.kv_heads / config.rollout.tensor_parallel_size)
+    return 2 * shape.layers * heads * shape.head_width * element_size(config)
+
+
+# --- Shared memory.
+
+
+def version_bytes(config: RunConfig, shape: ModelShape) -> float:
+    """Return the size of a published version: all weights, or the factors of the adapters in float32."""
+    if config.learner.lora_rank is not None:
+        return 4 * trained_parameters(config, shape)
+    return element_size(config) * shape.parameters
+
+
+def shared_memory(config: RunConfig, shape: ModelShape) -> Memory:
+    """Return the use of /dev/shm on a node with the learner and engines.
+
+    Ray's object store is there, and the files from which the engines of a node load a version. Both hold two versions
+    for a moment. A broadcast needs them only for workers that join late, which then pull one version.
+    """
+    versions = 1 if config.rollout.weight_transport == "broadcast" else 2
+    size = versions * version_bytes(config, shape)
+    return Memory("/dev/shm", (Part("object store", size), Part("weight files", size)))
