@@ -61,7 +61,8 @@ def assess_machine(
         facts.shared_memory_gib,
         max(2, published_gib),
         max(0.25, published_gib),
-        f"in a container: docker run --shm-size={max(8, published_gib + 1):.0f}g; in Kubernetes an emptyDir of medium Memory (docs/cluster.md)",
+        f"in a container: docker run --shm-size={max(8, published_gib + 1):.0f}g; in Kubernetes an emptyDir of medium "
+        "Memory (docs/cluster.md)",
     )
     for folder, free_gib in facts.disk_gib.items():
         yield _enough(
