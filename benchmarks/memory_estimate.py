@@ -68,7 +68,7 @@ def main() -> None:
         settings = dict(SETTINGS)
         if arguments.smoke:
             model = stack.enter_context(Case(TINY, 1, 2, (8, 8), (8, 8), 64, 1).model_directory())
-            settings |= {"model.source": str(model), "task.options.style": "plain"}
+            settings |= {"model.source": str(model), "task.options.style": "compact"}
         for name in cases:
             write_cases("memory_estimate", {name: measured(settings | CASES[name])}, arguments.output)
 

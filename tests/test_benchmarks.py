@@ -14,7 +14,13 @@ from benchmarks import attention_cost, report, table
 from benchmarks.report import RESULTS
 from tests import PROJECT
 
-WITH_ENGINES = ("rollout_throughput.py", "weight_publication.py", "reproducibility.py", "overlap.py")
+WITH_ENGINES = (
+    "rollout_throughput.py",
+    "weight_publication.py",
+    "reproducibility.py",
+    "overlap.py",
+    "memory_estimate.py",
+)
 """The benchmarks that start engines, which takes a minute for each of them."""
 
 

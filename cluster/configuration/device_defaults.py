@@ -70,8 +70,8 @@ def _learner_settings(
         return candidates[1], f"the {unknown} is not known here"
     for chosen in candidates:
         if learner_fits(with_learner(config, **chosen), shape, machine.memory_gib):
-            return chosen, f"fits into {machine.memory_gib:.1f} GiB"
-    return candidates[-1], f"needs the least memory of {machine.memory_gib:.1f} GiB"
+            return chosen, f"so that a rank fits into {machine.memory_gib:.1f} GiB"
+    return candidates[-1], f"a rank hardly fits into {machine.memory_gib:.1f} GiB"
 
 
 def _candidates(config: RunConfig) -> list[tuple[bool, int]]:

@@ -79,10 +79,17 @@ def _remedy(config: RunConfig, shape: ModelShape, gpu_gib: float) -> str:
     changed: dict[str, Any] = {}
     for changes in _ladder(config):
         changed |= changes
-        smaller = with_learner(config, **changed)
-        if learner_fits(smaller, shape, gpu_gib):
-            settings = ", ".join(f"learner.{name}={_written(value)}" for name, value in changed.items())
-            return f"set {settings} ({learner_memory(smaller, shape).total / GIB:.1f} GiB)"
+        if not learner_fits(with_learner(config, **changed), shape, gpu_gib):
+            continue
+        for name in tuple(changed):  # those that the last change made unnecessary
+            others = {key: value for key, value in changed.items() if key != name}
+            if _is_consistent(with_learner(config, **others)) and learner_fits(
+                with_learner(config, **others), shape, gpu_gib
+            ):
+                changed = others
+        settings = ", ".join(f"learner.{name}={_written(value)}" for name, value in changed.items())
+        needed = learner_memory(with_learner(config, **changed), shape).total
+        return f"set {settings} ({needed / GIB:.1f} GiB)"
     return "use more learner ranks, GPUs with more memory, or a smaller model"
 
 
@@ -102,6 +109,11 @@ def _ladder(config: RunConfig) -> Iterator[dict[str, Any]]:
         yield {"zero_stage": max(2, learner.zero_stage), "offload": "optimizer"}
     if learner.lora_rank is None:
         yield {"lora_rank": 16, "offload": "none"}
+
+
+def _is_consistent(config: RunConfig) -> bool:
+    """Return True if the ZeRO stage can offload what is offloaded."""
+    return config.learner.zero_stage >= {"none": 0, "optimizer": 2, "parameters": 3}[config.learner.offload]
 
 
 def _written(value: Any) -> str:

@@ -6,11 +6,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cluster.core.config import RunConfig
-from cluster.models.source import locate, ready_directory
+from cluster.models.source import described_directory
 from cluster.models.starter import find_starter
 from learner.model.model_files import checkpoint_shapes
 
@@ -126,7 +125,10 @@ def find_shape(config: RunConfig) -> ModelShape:
     Raises:
         UnknownShapeError: if it cannot be determined.
     """
-    directory = _directory(config)
+    try:
+        directory = described_directory(config)
+    except ValueError as error:  # check_model reports it too
+        raise UnknownShapeError("it does not exist") from error
     if directory is None:
         if config.model.source == "starter" and find_starter(config.task.name) is not None:
             raise UnknownShapeError("the starter model is not built yet")
@@ -139,17 +141,3 @@ def find_shape(config: RunConfig) -> ModelShape:
     if not isinstance(known, dict):
         raise UnknownShapeError("its config.json is not a mapping")
     return ModelShape.from_config(known, stored or None)
-
-
-def _directory(config: RunConfig) -> Path | None:
-    """Return the directory with the model's config.json, which may be in the hub's cache."""
-    try:
-        directory = ready_directory(config)
-        if directory is not None or locate(config.model).kind != "hub":
-            return directory
-    except ValueError as error:  # check_model reports it too
-        raise UnknownShapeError("it does not exist") from error
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(config.model.source, "config.json")
-    return Path(cached).parent if isinstance(cached, str) else None

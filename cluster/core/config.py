@@ -38,8 +38,8 @@ class ModelConfig(Section):
     """The initial model: `starter` (a small model, trained once for the task), a Hugging Face directory, a hub id, a
     `.gguf` file, or `package:NAME/FILE` for a file in an installed Python package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """The data type of the learner and of the rollout workers. In bfloat16 their log-probabilities differ by about
-    0.05 per token."""
+    """The data type of the learner and of the rollout workers. The default on GPUs is bfloat16. In bfloat16 their
+    log-probabilities differ by about 0.05 per token."""
     max_context_tokens: Count = 1024
     """The maximum length of a prompt and its response together, in tokens."""
     cache_directory: Path = Path("~/.cache/hpo-trainer")
@@ -216,12 +216,13 @@ class LearnerConfig(Section):
     """The number of passes over each batch. The ratio's π_old remains the policy at the beginning of the first pass."""
     micro_batch_tokens: Count = 16384
     """The maximum number of tokens (padding included) in one forward pass of one rank. A prompt that several
-    responses share counts once."""
+    responses share counts once. On GPUs the default is lower if a rank needs it to fit into memory."""
     prefix_sharing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     """One computation of the prompt for all responses of a group: `auto` (where the model supports it and it costs
     less), `on` (always; an error if the model does not support it) or `off`. The loss is the same."""
     gradient_checkpointing: Annotated[bool, Field(strict=True)] = False
-    """Activations are recomputed in the backward pass, which saves memory and costs time."""
+    """Activations are recomputed in the backward pass, which saves memory and costs time. On GPUs the default is true
+    if a rank does not fit into memory otherwise, or if the memory is not known."""
     measure_gradient_fraction: Annotated[bool, Field(strict=True)] = False
     """Measure the fractions of the gradient that come from positive and from negative advantages, in the first
     optimizer step of each batch. This costs two more passes over that mini-batch."""

@@ -28,6 +28,7 @@ from cluster.models.starter import build_starter, starter_key
 
 Kind = Literal["starter", "directory", "gguf", "hub"]
 Progress = Callable[[str], None]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def locate(model: ModelConfig, hub_token: str | None = None) -> ModelSource:
         if not (path / "config.json").is_file():
             raise ValueError(f"{source} is not a Hugging Face model directory: it has no config.json")
         return ModelSource("directory", str(path.resolve()))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if _HUB_ID.fullmatch(source):
         return ModelSource("hub", _known_to_hub(source, hub_token))
     raise ValueError(f"there is no model {source!r}: no such directory, file or hub id")
 
@@ -124,6 +125,22 @@ def ready_directory(config: RunConfig) -> Path | None:
         ValueError: if the model does not exist.
     """
     return _ready(config, locate(config.model))
+
+
+def described_directory(config: RunConfig) -> Path | None:
+    """Return the directory with the model's config.json if it is on this machine, which may be the hub's cache. The hub
+    is not asked.
+
+    Raises:
+        ValueError: if the model does not exist.
+    """
+    source = config.model.source
+    if not _HUB_ID.fullmatch(source) or Path(source).exists():
+        return ready_directory(config)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, "config.json")
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _ready(config: RunConfig, source: ModelSource) -> Path | None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cluster.commands.options import CheckedRun
+from cluster.configuration.device_defaults import Choice
 from cluster.core.config import RunConfig
 from cluster.run_state.checkpoints import CheckpointStore, learner_state
 from cluster.run_state.run_directory import RunDirectory
@@ -53,6 +55,23 @@ def test_train_starts_the_configured_run(sound: Path, training: Training) -> Non
     assert result.exit_code == 0, result.output
     (config,) = started
     assert (config.name, config.seed, config.cluster.address) == ("sound", 3, "head:6379")
+
+
+def test_a_run_begins_with_the_settings_that_were_chosen_for_its_device(
+    sound: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no GPU here, so the choice is given."""
+    started = training(None)
+    result = cli.invoke(app, ["train", str(sound)])
+    assert "chosen for this device" not in result.output
+    choice = Choice("model.dtype", "bfloat16", "the default on GPUs")
+    monkeypatch.setattr(
+        "cluster.commands.train.command.checked_run", lambda *_: CheckedRun(started[0], (choice,))
+    )
+    result = cli.invoke(app, ["train", str(sound)])
+    assert "chosen for this device: model.dtype=bfloat16 (the default on GPUs)" in " ".join(
+        result.output.split()
+    )
 
 
 def test_train_refuses_what_check_refuses(sound: Path, training: Training) -> None:
