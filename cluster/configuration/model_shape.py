@@ -125,12 +125,14 @@ def find_shape(config: RunConfig) -> ModelShape:
     Raises:
         UnknownShapeError: if it cannot be determined.
     """
+    if config.model.source == "starter" and find_starter(config.task.name) is None:
+        raise UnknownShapeError("its task has no starter model")
     try:
         directory = described_directory(config)
     except ValueError as error:  # check_model reports it too
         raise UnknownShapeError("it does not exist") from error
     if directory is None:
-        if config.model.source == "starter" and find_starter(config.task.name) is not None:
+        if config.model.source == "starter":
             raise UnknownShapeError("the starter model is not built yet")
         raise UnknownShapeError("its config.json is not on this machine")
     try:
