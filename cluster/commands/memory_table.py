@@ -18,6 +18,9 @@ from cluster.configuration.memory_checks import cache_tokens, learner_room
 from cluster.configuration.model_shape import ModelShape, UnknownShapeError, find_shape
 from cluster.core.config import RunConfig
 
+SMALLEST_SHOWN = 0.005
+"""The smallest part that is listed, as a fraction of its process."""
+
 
 def print_memory(config: RunConfig, machine: Machine | None) -> None:
     """Print the estimate of the run's memory, or the reason why there is no estimate."""
@@ -39,7 +42,7 @@ def memory_table(config: RunConfig, shape: ModelShape, machine: Machine | None) 
     """
     where = f" on {machine}" if machine else ""
     table = Table(
-        title=f"memory per process, estimated: {shape.parameters / 1e9:.2f} billion parameters, "
+        title=f"memory per process, estimated: {shape.parameters / 1e6:,.0f} million parameters, "
         f"{config.model.dtype}{where}",
         title_justify="left",
         title_style="",
@@ -83,7 +86,8 @@ def _add(table: Table, name: str, memory: Memory, limit: float | None) -> None:
 def _parts(memory: Memory) -> str:
     """Return the parts with their sizes, the largest first."""
     largest_first = sorted(memory.parts, key=lambda part: -part.size)
-    return ", ".join(f"{part.name} {_gib(part.size)}" for part in largest_first)
+    shown = [part for part in largest_first if part.size >= SMALLEST_SHOWN * memory.total]
+    return ", ".join(f"{part.name} {_gib(part.size)}" for part in shown)
 
 
 def _gib(size: float) -> str:

@@ -1,6 +1,7 @@
 """Estimate the memory of a run: of each learner rank, of each engine, and of shared memory. Pure and torch-free.
 
-A learner rank always holds its state, and needs the largest of three phases beside it:
+A learner rank always holds its state, and needs the largest of three phases beside it (on the CPU, where the memory of
+activations stays with the process, the first phase and the larger one of the others):
 
     state               weights, float32 copy, moments, accumulated gradients, reference, process
     + backward          activations of one micro-batch, one layer's gradients, blocks of logits, bucket
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 from cluster.configuration.model_shape import ModelShape
 from cluster.core.config import RunConfig
+from learner.engine.deepspeed_engine import deepspeed_config
 
 GIB = 2**30
 
@@ -27,7 +29,7 @@ LOGIT_BLOCK = 64 * 2**20
 SMALLEST_BLOCK_WORDS = 1024
 """The smallest number of words in a block of logits."""
 BUCKET_ELEMENTS = 500_000_000
-"""The elements of DeepSpeed's buffer for gradients (reduce_bucket_size), which is allocated whole on a GPU."""
+"""The default of DeepSpeed's reduce_bucket_size: the elements of its buffer for gradients, allocated whole on a GPU."""
 LIVE_PARAMETERS = 1_000_000_000
 """The number of parameters that ZeRO 3 keeps gathered at a time (stage3_max_live_parameters)."""
 CUDA_PROCESS = 0.8 * GIB
@@ -77,9 +79,16 @@ def trained_parameters(config: RunConfig, shape: ModelShape) -> int:
 
 def learner_memory(config: RunConfig, shape: ModelShape) -> Memory:
     """Return the peak memory of one learner rank on its device, with the parts of the phase that needs most."""
-    state = _state(config, shape)
-    phase = max(_phases(config, shape), key=lambda parts: sum(part.size for part in parts))
-    return Memory("learner rank", tuple(part for part in (*state, *phase) if part.size))
+
+    def size(parts: list[Part]) -> float:
+        return sum(part.size for part in parts)
+
+    backward, end, step = _phases(config, shape)
+    if config.learner.gpus_per_rank:
+        phase = max(backward, end, step, key=size)
+    else:  # the C library keeps the memory of activations, and takes that of the other phases' buffers beside it
+        phase = [*backward, *max(end, step, key=size)]
+    return Memory("learner rank", tuple(part for part in (*_state(config, shape), *phase) if part.size))
 
 
 def learner_resident(config: RunConfig, shape: ModelShape) -> float:
@@ -136,7 +145,7 @@ def _phases(config: RunConfig, shape: ModelShape) -> list[list[Part]]:
     on_device = _keeps_state(config)
     # ZeRO 1 in bfloat16 is another optimizer of DeepSpeed, without a bucket and without copies in the step.
     plain = learner.zero_stage == 0 or (learner.zero_stage == 1 and width == 2)
-    full = 0 if plain else width * min(BUCKET_ELEMENTS, trained)
+    full = 0 if plain else width * min(_bucket_elements(config), trained)
     bucket = 0 if plain or learner.zero_stage == 3 else _bucket(config, trained)
     on_gpu = learner.gpus_per_rank > 0  # on the CPU, the bucket is not touched while there are activations
     # Gradients arrive in the weights' type, and bfloat16 ones are converted.
@@ -160,8 +169,13 @@ def _phases(config: RunConfig, shape: ModelShape) -> list[list[Part]]:
 
 def _bucket(config: RunConfig, trained: int) -> float:
     """Return the bytes of DeepSpeed's bucket. On the CPU, pages that are not used take no memory."""
-    on_gpu = config.learner.gpus_per_rank > 0
-    return element_size(config) * (BUCKET_ELEMENTS if on_gpu else min(BUCKET_ELEMENTS, trained))
+    elements = _bucket_elements(config)
+    return element_size(config) * (elements if config.learner.gpus_per_rank else min(elements, trained))
+
+
+def _bucket_elements(config: RunConfig) -> int:
+    zero = deepspeed_config(config.learner, config.model.dtype)["zero_optimization"]
+    return int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))
 
 
 def computed_tokens(config: RunConfig) -> int:
