@@ -106,7 +106,8 @@ class BroadcastCoordinator:
         if self._spec is None or self._members != members:
             number = 1 if self._spec is None else self._spec.number + 1
             size = 1 + len(members) * processes
-            self._spec = ChannelSpec(*learner.meeting_point, number, size, BROADCAST_TIMEOUT_S)
+            names = ("learner", *(member for member in members for _ in range(processes)))
+            self._spec = ChannelSpec(*learner.meeting_point, number, size, BROADCAST_TIMEOUT_S, names)
             self._members = members
         self._broadcast_version = version
         self._missing = {process: 1 + index * processes for index, process in enumerate(members)}
@@ -167,8 +168,9 @@ class ChannelSource:
     ) -> Iterator[tuple[str, torch.Tensor]]:
         import torch
 
-        *spec, first_rank = arguments
-        channel = self._joined(ChannelSpec(*spec), first_rank + self._rank)
+        address, port, number, size, timeout_s, names, first_rank = arguments
+        spec = ChannelSpec(address, port, number, size, timeout_s, tuple(names))
+        channel = self._joined(spec, first_rank + self._rank)
         for name, dtype, shape in layout:
             tensor = torch.empty(tuple(shape), dtype=getattr(torch, dtype), device=self._device)
             channel.broadcast(tensor)

@@ -133,6 +133,11 @@ async def test_new_workers_pull_and_serving_workers_join_the_broadcast(tensor_pa
         assert c.taken == [("pull", 2)]
         assert scene.learner.offered == [0, 2], "no worker needed version 1 from the object store"
         assert [spec.size for spec in scene.learner.specs] == [1 + 2 * tensor_parallel_size] * 2
+        assert scene.learner.specs[-1].names == (
+            "learner",
+            *["rollout-0.0"] * tensor_parallel_size,
+            *["rollout-1.0"] * tensor_parallel_size,
+        )
         assert not scene.events
 
 
