@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cluster.core.types import PolicyVersion
+from cluster.core.weight_buckets import send_in_buckets
 from cluster.core.weight_channel import FAILURES, ChannelSpec, OfferRequest, WeightChannel
 from learner.weights.pull import PullSender
 
@@ -34,18 +35,17 @@ class BroadcastSender:
         if isinstance(request, OfferRequest):
             return self._pull.publish(version, tensors)
         try:
-            self._broadcast(request, tensors)
+            self._broadcast(request, version, tensors)
         except FAILURES as failure:
             self._leave_channel()
             return " ".join(str(failure).split()) or type(failure).__name__
         return ""
 
-    def _broadcast(self, spec: ChannelSpec, tensors: Mapping[str, Tensor]) -> None:
+    def _broadcast(self, spec: ChannelSpec, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> None:
         if self._channel is None or self._channel.spec != spec:
             self._leave_channel()
             self._channel = WeightChannel(spec, 0, self._device)
-        for tensor in tensors.values():
-            self._channel.broadcast(tensor.detach().to(self._device).contiguous())
+        send_in_buckets(self._channel.broadcast, version.layout, tensors.items(), self._device)
 
     def _leave_channel(self) -> None:
         channel, self._channel = self._channel, None

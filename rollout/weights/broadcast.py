@@ -20,6 +20,7 @@ import ray
 
 from cluster.core.deadlines import within
 from cluster.core.types import PolicyVersion, WeightLayout
+from cluster.core.weight_buckets import receive_in_buckets
 from cluster.core.weight_channel import FAILURES, ChannelSpec, OfferRequest, WeightChannel
 from cluster.core.weight_transport import (
     CoordinatorContext,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BROADCAST_TIMEOUT_S = 60.0
-"""The longest wait for the members of a broadcast, and then for each tensor. After it the members pull."""
+"""The longest wait for the members of a broadcast, and then for each bucket. After it the members pull."""
 
 
 class BroadcastRoute(NamedTuple):
@@ -166,15 +167,10 @@ class ChannelSource:
     def tensors(
         self, arguments: Sequence[Any], layout: Sequence[WeightLayout]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        import torch
-
         address, port, number, size, timeout_s, names, first_rank = arguments
         spec = ChannelSpec(address, port, number, size, timeout_s, tuple(names))
         channel = self._joined(spec, first_rank + self._rank)
-        for name, dtype, shape in layout:
-            tensor = torch.empty(tuple(shape), dtype=getattr(torch, dtype), device=self._device)
-            channel.broadcast(tensor)
-            yield name, tensor
+        return receive_in_buckets(channel.broadcast, layout, self._device)
 
     def close(self) -> None:
         channel, self._channel = self._channel, None

@@ -1,0 +1,160 @@
+"""Packs the tensors of a version into buckets, so that hundreds of small tensors are a few broadcasts.
+
+Both sides compute the same plan from the layout of the version, so nothing but weights travels:
+
+    send_in_buckets(broadcast, layout, weights.items(), device)              # the learner
+    for name, tensor in receive_in_buckets(broadcast, layout, device):       # each process of an engine
+        ...
+
+The order of the tensors is kept. An engine may hold a tensor until the rest of its layer has arrived, so an order of
+our own could make it hold the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+from cluster.core.types import WeightLayout
+
+if TYPE_CHECKING:
+    import torch
+
+BUCKET_BYTES = 64 * 2**20
+"""The size of a bucket. A larger tensor is sent from its own memory, without a copy."""
+ALIGNMENT = 64
+"""Every tensor begins at a multiple of this number of bytes in its bucket."""
+
+Broadcast = Callable[["torch.Tensor"], None]
+"""Copies a contiguous tensor of the learner into the tensor of every engine (`WeightChannel.broadcast`)."""
+
+
+class Slot(NamedTuple):
+    """The place of a tensor in its bucket."""
+
+    layout: WeightLayout
+    offset: int
+    size: int
+    """Both in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The tensors of one broadcast."""
+
+    slots: tuple[Slot, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of bytes that travel."""
+        return self.slots[-1].offset + self.slots[-1].size
+
+    @property
+    def is_one_tensor(self) -> bool:
+        """True if the tensor is sent from its own memory into its own memory."""
+        return len(self.slots) == 1
+
+
+def plan_buckets(layout: Sequence[WeightLayout], capacity: int = BUCKET_BYTES) -> list[Bucket]:
+    """Divide tensors into buckets of at most `capacity` bytes, in their order. A larger tensor is alone in a bucket."""
+    buckets: list[Bucket] = []
+    slots: list[Slot] = []
+    end = 0
+    for one in layout:
+        size = _size(one)
+        offset = -(-end // ALIGNMENT) * ALIGNMENT
+        if slots and offset + size > capacity:
+            buckets.append(Bucket(tuple(slots)))
+            slots, offset = [], 0
+        slots.append(Slot(one, offset, size))
+        end = offset + size
+    return [*buckets, Bucket(tuple(slots))] if slots else buckets
+
+
+def send_in_buckets(
+    broadcast: Broadcast,
+    layout: Sequence[WeightLayout],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    device: torch.device,
+    capacity: int = BUCKET_BYTES,
+) -> None:
+    """Broadcast `tensors`, which are in the order of `layout`. Only one bucket at a time has memory on `device`.
+
+    Raises:
+        ValueError: if a tensor is not the one that the layout describes. The receivers would misread it.
+    """
+    import torch
+
+    buckets = plan_buckets(layout, capacity)
+    largest = max((bucket.size for bucket in buckets if not bucket.is_one_tensor), default=0)
+    buffer = torch.empty(largest, dtype=torch.uint8, device=device)
+    source = iter(tensors)
+    for bucket in buckets:
+        packed = _packed(bucket, source, buffer)
+        if bucket.size:
+            broadcast(packed.to(device))
+    if (left := next(source, None)) is not None:
+        raise ValueError(f"the published layout lacks the weight {left[0]}")
+
+
+def receive_in_buckets(
+    broadcast: Broadcast,
+    layout: Sequence[WeightLayout],
+    device: torch.device,
+    capacity: int = BUCKET_BYTES,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield name and tensor of everything that the learner sends with the same `layout` and `capacity`.
+
+    The tensors of a bucket share its memory. Each bucket has memory of its own, because an engine may keep a tensor.
+    """
+    import torch
+
+    for bucket in plan_buckets(layout, capacity):
+        buffer = torch.empty(bucket.size, dtype=torch.uint8, device=device)
+        if bucket.size:
+            broadcast(buffer)
+        for slot in bucket.slots:
+            yield slot.layout.name, _view(buffer, slot)
+
+
+def _packed(bucket: Bucket, source: Iterator[tuple[str, torch.Tensor]], buffer: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of a bucket, uint8 [bytes]. Several tensors are copied into `buffer`."""
+    if bucket.is_one_tensor:
+        return _bytes(_next_tensor(source, bucket.slots[0].layout))
+    for slot in bucket.slots:
+        _view(buffer, slot).copy_(_next_tensor(source, slot.layout))
+    return buffer[: bucket.size]
+
+
+def _next_tensor(source: Iterator[tuple[str, torch.Tensor]], expected: WeightLayout) -> torch.Tensor:
+    name, tensor = next(source, ("", None))
+    if tensor is None:
+        raise ValueError(f"the weights ended before {expected.name}, which the published layout contains")
+    found = WeightLayout(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+    if found != expected:
+        raise ValueError(f"the published layout announces {expected}, but the weights contain {found}")
+    return tensor.detach()
+
+
+def _size(layout: WeightLayout) -> int:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, layout.dtype)
+    return prod(layout.shape) * dtype.itemsize
+
+
+def _view(buffer: torch.Tensor, slot: Slot) -> torch.Tensor:
+    """Return the tensor in `slot` of a buffer, uint8 [bytes]."""
+    import torch
+
+    part = buffer[slot.offset : slot.offset + slot.size]
+    return part.view(getattr(torch, slot.layout.dtype)).view(slot.layout.shape)
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the memory of a tensor, uint8 [bytes]."""
+    import torch
+
+    return tensor.contiguous().view(-1).view(torch.uint8)
