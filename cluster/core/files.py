@@ -80,13 +80,14 @@ def new_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def try_lock(file: IO[Any]) -> bool:
-    """Take the exclusive lock of `file` without waiting. Closing the file, or the end of the process, releases it.
+def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
+    """Take the exclusive lock of `file`, or with `shared` one that several may hold, without waiting.
 
-    Returns False if another process holds a lock of this file, or if the file system has no locks.
+    Closing the file, or the end of the process, releases it. Returns False if another process holds a lock that
+    excludes this one, or if the file system has no locks.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

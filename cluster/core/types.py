@@ -195,6 +195,10 @@ class WeightLayout(NamedTuple):
     shape: tuple[int, ...]
 
 
+SAFETENSORS_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""The types of published weights: the name in a safetensors file, and in torch."""
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyVersion:
     """A published weight version, and a probe that checks that a worker really serves it.

@@ -8,14 +8,18 @@ one worker writes the published bytes to a file in shared memory, and each engin
         ...                                              # the engine loads the file
     files.close()
 
-File locks record the use of files; there is no other register. A file is deleted when a newer one is in use and no
-worker holds it. The directory of a run is deleted when its last worker closes or, after a crash, by the next run on the
-node.
+File locks record the use of files; there is no other register. A worker that holds a file and an engine that has mapped
+it (`rollout/weights/pull.py`) have a shared lock. A file of an older version that has no lock is taken away under the
+exclusive lock and written again, because new pages cost several times as much as a copy. If all are in use, the writer
+makes a new file, and the old ones are deleted when a newer one is in use and they have no lock.
+
+The directory of a run is deleted when its last worker closes or, after a crash, by the next run on the node.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -27,8 +31,11 @@ from typing import IO
 import numpy as np
 
 from cluster.core.files import lock, try_lock
+from rollout.weights.shared_memory import MappedFiles
 
 _PREFIX = "hpo-weights-"
+_PARTIAL = ".partial"
+"""The suffix of a file that is being written. It is locked, unless its writer was killed."""
 PATIENCE_S = 30.0
 """The longest wait for another worker that writes the same file. After that, this worker writes the file itself."""
 
@@ -44,6 +51,7 @@ class NodeWeightFiles:
     def __init__(self, run_id: str, root: Path | None = None) -> None:
         self._root = root or _default_root()
         self._directory = self._root / f"{_PREFIX}{run_id}"
+        self._written = MappedFiles()
         self._presence = self._enter()
         self._sweep_abandoned()
 
@@ -58,12 +66,15 @@ class NodeWeightFiles:
         path = self._directory / f"{version}.safetensors"
         with self._open_shared(path, parts):
             yield path
-        for other in self._directory.glob("*.safetensors"):
-            if int(other.stem) < version:
-                _remove_unless_locked(other)
+        for other in self._older(path):
+            _remove_unless_locked(other)
+        for abandoned in self._directory.glob(f"*{_PARTIAL}"):
+            _remove_unless_locked(abandoned)
+        self._written.forget_removed()
 
     def close(self) -> None:
         """Stop using the files. The last worker of the run on this node deletes them."""
+        self._written.close()
         self._presence.close()
         self._sweep(self._directory)
 
@@ -86,10 +97,11 @@ class NodeWeightFiles:
                 file = open(path, "rb")
             except FileNotFoundError:  # a worker with a newer version has removed it
                 continue
-            lock(file, shared=True)
-            if _is_at(file, path):
+            # A worker that has the exclusive lock takes the file away, or has just written it.
+            if try_lock(file, shared=True) and _is_at(file, path):
                 return file
             file.close()
+            time.sleep(0.001)
 
     def _write_once(self, path: Path, parts: Sequence[np.ndarray]) -> None:
         """Write the file if it does not exist. If another worker writes it, wait for that worker, but at most
@@ -99,9 +111,54 @@ class NodeWeightFiles:
             while not path.exists():
                 if try_lock(writing) or time.monotonic() > patience_ends:
                     if not path.exists():
-                        _write_whole(path, parts)
+                        self._write_whole(path, parts)
                     return
                 time.sleep(0.002)
+
+    def _write_whole(self, path: Path, parts: Sequence[np.ndarray]) -> None:
+        """Write a complete file and link it to `path`.
+
+        If two workers write the file, the first link stays: workers may already hold that file, and would not hold a
+        file that replaces it.
+        """
+        file, partial = self._taken_away(path) or self._new_file(path)
+        with file:
+            try:
+                self._written.write(partial, parts)
+                lock(file, shared=True)  # from here on others may use it
+                with suppress(FileExistsError):
+                    os.link(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def _taken_away(self, path: Path) -> tuple[IO[bytes], Path] | None:
+        """Take an unused file of an older version out of use, if there is one. Return it, locked, with its new path."""
+        for older in self._older(path):
+            with suppress(FileNotFoundError):
+                file = open(older, "r+b")
+                if try_lock(file) and _is_at(file, older):
+                    partial = self._partial_path(path)
+                    older.rename(partial)
+                    return file, partial
+                file.close()
+        return None
+
+    def _new_file(self, path: Path) -> tuple[IO[bytes], Path]:
+        """Make an empty file. Return it, locked, with its path."""
+        while True:
+            partial = self._partial_path(path)
+            file = open(partial, "x+b")
+            lock(file)
+            if _is_at(file, partial):
+                return file, partial
+            file.close()  # another worker took it for the file of a killed worker
+
+    def _partial_path(self, path: Path) -> Path:
+        return path.with_name(f"{path.stem}-{secrets.token_hex(4)}{_PARTIAL}")
+
+    def _older(self, path: Path) -> list[Path]:
+        """Return the files of versions before that of `path`."""
+        return [file for file in self._directory.glob("*.safetensors") if int(file.stem) < int(path.stem)]
 
     def _sweep_abandoned(self) -> None:
         for directory in self._root.glob(f"{_PREFIX}*"):
@@ -124,20 +181,6 @@ class NodeWeightFiles:
             gone = tempfile.mkdtemp(prefix=f"{directory.name}.gone-", dir=directory.parent)
             directory.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
-
-
-def _write_whole(path: Path, parts: Sequence[np.ndarray]) -> None:
-    """Write a complete file and link it to `path`.
-
-    If two workers write the file, the first link stays: workers may already hold that file, and would not hold a file
-    that replaces it.
-    """
-    with tempfile.NamedTemporaryFile(dir=path.parent) as file:
-        for part in parts:
-            file.write(part.data)
-        file.flush()
-        with suppress(FileExistsError):
-            os.link(file.name, path)
 
 
 def _remove_unless_locked(path: Path) -> None:

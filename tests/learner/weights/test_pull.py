@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from learner.weights.pull import file_parts
+from learner.weights.pull import HostCopy, file_parts
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3)
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -17,7 +17,7 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 @given(st.dictionaries(st.text(min_size=1, max_size=20), st.tuples(SHAPES, DTYPES), max_size=6))
 def test_put_together_they_are_the_file(described: dict[str, tuple[list[int], torch.dtype]]) -> None:
     weights = {name: torch.randn(shape).to(dtype) for name, (shape, dtype) in described.items()}
-    found = load(b"".join(file_parts(weights)))
+    found = load(b"".join(file_parts(weights, 1, HostCopy())))
     assert found.keys() == weights.keys()
     for name, weight in weights.items():
         assert found[name].dtype == weight.dtype
@@ -26,7 +26,7 @@ def test_put_together_they_are_the_file(described: dict[str, tuple[list[int], to
 
 def test_weights_are_not_copied() -> None:
     weight = torch.zeros(4, 5)
-    _, part = file_parts({"weight": weight})
+    _, part = file_parts({"weight": weight}, 1, HostCopy())
     assert np.shares_memory(part, weight.numpy())
 
 
@@ -34,5 +34,20 @@ def test_a_part_of_a_larger_tensor_is_its_own_bytes_only() -> None:
     """As ZeRO's weights are, and transposed ones."""
     whole = torch.arange(12.0).view(3, 4)
     weights = {"rows": whole[1:], "columns": whole[:, 1], "turned": whole.T}
-    found = load(b"".join(file_parts(weights)))
+    found = load(b"".join(file_parts(weights, 1, HostCopy())))
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+
+
+@given(st.lists(st.tuples(SHAPES, DTYPES), max_size=6))
+def test_the_copy_on_the_host_has_the_bytes_of_the_tensors(
+    described: list[tuple[list[int], torch.dtype]],
+) -> None:
+    """Without pinning, which needs a GPU. The memory is used again, also if the next weights are larger."""
+    host = HostCopy(pin=False)
+    for factor in (1, 2):
+        tensors = [torch.randn(shape * factor).to(dtype) for shape, dtype in described]
+        taken = host.take(tensors)
+        assert [bytes(one.tolist()) for one in taken] == [
+            bytes(tensor.view(-1).view(torch.uint8).tolist()) for tensor in tensors
+        ]
+        assert len({one.untyped_storage().data_ptr() for one in taken}) <= 1, "they are one allocation"

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from rollout.weights import node_files as weight_files
-from rollout.weights.node_files import NodeWeightFiles, _write_whole
+from rollout.weights.node_files import NodeWeightFiles
 from tests import PROJECT
 
 
@@ -177,9 +177,10 @@ with NodeWeightFiles("run", Path(sys.argv[1])).held(1, [np.zeros(10, dtype=np.ui
 
 def test_a_late_writer_does_not_replace_a_held_file(tmp_path: Path) -> None:
     """No worker would hold a file that replaces it, so that file would be deleted while it is used."""
-    with NodeWeightFiles("run", tmp_path).held(1, parts(1)) as path:
+    files = NodeWeightFiles("run", tmp_path)
+    with files.held(1, parts(1)) as path:
         before = path.stat().st_ino
-        _write_whole(path, parts(1))
+        files._write_whole(path, parts(1))
         assert path.stat().st_ino == before
         with NodeWeightFiles("run", tmp_path).held(2, parts(2)):
             pass
@@ -231,9 +232,11 @@ def test_one_of_several_concurrent_workers_writes_the_file(
     written: list[Path] = []
     barrier = threading.Barrier(4)
 
-    def write(path: Path, parts: Sequence[np.ndarray]) -> None:
+    real = NodeWeightFiles._write_whole
+
+    def write(files: NodeWeightFiles, path: Path, parts: Sequence[np.ndarray]) -> None:
         written.append(path)
-        _write_whole(path, parts)
+        real(files, path, parts)
 
     def read(_: int) -> bytes:
         files = NodeWeightFiles("run", tmp_path)
@@ -241,7 +244,7 @@ def test_one_of_several_concurrent_workers_writes_the_file(
         with files.held(1, parts(1, size=10_000_000)) as path:
             return path.read_bytes()[-3:]
 
-    monkeypatch.setattr(weight_files, "_write_whole", write)
+    monkeypatch.setattr(NodeWeightFiles, "_write_whole", write)
     with ThreadPoolExecutor(4) as workers:
         found = list(workers.map(read, range(4)))
     assert found == [whole(1)[-3:]] * 4
@@ -326,3 +329,61 @@ def test_a_run_may_start_after_a_crash_of_the_same_run(tmp_path: Path, presence_
     assert versions(tmp_path) == [2]
     files.close()
     assert runs(tmp_path) == []
+
+
+def inode(path: Path) -> int:
+    return path.stat().st_ino
+
+
+def test_a_file_without_a_lock_is_written_again_and_never_seen_with_two_contents(tmp_path: Path) -> None:
+    """Its pages exist already, so writing them is a copy."""
+    first, second = NodeWeightFiles("run", tmp_path), NodeWeightFiles("run", tmp_path)
+    with first.held(1, parts(1)) as path:
+        before = inode(path)
+    for version, files, size in ((2, first, 1000), (3, second, 1000), (4, first, 5000), (5, first, 10)):
+        with files.held(version, parts(version, size)) as path:
+            assert inode(path) == before
+            assert path.read_bytes() == b"".join(part.tobytes() for part in parts(version, size))
+        assert versions(tmp_path) == [version]
+
+
+def test_a_file_that_a_worker_holds_is_not_written_again(tmp_path: Path) -> None:
+    slow, fast = NodeWeightFiles("run", tmp_path), NodeWeightFiles("run", tmp_path)
+    with slow.held(1, parts(1)) as path, fast.held(2, parts(2)) as other:
+        assert inode(path) != inode(other)
+        assert path.read_bytes() == whole(1)
+        assert other.read_bytes() == whole(2)
+
+
+def test_a_partial_file_of_a_killed_writer_is_removed(tmp_path: Path) -> None:
+    code = """
+import os, rollout.weights.node_files
+files = NodeWeightFiles("run", Path(sys.argv[1]))
+with files.held(1, [np.zeros(10, dtype=np.uint8)]):
+    pass
+rollout.weights.node_files.os.link = lambda *_: os.kill(os.getpid(), 9)
+with files.held(2, [np.zeros(10, dtype=np.uint8)]):
+    pass
+"""
+    files = NodeWeightFiles("run", tmp_path)
+    with start(code, tmp_path) as process:
+        process.communicate()
+    assert process.returncode == -9
+    folder = tmp_path / "hpo-weights-run"
+    assert len(list(folder.glob("*.partial"))) == 1
+    with files.held(3, parts(3)) as path:
+        assert path.read_bytes() == whole(3)
+    assert not list(folder.glob("*.partial"))
+
+
+def test_the_memory_of_a_removed_file_is_released(tmp_path: Path) -> None:
+    """A mapping would keep it, in a worker that no longer writes."""
+    slow, fast = NodeWeightFiles("run", tmp_path), NodeWeightFiles("run", tmp_path)
+    with slow.held(1, parts(1)), fast.held(2, parts(2)):
+        pass
+    with fast.held(3, parts(3)), slow.held(3, parts(3)):
+        pass
+    lines = [
+        line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line
+    ]
+    assert {int(fields[4]) for fields in lines} == {inode(tmp_path / "hpo-weights-run" / "3.safetensors")}
