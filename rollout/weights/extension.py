@@ -75,7 +75,7 @@ class EngineExtension:
         tensors = received()
         first = list(islice(tensors, 1))
         if first and is_low_rank(name for name, _ in first):
-            updates = {name: tensor.cpu() for name, tensor in chain(first, tensors)}
+            updates = dict(chain(first, tensors))
             if not failures:
                 self._load(self._updated(updates))
         elif first:
@@ -99,7 +99,11 @@ class EngineExtension:
         loaded = Path(self.model_runner.model_config.model)
         # Some files also hold a tied output head, which is the embedding.
         skipped = ("lm_head.weight",) if self._head_is_tied() else ()
-        return ((name, weight) for name, weight in updated_weights(loaded, updates) if name not in skipped)
+        return (
+            (name, weight)
+            for name, weight in updated_weights(loaded, updates, self.device)
+            if name not in skipped
+        )
 
     def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         self.model_runner.reload_weights(weights_iterator=weights)

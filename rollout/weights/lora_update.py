@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -16,11 +17,14 @@ def is_low_rank(names: Iterable[str]) -> bool:
     return any(name.endswith(LEFT_FACTOR) for name in names)
 
 
-def updated_weights(directory: Path, updates: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and tensor of every weight of a Hugging Face directory, with `updates` added.
+def updated_weights(
+    directory: Path, updates: Mapping[str, Tensor], device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and tensor of every weight of a Hugging Face directory, with `updates` added on `device`.
 
-    The files are memory-mapped, so all engines of a node share their pages, and only one tensor at a time has its own
-    memory. Updated weights are float32. So they are rounded once, when they are loaded into the model.
+    The files are memory-mapped, so all engines of a node share their pages, and only one updated tensor at a time has
+    memory of its own, on the device. Updated weights are float32. So they are rounded once, when they are loaded into
+    the model. Other weights stay on the host, from where they are loaded.
 
     Raises:
         ValueError: if the directory has no weight for an update. Raised after the last weight.
@@ -32,7 +36,10 @@ def updated_weights(directory: Path, updates: Mapping[str, Tensor]) -> Iterator[
                 weight = file.get_tensor(name)
                 if name in waiting:
                     waiting.remove(name)
-                    weight = weight.float() + updates[name + LEFT_FACTOR] @ updates[name + RIGHT_FACTOR]
+                    left, right = (
+                        updates[name + factor].to(device) for factor in (LEFT_FACTOR, RIGHT_FACTOR)
+                    )
+                    weight = torch.addmm(weight.to(device).float(), left, right)
                 yield name, weight
     if waiting:
         raise ValueError(

@@ -91,11 +91,12 @@ def mortal_engine(faults: Path) -> type:
 
         async def _swap(self, route: EngineRoute, version: PolicyVersion) -> None:
             if route.source.endswith("FileSource") and meets("half-a-pull"):
-                path = Path(*route.arguments)
+                path = Path(route.arguments[0])
                 weights = load_file(path)
                 half = path.with_suffix(".half")
-                save_file({name: weights[name] for name in sorted(weights)[::2]}, half)
-                route = EngineRoute(route.source, (str(half),))
+                kept = {name: weights[name] for name in sorted(weights)[::2]}
+                save_file(kept, half, {"version": str(version.version)})
+                route = EngineRoute(route.source, (str(half), version.version))
             swapping = asyncio.ensure_future(super()._swap(route, version))
             if route.source.endswith("ChannelSource") and meets("half-a-broadcast"):
                 await asyncio.sleep(0.005)  # a part of the weights has arrived

@@ -162,7 +162,7 @@ async def pull(group: LearnerGroup) -> tuple[dict[str, Tensor], np.ndarray]:
 def served(model: Path, published: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights that a rollout worker serves after it received `published`."""
     if any(name.endswith(LEFT_FACTOR) for name in published):
-        return dict(updated_weights(model, published))
+        return dict(updated_weights(model, published, torch.device("cpu")))
     return published
 
 

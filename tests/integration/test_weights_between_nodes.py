@@ -17,7 +17,7 @@ from cluster.core.actor_options import EngineOptions
 from cluster.core.config import ClusterConfig
 from cluster.core.types import PolicyVersion
 from cluster.runtime.connect import connect
-from learner.weights.pull import file_parts
+from learner.weights.pull import HostCopy, file_parts
 from rollout.engine.worker import RolloutWorker
 
 STORE_BYTES = 80 * 2**20
@@ -51,7 +51,7 @@ class Fetcher:
     async def fetch(self, published: PolicyVersion) -> tuple[str, int, dict[str, float]]:
         """Return the node, the inode of the file, and the sum of each weight."""
         async with self._worker._receiver.arriving(published, None) as route:
-            path = Path(*route.arguments)
+            path = Path(route.arguments[0])
             sums = {name: float(weight.sum()) for name, weight in load_file(path).items()}
             return ray.get_runtime_context().get_node_id(), path.stat().st_ino, sums
 
@@ -69,7 +69,7 @@ async def test_workers_of_another_node_share_one_file_and_old_versions_are_freed
     head = ray.get_runtime_context().get_node_id()
     for version in range(1, 21):
         weights = {"a": torch.full((2**21,), float(version)), "b": torch.full((2**21,), 2.0 * version)}
-        published = PolicyVersion(version, ray.put(file_parts(weights)), (), ())
+        published = PolicyVersion(version, ray.put(file_parts(weights, version, HostCopy())), (), ())
         del weights
         (node, inode, sums), other = [await worker.fetch.remote(published) for worker in workers]
         assert node != head
