@@ -41,6 +41,7 @@ def run(script: str, *options: str) -> str:
         "reward_throughput.py",
         "telelogs_problems.py",
         "fleet_scale.py",
+        "weight_broadcast.py",
         *(pytest.param(script, marks=pytest.mark.slow) for script in WITH_ENGINES),
     ],
 )
