@@ -46,7 +46,7 @@ CASES = {
     "large": [(f"layer {layer}", (1024, 2048)) for layer in range(128)],
     # 300 tensors of 256 KiB, of which most of the time is the calls
     "many": [(f"layer {layer}", (256, 256)) for layer in range(300)],
-    "tiny": [(f"layer {layer}", (16, 16)) for layer in range(10)],
+    "tiny": [(f"layer {layer}", (512, 1024)) for layer in range(10)],
 }
 WAYS = {"buckets": BUCKET_BYTES, "tensors": 1}
 """The capacity of a bucket. A tensor that is larger is alone in its bucket."""
