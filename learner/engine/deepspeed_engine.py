@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of one learner rank: its configuration, its construction, and the extraction of its weights.
+"""The DeepSpeed engine of one learner rank: its configuration, its construction, and the export of its model.
 
 Importing this module imports neither torch nor DeepSpeed, because the options of an actor must be readable without
 them.
@@ -7,8 +7,7 @@ them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,12 @@ from cluster.core.config import LearnerConfig
 from learner.model.batching import Packing
 
 if TYPE_CHECKING:
+    import torch
     from deepspeed import DeepSpeedEngine
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from learner.model.policy import Policy
+    from learner.model.weight_sources import WeightSource
 
 
 # --- Configuration and learning rate. Pure.
@@ -84,24 +87,11 @@ def build_engine(options: LearnerOptions) -> tuple[DeepSpeedEngine, Packing]:
     """
     import deepspeed
     import torch
-    from transformers import AutoModelForCausalLM
-
-    from learner.model.policy_setup import prepare_policy
 
     learner = options.learner
-    torch.manual_seed(options.seed)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
-    model.train()
-    if learner.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    if learner.lora_rank is not None:
-        from learner.model.adapters import add_adapters, refuse_unnamed
-
-        add_adapters(model, learner)
-        refuse_unnamed(model, Path(options.model))
-    policy, packing = prepare_policy(model, learner, options.max_context_tokens)
+    policy, packing = build_policy(options)
     optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        [parameter for parameter in policy.parameters() if parameter.requires_grad],
         lr=learner.learning_rate,
         betas=(learner.adam_beta1, learner.adam_beta2),
         weight_decay=learner.weight_decay,
@@ -121,6 +111,44 @@ def build_engine(options: LearnerOptions) -> tuple[DeepSpeedEngine, Packing]:
     return engine, packing
 
 
+def build_policy(options: LearnerOptions) -> tuple[Policy, Packing]:
+    """Load the model of this rank on its device, with adapters if there are any, and test it. With ZeRO 3 the rank
+    loads its part only. A collective.
+
+    Raises:
+        ValueError: if the model does not support the settings in `options.learner`.
+    """
+    import torch
+
+    from learner.engine.model_loading import load_model, load_partitioned
+    from learner.model.policy_setup import prepare_policy
+
+    learner = options.learner
+    dtype, device = getattr(torch, options.dtype), rank_device(learner)
+    torch.manual_seed(options.seed)
+    if learner.zero_stage == 3:
+        model = load_partitioned(options.model, dtype, device, deepspeed_config(learner, options.dtype))
+    else:
+        model = load_model(options.model, dtype, device)
+    model.train()
+    if learner.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if learner.lora_rank is not None:
+        from learner.model.adapters import add_adapters, refuse_unnamed
+
+        torch.manual_seed(options.seed)  # the adapters are the same, whatever loading has drawn
+        add_adapters(model, learner)
+        refuse_unnamed(model, Path(options.model))
+    return prepare_policy(model, learner, options.max_context_tokens)
+
+
+def rank_device(learner: LearnerConfig) -> torch.device:
+    """Return the device of this process. Ray shows each rank its own devices only."""
+    import torch
+
+    return torch.device("cuda", 0) if learner.gpus_per_rank > 0 else torch.device("cpu")
+
+
 def _keep_gradient_norm(engine: DeepSpeedEngine) -> None:
     """Make the gradient norm available without ZeRO, where DeepSpeed clips float32 gradients and discards the norm."""
     from torch.nn.utils import clip_grad_norm_
@@ -131,64 +159,38 @@ def _keep_gradient_norm(engine: DeepSpeedEngine) -> None:
     engine.clip_fp32_gradients = clip_fp32_gradients
 
 
-# --- Weights. All of these are collectives under ZeRO 3.
-
-
-@contextmanager
-def whole_weights(engine: DeepSpeedEngine, learner: LearnerConfig) -> Iterator[dict[str, Tensor]]:
-    """Provide all weights under their checkpoint names, whole on every rank: tied weights once, adapters merged."""
-    model: Any = engine.module.model
-    with _gathered(engine, model.parameters()):
-        if learner.lora_rank is None:
-            yield {name: parameter.detach() for name, parameter in model.named_parameters()}
-        else:
-            from learner.model.adapters import merged_weights
-
-            yield merged_weights(model)
-
-
-@contextmanager
-def published_tensors(engine: DeepSpeedEngine, learner: LearnerConfig) -> Iterator[dict[str, Tensor]]:
-    """Provide the tensors that a rollout worker needs to serve the current weights: all weights, or the low-rank
-    updates of the weights that it has loaded."""
-    if learner.lora_rank is None:
-        with whole_weights(engine, learner) as weights:
-            yield weights
-        return
-    from learner.model.adapters import low_rank_factors
-
-    model: Any = engine.module.model
-    with _gathered(engine, (parameter for parameter in model.parameters() if parameter.requires_grad)):
-        yield low_rank_factors(model)
-
-
-@contextmanager
-def _gathered(engine: DeepSpeedEngine, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Make `parameters` whole on every rank within the block."""
-    import deepspeed
-
-    partitioned = engine.zero_optimization_stage() == 3
-    with deepspeed.zero.GatheredParameters(list(parameters), enabled=partitioned):
-        yield
-
+# --- Export.
 
 ADAPTER_FOLDER = "adapter"
 """The folder inside an exported directory that holds the adapter alone, in peft's format."""
 
 
-def export_model(engine: DeepSpeedEngine, options: LearnerOptions, directory: Path, *, write: bool) -> None:
+def export_model(engine: DeepSpeedEngine, options: LearnerOptions, directory: Path) -> None:
     """Write the current model as a Hugging Face directory: the merged weights, the tokenizer and, if there is one, the
-    adapter alone. All ranks call this together, and one rank has `write` set."""
+    adapter alone. All ranks call this together, and rank 0 writes. Only rank 0 holds the whole model, in host memory.
+    """
     from transformers import AutoTokenizer
 
-    lora = options.learner.lora_rank is not None
-    with whole_weights(engine, options.learner) as weights:
-        if not write:
-            return
-        state = {name: weight.cpu().clone() for name, weight in weights.items()}
-        if lora:
-            from learner.model.adapters import save_adapter
+    from learner.engine.weight_stream import whole_sources
 
-            save_adapter(engine.module.model, options.learner, options.model, directory / ADAPTER_FOLDER)
-    engine.module.model.save_pretrained(directory, state_dict=state)
-    AutoTokenizer.from_pretrained(options.model).save_pretrained(directory)
+    model: Any = engine.module.model
+    weights = _in_host_memory(engine, whole_sources(engine, options.learner))
+    if options.learner.lora_rank is not None:
+        from learner.model.adapters import save_adapter, saved_sources
+
+        adapter = _in_host_memory(engine, saved_sources(model))
+        if adapter is not None:
+            save_adapter(model, adapter, options.learner, options.model, directory / ADAPTER_FOLDER)
+    if weights is not None:
+        model.save_pretrained(directory, state_dict=weights)
+        AutoTokenizer.from_pretrained(options.model).save_pretrained(directory)
+
+
+def _in_host_memory(engine: DeepSpeedEngine, sources: Sequence[WeightSource]) -> dict[str, Tensor] | None:
+    """Return copies of the tensors of `sources` on rank 0, and None on the other ranks. A collective."""
+    from learner.engine.weight_stream import streamed_weights
+
+    with streamed_weights(engine, sources) as tensors:
+        if tensors is None:
+            return None
+        return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}

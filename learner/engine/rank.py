@@ -17,9 +17,9 @@ import ray
 
 from cluster.core.actor_options import LearnerOptions
 from cluster.core.network import use_interface_of
-from cluster.core.types import PolicyVersion, WeightLayout
+from cluster.core.types import PolicyVersion
 from cluster.core.weight_transport import RequestedSender, WeightSender, transport_part
-from learner.engine.deepspeed_engine import build_engine, published_tensors
+from learner.engine.deepspeed_engine import build_engine
 from learner.engine.process_setup import (
     RankDevice,
     join_ranks,
@@ -109,24 +109,24 @@ class LearnerRank:
     def publish(self, version: int) -> PolicyVersion | None:
         """Make the current weights (or, with adapters, their low-rank updates) available to the engines as `version`.
 
-        All ranks gather the weights together. Rank 0 returns the version as workers are to be given it, the other
-        ranks return None.
+        All ranks gather the weights together, bucket by bucket as the sender reads them. Rank 0 returns the version as
+        workers are to be given it, the other ranks return None.
         """
         import torch
 
+        from learner.engine.weight_stream import published_sources, streamed_weights
+
         probes = self.probe_logprobs(self._options.probe_tokens)
-        with published_tensors(self._engine, self._options.learner) as tensors:
-            self._published = PolicyVersion(
-                version=version,
-                weights=None,
-                probe_tokens=self._options.probe_tokens,
-                probe_logprobs=probes,
-                layout=tuple(
-                    WeightLayout(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-                    for name, tensor in tensors.items()
-                ),
-            )
-            published = self._sender.publish(self._published, tensors) if self._rank == 0 else None
+        sources = published_sources(self._engine, self._options.learner)
+        self._published = PolicyVersion(
+            version=version,
+            weights=None,
+            probe_tokens=self._options.probe_tokens,
+            probe_logprobs=probes,
+            layout=tuple(source.layout for source in sources),
+        )
+        with streamed_weights(self._engine, sources) as tensors:
+            published = None if tensors is None else self._sender.publish(self._published, tensors)
         if self._options.shares_gpu and self._engine.device.type == "cuda":
             self._engine.empty_partition_cache()
             torch.cuda.empty_cache()
@@ -141,8 +141,11 @@ class LearnerRank:
         if self._published is None or self._published.version != version:
             return None
         assert isinstance(self._sender, RequestedSender), "this transport's coordinator makes no requests"
-        with published_tensors(self._engine, self._options.learner) as tensors:
-            return self._sender.send(request, self._published, tensors) if self._rank == 0 else None
+        from learner.engine.weight_stream import published_sources, streamed_weights
+
+        sources = published_sources(self._engine, self._options.learner)
+        with streamed_weights(self._engine, sources) as tensors:
+            return None if tensors is None else self._sender.send(request, self._published, tensors)
 
     def probe_logprobs(self, sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
         """Log-probabilities at temperature 1 of all tokens but the first of each sequence, float32 [T - 1]."""
@@ -156,7 +159,7 @@ class LearnerRank:
         written by itself, as peft reads it, into `adapter/` inside."""
         from learner.engine.deepspeed_engine import export_model
 
-        export_model(self._engine, self._options, directory, write=self._rank == 0)
+        export_model(self._engine, self._options, directory)
 
     def save(self, directory: Path) -> dict[Path, FileRecord]:
         """Write this rank's part of a checkpoint. Returns the files that it wrote; the caller marks it complete."""

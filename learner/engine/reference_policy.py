@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from cluster.core.actor_options import LearnerOptions
+from learner.engine.model_loading import load_model, load_partitioned
 from learner.model.adapters import adapters_disabled
+from learner.model.partitioned import gathered_in_forward
 from learner.model.policy import Policy, TokenBatch, response_logprobs
 
 if TYPE_CHECKING:
@@ -54,36 +55,34 @@ class FrozenModel:
     """
 
     def __init__(self, engine: DeepSpeedEngine, options: LearnerOptions) -> None:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            options.model,
-            dtype=getattr(torch, options.dtype),
-            attn_implementation=engine.module.model.config._attn_implementation,  # the micro-batches are the same
-        )
-        model.requires_grad_(False).eval()
-        self._policy: nn.Module
+        dtype = getattr(torch, options.dtype)
+        attention = engine.module.model.config._attn_implementation  # the micro-batches are the same
+        config = _inference_config(options)
         if options.learner.zero_stage == 3:
-            self._policy = _partitioned(Policy(model), options.dtype)
+            model = load_partitioned(
+                options.model, dtype, engine.device, config, attn_implementation=attention
+            )
         else:
-            self._policy = Policy(model).to(engine.device)
+            model = load_model(options.model, dtype, engine.device, attn_implementation=attention)
+        model.requires_grad_(False).eval()
+        with gathered_in_forward(model):
+            self._policy: nn.Module = Policy(model)
+        if options.learner.zero_stage == 3:
+            import deepspeed
+
+            self._policy, *_ = deepspeed.initialize(model=self._policy, config=config)
+            self._policy.eval()
 
     def logprobs(self, batch: TokenBatch, temperature: float) -> Tensor:
         with torch.no_grad():
             return response_logprobs(self._policy, batch, temperature)[0]
 
 
-def _partitioned(policy: Policy, dtype: str) -> nn.Module:
-    """Partition `policy` as DeepSpeed does for inference with ZeRO 3: an engine without an optimizer."""
-    import deepspeed
-
-    engine: nn.Module
-    engine, *_ = deepspeed.initialize(
-        model=policy,
-        config={
-            "train_micro_batch_size_per_gpu": 1,
-            "zero_optimization": {"stage": 3},
-            "bf16": {"enabled": dtype == "bfloat16"},
-            "steps_per_print": 10**9,
-        },
-    )
-    engine.eval()
-    return engine
+def _inference_config(options: LearnerOptions) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for inference with ZeRO 3: an engine without an optimizer."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3},
+        "bf16": {"enabled": options.dtype == "bfloat16"},
+        "steps_per_print": 10**9,
+    }

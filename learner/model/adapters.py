@@ -7,11 +7,14 @@ the weights that it loaded at its start (rollout/weights/lora_update.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -21,6 +24,8 @@ from transformers.pytorch_utils import Conv1D
 from cluster.core.config import LearnerConfig
 from cluster.core.types import LEFT_FACTOR, RIGHT_FACTOR
 from learner.model.model_files import checkpoint_shapes, matches, unmatched
+from learner.model.partitioned import whole_shape
+from learner.model.weight_sources import WeightSource, layout_of, parameter_source
 
 _NAME = "default"
 """The name of the adapter: peft supports several at once."""
@@ -84,51 +89,84 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def low_rank_factors(model: nn.Module) -> dict[str, Tensor]:
+def factor_sources(model: nn.Module) -> list[WeightSource]:
     """Return the trained update in float32: for each weight W of the checkpoint with an adapter two matrices, L [m, r]
-    and R [r, n], so that W + L @ R is the current weight. Under ZeRO 3 the adapters must have been gathered."""
-    factors: dict[str, Tensor] = {}
+    and R [r, n], so that W + L @ R is the current weight."""
+    sources = []
     for name, layer in adapter_layers(model).items():
-        left, right = _factors(layer)
-        factors[f"{name}.weight{LEFT_FACTOR}"] = left
-        factors[f"{name}.weight{RIGHT_FACTOR}"] = right
-    return factors
+        a, b = _parameters(layer)
+        # GPT-2 keeps its weights as [in, out].
+        left, right = (a, b) if _is_transposed(layer) else (b, a)
+        for suffix, parameter, part in ((LEFT_FACTOR, left, 0), (RIGHT_FACTOR, right, 1)):
+            rows, columns = whole_shape(parameter)
+            shape = (columns, rows) if _is_transposed(layer) else (rows, columns)
+            sources.append(
+                WeightSource(
+                    layout_of(f"{name}.weight{suffix}", torch.float32, shape),
+                    (a, b),
+                    partial(_factor, layer, part),
+                )
+            )
+    return sources
+
+
+def _factor(layer: LoraLayer, part: int) -> Tensor:
+    return _factors(layer)[part]
 
 
 def _factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
     """Return L [m, r] and R [r, n] of one layer, float32."""
-    a_RI, b_OR = _matrices(layer)
-    a_RI, b_OR = a_RI.float(), b_OR.float() * layer.scaling[_NAME]
-    # GPT-2 keeps its weights as [in, out].
-    return (a_RI.T, b_OR.T) if getattr(layer, "fan_in_fan_out", False) else (b_OR, a_RI)
+    a_RI, b_OR = (parameter.detach().float() for parameter in _parameters(layer))
+    b_OR = b_OR * layer.scaling[_NAME]
+    return (a_RI.T, b_OR.T) if _is_transposed(layer) else (b_OR, a_RI)
 
 
-def _matrices(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+def _is_transposed(layer: LoraLayer) -> bool:
+    return bool(getattr(layer, "fan_in_fan_out", False))
+
+
+def _parameters(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
     """Return peft's A [r, in] and B [out, r]."""
     modules: tuple[Any, Any] = layer.lora_A[_NAME], layer.lora_B[_NAME]
-    return modules[0].weight.detach(), modules[1].weight.detach()
+    return modules[0].weight, modules[1].weight
 
 
-def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return all weights under their names in the checkpoint, tied weights once, with the adapters merged.
-
-    The sums are computed in float32 and rounded to the weight's own type. Without adapters the weights are returned
-    unchanged. Under ZeRO 3 all parameters must have been gathered.
-    """
+def merged_sources(model: nn.Module) -> list[WeightSource]:
+    """Return the sources of all weights under their names in the checkpoint, tied weights once, with the adapters
+    merged. The sums are computed in float32 and rounded to the weight's own type."""
     layers = adapter_layers(model)
-    weights: dict[str, Tensor] = {}
+    sources = []
     for name, parameter in model.named_parameters():
         layer_name, _, rest = name.partition(".base_layer.")
         if layer_name not in layers:
             if ".lora_" not in name:
-                weights[name] = parameter.detach()
+                sources.append(parameter_source(name, parameter))
             continue
-        weight = parameter.detach()
+        source = parameter_source(f"{layer_name}.{rest}", parameter)
         if rest == "weight":
-            left, right = _factors(layers[layer_name])
-            weight = (weight.float() + left @ right).to(weight.dtype)
-        weights[f"{layer_name}.{rest}"] = weight
-    return weights
+            layer = layers[layer_name]
+            source = replace(
+                source,
+                parameters=(parameter, *_parameters(layer)),
+                compute=partial(_merged, layer, parameter),
+            )
+        sources.append(source)
+    return sources
+
+
+def _merged(layer: LoraLayer, parameter: nn.Parameter) -> Tensor:
+    weight = parameter.detach()
+    left, right = _factors(layer)
+    return (weight.float() + left @ right).to(weight.dtype)
+
+
+def saved_sources(model: nn.Module) -> list[WeightSource]:
+    """Return the sources of the adapter alone, under the names that peft gives them in its files."""
+    return [
+        parameter_source(f"base_model.model.{name}.lora_{letter}.weight", parameter)
+        for name, layer in adapter_layers(model).items()
+        for letter, parameter in zip("AB", _parameters(layer), strict=True)
+    ]
 
 
 def refuse_unnamed(model: nn.Module, directory: Path) -> None:
@@ -146,24 +184,24 @@ def refuse_unnamed(model: nn.Module, directory: Path) -> None:
             )
 
 
-def save_adapter(model: nn.Module, config: LearnerConfig, base: str, directory: Path) -> None:
-    """Write the adapter alone, in the format that `peft.PeftModel.from_pretrained(base_model, directory)` reads. Under
-    ZeRO 3 the adapters must have been gathered."""
+def save_adapter(
+    model: nn.Module, tensors: Mapping[str, Tensor], config: LearnerConfig, base: str, directory: Path
+) -> None:
+    """Write the adapter alone, in the format that `peft.PeftModel.from_pretrained(base_model, directory)` reads.
+
+    Args:
+        tensors: the tensors of `saved_sources`, on the CPU.
+    """
     from safetensors.torch import save_file
 
-    layers = adapter_layers(model)
-    tensors = {}
-    for name, layer in layers.items():
-        for letter, matrix in zip("AB", _matrices(layer), strict=True):
-            tensors[f"base_model.model.{name}.lora_{letter}.weight"] = matrix.cpu().clone()
     adapter = LoraConfig(
         r=config.lora_rank or 0,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
-        target_modules=sorted(layers),
+        target_modules=sorted(adapter_layers(model)),
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
         inference_mode=True,
     )
     directory.mkdir(parents=True, exist_ok=True)
     adapter.save_pretrained(str(directory))
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(dict(tensors), directory / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -182,7 +182,7 @@ def output_layer_is_plain(model: PreTrainedModel) -> bool:
         return False
     seen: list[tuple[Any, Any]] = []
     hook = head.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
-    inputs = {"input_ids": torch.tensor([[1, 2, 3]]), "use_cache": False}
+    inputs = {"input_ids": torch.tensor([[1, 2, 3]], device=model.device), "use_cache": False}
     try:
         logits = without_gradient(model, lambda: model(**inputs).logits)
     finally:

@@ -1,6 +1,7 @@
 """The set-up of a policy before training: dropout off, cost of a forward pass, and a test of prefix sharing.
 
-The test computes log-probabilities with the model itself, once, before DeepSpeed partitions its parameters.
+The test computes log-probabilities with the model itself, once, before DeepSpeed's engine is built around it. It runs
+where the model is, on the device and with the attention that training will use.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from cluster.core.config import LearnerConfig
 from cluster.core.types import TrainingSample
 from learner.model.batching import ForwardCost, MicroBatch, Packing
+from learner.model.partitioned import gathered_in_forward, whole_size
 from learner.model.policy import Policy, TokenBatch, response_logprobs, without_gradient
 from learner.model.prefix_support import prefix_obstacle
 from learner.model.shared_prefix import ATTENTION
@@ -32,14 +34,15 @@ _LARGEST_DIFFERENCE_16 = 0.25
 def prepare_policy(
     model: PreTrainedModel, config: LearnerConfig, max_context_tokens: int | None
 ) -> tuple[Policy, Packing]:
-    """Wrap `model` as a policy, and determine how its micro-batches may be packed. Called before DeepSpeed partitions
-    the parameters.
+    """Wrap `model` as a policy, and determine how its micro-batches may be packed. Called before DeepSpeed builds its
+    engine, with the model on the device that it will be trained on. A collective if ZeRO 3 has partitioned the model.
 
     Raises:
         ValueError: if prefix sharing is switched on and the model does not support it.
     """
     _switch_off_dropout(model)
-    policy = Policy(model)
+    with gathered_in_forward(model):
+        policy = Policy(model)
     if policy.head is None:
         logger.info(
             "%s computes its logits by more than one linear layer: the logits of all response tokens of a micro-batch "
@@ -50,7 +53,10 @@ def prepare_policy(
     if sharing != "off":
         text = model.config.get_text_config()
         known = text.to_dict() | {"layer_types": getattr(text, "layer_types", None)}
-        obstacle = prefix_obstacle(known, max_context_tokens) or prefix_sharing_fault(model, policy)
+        obstacle = prefix_obstacle(known, max_context_tokens)
+        if obstacle is None:
+            with gathered_in_forward(policy):
+                obstacle = prefix_sharing_fault(model, policy)
         if obstacle and sharing == "on":
             raise ValueError(f"learner.prefix_sharing is on, but {obstacle}: set it to auto or off")
         if obstacle:
@@ -77,7 +83,7 @@ def forward_cost(model: PreTrainedModel, packed: bool = False) -> ForwardCost:
     layers, heads = (getattr(text, name, 0) or 0 for name in ("num_hidden_layers", "num_attention_heads"))
     width = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
     outside = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
-    parameters = sum(p.numel() for p in model.parameters() if id(p) not in outside)
+    parameters = sum(whole_size(p) for p in model.parameters() if id(p) not in outside)
     return ForwardCost(per_pair=2 * layers * heads * width / max(parameters, 1), packed=packed)
 
 
@@ -104,8 +110,8 @@ def prefix_sharing_fault(model: PreTrainedModel, policy: nn.Module) -> str | Non
 def _differences(model: PreTrainedModel, policy: nn.Module) -> str | None:
     name = type(model).__name__
     bundles = _bundles(model.get_input_embeddings().num_embeddings)
-    shared = _logprobs(policy, bundles)
-    alone = _logprobs(policy, tuple((sample,) for bundle in bundles for sample in bundle))
+    shared = _logprobs(policy, bundles, model.device)
+    alone = _logprobs(policy, tuple((sample,) for bundle in bundles for sample in bundle), model.device)
     limit = _LARGEST_DIFFERENCE.get(model.dtype, _LARGEST_DIFFERENCE_16)
     if not (difference := _mean_difference(shared, alone)) <= limit:
         return f"{name} then gives log-probabilities that differ by {difference:.2g} on average"
@@ -113,7 +119,7 @@ def _differences(model: PreTrainedModel, policy: nn.Module) -> str | None:
     # for mixtures of experts, which compute all tokens of an expert in one product).
     first, *others = bundles[0]
     changed = replace(first, response_token_ids=first.response_token_ids[::-1].copy())
-    beside_another = _logprobs(policy, ((changed, *others), *bundles[1:]))
+    beside_another = _logprobs(policy, ((changed, *others), *bundles[1:]), model.device)
     if not (difference := _mean_difference(shared[1:], beside_another[1:])) <= limit / 10:
         return f"{name} then lets responses see each other (by {difference:.2g} on average)"
     return None
@@ -140,7 +146,9 @@ def _bundles(vocabulary: int) -> MicroBatch:
     return bundle(9, 6, 1, 5), bundle(7, 3, 4)
 
 
-def _logprobs(policy: nn.Module, micro_batch: MicroBatch) -> list[np.ndarray]:
-    batch = TokenBatch.from_micro_batch(micro_batch, torch.device("cpu"))
+def _logprobs(policy: nn.Module, micro_batch: MicroBatch, device: torch.device) -> list[np.ndarray]:
+    batch = TokenBatch.from_micro_batch(micro_batch, device)
     logprobs_BT, _ = response_logprobs(policy, batch, 1.0)
-    return [sample[mask].numpy() for sample, mask in zip(logprobs_BT, batch.response_mask_BT, strict=True)]
+    return [
+        sample[mask].cpu().numpy() for sample, mask in zip(logprobs_BT, batch.response_mask_BT, strict=True)
+    ]

@@ -7,7 +7,7 @@ of the weights; `safetensors.torch.save` would cost three.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +20,9 @@ from cluster.core.types import SAFETENSORS_TYPES, PolicyVersion
 _NAMES = {getattr(torch, name): short for short, name in SAFETENSORS_TYPES.items()}
 _ALIGNMENT = 8
 """The alignment of the first tensor in bytes, which the format requires."""
+CHUNK_BYTES = 256 * 2**20
+"""The host's memory for copies is allocated in chunks of this size, or of one larger tensor. torch rounds pinned memory
+up to a power of two, so one allocation for a whole model could be almost twice as large."""
 
 
 class PullSender:
@@ -34,45 +37,53 @@ class PullSender:
 
 class HostCopy:
     """The host's memory for weights of a GPU. It is pinned, so that the GPU writes it at full speed, and kept, because
-    pinning takes longer than a copy. Each `take` overwrites what the one before has returned."""
+    pinning takes longer than a copy. After `restart`, the memory of earlier copies is used again."""
 
     def __init__(self, pin: bool = True) -> None:
         self._pin = pin
-        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._chunks: list[Tensor] = []
+        self._chunk = self._end = 0
+        """The position in `_chunks`, and in that chunk in bytes, where free memory begins."""
 
-    def take(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return the bytes of each tensor on the host, uint8 [bytes]."""
-        sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
-        if len(self._memory) < sum(sizes):
-            self._memory = torch.empty(0, dtype=torch.uint8)  # both at once may not fit
-            self._memory = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=self._pin)
-        taken = torch.split(self._memory[: sum(sizes)], sizes)
-        for memory, tensor in zip(taken, tensors, strict=True):
-            memory.copy_(_bytes(tensor), non_blocking=True)
-        for device in {tensor.device for tensor in tensors if tensor.device.type == "cuda"}:
-            torch.cuda.synchronize(device)
-        return taken
+    def restart(self) -> None:
+        """Free the memory of all copies."""
+        self._chunk = self._end = 0
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Begin to copy a tensor. Return its bytes on the host, uint8 [bytes], which are valid after `wait`."""
+        size = tensor.numel() * tensor.element_size()
+        while self._chunk < len(self._chunks) and self._end + size > len(self._chunks[self._chunk]):
+            self._chunk, self._end = self._chunk + 1, 0
+        if self._chunk == len(self._chunks):
+            length = max(size, CHUNK_BYTES)
+            self._chunks.append(torch.empty(length, dtype=torch.uint8, pin_memory=self._pin))
+        taken = self._chunks[self._chunk][self._end : self._end + size]
+        self._end += size
+        return taken.copy_(_bytes(tensor), non_blocking=True)
+
+    def wait(self) -> None:
+        """Wait for all copies."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
 
 
 def file_parts(weights: Mapping[str, Tensor], version: int, host: HostCopy) -> list[np.ndarray]:
-    """Return the file's header, then each of `weights`, all uint8 [bytes]. Tensors on the CPU are not copied; others
-    come through `host`."""
+    """Return the file's header, then each of `weights`, all uint8 [bytes]. Tensors on the CPU are not copied; those on
+    a GPU are copied through `host` one after the other, so that no more than one must be gathered at a time."""
+    host.restart()
+    described: list[tuple[str, torch.dtype, list[int], Tensor]] = []
+    for name, weight in weights.items():
+        content = _bytes(weight.detach()) if weight.device.type == "cpu" else host.take(weight.detach())
+        described.append((name, weight.dtype, list(weight.shape), content))
+    host.wait()
     header: dict[str, dict[str, object]] = {"__metadata__": {"version": str(version)}}
-    # Widest first, so that each begins at a multiple of its own width.
-    ordered = sorted(weights.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    elsewhere = {name: weight.detach() for name, weight in ordered if weight.device.type != "cpu"}
-    copied = dict(zip(elsewhere, host.take(list(elsewhere.values())), strict=True)) if elsewhere else {}
     parts: list[np.ndarray] = []
     end = 0
-    for name, weight in ordered:
-        content = copied[name] if name in copied else _bytes(weight.detach())
+    # Widest first, so that each begins at a multiple of its own width.
+    for name, dtype, shape, content in sorted(described, key=lambda one: (-one[1].itemsize, one[0])):
         parts.append(content.numpy())
         begin, end = end, end + len(parts[-1])
-        header[name] = {
-            "dtype": _NAMES[weight.dtype],
-            "shape": list(weight.shape),
-            "data_offsets": [begin, end],
-        }
+        header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return [np.frombuffer(len(text).to_bytes(8, "little") + text, dtype=np.uint8), *parts]

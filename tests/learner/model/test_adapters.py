@@ -16,13 +16,15 @@ from learner.model.adapters import (
     adapter_layers,
     adapters_disabled,
     add_adapters,
-    low_rank_factors,
-    merged_weights,
+    factor_sources,
+    merged_sources,
     refuse_unnamed,
     save_adapter,
+    saved_sources,
 )
 from learner.model.policy import Policy, sequence_logprobs
 from learner.model.policy_setup import prepare_policy
+from learner.model.weight_sources import computed, layout_of
 from rollout.weights.lora_update import is_low_rank, updated_weights
 from tests.builders import tiny_model
 
@@ -95,17 +97,17 @@ def test_what_is_merged_published_and_saved_is_what_was_trained(kind: str, tmp_p
     expected = logprobs(model)
     assert np.abs(expected - logprobs(model_of(kind))).max() > 0.01, "else nothing is shown here"
 
-    merged = merged_weights(model)
+    merged = computed(merged_sources(model))
     np.testing.assert_allclose(logprobs(load(base, merged)), expected, atol=1e-5)
 
-    published = low_rank_factors(model)
+    published = computed(factor_sources(model))
     assert is_low_rank(published)
     assert not is_low_rank(merged)
     served = dict(updated_weights(base, published, torch.device("cpu")))
     for name, weight in merged.items():
         torch.testing.assert_close(served[name], weight, rtol=0, atol=0)
 
-    save_adapter(model, LORA, str(base), tmp_path / "adapter")
+    save_adapter(model, computed(saved_sources(model)), LORA, str(base), tmp_path / "adapter")
     in_peft = PeftModel.from_pretrained(load(base), str(tmp_path / "adapter"))
     ids = torch.tensor([TOKENS])
     with torch.no_grad():
@@ -182,10 +184,19 @@ def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:
     """Added up in float32: a worker that serves float32 gets what is not rounded at all."""
     save(model_of("llama"), tmp_path)
     model = trained("llama").bfloat16()
-    published = low_rank_factors(model)
+    published = computed(factor_sources(model))
     assert {tensor.dtype for tensor in published.values()} == {torch.float32}
     name = "model.layers.0.self_attn.q_proj.weight"
     factors = published[f"{name}.left"] @ published[f"{name}.right"]
     weight: Any = dict(model.named_parameters())[name.replace("weight", "base_layer.weight")]
     expected = (weight.float() + factors).bfloat16()
-    torch.testing.assert_close(merged_weights(model)[name], expected, rtol=0, atol=0)
+    torch.testing.assert_close(computed(merged_sources(model))[name], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_the_layout_is_that_of_the_tensors(kind: str) -> None:
+    """It is known before the parameters are gathered."""
+    model = trained(kind)
+    for source in (*factor_sources(model), *merged_sources(model), *saved_sources(model)):
+        tensor = source.compute()
+        assert source.layout == layout_of(source.layout.name, tensor.dtype, tensor.shape)

@@ -14,7 +14,7 @@ import torch
 
 from cluster.core.config import LearnerConfig
 from cluster.core.types import TrainingSample
-from learner.model.batching import shard
+from learner.model.batching import MicroBatch, shard
 from learner.model.policy import Policy, TokenBatch, response_logprobs
 from learner.model.policy_setup import forward_cost, prepare_policy
 from learner.model.prefix_support import prefix_obstacle
@@ -129,6 +129,23 @@ def test_nothing_is_dropped_in_training(kind: str, dropout: dict[str, float], sh
     batch = TokenBatch.from_micro_batch(micro_batches[0], torch.device("cpu"))
     first, second = (response_logprobs(policy, batch, 1.0)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_the_test_runs_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This shows that all of its inputs are made on the model's device, and not a computation on a GPU."""
+    model, elsewhere = tiny_model("llama"), torch.device("cpu", 0)
+    monkeypatch.setattr(type(model), "device", property(lambda _: elsewhere))
+    seen: list[torch.device] = []
+    build = TokenBatch.from_micro_batch
+
+    def recorded(micro_batch: MicroBatch, device: torch.device) -> TokenBatch:
+        seen.append(device)
+        return build(micro_batch, torch.device("cpu"))
+
+    monkeypatch.setattr(TokenBatch, "from_micro_batch", recorded)
+    prepare_policy(model, AUTO, max_context_tokens=100)
+    assert seen
+    assert all(device.index == elsewhere.index for device in seen)
 
 
 def test_costs_are_counted_from_the_models_sizes() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
+from learner.weights import pull
 from learner.weights.pull import HostCopy, file_parts
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3)
@@ -44,10 +46,26 @@ def test_the_copy_on_the_host_has_the_bytes_of_the_tensors(
 ) -> None:
     """Without pinning, which needs a GPU. The memory is used again, also if the next weights are larger."""
     host = HostCopy(pin=False)
-    for factor in (1, 2):
+    for factor in (1, 2, 1):
         tensors = [torch.randn(shape * factor).to(dtype) for shape, dtype in described]
-        taken = host.take(tensors)
+        host.restart()
+        taken = [host.take(tensor) for tensor in tensors]
         assert [bytes(one.tolist()) for one in taken] == [
             bytes(tensor.view(-1).view(torch.uint8).tolist()) for tensor in tensors
         ]
         assert len({one.untyped_storage().data_ptr() for one in taken}) <= 1, "they are one allocation"
+
+
+def test_a_tensor_larger_than_a_chunk_has_a_chunk_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pull, "CHUNK_BYTES", 100)
+    host = HostCopy(pin=False)
+    memory = []
+    for _ in range(2):
+        host.restart()
+        tensors = [torch.randn(size) for size in (10, 14, 60, 10)]
+        taken = [host.take(tensor) for tensor in tensors]
+        assert all(
+            torch.equal(one.view(torch.float32), tensor) for one, tensor in zip(taken, tensors, strict=True)
+        )
+        memory.append([one.data_ptr() for one in taken])
+    assert memory[0] == memory[1], "the memory is used again"
