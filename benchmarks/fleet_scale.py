@@ -163,7 +163,7 @@ class SleepingLearner:
 
     async def learn(self, mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
         await asyncio.sleep(self._learn_s)
-        return {"logprob_gap/mean": 0.0, "learner_tokens": 1.0}
+        return {"logprob_gap/mean": 0.0, "logprob_gap/max": 0.0, "learner_tokens": 1.0}
 
     async def publish(self, version: int) -> PolicyVersion:
         import numpy as np

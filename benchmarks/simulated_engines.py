@@ -23,6 +23,7 @@ from cluster.core.actor import Actor
 from cluster.core.types import (
     LOADED_VERSION,
     IndexedVerdicts,
+    LogprobGap,
     PolicyVersion,
     Prompt,
     Response,
@@ -98,11 +99,11 @@ class SimulatedEngine:
         sampled, self._sampled = self._sampled, []
         return sampled
 
-    async def update_weights(self, version: PolicyVersion, route: Any = None) -> float:
+    async def update_weights(self, version: PolicyVersion, route: Any = None) -> LogprobGap:
         await version.weights
         self._version = version.version
         self._asleep = False
-        return 0.0
+        return LogprobGap(0.0, 0.0)
 
     async def shut_down(self) -> None:
         pass

@@ -26,6 +26,7 @@ from cluster.core.actor_options import EngineOptions
 from cluster.core.config import ClusterConfig, RunConfig
 from cluster.core.types import (
     IndexedVerdicts,
+    LogprobGap,
     PolicyVersion,
     Prompt,
     Response,
@@ -98,11 +99,11 @@ def simulated_worker(response_s: float, faults: Path) -> type:
                 raise self._failure
             return sampled
 
-        async def update_weights(self, version: PolicyVersion, route: Any = None) -> float:
+        async def update_weights(self, version: PolicyVersion, route: Any = None) -> LogprobGap:
             if meets("pull-dies"):
                 os._exit(1)
             if meets("pull-half"):
-                return 100.0
+                return LogprobGap(100.0, 100.0)
             return await super().update_weights(version, route)
 
     return SimulatedWorker

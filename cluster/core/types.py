@@ -186,6 +186,20 @@ LEFT_FACTOR, RIGHT_FACTOR = ".left", ".right"
 """The suffixes of a low-rank update: `NAME.left` [m, r] @ `NAME.right` [r, n] is added to the weight NAME [m, n]."""
 
 
+class LogprobGap(NamedTuple):
+    """The absolute differences between the sampler's and the learner's log-probabilities of the same tokens, or limits
+    of these. They are NaN or infinite if the difference of any token is."""
+
+    mean: float
+    """The mean over the tokens."""
+    largest: float
+    """The largest difference of a token."""
+
+    def exceeds(self, limits: LogprobGap) -> bool:
+        """Return True unless both values are within their limits. NaN is within no limit."""
+        return not (self.mean <= limits.mean and self.largest <= limits.largest)
+
+
 class WeightLayout(NamedTuple):
     """The name, type and shape of a published tensor."""
 

@@ -25,7 +25,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from cluster.core.actor import Actor
-from cluster.core.types import PolicyVersion, WeightLayout
+from cluster.core.types import LogprobGap, PolicyVersion, WeightLayout
 
 if TYPE_CHECKING:
     import torch
@@ -69,9 +69,11 @@ def transport_part(path: str) -> Any:
 
 
 class WeightSender(Protocol):
-    """The learner's side: one object in every rank, called only in rank 0 and only while all tensors are whole there.
+    """The learner's side: one object in every rank, called only in rank 0.
 
-    The ranks gather the tensors together, so its methods run inside a collective of all ranks.
+    `tensors` is in the order of the version's layout. Under ZeRO 3 the ranks gather a bucket of tensors when the first
+    of them is read, and free it when another bucket is needed. So its methods run inside a collective of all ranks, and
+    should read the tensors once, in order, and not keep them.
     """
 
     def __init__(self, device: torch.device) -> None: ...
@@ -106,9 +108,9 @@ class PolicyPublisher(Protocol):
 class WeightUpdater(Protocol):
     """The rollout worker, as a coordinator sees it."""
 
-    async def update_weights(self, version: PolicyVersion, route: Any = None) -> float:
+    async def update_weights(self, version: PolicyVersion, route: Any = None) -> LogprobGap:
         """Serve `version`, which arrives by `route` (the transport's own; None is the route of every late worker).
-        Return the largest |Δ log p| against the learner on the version's probe."""
+        Return the gap to the learner on the version's probe."""
 
 
 class UpdateTarget(NamedTuple):
@@ -148,8 +150,8 @@ class WeightCoordinator(Protocol):
         """Begin to distribute `version`: to the processes `serving`, which serve the version before, and, if `late`,
         to workers that do not. Return when the learner may change its weights again."""
 
-    async def bring(self, target: UpdateTarget, version: PolicyVersion) -> float:
-        """Have a worker serve `version`. Return its largest |Δ log p| on the probe.
+    async def bring(self, target: UpdateTarget, version: PolicyVersion) -> LogprobGap:
+        """Have a worker serve `version`. Return its gap to the learner on the probe.
 
         Raises:
             SupersededError: if it is too late for this version.

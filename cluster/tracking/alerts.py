@@ -70,19 +70,16 @@ class Alerts:
         return f"{', '.join(broken)}: not a finite number" if broken else None
 
     def _gap(self, metrics: Mapping[str, float]) -> str | None:
-        limit = self._config.learner.max_logprob_gap
-        found = {
-            key: metrics[key]
-            for key in ("logprob_gap/mean", "logprob_gap/probe_max")
-            # On stale samples a gap is the policy's own movement; the probe is never stale.
-            if key in metrics and (key.endswith("probe_max") or not metrics.get("staleness/max"))
-        }
-        wide = [f"{key} {gap:.3g}" for key, gap in found.items() if gap > NEAR_LIMIT * limit]
-        return (
-            f"{', '.join(wide)}: sampler and learner disagree (they stop the run at {limit:g})"
-            if wide
-            else None
-        )
+        limits = self._config.logprob_gap_limits
+        limit_of = {"logprob_gap/probe_max": limits.largest}
+        if not metrics.get("staleness/max"):  # on stale samples a gap is the policy's own movement
+            limit_of["logprob_gap/mean"] = limits.mean
+        wide = [
+            f"{key} {metrics[key]:.3g} (limit: {limit:g})"
+            for key, limit in limit_of.items()
+            if metrics.get(key, 0.0) > NEAR_LIMIT * limit
+        ]
+        return f"{', '.join(wide)}: sampler and learner disagree" if wide else None
 
     def _verifier_errors(self, metrics: Mapping[str, float]) -> str | None:
         fraction, limit = metrics.get("reward/error_fraction", 0.0), self._config.reward.max_error_fraction

@@ -14,11 +14,12 @@ A response is correct by the verifier's outcome, not by its reward: shaped rewar
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cluster.core.types import Prompt, ScoredGroup
+from cluster.core.types import PolicyVersion, Prompt, ScoredGroup
 from rollout.fleet.buffer import WorkBuffer
 
 MAX_MISSING_LOGPROBS_FRACTION = 0.01
@@ -39,7 +40,7 @@ class MissingLogprobsError(RuntimeError):
 
 
 class LogprobGapError(RuntimeError):
-    """Sampler and learner compute different policies, so training on these samples would be wrong."""
+    """Sampler and learner compute different policies, or no policy at all, so training would be wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,17 +192,39 @@ def refuse_missing_logprobs(metrics: Mapping[str, float], step: int) -> None:
 def refuse_logprob_gap(metrics: Mapping[str, float], limit: float, step: int) -> None:
     """Raise unless sampler and learner agree on the log-probabilities of a batch.
 
-    They must agree if the weights are equal. On stale samples a gap is the movement of the policy itself.
+    They must agree if the weights are equal. On stale samples a gap is the movement of the policy itself, but even then
+    it is a number: tokens for which the sampler gave none are not counted.
 
     Raises:
-        LogprobGapError: if a batch without stale samples has a mean gap above `limit`.
+        LogprobGapError: if a batch without stale samples has a mean gap above `limit`, or if the gap of any batch is
+            NaN or infinite.
     """
     gap = metrics["logprob_gap/mean"]
-    if metrics["staleness/max"] == 0 and not gap <= limit:
+    if not (math.isfinite(gap) and math.isfinite(metrics["logprob_gap/max"])):
+        raise LogprobGapError(
+            f"in step {step} the learner's log-probability of a token is not a finite number, so its weights or its "
+            "gradients have overflowed. Resume from a checkpoint with a lower learner.learning_rate."
+        )
+    if metrics["staleness/max"] == 0 and gap > limit:
         raise LogprobGapError(
             f"in step {step} sampler and learner differ by {gap:.3g} in the log-probability of a token, on average "
             f"(learner.max_logprob_gap: {limit:g}). Check model.dtype and rollout.temperature."
         )
+
+
+def refuse_broken_probe(version: PolicyVersion) -> None:
+    """Raise if the learner's own log-probabilities on the probe of `version` are not numbers. No worker could agree.
+
+    Raises:
+        LogprobGapError: if any of them is NaN or infinite.
+    """
+    for logprobs in version.probe_logprobs:
+        if not all(map(math.isfinite, logprobs.tolist())):
+            raise LogprobGapError(
+                f"with weight version {version.version} the learner's log-probability of a token of the probe is not a "
+                "finite number, so its weights have overflowed. Resume from a checkpoint with a lower "
+                "learner.learning_rate."
+            )
 
 
 def _ids(groups: Iterable[ScoredGroup]) -> list[str]:

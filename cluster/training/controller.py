@@ -43,6 +43,7 @@ from cluster.tracking import Tracker
 from cluster.training.batch import (
     Batch,
     BatchCollector,
+    refuse_broken_probe,
     refuse_failed_verdicts,
     refuse_logprob_gap,
     refuse_missing_logprobs,
@@ -132,7 +133,7 @@ class Controller:
         with self._timed("learn"):
             await self._fleet.rest()
             metrics |= await self._learn(batch.groups)
-        refuse_logprob_gap(metrics, self._config.learner.max_logprob_gap, self.step + 1)
+        refuse_logprob_gap(metrics, self._config.logprob_gap_limits.mean, self.step + 1)
         with self._timed("publish"):
             await self._publish(self.step + 1)
         self.step += 1
@@ -185,7 +186,9 @@ class Controller:
 
     async def _publish(self, version: int) -> None:
         """Distribute the learner's weights to the fleet as `version`."""
-        await self._fleet.publish(await self._learner.publish(version))
+        published = await self._learner.publish(version)
+        refuse_broken_probe(published)
+        await self._fleet.publish(published)
 
     async def _evaluate(self) -> dict[str, float]:
         """Sample the evaluation prompts with the published weights. Return the metrics."""

@@ -25,7 +25,8 @@ def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for name in dict.fromkeys(name for part in parts for name in part):
         values = [part[name] for part in parts if name in part]
         combine = min if name.startswith("min_") else max if name.startswith("max_") else sum
-        merged[name] = combine(values)
+        # `min` and `max` would skip a NaN that does not come first.
+        merged[name] = math.nan if any(map(math.isnan, values)) else combine(values)
     return merged
 
 

@@ -22,7 +22,16 @@ import numpy as np
 from cluster.core.actor_options import EngineOptions
 from cluster.core.config import OnNewWeights
 from cluster.core.network import use_interface_of
-from cluster.core.types import LOADED_VERSION, PolicyVersion, Prompt, Response, Sampled, Sampling, VersionSpan
+from cluster.core.types import (
+    LOADED_VERSION,
+    LogprobGap,
+    PolicyVersion,
+    Prompt,
+    Response,
+    Sampled,
+    Sampling,
+    VersionSpan,
+)
 from cluster.core.weight_transport import EngineRoute, WeightReceiver, transport_part
 from rollout.engine.response_clock import ResponseClock
 from rollout.engine.vllm_args import vllm_arguments
@@ -35,13 +44,26 @@ LOOK_EVERY_S = 0.2
 _PAUSE_MODES: dict[OnNewWeights, str] = {"continue": "keep", "finish": "wait", "restart": "abort"}
 
 
+def logprob_gap(served: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> LogprobGap:
+    """Return the gap over all tokens of several sequences, [T - 1] each. NaN or infinity in any of them remains.
+
+    Raises:
+        ValueError: if there are no tokens, or not the same ones on both sides.
+    """
+    pairs = zip(served, expected, strict=True)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        gaps = [np.abs(np.subtract(ours, theirs, dtype=np.float64)) for ours, theirs in pairs]
+    whole = np.concatenate(gaps)
+    return LogprobGap(float(whole.mean()), float(whole.max()))
+
+
 class RolloutWorker:
     """One vLLM engine. `RayWorkerFactory` in cluster/training/actors.py creates it as an actor.
 
     Usage:
         worker: Actor[RolloutWorker] = Actor(ray.remote(RolloutWorker).remote("rollout-0", options))
         await worker.call(RolloutWorker.start)
-        gap = await worker.call(RolloutWorker.update_weights, version)
+        gap = await worker.call(RolloutWorker.update_weights, version)   # see `logprob_gap`
         await worker.call(RolloutWorker.submit, prompts)
         sampled = await worker.call(RolloutWorker.collect, max_wait_s=5.0)   # repeatedly
     """
@@ -149,8 +171,8 @@ class RolloutWorker:
             if overdue := clock.look(self._tokens_in_flight(), time.monotonic()):
                 await self._engine.abort(overdue)
 
-    async def update_weights(self, version: PolicyVersion, route: Any = None) -> float:
-        """Serve a published version. Return the largest |Δ log p| against the learner on the version's probe.
+    async def update_weights(self, version: PolicyVersion, route: Any = None) -> LogprobGap:
+        """Serve a published version. Return the gap to the learner on the version's probe.
 
         `route` tells the weight transport how the version arrives. The engine keeps sampling during the transfer,
         and pauses only to load the weights. `options.on_new_weights` decides what happens to responses in flight; their
@@ -191,11 +213,10 @@ class RolloutWorker:
         await self._guarded(self._engine.sleep(level=2, mode="wait"))
         self._asleep = True
 
-    async def _probe_gap(self, version: PolicyVersion) -> float:
-        """Return the largest |Δ log p| between the served weights and the learner's values for `version`."""
-        probes = zip(version.probe_tokens, version.probe_logprobs, strict=True)
-        gaps = [np.abs(await self._score(tokens) - expected).max() for tokens, expected in probes]
-        return float(max(gaps))
+    async def _probe_gap(self, version: PolicyVersion) -> LogprobGap:
+        """Return the gap between the served weights and the learner's values for `version`, over all tokens."""
+        served = [await self._score(tokens) for tokens in version.probe_tokens]
+        return logprob_gap(served, version.probe_logprobs)
 
     async def version(self) -> int:
         """Return the weight version that is served; `LOADED_VERSION` before the first update. Also a sign of life."""

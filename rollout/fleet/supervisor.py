@@ -294,13 +294,14 @@ class WorkerLoop:
         except SupersededError:
             self._missed = version.version
             return
-        limit = context.config.learner.max_logprob_gap
-        if not gap <= limit:
+        limits = context.config.logprob_gap_limits
+        if gap.exceeds(limits):
             raise WeightGapError(
-                f"with weight version {version.version} {self._name} is {gap:.3g} away from the "
-                f"learner's log-probabilities on the probe (learner.max_logprob_gap: {limit:g})"
+                f"with weight version {version.version} {self._name} is {gap.mean:.3g} on average and "
+                f"{gap.largest:.3g} at most away from the learner's log-probabilities on the probe "
+                f"(learner.max_logprob_gap: {limits.mean:g} on average, {limits.largest:g} at most)"
             )
-        context.registry.updated(self._process, gap)
+        context.registry.updated(self._process, gap.largest)
         if self._state is not WorkerState.DRAINING:
             context.state.pulled(self._name, version.version)
         context.scheduler.announce(self._process)

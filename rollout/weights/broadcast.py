@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ray
 
 from cluster.core.deadlines import within
-from cluster.core.types import PolicyVersion, WeightLayout
+from cluster.core.types import LogprobGap, PolicyVersion, WeightLayout
 from cluster.core.weight_buckets import receive_in_buckets
 from cluster.core.weight_channel import FAILURES, ChannelSpec, OfferRequest, WeightChannel
 from cluster.core.weight_transport import (
@@ -75,7 +75,7 @@ class BroadcastCoordinator:
         if late or broken:
             await self._offered(version)
 
-    async def bring(self, target: UpdateTarget, version: PolicyVersion) -> float:
+    async def bring(self, target: UpdateTarget, version: PolicyVersion) -> LogprobGap:
         if self.expects(target.process, version):
             assert self._spec is not None, "members are expected only in a channel"
             route = BroadcastRoute(self._spec, self._missing.pop(target.process))

@@ -17,7 +17,7 @@ import numpy as np
 
 from cluster.core.deadlines import within
 from cluster.core.files import lock
-from cluster.core.types import SAFETENSORS_TYPES, PolicyVersion, WeightLayout
+from cluster.core.types import SAFETENSORS_TYPES, LogprobGap, PolicyVersion, WeightLayout
 from cluster.core.weight_transport import CoordinatorContext, EngineRoute, UpdateTarget, WeightUpdater
 from rollout.weights.node_files import NodeWeightFiles
 from rollout.weights.pinned_staging import PinnedStaging
@@ -39,7 +39,7 @@ class PullCoordinator:
     async def hand_out(self, version: PolicyVersion, serving: Sequence[str], late: bool) -> None:
         """Do nothing: workers fetch the version themselves."""
 
-    async def bring(self, target: UpdateTarget, version: PolicyVersion) -> float:
+    async def bring(self, target: UpdateTarget, version: PolicyVersion) -> LogprobGap:
         return await within(
             self._timeout_s,
             target.worker.call(WeightUpdater.update_weights, version),

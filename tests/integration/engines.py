@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cluster.core.actor_options import EngineOptions
 from cluster.core.config import OnNewWeights
-from cluster.core.types import Group, PolicyVersion, Prompt, Response, Sampled
+from cluster.core.types import Group, LogprobGap, PolicyVersion, Prompt, Response, Sampled
 from cluster.core.weight_transport import WEIGHT_TRANSPORTS
 from cluster.runtime.placement import cpu_environment
 from learner.model.policy import Policy, sequence_logprobs
@@ -54,13 +54,13 @@ class Engines:
         self._worker._truncating = asyncio.create_task(self._worker._truncate_overdue(self._worker._clock))
 
     async def probe_gap(self, version: PolicyVersion) -> float:
-        return await self._worker._probe_gap(version)
+        return (await self._worker._probe_gap(version)).largest
 
     async def reload_as_vllm_does(self, model: Path) -> None:
         """Load weights with vLLM's own method, without `EngineExtension`."""
         await self._worker._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
 
-    async def update_weights(self, version: PolicyVersion, route: Any = None) -> float:
+    async def update_weights(self, version: PolicyVersion, route: Any = None) -> LogprobGap:
         return await self._worker.update_weights(version, route)
 
     async def sleep(self) -> bool:

@@ -108,7 +108,7 @@ class OneWorkerFleet:
         target = UpdateTarget("rollout-0", PROCESS, self.worker)
         gap = await self.coordinator.bring(target, policy_version)
         await distributing
-        return gap
+        return gap.largest
 
 
 @asynccontextmanager

@@ -86,7 +86,7 @@ async def test_engines_serve_the_broadcast_weights(
                 ),
             )
             assert failure == ""
-            assert max(gaps) < NEAR
+            assert max(gap.largest for gap in gaps) < NEAR
             await engines[0].collect.remote(prompt.sampling.responses)
         answer = await engines[1].generate.remote(prompt)
         assert {(one.min_version, one.max_version) for one in answer.responses} == {(2, 2)}
@@ -111,7 +111,7 @@ async def test_adapters_are_broadcast_alone(engines: list[ray.actor.ActorHandle]
                 ),
             )
             assert failure == ""
-            assert max(gaps) < NEAR
+            assert max(gap.largest for gap in gaps) < NEAR
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ async def test_both_processes_of_an_engine_receive_the_broadcast(
         offered = await learner.send(2, OfferRequest())
         assert offered is not None
         assert await engines[0].probe_gap.remote(offered) > FAR
-        assert await engines[0].update_weights.remote(offered) < NEAR
+        assert (await engines[0].update_weights.remote(offered)).largest < NEAR
 
 
 @ray.remote(num_cpus=0)
@@ -163,7 +163,8 @@ async def test_workers_pull_after_a_broadcast_that_fails(
 
         offered = await learner.send(1, OfferRequest())
         assert offered is not None
-        assert max(await asyncio.gather(*(one.update_weights.remote(offered) for one in engines))) < NEAR
+        gaps = await asyncio.gather(*(one.update_weights.remote(offered) for one in engines))
+        assert max(gap.largest for gap in gaps) < NEAR
 
         published = await learned(learner, 2)
         assert await learner.send(1, OfferRequest()) is None, "the learner has replaced version 1"
@@ -176,7 +177,7 @@ async def test_workers_pull_after_a_broadcast_that_fails(
             ),
         )
         assert failure == ""
-        assert max(gaps) < NEAR
+        assert max(gap.largest for gap in gaps) < NEAR
         answer = await engines[0].generate.remote(prompt)
         assert {(one.min_version, one.max_version) for one in answer.responses} == {(2, 2)}
 
@@ -196,4 +197,4 @@ async def test_a_missing_worker_costs_the_others_only_time(
         assert failure
         assert isinstance(missed, ray.exceptions.RayTaskError)
         offered = await learner.send(1, OfferRequest())
-        assert await engines[0].update_weights.remote(offered) < NEAR
+        assert (await engines[0].update_weights.remote(offered)).largest < NEAR

@@ -36,7 +36,7 @@ def sent(*steps: dict[str, float]) -> list[list[str]]:
         ({"objective/loss": math.nan}, "Not a number"),
         ({"objective/grad_norm": math.inf}, "Not a number"),
         ({"logprob_gap/mean": 0.6}, "Log-probability gap"),
-        ({"logprob_gap/probe_max": 0.6, "staleness/max": 2.0}, "Log-probability gap"),
+        ({"logprob_gap/probe_max": 5.1, "staleness/max": 2.0}, "Log-probability gap"),
         ({"reward/error_fraction": 0.11}, "Verifier errors"),
     ],
 )
@@ -48,6 +48,10 @@ def test_each_kind_is_sent_when_it_begins_and_again_when_it_returns(
 
 def test_a_gap_on_stale_samples_sends_no_alert() -> None:
     assert sent({"logprob_gap/mean": 0.9, "staleness/max": 1.0}) == [[]]
+
+
+def test_a_token_of_the_probe_may_differ_more_than_the_mean() -> None:
+    assert sent({"logprob_gap/probe_max": 4.9}) == [[]]
 
 
 def test_churn_is_as_many_losses_in_ten_steps_as_there_are_workers() -> None:

@@ -8,11 +8,12 @@ import math
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.core.types import Prompt, ScoredGroup, Verdict
+from cluster.core.types import PolicyVersion, Prompt, ScoredGroup, Verdict
 from cluster.metrics.batch import batch_metrics
 from cluster.training.batch import (
     MAX_MISSING_LOGPROBS_FRACTION,
@@ -22,6 +23,7 @@ from cluster.training.batch import (
     LogprobGapError,
     MissingLogprobsError,
     VerifierFailureError,
+    refuse_broken_probe,
     refuse_failed_verdicts,
     refuse_logprob_gap,
     refuse_missing_logprobs,
@@ -262,15 +264,47 @@ def test_a_run_stops_if_log_probabilities_are_missing(missing: int, stops: bool)
     assert f"{missing:.1f}% of the tokens" in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    ("gap", "staleness", "stops"), [(0.1, 0, False), (0.2, 0, True), (math.nan, 0, True), (9, 1, False)]
-)
+@pytest.mark.parametrize(("gap", "staleness", "stops"), [(0.1, 0, False), (0.2, 0, True), (9, 1, False)])
 def test_a_run_stops_if_sampler_and_learner_differ_on_equal_weights(
     gap: float, staleness: int, stops: bool
 ) -> None:
-    metrics = {"logprob_gap/mean": gap, "staleness/max": float(staleness)}
+    metrics = {"logprob_gap/mean": gap, "logprob_gap/max": 9.0, "staleness/max": float(staleness)}
     if not stops:
         refuse_logprob_gap(metrics, limit=0.1, step=4)
         return
     with pytest.raises(LogprobGapError, match=f"in step 4 sampler and learner differ by {gap:.3g}"):
         refuse_logprob_gap(metrics, limit=0.1, step=4)
+
+
+@given(
+    st.sampled_from(["logprob_gap/mean", "logprob_gap/max"]),
+    st.sampled_from([math.nan, math.inf, -math.inf]),
+    st.integers(0, 3),
+    st.floats(1e-6, math.inf),
+)
+def test_a_gap_that_is_no_number_stops_a_run_on_stale_samples_too(
+    key: str, value: float, staleness: int, limit: float
+) -> None:
+    metrics = {"logprob_gap/mean": 0.0, "logprob_gap/max": 0.0, "staleness/max": float(staleness)} | {
+        key: value
+    }
+    with pytest.raises(
+        LogprobGapError, match="in step 4 the learner's log-probability of a token is not a finite"
+    ):
+        refuse_logprob_gap(metrics, limit, step=4)
+
+
+@given(st.lists(st.lists(st.floats(-20, 0), min_size=1), min_size=1), st.data())
+def test_a_version_whose_own_probe_is_no_number_is_refused(
+    probes: list[list[float]], data: st.DataObject
+) -> None:
+    """In whichever probe and at whichever token."""
+
+    def version() -> PolicyVersion:
+        return PolicyVersion(3, None, (), tuple(np.array(probe, dtype=np.float32) for probe in probes))
+
+    refuse_broken_probe(version())
+    probe = data.draw(st.sampled_from(probes))
+    probe[data.draw(st.integers(0, len(probe) - 1))] = data.draw(st.sampled_from([math.nan, -math.inf]))
+    with pytest.raises(LogprobGapError, match="with weight version 3 the learner's log-probability"):
+        refuse_broken_probe(version())

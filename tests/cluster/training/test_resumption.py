@@ -64,7 +64,7 @@ class HashingLearner:
                 for row in batch.samples
             ]
             self.weights = hashlib.sha256(f"{self.weights} {content}".encode()).hexdigest()
-        return {"logprob_gap/mean": 0.0, "learner_tokens": 1.0}
+        return {"logprob_gap/mean": 0.0, "logprob_gap/max": 0.0, "learner_tokens": 1.0}
 
     async def publish(self, version: int) -> PolicyVersion:
         self.fuse.tick()

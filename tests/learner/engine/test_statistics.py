@@ -99,3 +99,12 @@ def test_without_any_token_there_is_no_ratio_and_no_gap() -> None:
     assert math.isnan(metrics["objective/ratio_min"])
     assert math.isnan(metrics["objective/ratio_max"])
     assert metrics["logprob_gap/max"] == metrics["logprob_gap/mean"] == 0
+
+
+@given(PARTS, st.sampled_from(NAMES), st.data())
+def test_a_value_that_is_no_number_is_never_lost(
+    parts: list[dict[str, float]], name: str, data: st.DataObject
+) -> None:
+    """In whichever micro-batch of whichever rank."""
+    data.draw(st.sampled_from(parts))[name] = math.nan
+    assert math.isnan(merge(parts)[name])

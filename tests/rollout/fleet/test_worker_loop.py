@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cluster.core.actor import Actor
 from cluster.core.config import RunConfig
-from cluster.core.types import IndexedVerdicts, PolicyVersion, Prompt, Sampled, ScoringRequest
+from cluster.core.types import IndexedVerdicts, LogprobGap, PolicyVersion, Prompt, Sampled, ScoringRequest
 from cluster.core.weight_transport import CoordinatorContext
 from rollout.fleet.buffer import WorkBuffer
 from rollout.fleet.context import FleetContext, ServedPolicy, WorkerRegistry
@@ -25,6 +25,7 @@ from rollout.weights.pull import PullCoordinator
 from tests.builders import make_prompt, make_response, make_verdict
 
 NAME, PROCESS = "rollout-0", "rollout-0.0"
+NO_GAP = LogprobGap(0.0, 0.0)
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Method:
 class Worker:
     """A simulated rollout worker. It answers prompts at once, unless it is `mute`."""
 
-    gap: float = 0.0
+    gap: LogprobGap = NO_GAP
     mute: bool = False
     deaf: bool = False
     """True if calls of `collect` never return."""
@@ -52,7 +53,7 @@ class Worker:
     def __getattr__(self, name: str) -> Method:
         return Method(getattr(type(self), f"do_{name}").__get__(self))
 
-    async def do_update_weights(self, version: PolicyVersion) -> float:
+    async def do_update_weights(self, version: PolicyVersion) -> LogprobGap:
         self.calls.append(f"pull {version.version}")
         return self.gap
 
@@ -201,8 +202,17 @@ async def test_a_draining_worker_finishes_its_prompts() -> None:
 @pytest.mark.parametrize(
     ("worker", "kind", "says"),
     [
-        (Worker(gap=0.2), WeightGapError, "is 0.2 away from the learner's"),
-        (Worker(gap=float("nan")), WeightGapError, "away from the learner's"),
+        (
+            Worker(LogprobGap(0.2, 0.5)),
+            WeightGapError,
+            "is 0.2 on average and 0.5 at most away from the learner's",
+        ),
+        (
+            Worker(LogprobGap(0.05, 1.5)),
+            WeightGapError,
+            "learner.max_logprob_gap: 0.1 on average, 1 at most)",
+        ),
+        (Worker(LogprobGap(math.nan, math.nan)), WeightGapError, "is nan on average"),
         (Worker(deaf=True), TimeoutError, "any sign of life of rollout-0"),
         (
             Worker(mute=True),
@@ -210,7 +220,7 @@ async def test_a_draining_worker_finishes_its_prompts() -> None:
             "did not answer prompts train/0/0, train/0/1, train/0/2, train/0/3",
         ),
     ],
-    ids=["other weights", "no weights", "deaf", "mute"],
+    ids=["other weights", "one layer of other weights", "no weights", "deaf", "mute"],
 )
 async def test_a_failing_worker_is_lost(worker: Worker, kind: type[Exception], says: str) -> None:
     worker.news = asyncio.Event()

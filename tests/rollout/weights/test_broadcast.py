@@ -11,7 +11,7 @@ import ray
 
 from cluster.core.actor import Actor
 from cluster.core.config import RolloutConfig
-from cluster.core.types import PolicyVersion
+from cluster.core.types import LogprobGap, PolicyVersion
 from cluster.core.weight_channel import ChannelSpec, OfferRequest
 from cluster.core.weight_transport import CoordinatorContext, SupersededError, UpdateTarget
 from rollout.weights.broadcast import BroadcastCoordinator, BroadcastRoute
@@ -63,17 +63,19 @@ class Worker:
     def __getattr__(self, name: str) -> Any:
         return type("Method", (), {"remote": getattr(type(self), f"do_{name}").__get__(self)})
 
-    async def do_update_weights(self, version: PolicyVersion, route: BroadcastRoute | None = None) -> float:
+    async def do_update_weights(
+        self, version: PolicyVersion, route: BroadcastRoute | None = None
+    ) -> LogprobGap:
         if route is None:
             assert version.weights == "there"
             self.taken.append(("pull", version.version))
-            return 0.0
+            return LogprobGap(0.0, 0.0)
         assert version.weights is None
         if self.channel_breaks:
             raise ray.exceptions.RayTaskError("update_weights", "", RuntimeError("the weight channel broke"))
         self.learner.arrived |= set(range(route.first_rank, route.first_rank + self.ranks))
         self.taken.append(("broadcast", version.version))
-        return 0.0
+        return LogprobGap(0.0, 0.0)
 
 
 @dataclass
@@ -116,7 +118,7 @@ class Scene:
         )
         await handing_out
 
-    async def bring(self, process: str, worker: Worker, version: int) -> float:
+    async def bring(self, process: str, worker: Worker, version: int) -> LogprobGap:
         target = UpdateTarget(process.rpartition(".")[0], process, Actor(worker))
         return await self.under_test.bring(target, published(version))
 
