@@ -48,8 +48,9 @@ class ModelConfig(Section):
     """The initial model: `starter` (a small model, trained once for the task), a Hugging Face directory, a hub id, a
     `.gguf` file, or `package:NAME/FILE` for a file in an installed Python package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """The data type of the learner and of the rollout workers. The default on GPUs is bfloat16. In bfloat16 their
-    log-probabilities differ by about 0.05 per token."""
+    """The data type of the learner and of the rollout workers. The default on GPUs is bfloat16, in which their
+    log-probabilities differ by about 0.05 per token. float32 is computed without TF32 on GPUs, by the learner and by
+    vLLM, and is several times slower there than bfloat16."""
     max_context_tokens: Count = 1024
     """The maximum length of a prompt and its response together, in tokens."""
     cache_directory: Path = Path("~/.cache/hpo-trainer")
@@ -247,7 +248,8 @@ class LearnerConfig(Section):
     rank shares its GPU with engines. With several ranks, the fraction must be above 0.5, so that no two of them share a
     GPU."""
     threads_per_rank: Count = 1
-    """The number of OpenMP threads of one rank on the CPU."""
+    """The number of OpenMP threads of one rank on the CPU. A rank on a GPU, whose optimizer may be offloaded, uses at
+    least cpus_per_rank."""
     start_timeout_s: Seconds = 600.0
     """The maximum time to start all ranks, in seconds, including the compilation of DeepSpeed operators."""
     step_timeout_s: Seconds = 1800.0

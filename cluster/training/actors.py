@@ -31,6 +31,7 @@ from cluster.core.weight_transport import (
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.placement import Reservation, bundle, cpu_environment
 from learner.engine.group import LearnerGroup
+from learner.engine.process_setup import learner_environment
 from learner.engine.rank import LearnerRank
 from reward.service import RewardActor, RewardPool
 from rollout.engine.worker import RolloutWorker
@@ -105,7 +106,8 @@ class ActorGraph:
                     options,
                     bundle=rank,
                     log_file=self.run_directory.log_file(f"learner-{rank}"),
-                    env=cpu_environment(config.threads_per_rank, on_gpu=config.gpus_per_rank > 0),
+                    env=cpu_environment(config.threads_per_rank, on_gpu=config.gpus_per_rank > 0)
+                    | learner_environment(config),
                 )
                 for rank in range(config.ranks)
             ]

@@ -1,4 +1,4 @@
-"""The set-up of a learner process: its device, the rendezvous of all ranks, and stale compilation locks.
+"""The set-up of a learner process: environment, device, the rendezvous of all ranks, and stale compilation locks.
 
 Everything here happens before the engine is built. Torch is imported inside the functions.
 """
@@ -19,11 +19,66 @@ from typing import TYPE_CHECKING
 import psutil
 
 from cluster.core import files
+from cluster.core.config import LearnerConfig
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
 logger = logging.getLogger(__name__)
+
+# --- Environment and numerics of the process.
+
+
+def learner_environment(learner: LearnerConfig) -> dict[str, str]:
+    """Return the environment variables with which a rank on a GPU starts. A rank on the CPU needs no others.
+
+    An allocator configuration of the user's own is left alone.
+    """
+    if learner.gpus_per_rank == 0:
+        return {}
+    environment = {
+        # AdamW runs on the CPU if it is offloaded. By default Ray would set 1 for any fraction of a CPU.
+        "OMP_NUM_THREADS": str(cpu_threads(learner)),
+        # NVIDIA's containers switch TF32 on with this variable, whatever a program asks for.
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        # Micro-batches have different widths. With segments of fixed sizes the memory would be fragmented.
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    return environment
+
+
+def cpu_threads(learner: LearnerConfig) -> int:
+    """Return the number of threads of one rank on the CPU. A rank on a GPU uses all of its CPUs."""
+    if learner.gpus_per_rank == 0:
+        return learner.threads_per_rank
+    return max(learner.threads_per_rank, int(learner.cpus_per_rank))
+
+
+def set_numerics(learner: LearnerConfig, dtype: str) -> None:
+    """Set the threads of this process and the precision of its products, and warn of slow choices.
+
+    Products of float32 matrices are float32 products on GPUs too. TF32 would keep 10 bits of each factor, and vLLM does
+    not use it: sampler and learner would differ as much as in 16 bits.
+    """
+    import torch
+
+    torch.set_num_threads(cpu_threads(learner))
+    torch.set_float32_matmul_precision("highest")
+    if learner.gpus_per_rank == 0:
+        if dtype == "bfloat16" and not torch.cpu._is_avx512_bf16_supported():
+            logger.warning("this CPU has no instructions for bfloat16: float32 is faster here, and exact")
+        return
+    if dtype == "float32":
+        logger.warning(
+            "model.dtype is float32, which is computed without TF32 and several times slower than bfloat16 on GPUs"
+        )
+    if learner.offload != "none" and cpu_threads(learner) == 1:
+        logger.warning(
+            "learner.offload runs AdamW with one CPU thread, which takes seconds per step: raise learner.cpus_per_rank"
+        )
+
 
 # --- Devices. They are checked before the ranks meet, because NCCL would hang or crash.
 

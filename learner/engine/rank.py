@@ -28,6 +28,7 @@ from learner.engine.process_setup import (
     operator_folder,
     own_device,
     remove_stale_lock,
+    set_numerics,
 )
 from learner.model.batching import MicroBatch, Packing
 from learner.state.state_files import FileRecord
@@ -86,16 +87,12 @@ class LearnerRank:
         )
 
     def _prepare_process(self) -> None:
-        """Set up the process before it meets the other ranks: network interface, threads, stale lock files."""
+        """Set up the process before it meets the other ranks: network interface, threads, precision, stale locks."""
         os.environ |= use_interface_of(ray.util.get_node_ip_address())
         learner = self._options.learner
+        set_numerics(learner, self._options.dtype)
         if learner.gpus_per_rank == 0:
-            import torch
-
-            torch.set_num_threads(learner.threads_per_rank)
             remove_stale_lock(operator_folder())
-            if self._options.dtype == "bfloat16" and not torch.cpu._is_avx512_bf16_supported():
-                logger.warning("this CPU has no instructions for bfloat16: float32 is faster here, and exact")
 
     def packing(self) -> Packing:
         """Return how micro-batches are packed for this model. Known after `start`, and the same on all ranks."""

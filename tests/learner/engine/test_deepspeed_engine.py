@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.core.config import LearnerConfig
-from learner.engine.deepspeed_engine import deepspeed_config, lr_factor
+from cluster.core.actor_options import LearnerOptions
+from cluster.core.config import LearnerConfig, ObjectiveConfig
+from learner.engine.deepspeed_engine import BUCKET_ELEMENTS, build_policy, deepspeed_config, lr_factor
 
 # --- Configuration.
 
+BUCKETS = {"reduce_bucket_size": BUCKET_ELEMENTS, "allgather_bucket_size": BUCKET_ELEMENTS}
+
 
 def test_nothing_is_offloaded_unasked() -> None:
-    assert deepspeed_config(LearnerConfig(zero_stage=3), "float32")["zero_optimization"] == {"stage": 3}
+    zero = deepspeed_config(LearnerConfig(zero_stage=3), "float32")["zero_optimization"]
+    assert zero == {"stage": 3, **BUCKETS}
 
 
 @pytest.mark.parametrize(
@@ -25,7 +30,7 @@ def test_what_is_offloaded_is_kept_in_host_memory(offload: str, kept: set[str], 
     """Pinned where a GPU fetches it from there."""
     learner = LearnerConfig.model_validate({"zero_stage": 3, "offload": offload, "gpus_per_rank": gpus})
     zero = deepspeed_config(learner, "float32")["zero_optimization"]
-    assert zero.keys() - {"stage"} == kept
+    assert zero.keys() - {"stage", *BUCKETS} == kept
     assert all(zero[part] == {"device": "cpu", "pin_memory": gpus > 0} for part in kept)
 
 
@@ -37,7 +42,40 @@ def test_in_bfloat16_gradients_are_summed_in_float32(zero_stage: int) -> None:
     assert config["bf16"] == {"enabled": True}
     assert (config.get("data_types") == {"grad_accum_dtype": "fp32"}) == (zero_stage > 0)
     assert config["communication_data_type"] == "fp32"
+    assert "communication_data_type" not in deepspeed_config(learner, "float32")
     assert deepspeed_config(learner, "float32")["bf16"] == {"enabled": False}
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_deepspeed_takes_the_buckets(zero_stage: int) -> None:
+    """It would also accept names that it does not know."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    learner = LearnerConfig.model_validate({"zero_stage": zero_stage})
+    zero = DeepSpeedZeroConfig(**deepspeed_config(learner, "float32")["zero_optimization"])
+    assert (zero.reduce_bucket_size, zero.allgather_bucket_size) == (BUCKET_ELEMENTS, BUCKET_ELEMENTS)
+    assert DeepSpeedZeroConfig().reduce_bucket_size > BUCKET_ELEMENTS
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (0.5, "cuda:0"), (1, "cuda:0")])
+def test_a_policy_is_loaded_and_tested_on_the_device_that_trains_it(
+    gpus: float, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This shows the device that is given to the loading, and not a computation on a GPU."""
+    seen: list[torch.device] = []
+
+    def load(model: str, dtype: torch.dtype, device: torch.device, *_: object) -> None:
+        seen.append(device)
+        raise ZeroDivisionError
+
+    for name in ("load_model", "load_partitioned"):
+        monkeypatch.setattr(f"learner.engine.model_loading.{name}", load)
+    for zero_stage in (2, 3):
+        learner = LearnerConfig.model_validate({"gpus_per_rank": gpus, "zero_stage": zero_stage})
+        options = LearnerOptions("model", "float32", 1.0, 0, learner, ObjectiveConfig(), (), 1)
+        with pytest.raises(ZeroDivisionError):
+            build_policy(options)
+    assert seen == [torch.device(device)] * 2
 
 
 # --- Learning rate.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -10,23 +11,101 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import psutil
 import pytest
+import torch
 from torch.utils.file_baton import FileBaton
 
+from cluster.core.config import LearnerConfig
 from cluster.core.network import interface_of, use_interface_of
 from learner.engine.process_setup import (
     RankDevice,
+    cpu_threads,
     join_store,
+    learner_environment,
     meet,
     open_store,
     operator_folder,
     own_device,
     refuse_shared_devices,
     remove_stale_lock,
+    set_numerics,
 )
+
+# --- Environment and numerics.
+
+ON_GPU = {"gpus_per_rank": 1}
+ALLOCATOR = "PYTORCH_ALLOC_CONF"
+
+
+def test_on_cpu_the_environment_is_that_of_all_cpu_actors() -> None:
+    assert learner_environment(LearnerConfig()) == {}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "threads", "expected"), [(1, 1, 1), (4, 1, 4), (4.9, 1, 4), (0.5, 1, 1), (2, 6, 6), (8, 6, 8)]
+)
+def test_on_a_gpu_an_offloaded_optimizer_uses_all_cpus_of_the_rank(
+    cpus: float, threads: int, expected: int
+) -> None:
+    learner = LearnerConfig.model_validate(ON_GPU | {"cpus_per_rank": cpus, "threads_per_rank": threads})
+    assert learner_environment(learner)["OMP_NUM_THREADS"] == str(expected)
+    assert cpu_threads(LearnerConfig(cpus_per_rank=cpus, threads_per_rank=threads)) == threads
+
+
+def test_on_a_gpu_memory_does_not_fragment_and_tf32_is_not_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    environment = learner_environment(LearnerConfig.model_validate(ON_GPU))
+    assert environment[ALLOCATOR] == "expandable_segments:True"
+    assert environment["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] == "0"
+
+
+@pytest.mark.parametrize("name", [ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF"])
+def test_an_allocator_that_the_user_configured_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The older name comes first in torch."""
+    monkeypatch.delenv(ALLOCATOR, raising=False)
+    monkeypatch.setenv(name, "max_split_size_mb:128")
+    assert ALLOCATOR not in learner_environment(LearnerConfig.model_validate(ON_GPU))
+
+
+def test_torch_knows_the_allocators_setting() -> None:
+    """An unknown name would be ignored, at least without a GPU; a known one refuses a value that it cannot read."""
+    configure = torch._C._accelerator_setAllocatorSettings
+    with pytest.raises(ValueError, match="'True' or 'False'"):
+        configure("expandable_segments:perhaps")
+    configure("expandable_segments:True")
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype", "warning"),
+    [
+        ({}, "float32", None),
+        (ON_GPU, "bfloat16", None),
+        (ON_GPU, "float32", "without TF32"),
+        (ON_GPU | {"offload": "optimizer"}, "bfloat16", "raise learner.cpus_per_rank"),
+        (ON_GPU | {"offload": "optimizer", "cpus_per_rank": 4}, "bfloat16", None),
+    ],
+)
+def test_float32_is_exact_everywhere_and_slow_choices_are_named(
+    settings: dict[str, Any], dtype: str, warning: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """This shows the settings of torch, and not a product on a GPU."""
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with caplog.at_level(logging.WARNING, "learner.engine.process_setup"):
+            set_numerics(LearnerConfig.model_validate({"zero_stage": 2} | settings), dtype)
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)
+    assert len(caplog.messages) == (warning is not None)
+    assert all(str(warning) in message for message in caplog.messages)
+
 
 # --- Devices.
 
