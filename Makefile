@@ -3,7 +3,8 @@
 #   PLATFORM=gpu     install requirements/gpu.txt (CUDA) instead of requirements/cpu.txt
 #   VENV=some/dir    the directory of the environment (default: .venv)
 #   PYTHON=python3   the interpreter that creates the environment (3.11 or 3.12; default: the first one found)
-#   ARGS="-k wal -x" arguments for pytest; `make test` then runs pytest once, in one process
+#   ARGS="-k wal -x" arguments for pytest; `make test` then runs pytest once, in one process. `make gpu-check` passes
+#                    them to its command
 #   GPU_VENV=dir     the directory of the environment of `make gpu-config` (default: build/gpu-env; 9 GB)
 #   UPGRADE=1        make `make lock` choose the newest releases instead of keeping the locked ones where they fit
 
@@ -27,7 +28,7 @@ MAKEFLAGS += --no-print-directory
 # A run starts a dozen Python processes. With cached bytecode each of them starts 13 s faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow drill gpu-config setup setup-test smollm2 lint format docs \
+.PHONY: help demo test test-slow drill gpu-config gpu-check setup setup-test smollm2 lint format docs \
 	typecheck lock clean
 
 help: ## list the targets
@@ -54,6 +55,11 @@ gpu-config: ## resolve the engines' configuration on simulated GPUs, in an envir
 	@$(MAKE) setup-test PLATFORM=gpu VENV=$(GPU_VENV)
 	@echo "==> resolving the engines' configuration on simulated GPUs"
 	@PATH="$(abspath $(GPU_VENV)/bin):$$PATH" $(GPU_VENV)/bin/python -m pytest -m gpu_config tests/gpu_config $(ARGS)
+
+gpu-check: ## set up with CUDA, then check this machine's GPUs (ARGS="--parts link,paths"; see docs/gpu_check.md)
+	@$(MAKE) setup PLATFORM=gpu
+	@echo "==> checking the GPUs"
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 setup: $(READY) ## create the environment from the lock file (PLATFORM=cpu or gpu)
 

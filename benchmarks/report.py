@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def conditions() -> dict[str, Any]:
     packages = ("torch", "transformers", "deepspeed", "trl", "ray")
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "processor": processor,
@@ -92,8 +93,10 @@ def conditions() -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
-    """Return the commit, followed by "-dirty" if files other than results have changed."""
+def commit() -> str:
+    """Return the commit, followed by "-dirty" if files other than results have changed; "unknown" without git."""
+    if shutil.which("git") is None:
+        return "unknown"
     git = ["git", "-C", str(RESULTS.parents[1])]
     commit, *_ = _lines([*git, "rev-parse", "--short", "HEAD"]) or ["unknown"]
     but_results = [":(top)", ":(top,exclude)benchmarks/results"]
