@@ -179,16 +179,19 @@ def test_a_part_passes_on_cpu(name: str, settings: Settings) -> None:
     assert findings.figures
 
 
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("name", ["link", "steps"])
 def test_a_part_with_processes_passes_on_cpu(name: str, settings: Settings, tmp_path: Path) -> None:
+    """The limit is raised: a busy machine is no failure here."""
     (one,) = chosen((name,))
-    outcome = run_part(one, settings, tmp_path)
+    outcome = run_part(replace(one, limit_s=900.0), settings, tmp_path)
     unmet = {check.name for check in outcome.checks if not check.holds}
     assert unmet <= UNMET, (outcome.reason, outcome.log_tail)
     assert len(outcome.checks) > len(unmet)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_command_runs_all_parts_with_an_engine(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
 import sys
 import traceback
 from importlib import import_module
@@ -43,6 +44,8 @@ def require_gpu() -> None:
     Raises:
         NotRunError: if torch sees no GPU.
     """
+    # Otherwise the question alone would initialize CUDA, and processes that this one forks could not use it.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import torch
 
     if not torch.cuda.is_available():

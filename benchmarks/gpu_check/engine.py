@@ -56,6 +56,7 @@ def check_engine(settings: Settings, findings: Findings) -> None:
 
     # vLLM reads them when it is imported.
     os.environ |= cpu_environment(2, settings.on_gpu)
+    os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"  # which vLLM chooses in Ray's actors
     asyncio.run(_engine(settings, findings, loaded, versions, dtype))
 
 
@@ -73,7 +74,9 @@ def learner_side(settings: Settings, dtype: str) -> tuple[str, list[PolicyVersio
     from learner.model.policy import Policy, sequence_logprobs
     from learner.model.supervised import character_tokenizer
 
-    scratch, sizes = Path(settings.scratch), TINY if settings.smoke else SMALL
+    # vLLM's attention on CPU supports heads of width 32 and more.
+    sizes = TINY | {"num_attention_heads": 2, "num_key_value_heads": 1} if settings.smoke else SMALL
+    scratch = Path(settings.scratch)
     generator = np.random.default_rng(0)
     probe = tuple(tuple(generator.integers(3, 20, size=300).tolist()) for _ in range(2))
     versions = []

@@ -42,7 +42,8 @@ class Ending:
     """The report of a member."""
 
     kind: str
-    """"done", "refused" (an error of `FAILURES`), or "hung" (nothing)."""
+    """"done", "changed" (another tensor than rank 0's), "refused" (an error of `FAILURES`, or a `ValueError`), "failed"
+    (another error), or "hung" (nothing was reported)."""
     text: str
     seconds: float
     """The time from joining to the end, without the start of the process."""
@@ -210,5 +211,6 @@ def _member(spec: ChannelSpec, rank: int, role: str, device_name: str, elements:
         whole = float(tensor.min()) == float(tensor.max()) == 1.0
         text = f"{rate}" if whole else "the tensor has other values than rank 0's"
         news.put((rank, "done" if whole else "changed", text, time.monotonic() - started))
-    except FAILURES as failure:
-        news.put((rank, "refused", f"{type(failure).__name__}: {failure}"[:500], time.monotonic() - started))
+    except Exception as failure:  # whatever it is, the other side must know
+        kind = "refused" if isinstance(failure, (*FAILURES, ValueError)) else "failed"
+        news.put((rank, kind, f"{type(failure).__name__}: {failure}"[:500], time.monotonic() - started))
