@@ -9,9 +9,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -250,12 +252,15 @@ def test_a_missing_driver_has_no_version() -> None:
 
 
 def test_responses_that_see_each_other_are_found(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_pattern(micro_batch: Any, device: torch.device) -> TokenBatch:
+    def causal(micro_batch: Any, device: torch.device) -> TokenBatch:
         batch = TokenBatch.from_micro_batch(micro_batch, device)
+        if batch.attention_mask is None:
+            return batch
         width = batch.input_ids_SL.shape[1]
         return replace(batch, attention_mask=torch.ones(1, 1, width, width, dtype=torch.bool).tril())
 
-    monkeypatch.setattr(paths, "shared_ways", lambda device: {"causal": without_pattern})
+    monkeypatch.setattr(paths, "TokenBatch", SimpleNamespace(from_micro_batch=causal))
+    monkeypatch.setattr(paths, "shared_ways", lambda *_: {"causal": nullcontext()})
     findings = Findings()
     paths.check_paths(settings, findings)
     assert failed(findings) == {

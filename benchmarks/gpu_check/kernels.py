@@ -24,7 +24,6 @@ from benchmarks.gpu_check.models import (
     peak_memory,
     random_bundle,
 )
-from benchmarks.gpu_check.ways import shared_ways
 from learner.model.batching import MicroBatch
 from learner.model.policy import Policy, TokenBatch, response_logprobs
 
@@ -64,10 +63,10 @@ def _batches(length: int, vocabulary: int, device: torch.device) -> dict[str, To
     quarter = length // 8 + 1
     shared: MicroBatch = (random_bundle(length - 4 * (quarter - 1), (quarter,) * 4, vocabulary),)
     alone: MicroBatch = (random_bundle(length // 2, (length - length // 2 + 1,), vocabulary),)
-    batches = {"alone": TokenBatch.from_micro_batch(alone, device)}
-    for way, build in shared_ways(device).items():
-        batches["shared" if way == "default" else f"shared ({way})"] = build(shared, device)
-    return batches
+    return {
+        "alone": TokenBatch.from_micro_batch(alone, device),
+        "shared": TokenBatch.from_micro_batch(shared, device),
+    }
 
 
 def _measure(policy: Policy, batch: TokenBatch, device: torch.device) -> tuple[float | str, list[str]]:

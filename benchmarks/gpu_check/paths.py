@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,7 +19,7 @@ from benchmarks.gpu_check.models import (
     random_bundle,
     relative_difference,
 )
-from benchmarks.gpu_check.ways import Build, shared_ways
+from benchmarks.gpu_check.ways import shared_ways
 from learner.model.batching import MicroBatch
 from learner.model.policy import Policy, TokenBatch
 
@@ -42,11 +43,15 @@ def check_paths(settings: Settings, findings: Findings) -> None:
         policy = build_policy(sizes, dtype, device)
         alone = compute(policy, TokenBatch.from_micro_batch(each_alone(bundles), device))
         exact = exact or alone
-        for way, build in shared_ways(device).items():
+        for way in shared_ways(device, dtype):
             findings.begin(f"shared prompts in {dtype}, {way}")
-            shared = compute(policy, build(bundles, device))
-            _compare(findings, dtype, way, shared, alone, exact)
-            _check_isolation(findings, dtype, way, policy, build, bundles, device)
+
+            def computed(micro_batch: MicroBatch, policy: Policy = policy, way: str = way) -> Result:
+                with shared_ways(device, policy.model.dtype)[way]:
+                    return compute(policy, TokenBatch.from_micro_batch(micro_batch, device))
+
+            _compare(findings, dtype, way, computed(bundles), alone, exact)
+            _check_isolation(findings, dtype, way, computed, bundles)
 
 
 def _compare(
@@ -86,16 +91,14 @@ def _check_isolation(
     findings: Findings,
     dtype: torch.dtype,
     way: str,
-    policy: Policy,
-    build: Build,
+    computed: Callable[[MicroBatch], Result],
     bundles: MicroBatch,
-    device: torch.device,
 ) -> None:
     """Change one response, and check that the others' log-probabilities stay."""
     first, *others = bundles[0]
     changed = replace(first, response_token_ids=first.response_token_ids[::-1].copy())
-    before = compute(policy, build(bundles, device)).logprobs_N
-    after = compute(policy, build(((changed, *others), *bundles[1:]), device)).logprobs_N
+    before = computed(bundles).logprobs_N
+    after = computed(((changed, *others), *bundles[1:])).logprobs_N
     length = len(first.response_token_ids)
     leaked = float((after[length:] - before[length:]).abs().max())
     moved = float((after[:length] - before[:length]).abs().max())

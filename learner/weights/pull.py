@@ -44,6 +44,8 @@ class HostCopy:
         self._chunks: list[Tensor] = []
         self._chunk = self._end = 0
         """The position in `_chunks`, and in that chunk in bytes, where free memory begins."""
+        self._gpus: set[torch.device] = set()
+        """The devices that may still copy."""
 
     def restart(self) -> None:
         """Free the memory of all copies."""
@@ -59,12 +61,14 @@ class HostCopy:
             self._chunks.append(torch.empty(length, dtype=torch.uint8, pin_memory=self._pin))
         taken = self._chunks[self._chunk][self._end : self._end + size]
         self._end += size
+        if tensor.device.type == "cuda":
+            self._gpus.add(tensor.device)
         return taken.copy_(_bytes(tensor), non_blocking=True)
 
     def wait(self) -> None:
         """Wait for all copies."""
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        while self._gpus:
+            torch.cuda.synchronize(self._gpus.pop())
 
 
 def file_parts(weights: Mapping[str, Tensor], version: int, host: HostCopy) -> list[np.ndarray]:
