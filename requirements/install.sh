@@ -79,13 +79,14 @@ install_locked() {
     say "installing $(grep -c == "$lock") packages of $lock"
     "$venv/bin/uv" pip install -q --python "$python" --no-deps -r "$lock" || {
         say "uv failed; trying pip, which takes a few minutes"
-        "$python" -m pip install -qq --no-deps --no-compile -r "$lock"
+        # Without --use-pep517 an old pip may install a source package in a way that leaves no list of its files.
+        "$python" -m pip install -qq --no-deps --no-compile --use-pep517 -r "$lock"
     }
 }
 
 check_files() {
     "$python" -m requirements.owned_files ||
-        fail "packages of $locks/$platform.txt and their environment $venv own the same files (see the messages above)."
+        fail "the files of $venv, installed from $locks/$platform.txt, are not as they should be (see the messages above)."
 }
 
 # requirements/check_imports.py says what is imported, and what else this prepares. It also compiles the bytecode of the

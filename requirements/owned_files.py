@@ -134,7 +134,11 @@ def _some(paths: list[str]) -> str:
 
 def main(arguments: list[str]) -> int:
     directory = Path(arguments[0] if arguments else sysconfig.get_path("purelib"))
-    packages = read_packages(directory)
+    try:
+        packages = read_packages(directory)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
     if not packages:
         print(f"there are no packages in {directory}", file=sys.stderr)
         return 1

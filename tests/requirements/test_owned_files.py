@@ -140,3 +140,6 @@ def test_a_package_without_a_record_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "old-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: old\nVersion: 1.0\n")
     with pytest.raises(ValueError, match=r"old 1\.0 has no RECORD"):
         read_packages(tmp_path)
+    result = check(tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == ["old 1.0 has no RECORD: install it with pip or uv, from a wheel"]
