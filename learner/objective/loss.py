@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cluster.core.config import ObjectiveConfig
-from learner.objective.objectives import Tokens, resolve
+from learner.objective.objectives import LOG_RATIO_LIMIT, Tokens, ratio_of, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +132,20 @@ def importance_weights(logprobs: PolicyLogprobs, cap: float, level: Literal["tok
     log_ratio_BT = logprobs.old_BT - logprobs.sampler_BT
     if level == "sequence":
         log_ratio_BT = log_ratio_BT.sum(dim=1, keepdim=True)
-    return log_ratio_BT.exp().clamp(max=cap).detach()
+    return ratio_of(log_ratio_BT).clamp(max=cap).detach()
 
 
 def kl_estimate(logprobs_BT: Tensor, reference_BT: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
     """Return an estimate per token of the divergence of the first policy from the second.
 
     Its mean over samples of the first policy is the divergence (k2: approximately). With d = log π_ref − log π:
-    k1 = −d, k2 = d² / 2, k3 = e^d − d − 1 (Schulman, "Approximating KL Divergence", 2020).
+    k1 = −d, k2 = d² / 2, k3 = e^d − d − 1 (Schulman, "Approximating KL Divergence", 2020). In k3, d is limited to
+    `LOG_RATIO_LIMIT` (ours), so that the estimate and its gradient are finite.
     """
     d_BT = reference_BT - logprobs_BT
     if estimator == "k1":
         return -d_BT
     if estimator == "k2":
         return d_BT.square() / 2
+    d_BT = d_BT.clamp(max=LOG_RATIO_LIMIT)
     return d_BT.exp() - d_BT - 1

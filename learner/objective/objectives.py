@@ -28,6 +28,10 @@ Scaling = Literal["group", "batch", "none"]
 
 # --- Surrogates: pure functions of one micro-batch of tensors.
 
+LOG_RATIO_LIMIT = 20.0
+"""The largest log-ratio that is exponentiated (ours). Larger ones count as this one, with a gradient of 0. Without a
+limit, a ratio that overflows to infinity gets NaN as its gradient even where it is clipped: 0 × inf."""
+
 POSITIVE_TEMPERATURE, NEGATIVE_TEMPERATURE = 1.0, 1.05
 """SAPO's τ for positive and for negative advantages: the gate of a negative advantage closes sooner."""
 
@@ -62,16 +66,21 @@ SurrogateFunction = Callable[[Tokens, float, float], Surrogate]
 """Compute a surrogate from the tokens, `clip_low` and `clip_high`."""
 
 
+def ratio_of(log_ratio: Tensor) -> Tensor:
+    """Return exp(log_ratio), with a gradient that is finite for every log-ratio. Its size is that of `log_ratio`."""
+    return log_ratio.clamp(max=LOG_RATIO_LIMIT).exp()
+
+
 def token_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
     """Return min(r A, clip(r) A) with the ratio of each token."""
-    return _pessimistic(tokens.log_ratio_BT.exp(), tokens.advantages_B1, clip_low, clip_high)
+    return _pessimistic(ratio_of(tokens.log_ratio_BT), tokens.advantages_B1, clip_low, clip_high)
 
 
 def sequence_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
     """Return min(s A, clip(s) A) with s_i = exp(mean_t log r_it). Each token of a response has the response's value, so
     that the scale 1 / (N |τ_i|) adds up to 1 / N over the response."""
     length_B1 = tokens.mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
-    ratio_B1 = (tokens.log_ratio_BT.sum(dim=1, keepdim=True) / length_B1).exp()
+    ratio_B1 = ratio_of(tokens.log_ratio_BT.sum(dim=1, keepdim=True) / length_B1)
     ratio_BT = ratio_B1.expand_as(tokens.log_ratio_BT)
     return _pessimistic(ratio_BT, tokens.advantages_B1, clip_low, clip_high)
 
@@ -91,7 +100,7 @@ def soft_gate(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
     advantages = tokens.advantages_B1
     temperature = advantages.new_full(advantages.shape, NEGATIVE_TEMPERATURE)
     temperature = temperature.masked_fill(advantages > 0, POSITIVE_TEMPERATURE)
-    ratio = tokens.log_ratio_BT.exp()
+    ratio = ratio_of(tokens.log_ratio_BT)
     gate = 4 / temperature * (temperature * (ratio - 1)).sigmoid()
     nowhere = tokens.mask_BT.new_zeros(tokens.mask_BT.shape)
     return Surrogate(gate * advantages, ratio, nowhere, nowhere)
@@ -100,7 +109,7 @@ def soft_gate(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
 def detached_weight(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
     """Return stopgrad(clip(r)) A log π. The bounds limit a token's weight but never remove its gradient, whatever the
     sign of the advantage."""
-    ratio = tokens.log_ratio_BT.exp().detach()
+    ratio = ratio_of(tokens.log_ratio_BT).detach()
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)
     has_advantage = tokens.advantages_B1 != 0
     return Surrogate(

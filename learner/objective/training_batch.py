@@ -20,6 +20,11 @@ from learner.objective.objectives import Scaling, resolve, sign_fractions
 
 STD_EPSILON = 1e-4
 """The constant added to the standard deviation, as in GRPO's implementations."""
+LARGE_REWARD = 1e100
+"""Rewards above this magnitude are divided by the largest one before they are averaged and squared, because the squares
+of larger numbers may overflow."""
+LARGEST_ADVANTAGE = 1e20
+"""The limit of an advantage that is not scaled. The learner computes in float32, where a larger one could overflow."""
 
 
 def build_training_batch(
@@ -99,23 +104,34 @@ def group_advantages(rewards: np.ndarray, valid: np.ndarray, scaling: Scaling = 
     Returns:
         float64 [P, G].
     """
-    rewards = np.asarray(rewards, dtype=np.float64)
+    valid = np.asarray(valid, dtype=bool)
+    rewards = np.where(valid, np.asarray(rewards, dtype=np.float64), 0.0)
+    unit = _unit(rewards, axis=None if scaling == "batch" else 1)
+    rewards = rewards / unit
     ma: Any = np.ma  # numpy does not annotate masked arrays
-    masked = ma.masked_array(rewards, mask=~np.asarray(valid, dtype=bool))
+    masked = ma.masked_array(rewards, mask=~valid)
     varied: np.ndarray = (masked.max(axis=1) != masked.min(axis=1)).filled(False)
     centered = np.where(varied[:, None], (masked - masked.mean(axis=1, keepdims=True)).filled(0.0), 0.0)
     # A response at its group's mean has advantage 0; the subtraction may leave a rounding error of either sign.
     centered[np.abs(centered) <= 1e-14 * np.abs(rewards).max(axis=1, keepdims=True)] = 0.0
     if scaling == "none" or not varied.any():
-        return centered
+        with np.errstate(over="ignore"):  # to infinity, and from there to the limit
+            return np.clip(centered * unit, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
     deviation: np.ndarray
     if scaling == "group":
         deviation = masked.std(axis=1, ddof=1, keepdims=True).filled(0.0)
     else:
         used = centered[varied][~ma.getmaskarray(masked)[varied]]
         deviation = np.sqrt(np.square(used).sum() / max(used.size - 1, 1))
-    scaled: np.ndarray = centered / (deviation + STD_EPSILON)
+    scaled: np.ndarray = centered / (deviation + STD_EPSILON / unit)
     return scaled
+
+
+def _unit(rewards: np.ndarray, axis: int | None) -> np.ndarray:
+    """Return the number by which rewards are divided, so that their squares are finite: 1 except for huge rewards. Its
+    shape broadcasts to that of `rewards`."""
+    largest: np.ndarray = np.abs(rewards).max(axis=axis, keepdims=True)
+    return np.where(largest > LARGE_REWARD, largest, 1.0)
 
 
 def overlong_penalties(lengths: np.ndarray, max_tokens: int, penalized_tokens: int) -> np.ndarray:
