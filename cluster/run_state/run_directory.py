@@ -32,6 +32,7 @@ One training run, with these entries:
 | `code_version` | the version of the code with which the run was last started |
 | `metrics.superseded.jsonl` | the rows of steps that were repeated after a resumption (if there were any) |
 | `transcripts/` | sampled responses with their verdicts, one file per step: `.md` to read, `.jsonl` for programs |
+| `failed_batches/` | the batches whose update was not finite, with all tokens (if there were any) |
 | `evaluations/` | for each evaluation: its report (`.json`), all responses (`.jsonl`), and a page to read (`.html`) |
 | `ray_address` | the address of the Ray cluster in which the run was last started; `launch.py scale` reads it |
 | `logs/` | one log file per actor; look here if an actor has died |
@@ -109,6 +110,10 @@ class RunDirectory:
         return self.path / "transcripts"
 
     @property
+    def failed_batches(self) -> Path:
+        return self.path / "failed_batches"
+
+    @property
     def evaluations(self) -> Path:
         return self.path / "evaluations"
 
@@ -141,6 +146,17 @@ class RunDirectory:
     def transcript_file(self, step: int) -> Path:
         """Return the Markdown transcript of a step. The same responses as JSON Lines are beside it."""
         return self.transcripts / f"step_{step:06d}.md"
+
+    def failed_batch_file(self, step: int) -> Path:
+        """Return the file of a batch whose update failed in `step`. Batches of several attempts have files of their
+        own."""
+        attempt = len(self.failed_batch_files) + 1
+        return self.failed_batches / f"step_{step:06d}-{attempt}.jsonl"
+
+    @property
+    def failed_batch_files(self) -> list[Path]:
+        """The files of all batches whose update failed."""
+        return sorted(self.failed_batches.glob("*.jsonl"))
 
     def evaluation_stem(self, step: int | None = None) -> Path:
         """Return the path of an evaluation's files without their suffixes: of the run's evaluation at `step`, or of

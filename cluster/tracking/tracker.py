@@ -17,7 +17,7 @@ from cluster.tracking.alerts import Alerts
 from cluster.tracking.console import RunConsole
 from cluster.tracking.evaluation_files import write_evaluation
 from cluster.tracking.jsonl import MetricsFile, read_metrics
-from cluster.tracking.transcripts import choose, write_transcripts
+from cluster.tracking.transcripts import choose, write_batch, write_transcripts
 from cluster.tracking.wandb_sink import WandbSink
 
 
@@ -137,6 +137,17 @@ class Tracker:
             for response, verdict in pairs
         ]
         self._wandb.table(step, rows)
+
+    def failed_batch(self, step: int, groups: Sequence[ScoredGroup]) -> Path:
+        """Write the whole batch of a step whose update failed. Return the file.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        file = self._run.failed_batch_file(step)
+        file.parent.mkdir(exist_ok=True)
+        write_batch(file, groups)
+        return file
 
     def evaluation(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         """Write the files of an evaluation: its report, all responses, and a page to read.

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.core.files import write_atomically
 from cluster.core.renamed import current_transcript
 from cluster.core.types import Response, ScoredGroup, Verdict
 
@@ -30,6 +31,25 @@ def write_transcripts(file: Path, step: int, groups: Sequence[ScoredGroup], resp
     file.write_text(render(step, groups, responses), encoding="utf-8")
     lines = [json.dumps(record(group, pairs)) for group, pairs in choose(groups, responses)]
     file.with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def write_batch(file: Path, groups: Sequence[ScoredGroup]) -> None:
+    """Write a whole batch as JSON Lines: a line per group as in the transcripts, and the tokens that the learner got.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    lines = [json.dumps(_with_tokens(group)) for group in groups]
+    write_atomically(file, "".join(f"{line}\n" for line in lines), durable=True)
+
+
+def _with_tokens(group: ScoredGroup) -> dict[str, Any]:
+    found = record(group, list(zip(group.responses, group.verdicts, strict=True)))
+    found["prompt_token_ids"] = list(group.prompt.token_ids)
+    for line, response in zip(found["responses"], group.responses, strict=True):
+        line["token_ids"] = response.token_ids.tolist()
+        line["logprobs"] = response.logprobs.tolist()
+    return found
 
 
 def read_transcript(file: Path) -> Iterator[dict[str, Any]]:

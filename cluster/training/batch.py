@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.core.types import PolicyVersion, Prompt, ScoredGroup
+from learner.engine.finite import NonFiniteError
 from rollout.fleet.buffer import WorkBuffer
 
 MAX_MISSING_LOGPROBS_FRACTION = 0.01
@@ -40,7 +41,7 @@ class MissingLogprobsError(RuntimeError):
 
 
 class LogprobGapError(RuntimeError):
-    """Sampler and learner compute different policies, or no policy at all, so training would be wrong."""
+    """Sampler and learner compute different policies, so training would be wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,15 +197,12 @@ def refuse_logprob_gap(metrics: Mapping[str, float], limit: float, step: int) ->
     it is a number: tokens for which the sampler gave none are not counted.
 
     Raises:
-        LogprobGapError: if a batch without stale samples has a mean gap above `limit`, or if the gap of any batch is
-            NaN or infinite.
+        LogprobGapError: if a batch without stale samples has a mean gap above `limit`.
+        NonFiniteError: if the gap of any batch is NaN or infinite.
     """
     gap = metrics["logprob_gap/mean"]
     if not (math.isfinite(gap) and math.isfinite(metrics["logprob_gap/max"])):
-        raise LogprobGapError(
-            f"in step {step} the learner's log-probability of a token is not a finite number, so its weights or its "
-            "gradients have overflowed. Resume from a checkpoint with a lower learner.learning_rate."
-        )
+        raise NonFiniteError("the learner's log-probability of a token is NaN or infinite")
     if metrics["staleness/max"] == 0 and gap > limit:
         raise LogprobGapError(
             f"in step {step} sampler and learner differ by {gap:.3g} in the log-probability of a token, on average "
@@ -216,15 +214,11 @@ def refuse_broken_probe(version: PolicyVersion) -> None:
     """Raise if the learner's own log-probabilities on the probe of `version` are not numbers. No worker could agree.
 
     Raises:
-        LogprobGapError: if any of them is NaN or infinite.
+        NonFiniteError: if any of them is NaN or infinite.
     """
     for logprobs in version.probe_logprobs:
         if not all(map(math.isfinite, logprobs.tolist())):
-            raise LogprobGapError(
-                f"with weight version {version.version} the learner's log-probability of a token of the probe is not a "
-                "finite number, so its weights have overflowed. Resume from a checkpoint with a lower "
-                "learner.learning_rate."
-            )
+            raise NonFiniteError("the learner's log-probability of a token of the probe is NaN or infinite")
 
 
 def _ids(groups: Iterable[ScoredGroup]) -> list[str]:

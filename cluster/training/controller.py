@@ -49,6 +49,7 @@ from cluster.training.batch import (
     refuse_missing_logprobs,
 )
 from cluster.training.prompts import PromptSource
+from learner.engine.finite import NonFiniteError
 from learner.engine.group import LearnerGroup
 from learner.objective.training_batch import build_training_batch
 from learner.state.state_files import CheckpointError
@@ -96,6 +97,7 @@ class Controller:
                 written.
             BatchNotFilledError, VerifierFailureError, MissingLogprobsError, LogprobGapError: if a batch must not be
                 trained on.
+            NonFiniteError: if an update has produced NaN or infinity. Nothing of it was published or saved.
         """
         await self._start_or_resume()
         while self.step < self._config.steps:
@@ -130,12 +132,13 @@ class Controller:
         )
         refuse_missing_logprobs(metrics, self.step + 1)
 
-        with self._timed("learn"):
-            await self._fleet.rest()
-            metrics |= await self._learn(batch.groups)
-        refuse_logprob_gap(metrics, self._config.logprob_gap_limits.mean, self.step + 1)
-        with self._timed("publish"):
-            await self._publish(self.step + 1)
+        with self._kept_if_not_finite(batch):
+            with self._timed("learn"):
+                await self._fleet.rest()
+                metrics |= await self._learn(batch.groups)
+            refuse_logprob_gap(metrics, self._config.logprob_gap_limits.mean, self.step + 1)
+            with self._timed("publish"):
+                await self._publish(self.step + 1)
         self.step += 1
         self._buffer.settle(batch.prompt_ids)
 
@@ -189,6 +192,19 @@ class Controller:
         published = await self._learner.publish(version)
         refuse_broken_probe(published)
         await self._fleet.publish(published)
+
+    @contextmanager
+    def _kept_if_not_finite(self, batch: Batch) -> Iterator[None]:
+        """If the block raises NonFiniteError, write the batch to the run directory, and name it in the error."""
+        try:
+            yield
+        except NonFiniteError as error:
+            file = self._tracker.failed_batch(self.step + 1, batch.groups)
+            raise NonFiniteError(
+                f"in step {self.step + 1}, {error}. Nothing of this step was published or saved, and the batch is in "
+                f"{file}. The run can be resumed from its last checkpoint; it then draws other responses. If it fails "
+                "again, lower learner.learning_rate, or limit the rewards of the task"
+            ) from error
 
     async def _evaluate(self) -> dict[str, float]:
         """Sample the evaluation prompts with the published weights. Return the metrics."""

@@ -90,14 +90,18 @@ def evaluation_prompts(config: RunConfig, dataset: Dataset, split: Split = "eval
     ]
 
 
-def training_sampling(config: RunConfig, prompt_id: str) -> Sampling:
+def training_sampling(config: RunConfig, prompt_id: str, draw: int = 0) -> Sampling:
     """Return the sampling parameters of a training prompt.
+
+    Args:
+        draw: Another number draws other responses with the same `config.seed`.
 
     In an on-policy run each response has its own seed. In an asynchronous run the weights may change during sampling,
     so a seed would not determine the response, and each seeded response costs a random generator.
     """
     seeded = config.rollout.max_staleness == 0
-    return _sampling(config, prompt_id, config.rollout.responses_per_prompt, seeded)
+    seed_id = f"{prompt_id}/{draw}" if draw else prompt_id
+    return _sampling(config, seed_id, config.rollout.responses_per_prompt, seeded)
 
 
 def sampling_seed(run_seed: int, prompt_id: str) -> int:

@@ -13,6 +13,7 @@ import ray
 from cluster.core.actor import Actor
 from cluster.core.actor_options import LearnerOptions
 from cluster.core.types import PolicyVersion, TrainingBatch
+from learner.engine.finite import NonFiniteError
 from learner.engine.process_setup import refuse_shared_devices
 from learner.engine.rank import LearnerRank
 from learner.engine.statistics import learner_metrics
@@ -64,18 +65,28 @@ class LearnerGroup:
         return process_ids
 
     async def learn(self, mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
-        """Take one optimizer step per mini-batch and epoch (`epochs_per_batch`). Return metrics over all steps."""
+        """Take one optimizer step per mini-batch and epoch (`epochs_per_batch`). Return metrics over all steps.
+
+        Raises:
+            NonFiniteError: if a loss or a gradient norm is NaN or infinite. Ranks may then wait for each other.
+        """
         sharded = [shard(batch.samples, len(self._ranks), self._packing) for batch in mini_batches]
         per_rank = [[shards[rank] for shards in sharded] for rank in range(len(self._ranks))]
         references = [
             rank.call(LearnerRank.learn, work) for rank, work in zip(self._ranks, per_rank, strict=True)
         ]
-        results = await self._gather(references, "learn", self._config.step_timeout_s)
+        with _plain_errors():
+            results = await self._gather(references, "learn", self._config.step_timeout_s)
         return learner_metrics([step for result in results for step in result], steps=len(results[0]))
 
     async def publish(self, version: int) -> PolicyVersion:
-        """Make the current weights available to the engines as `version`, in the weight transport's way."""
-        published, *_ = await self._all(self._config.step_timeout_s, LearnerRank.publish, version)
+        """Make the current weights available to the engines as `version`, in the weight transport's way.
+
+        Raises:
+            NonFiniteError: if a weight is NaN or infinite.
+        """
+        with _plain_errors():
+            published, *_ = await self._all(self._config.step_timeout_s, LearnerRank.publish, version)
         assert published is not None, "rank 0 answers"
         return published
 
@@ -103,8 +114,9 @@ class LearnerGroup:
 
         Raises:
             CheckpointError: if the state cannot be written.
+            NonFiniteError: if it contains NaN or infinity.
         """
-        with _plain_checkpoint_errors():
+        with _plain_errors():
             written = await self._all(self._config.step_timeout_s, LearnerRank.save, directory)
         return {file: record for files in written for file, record in files.items()}
 
@@ -114,7 +126,7 @@ class LearnerGroup:
         Raises:
             CheckpointError: if the state is of another model, or cannot be read with these settings.
         """
-        with _plain_checkpoint_errors():
+        with _plain_errors():
             await self._all(self._config.start_timeout_s, LearnerRank.load, directory, scratch)
 
     async def _all(
@@ -145,11 +157,11 @@ class LearnerGroup:
 
 
 @contextmanager
-def _plain_checkpoint_errors() -> Iterator[None]:
-    """Raise a rank's own CheckpointError, which is one line, in place of Ray's, which is a traceback."""
+def _plain_errors() -> Iterator[None]:
+    """Raise a rank's own error, if it is one line, in place of Ray's, which is a traceback."""
     try:
         yield
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, CheckpointError):
+        if isinstance(error.cause, CheckpointError | NonFiniteError):
             raise error.cause from error
         raise

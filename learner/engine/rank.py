@@ -20,6 +20,7 @@ from cluster.core.network import use_interface_of
 from cluster.core.types import PolicyVersion
 from cluster.core.weight_transport import RequestedSender, WeightSender, transport_part
 from learner.engine.deepspeed_engine import build_engine
+from learner.engine.finite import refuse_non_finite_state, refuse_non_finite_weights
 from learner.engine.process_setup import (
     RankDevice,
     join_ranks,
@@ -108,11 +109,15 @@ class LearnerRank:
 
         All ranks gather the weights together, bucket by bucket as the sender reads them. Rank 0 returns the version as
         workers are to be given it, the other ranks return None.
+
+        Raises:
+            NonFiniteError: if a weight is NaN or infinite.
         """
         import torch
 
         from learner.engine.weight_stream import published_sources, streamed_weights
 
+        refuse_non_finite_weights(self._engine)
         probes = self.probe_logprobs(self._options.probe_tokens)
         sources = published_sources(self._engine, self._options.learner)
         self._published = PolicyVersion(
@@ -159,9 +164,14 @@ class LearnerRank:
         export_model(self._engine, self._options, directory)
 
     def save(self, directory: Path) -> dict[Path, FileRecord]:
-        """Write this rank's part of a checkpoint. Returns the files that it wrote; the caller marks it complete."""
+        """Write this rank's part of a checkpoint. Returns the files that it wrote; the caller marks it complete.
+
+        Raises:
+            NonFiniteError: if a weight or the optimizer's state is NaN or infinite.
+        """
         from learner.state.training_state import save_training_state
 
+        refuse_non_finite_state(self._engine)
         return save_training_state(self._engine, directory, self._options)
 
     def load(self, directory: Path, scratch: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import ObjectiveConfig
+from learner.engine.finite import refuse_non_finite_step
 from learner.engine.reference_policy import build_reference
 from learner.engine.statistics import merge
 from learner.model.batching import MicroBatch
@@ -41,6 +42,9 @@ class PolicyUpdate:
         """Do one optimizer step per mini-batch, `epochs_per_batch` times. Returns this rank's statistics (see
         `learner_metrics`), one dict per step.
 
+        Raises:
+            NonFiniteError: if the loss or the gradient norm of a step is NaN or infinite.
+
         π_old is the policy before the first of these steps. For the first mini-batch it equals π_θ and costs nothing;
         for the later ones it is computed before the first step is taken. The reference is evaluated once per batch.
         """
@@ -52,14 +56,20 @@ class PolicyUpdate:
                 item.reference_BT = self._reference.logprobs(self._tensors(item), self._temperature)
         norms = self._gradient_norms_by_sign(work[0]) if self._learner.measure_gradient_fraction else {}
         epochs = self._learner.epochs_per_batch
-        first, *others = [self._step(mini_batch) for _ in range(epochs) for mini_batch in work]
+        first, *others = [
+            self._step(mini_batch, number)
+            for number, mini_batch in enumerate(itertools.chain.from_iterable([work] * epochs), start=1)
+        ]
         return [first | norms, *others]
 
-    def _step(self, mini_batch: Sequence[_Work]) -> dict[str, float]:
+    def _step(self, mini_batch: Sequence[_Work], number: int) -> dict[str, float]:
+        """Do optimizer step `number` of the batch, counted from 1."""
         statistics = merge([self._backward(item, self._objective) for item in mini_batch])
+        refuse_non_finite_step(statistics, number)
         statistics["learning_rate"] = self._engine.get_lr()[0]
         self._engine.step()
         statistics["grad_norm"] = float(self._engine.get_global_grad_norm())
+        refuse_non_finite_step(statistics, number, skipped=not self._engine.was_step_applied())
         return statistics
 
     def _gradient_norms_by_sign(self, mini_batch: Sequence[_Work]) -> dict[str, float]:

@@ -116,7 +116,8 @@ def group_advantages(rewards: np.ndarray, valid: np.ndarray, scaling: Scaling = 
     centered[np.abs(centered) <= 1e-14 * np.abs(rewards).max(axis=1, keepdims=True)] = 0.0
     if scaling == "none" or not varied.any():
         with np.errstate(over="ignore"):  # to infinity, and from there to the limit
-            return np.clip(centered * unit, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
+            limited: np.ndarray = np.clip(centered * unit, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
+        return limited
     deviation: np.ndarray
     if scaling == "group":
         deviation = masked.std(axis=1, ddof=1, keepdims=True).filled(0.0)

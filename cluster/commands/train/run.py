@@ -39,6 +39,7 @@ from cluster.training.session import (
     ray_started,
     run_to_the_end,
 )
+from learner.engine.finite import NonFiniteError
 from learner.state import state_description
 from learner.state.state_description import StateDescription, obstacle
 from learner.state.state_files import CheckpointError
@@ -46,6 +47,7 @@ from learner.state.state_files import CheckpointError
 TRAINING_ERRORS = (
     *RUN_ERRORS,
     LogprobGapError,
+    NonFiniteError,
     MissingLogprobsError,
     BatchNotFilledError,
     VerifierFailureError,
@@ -58,7 +60,7 @@ def run_training(config: RunConfig, console: RunConsole) -> dict[str, Any]:
     """Run the training that `config` describes and return its summary. An interrupted run is resumed.
 
     Raises:
-        PlacementError, FleetLostError, LogprobGapError, MissingLogprobsError, BatchNotFilledError,
+        PlacementError, FleetLostError, LogprobGapError, NonFiniteError, MissingLogprobsError, BatchNotFilledError,
             VerifierFailureError, RunIsLiveError, UnusablePromptError, CheckpointError: as documented there.
     """
     started = time.monotonic()
@@ -142,6 +144,8 @@ async def _run(
 ) -> Controller:
     """Start the actors, train and export. The actors end with this function, even if it fails."""
     config = graph.config
+    # After an update that was not finite, the same responses would lead there again.
+    draw = len(graph.run_directory.failed_batch_files)
     probe_tokens = tuple(problem.encoded.token_ids for problem in dataset.train[:2])
     console.stage(
         f"starting {config.rollout.workers} vLLM workers and {config.learner.ranks} DeepSpeed rank(s)"
@@ -154,7 +158,9 @@ async def _run(
         console.stage("training")
         controller = Controller(
             config,
-            PromptSource(dataset.train, config.seed, lambda prompt_id: training_sampling(config, prompt_id)),
+            PromptSource(
+                dataset.train, config.seed, lambda prompt_id: training_sampling(config, prompt_id, draw)
+            ),
             evaluation_prompts(config, dataset),
             fleet,
             learner,

@@ -1,16 +1,24 @@
-"""The fleet's work during an evaluation."""
+"""The fleet's work during an evaluation, and updates that are not finite."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from cluster.core.types import Prompt, ScoredGroup
+import numpy as np
+import pytest
+
+from cluster.core.types import PolicyVersion, Prompt, ScoredGroup, TrainingBatch
 from cluster.run_state.checkpoints import CheckpointStore
+from cluster.run_state.run_directory import RunDirectory
+from cluster.tracking import RunConsole, Tracker
 from cluster.training.controller import Controller
+from learner.engine.finite import NonFiniteError
 from rollout.fleet.buffer import WorkBuffer
 from tests.cluster.training.test_resumption import ROWS, Fuse, HashingLearner, Ledger, configuration
 from tests.synthetic import SyntheticFleet, synthetic_source
@@ -52,3 +60,81 @@ def test_workers_can_start_on_the_next_batch_during_an_evaluation(tmp_path: Path
     )
     asyncio.run(controller.run())
     assert fleet.waiting == [4, 4, 4, 0]
+
+
+class Poisoned(HashingLearner):
+    """Produces a number that is not finite in its fourth step, in the way that `where` names."""
+
+    where = ""
+    batches = 0
+
+    async def learn(self, mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
+        metrics = await super().learn(mini_batches)
+        self.batches += 1
+        if self.batches == 4 and self.where == "learn":
+            raise NonFiniteError("the loss of optimizer step 1 of the batch is nan")
+        if self.batches == 4 and self.where == "gap":
+            metrics["logprob_gap/max"] = math.nan
+        return metrics
+
+    async def publish(self, version: int) -> PolicyVersion:
+        assert version <= self.batches
+        published = await super().publish(version)
+        if version == 4 and self.where == "publish":
+            raise NonFiniteError("the weights contain NaN or infinity: lm_head.weight")
+        if version == 4 and self.where == "probe":
+            probe = np.array([-1.0, math.nan], dtype=np.float32)
+            return PolicyVersion(version, None, ((1, 2, 3),), (probe,))
+        return published
+
+
+class Publications(SyntheticFleet):
+    """Records the versions that reach the workers."""
+
+    def __init__(self) -> None:
+        super().__init__(random.Random(0))
+        self.versions: list[int] = []
+
+    async def publish(self, published: PolicyVersion) -> None:
+        self.versions.append(published.version)
+        await super().publish(published)
+
+
+@pytest.mark.parametrize("where", ["learn", "gap", "publish", "probe"])
+def test_nothing_of_an_update_that_is_not_finite_is_kept(tmp_path: Path, where: str) -> None:
+    """The workers do not get it, the last good checkpoint stays, and the batch is in the run directory."""
+    config = configuration()
+    config = config.model_copy(
+        update={
+            "directory": tmp_path,
+            "tracking": config.tracking.model_copy(update={"wandb": "disabled"}),
+        }
+    )
+    run, fleet, learner = RunDirectory(config.run_directory), Publications(), Poisoned(Fuse(None))
+    learner.where = where
+    source = synthetic_source(config, ROWS)
+    store = CheckpointStore(run.checkpoints, 1)
+    with RunConsole(config.name, config.steps) as console, Tracker(config, run, console) as tracker:
+        controller = Controller(
+            config,
+            source,
+            [source.by_id("eval/0")],
+            cast(Any, fleet),
+            cast(Any, learner),
+            store,
+            tracker,
+        )
+        with pytest.raises(NonFiniteError, match=r"^in step 4, the .*The run can be resumed") as refusal:
+            asyncio.run(controller.run())
+    assert fleet.versions == [0, 1, 2, 3]
+    newest = store.newest_intact(pytest.fail)
+    assert newest is not None
+    assert newest.progress.step == 3
+    (file,) = run.failed_batch_files
+    assert str(file) in str(refusal.value)
+    groups = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len(groups) == config.rollout.prompts_per_step
+    for group in groups:
+        for response in group["responses"]:
+            assert response["tokens"] == len(response["token_ids"]) == len(response["logprobs"]) > 0
+    assert run.failed_batch_file(4) != file, "the next attempt has a file of its own"

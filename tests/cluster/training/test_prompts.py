@@ -192,3 +192,5 @@ def test_training_prompts_have_no_seed_if_weights_change_during_sampling(
     (prompt,) = evaluation_prompts(config, tokenized_dataset(1, 1))
     assert prompt.sampling.seed is not None
     assert (training_sampling(config, "train/0/0").seed is not None) == seeded
+    seeds = [training_sampling(config, "train/0/0", draw).seed for draw in range(4)]
+    assert len(set(seeds)) == (4 if seeded else 1), "each draw has seeds of its own"

@@ -28,6 +28,7 @@ class PlainEngine(nn.Module):
 
     device = CPU
     global_steps = global_samples = 0
+    applied = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,6 +52,9 @@ class PlainEngine(nn.Module):
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.global_steps += 1
+
+    def was_step_applied(self) -> bool:
+        return self.applied
 
     def get_lr(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]
