@@ -221,9 +221,22 @@ def load_resized(engine: DeepSpeedEngine, state: Path, scratch: Path) -> None:
         engine.load_checkpoint(str(scratch), tag=state.name)
     finally:
         engine._config.load_universal_checkpoint = False
+    optimizer: Any = engine.optimizer
+    place_steps(optimizer.optimizer)  # ZeRO's optimizer wraps torch's
     comm.barrier()
     if comm.get_rank() == 0:
         shutil.rmtree(scratch)
+
+
+def place_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Give each parameter of `optimizer` a step count of its own on the parameter's device, as fused AdamW requires.
+
+    Universal checkpoints are read onto the CPU, and DeepSpeed moves everything but the step count. With ZeRO 3 it also
+    gives all parameters the same tensor, to which every one of them would add 1.
+    """
+    for parameter, state in optimizer.state.items():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].to(parameter.device, copy=True)
 
 
 def _convert(state: Path, universal: Path) -> None:

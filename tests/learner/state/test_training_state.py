@@ -22,6 +22,7 @@ from learner.state.state_files import CheckpointError, CheckpointWriteError, rec
 from learner.state.training_state import (
     load_random_state,
     load_training_state,
+    place_steps,
     save_random_state,
     save_training_state,
 )
@@ -167,6 +168,20 @@ def test_settings_that_changed_since_take_effect(tmp_path: Path) -> None:
     for step in range(7, 12):
         assert resumed.rate == 5e-3 * lr_factor(step, 20, changed.learner)
         resumed.step(1)
+
+
+def test_after_resizing_each_step_count_is_on_its_parameters_device() -> None:
+    """A stand-in for a GPU: fused AdamW refuses a step count on the CPU, and all parameters are given the same one."""
+    read = torch.tensor(7.0)
+    parameters = [torch.nn.Parameter(torch.empty(3, device=device)) for device in ("meta", "cpu", "cpu")]
+    optimizer = torch.optim.AdamW(parameters)
+    for parameter in parameters:
+        optimizer.state[parameter] = {"step": read}
+    place_steps(optimizer)
+    steps = [optimizer.state[parameter]["step"] for parameter in parameters]
+    assert [step.device for step in steps] == [parameter.device for parameter in parameters]
+    steps[1] += 1
+    assert [steps[1], steps[2], read] == [8, 7, 7]
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
