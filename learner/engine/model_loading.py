@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, core_model_loading
 
+from learner.model.partitioned import is_partitioned
+
 
 def load_model(model: str, dtype: torch.dtype, device: torch.device, **options: Any) -> PreTrainedModel:
     """Load the model in directory `model`, whole, onto `device`.
@@ -28,16 +30,20 @@ def load_partitioned(
     """Load the model in directory `model`, and partition each parameter over the ranks as soon as it is loaded. A
     collective.
 
-    A rank holds its part of the model and at most one whole parameter; the files are mapped, not read. transformers'
-    own way (`HfDeepSpeedConfig`) converts all weights before it partitions the first, and computes buffers such as the
-    frequencies of rotary positions in the type of the weights.
+    A rank holds its part of the model and at most one whole parameter, and on the CPU those that may be tied; the files
+    are mapped, not read. transformers' own way (`HfDeepSpeedConfig`) converts all weights before it partitions the
+    first, and computes buffers such as the frequencies of rotary positions in the type of the weights.
 
     Args:
         config: DeepSpeed's configuration, with ZeRO stage 3.
         options: other arguments of transformers' `from_pretrained`.
     """
-    with _each_parameter_partitioned(dtype, device, config):
+    partition = _Partitioner(dtype, device, config)
+    with _each_parameter_partitioned(partition):
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **options)
+    for parameter in loaded.parameters():
+        if not is_partitioned(parameter):  # tied, or not in the files
+            partition(parameter)
     for module in loaded.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
@@ -45,21 +51,22 @@ def load_partitioned(
 
 
 @contextmanager
-def _each_parameter_partitioned(
-    dtype: torch.dtype, device: torch.device, config: Mapping[str, Any]
-) -> Iterator[None]:
-    """Within the block, transformers partitions each parameter that it loads.
+def _each_parameter_partitioned(partition: _Partitioner) -> Iterator[None]:
+    """Within the block, transformers partitions each parameter that it loads, except for those that may be tied: it
+    compares their values at the end, and does not tie them if they differ.
 
     It reads, converts and sets the parameters in the same order on all ranks, one after the other if
     HF_DEACTIVATE_ASYNC_LOAD is set. Otherwise its threads would read ahead, as far as the whole model.
     """
-    partition = _Partitioner(dtype, device, config)
     set_parameter: Callable[..., None] = core_model_loading.set_param_for_module
 
     def set_and_partition(model: PreTrainedModel, target_name: str, *arguments: Any) -> None:
         set_parameter(model, target_name, *arguments)
         path, _, name = target_name.rpartition(".")
         parameter = model.get_submodule(path)._parameters.get(name)
+        tied = model.all_tied_weights_keys
+        if target_name in tied or target_name in tied.values():
+            return
         if parameter is not None and not parameter.is_meta:  # one of another shape was not set
             partition(parameter)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
@@ -70,6 +71,10 @@ def measured(model: Path, dtype: str, folder: Path) -> dict[str, Any]:
     facts["present"] = [name for name, p in policy.model.named_parameters() if p.numel()]
     facts["failing"] = present_after_a_failing_pass(policy)
     del policy
+    whole, _ = build_policy(learner_options(folder / "changed", dtype, 2))
+    facts["changed"] = {name: p.detach() for name, p in whole.model.named_parameters()}
+    facts["partitioned_changed"] = loaded_from_changed_files(learner_options(folder / "changed", dtype, 3))
+    del whole
 
     options = learner_options(model, dtype, 3)
     engine, _ = build_engine(options)
@@ -95,6 +100,20 @@ def measured(model: Path, dtype: str, folder: Path) -> dict[str, Any]:
     for name, value in facts.items():
         facts[name] = astuple(value) if isinstance(value, Allocations) else value
     return facts
+
+
+def loaded_from_changed_files(options: LearnerOptions) -> dict[str, Tensor]:
+    """Return the weights of a model whose parameters are all partitioned, before DeepSpeed builds its engine."""
+    import deepspeed
+
+    from learner.engine.deepspeed_engine import build_policy
+
+    policy, _ = build_policy(options)
+    assert all(p.numel() == 0 for p in policy.parameters()), (
+        "a parameter is whole, on the device it was read to"
+    )
+    with deepspeed.zero.GatheredParameters(list(policy.parameters())):
+        return {name: p.detach().clone() for name, p in policy.model.named_parameters()}
 
 
 def present_after_a_failing_pass(policy: Any) -> list[str]:
@@ -182,7 +201,19 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     model = tiny_model(kind, tied=True, initializer_range=0.05, **SIZES | settings)
     model.to(getattr(torch, stored)).save_pretrained(folder / "model")
     character_tokenizer("ab", ["<answer>"], 128).save_pretrained(folder / "model")
+    change_files(folder / "model", folder / "changed")
     return folder, dtype
+
+
+def change_files(model: Path, changed: Path) -> None:
+    """Copy a tied model's files with an output layer of its own, and without a weight."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, changed)
+    weights = load_file(changed / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].flip(0).contiguous()
+    del weights["model.norm.weight"]  # it begins with ones
+    save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +257,15 @@ def test_weights_and_buffers_are_those_of_a_whole_model(facts: list[dict[str, An
         assert_equal(rank["partitioned_buffers"], rank["buffers"])
         assert rank["buffers"]
     assert_equal(first["streamed"], first["weights"])
+
+
+def test_files_that_do_not_fit_the_configuration_are_loaded_as_for_a_whole_model(
+    facts: list[dict[str, Any]],
+) -> None:
+    """The output layer is not tied if the files hold another one, and a weight that they lack is initialized."""
+    for rank in facts:
+        assert "lm_head.weight" in rank["changed"]
+        assert_equal(rank["partitioned_changed"], rank["changed"])
 
 
 def test_it_is_tested_as_a_whole_model_is(facts: list[dict[str, Any]]) -> None:
