@@ -176,20 +176,30 @@ def sequence_logprobs(policy: torch.nn.Module, token_ids: Sequence[int], device:
 
 def output_layer_is_plain(model: PreTrainedModel) -> bool:
     """Return True if one linear layer computes the logits from the base model's hidden states, without scaling or
-    capping."""
+    capping.
+
+    It compares tensors of a single pass if it can: on GPUs two passes may differ by rounding, and then the ranks could
+    find different answers.
+    """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         return False
+    hidden: list[Any] = []
     seen: list[tuple[Any, Any]] = []
-    hook = head.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    hooks = [
+        model.base_model.register_forward_hook(lambda _, inputs, output: hidden.append(output)),
+        head.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output))),
+    ]
     inputs = {"input_ids": torch.tensor([[1, 2, 3]], device=model.device), "use_cache": False}
     try:
         logits = without_gradient(model, lambda: model(**inputs).logits)
     finally:
-        hook.remove()
-    hidden = without_gradient(model, lambda: model.base_model(**inputs).last_hidden_state)
-    ((taken, given),) = seen
-    return torch.equal(taken, hidden) and torch.equal(given.to(logits.dtype), logits)
+        for hook in hooks:
+            hook.remove()
+    if not hidden:  # the model calls parts of its base model
+        hidden.append(without_gradient(model, lambda: model.base_model(**inputs)))
+    (base,), ((taken, given),) = hidden, seen
+    return torch.equal(taken, base.last_hidden_state) and torch.equal(given.to(logits.dtype), logits)
 
 
 def without_gradient(model: PreTrainedModel, ask: Callable[[], Any]) -> Any:
