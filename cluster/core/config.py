@@ -26,6 +26,11 @@ MEAN_LOGPROB_GAP_LIMITS = {"float32": 2e-3, "bfloat16": 0.15}
 
 Measured on a probe: below 0.001 for any token in float32; in bfloat16 with two attention kernels 0.046 on average and
 0.27 at most, and 0.37 at most against float32. The limits are three times these values and more."""
+TF32_ATTENTION_GAP_LIMIT = 5e-3
+"""The same limit for float32 if the engines are on GPUs, where vLLM's attention in float32 (Triton) multiplies in TF32.
+
+Simulated on CPU with models of 1M and 135M parameters, whose attention alone got factors cut to TF32: at most 0.0015 on
+average, and 0.011 for a token."""
 LARGEST_TO_MEAN_GAP = 10.0
 """The limit of a token of the probe, as a multiple of the limit of the mean. Measured: 6 to 8 in bfloat16."""
 
@@ -49,8 +54,8 @@ class ModelConfig(Section):
     `.gguf` file, or `package:NAME/FILE` for a file in an installed Python package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The data type of the learner and of the rollout workers. The default on GPUs is bfloat16, in which their
-    log-probabilities differ by about 0.05 per token. float32 is computed without TF32 on GPUs, by the learner and by
-    vLLM, and is several times slower there than bfloat16."""
+    log-probabilities differ by about 0.05 per token. float32 is computed without TF32 on GPUs, except in vLLM's
+    attention, and is several times slower there than bfloat16."""
     max_context_tokens: Count = 1024
     """The maximum length of a prompt and its response together, in tokens."""
     cache_directory: Path = Path("~/.cache/hpo-trainer")
@@ -240,7 +245,7 @@ class LearnerConfig(Section):
     max_logprob_gap: Annotated[float, Field(gt=0)] | None = None
     """The limit of the mean difference between the sampler's and the learner's log-probabilities at equal weights. A
     run stops if a batch exceeds it. A worker is replaced if the probe after an update exceeds it, or a token of the
-    probe ten times this limit. Null is 0.002 for float32 and 0.15 for bfloat16."""
+    probe ten times this limit. Null is 0.15 for bfloat16 and 0.002 for float32, or 0.005 with engines on GPUs."""
     cpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
     """The number of CPUs that Ray reserves for each rank. Fractions are allowed."""
     gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
@@ -385,6 +390,8 @@ class RunConfig(Section):
         mean = self.learner.max_logprob_gap
         if mean is None:
             mean = MEAN_LOGPROB_GAP_LIMITS[self.model.dtype]
+            if self.model.dtype == "float32" and self.rollout.gpus_per_worker > 0:
+                mean = TF32_ATTENTION_GAP_LIMIT
         return LogprobGap(mean, LARGEST_TO_MEAN_GAP * mean)
 
     @property

@@ -59,8 +59,8 @@ def cpu_threads(learner: LearnerConfig) -> int:
 def set_numerics(learner: LearnerConfig, dtype: str) -> None:
     """Set the threads of this process and the precision of its products, and warn of slow choices.
 
-    Products of float32 matrices are float32 products on GPUs too. TF32 would keep 10 bits of each factor, and vLLM does
-    not use it: sampler and learner would differ as much as in 16 bits.
+    Products of float32 matrices are float32 products on GPUs too. TF32 would keep 10 bits of each factor, and vLLM uses
+    it in its attention only: sampler and learner would differ as much as in 16 bits.
     """
     import torch
 

@@ -79,8 +79,17 @@ def test_the_limits_depend_on_the_type_unless_they_are_set(dtype: str) -> None:
     assert limits(dtype, max_logprob_gap=7.0) == LogprobGap(7.0, LARGEST_TO_MEAN_GAP * 7.0)
 
 
-def limits(dtype: str, **learner: float) -> LogprobGap:
-    return RunConfig.model_validate({"model": {"dtype": dtype}, "learner": learner}).logprob_gap_limits
+def limits(dtype: str, gpus: float = 0.0, **learner: float) -> LogprobGap:
+    settings = {"model": {"dtype": dtype}, "rollout": {"gpus_per_worker": gpus}, "learner": learner}
+    return RunConfig.model_validate(settings).logprob_gap_limits
+
+
+def test_on_gpus_float32_may_differ_as_much_as_attention_in_tf32() -> None:
+    """The gaps are those of a simulation on CPU, so this does not show what a GPU computes."""
+    for mean, largest in ((1.49e-3, 5.4e-3), (1.06e-3, 1.06e-2), (1.46e-3, 1.14e-2)):
+        assert not LogprobGap(3 * mean, 3 * largest).exceeds(limits("float32", gpus=1))
+        assert LogprobGap(10 * mean, largest).exceeds(limits("float32", gpus=1))
+    assert limits("bfloat16", gpus=1) == limits("bfloat16")
 
 
 def test_the_limits_allow_what_was_measured_and_not_much_more() -> None:
