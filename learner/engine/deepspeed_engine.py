@@ -98,8 +98,12 @@ def build_engine(options: LearnerOptions) -> tuple[DeepSpeedEngine, Packing]:
     import deepspeed
     import torch
 
+    from learner.engine.model_loading import complete_partition
+
     learner = options.learner
     policy, packing = build_policy(options)
+    if learner.zero_stage == 3:
+        complete_partition(policy)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in policy.parameters() if parameter.requires_grad],
         lr=learner.learning_rate,

@@ -50,6 +50,23 @@ def load_partitioned(
     return loaded
 
 
+def complete_partition(model: nn.Module) -> None:
+    """Partition the parameters of a partitioned model that are still whole, such as adapters, and clear the padding of
+    all. A collective, before DeepSpeed's engine is built.
+
+    If the number of ranks does not divide a parameter, the parts of the last ranks are longer than what is left of it.
+    DeepSpeed leaves there what the memory contained before, and the optimizer carries it along. It changes no result,
+    but a NaN there would be taken for one of the weights.
+    """
+    partitioned: list[Any] = [p for p in model.parameters() if is_partitioned(p)]
+    whole = [p for p in model.parameters() if not is_partitioned(p)]
+    partitioned[0].convert_to_zero_parameters(param_list=whole)
+    for parameter in [*partitioned, *whole]:
+        length = parameter.ds_tensor.ds_numel
+        left = parameter.ds_numel - length * parameter.ds_zero_partition_rank
+        parameter.ds_tensor[max(0, left) :].zero_()
+
+
 @contextmanager
 def _each_parameter_partitioned(partition: _Partitioner) -> Iterator[None]:
     """Within the block, transformers partitions each parameter that it loads, except for those that may be tied: it

@@ -175,6 +175,36 @@ def abandoned(engine: Any, sources: Any) -> str:
     return "continued"
 
 
+def state_with_padding(model: Path) -> list[float]:
+    """Train with memory that contains NaN until it is written. Returns the gradient norms."""
+    from learner.engine.deepspeed_engine import build_engine
+    from learner.engine.finite import refuse_non_finite_state
+
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan().all()
+    norms = []
+    for settings in ({}, {"lora_rank": 1}):
+        engine, _ = build_engine(learner_options(model, "float32", 3, **settings))
+        parts = [
+            p.ds_tensor.ds_numel * RANKS - p.ds_numel for p in engine.module.parameters() if p.requires_grad
+        ]
+        assert any(parts), "no part has padding"
+        loss = engine.module.model(torch.tensor([TOKENS])).logits.square().mean()
+        engine.backward(loss)
+        engine.step()
+        norms.append(float(engine.get_global_grad_norm()))
+        refuse_non_finite_state(engine)
+    return norms
+
+
+def test_the_padding_of_parts_is_not_taken_for_weights(tmp_path: Path) -> None:
+    """DeepSpeed does not initialize it."""
+    model = tiny_model("gpt2", n_embd=6, n_inner=21, n_layer=1, n_head=2, n_positions=65)
+    model.to(torch.float32).save_pretrained(tmp_path / "model")
+    for norms in in_ranks(RANKS, tmp_path, state_with_padding, tmp_path / "model"):
+        assert all(norm > 0 for norm in norms)
+
+
 CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "llama": ("llama", {}, "float32", "bfloat16"),
     "fused experts": (
