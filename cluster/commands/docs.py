@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from cluster.commands.compare.plan import ComparisonConfig
-from cluster.core.config import RunConfig, Section
+from cluster.core.config import RunConfig
 from cluster.core.project import ROOT
 from cluster.core.renamed import FOREIGN_NAMES, FORMER_NAMES
+from cluster.core.schema import MAX_COUNT, MAX_NUMBER, MAX_SECONDS, MAX_SEED, Section
 from cluster.core.weight_transport import WEIGHT_TRANSPORTS
 from cluster.metrics.catalogue import SECTIONS
 from cluster.tracking import prometheus
 from learner.objective.objectives import OBJECTIVES
 
+GENERAL_LIMITS = (None, MAX_COUNT, MAX_SECONDS, MAX_SEED, MAX_NUMBER, -MAX_COUNT, -MAX_NUMBER)
+"""Limits that are not shown for each setting."""
 CHOICES: Mapping[str, Iterable[str]] = {
     "objective.name": OBJECTIVES,
     "rollout.weight_transport": WEIGHT_TRANSPORTS,
@@ -38,6 +41,7 @@ CONFIGURATION = f"""\
 {GENERATED}
 
 This page lists all settings of a run. They are set in its YAML file or on the command line (`rollout.workers=4`).
+Every number is finite. Counts are at most 2³¹ − 1, times at most 10⁸ s, and other numbers at most 10⁹.
 `launch.py check` validates them without starting anything: it reports unknown settings, invalid values and settings
 that contradict each other. The text comes from [`cluster/core/config.py`](../cluster/core/config.py). Formulas are in
 [objectives.md](objectives.md), the options of the tasks in [rewards.md](rewards.md) and [telelogs.md](telelogs.md), and
@@ -178,9 +182,9 @@ def _values(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
 
 
 def _bounds(field: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the limits of a number as text, if it has any."""
+    """Yield the limits of a number as text, if it has any besides the general ones."""
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    found = [f"{sign} {field[key]:g}" for key, sign in signs.items() if key in field]
+    found = [f"{sign} {field[key]:g}" for key, sign in signs.items() if field.get(key) not in GENERAL_LIMITS]
     if found:
         yield " and ".join(found)
 

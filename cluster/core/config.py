@@ -9,13 +9,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from cluster.core.schema import (
+    MAX_COUNT,
+    MAX_NUMBER,
+    Count,
+    CountOrZero,
+    Fraction,
+    NotNegative,
+    Number,
+    Positive,
+    Seconds,
+    Section,
+    Seed,
+)
 from cluster.core.types import LogprobGap
 
-Count = Annotated[int, Field(ge=1, strict=True)]
-Seconds = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 ActorRole = Literal["rollout", "learner", "reward"]
 """The groups of Ray actors. Each group is scaled and placed on its own."""
 ACTOR_ROLES: tuple[ActorRole, ...] = get_args(ActorRole)
@@ -40,12 +50,6 @@ def _switch(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-class Section(BaseModel):
-    """A part of the configuration. It refuses unknown keys and does not convert values from other types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
 class ModelConfig(Section):
     """The language model that is trained."""
 
@@ -67,7 +71,7 @@ class TaskConfig(Section):
 
     name: str = "countdown"
     """The name of the task. `launch.py tasks` lists all tasks, each with an example."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     """The task's own options, validated by the task. docs/rewards.md and docs/telelogs.md describe them."""
 
 
@@ -84,16 +88,16 @@ class RolloutConfig(Section):
     number fixed."""
     prompts_per_step: Count = 32
     """The number of prompts (groups) in one batch."""
-    responses_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 16
+    responses_per_prompt: Annotated[int, Field(ge=2, le=MAX_COUNT, strict=True)] = 16
     """The group size G: the number of responses that are sampled for each prompt."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Positive = 1.0
     """The sampling temperature. The learner divides its logits by the same value."""
     max_response_tokens: Count = 256
     """The maximum length of a response, in tokens. A response that reaches it is truncated."""
-    max_staleness: Annotated[int, Field(ge=0, strict=True)] = 0
+    max_staleness: CountOrZero = 0
     """The maximum difference, in weight versions, between the weights that sampled a response and the weights that
     are trained on it. 0 is exactly on-policy."""
-    oversampling: Annotated[float, Field(ge=1)] | None = None
+    oversampling: Annotated[float, Field(ge=1, le=MAX_NUMBER)] | None = None
     """The number of prompts in flight, as a multiple of prompts_per_step: from 1 to max_staleness + 1. Null is
     max_staleness + 1. With 1.25 and max_staleness 1, a quarter more prompts than one batch needs are in flight, and a
     batch consists of the prompts that finish first. The slow prompts continue under the next weights and come first
@@ -102,7 +106,7 @@ class RolloutConfig(Section):
     """The treatment of unfinished responses when a worker receives new weights: `continue` them under the new
     weights, `finish` them under the old weights first (the worker waits for its slowest response), or `restart` them
     from their first token."""
-    dynamic_sampling_limit: Annotated[int, Field(ge=2, strict=True)] | None = None
+    dynamic_sampling_limit: Annotated[int, Field(ge=2, le=MAX_COUNT, strict=True)] | None = None
     """The limit of dynamic sampling, as a multiple of prompts_per_step. Groups whose responses are all correct or all
     incorrect have zero reward variance (no gradient signal). With a limit, such groups are dropped and replaced by
     other prompts. The run stops if this many times prompts_per_step do not fill one batch. Null keeps all groups in
@@ -115,14 +119,14 @@ class RolloutConfig(Section):
     """The maximum number of responses that one engine decodes at the same time."""
     tensor_parallel_size: Count = 1
     """The number of GPUs over which one engine is distributed."""
-    cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
+    cpus_per_worker: NotNegative = 1.0
     """The number of CPUs that Ray reserves for each worker. Fractions are allowed."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    gpus_per_worker: NotNegative = 0.0
     """The number of GPUs that Ray reserves for each worker: 0 (the engine runs on the CPU), a fraction of one GPU, or
     tensor_parallel_size."""
     threads_per_worker: Count = 1
     """The number of OpenMP threads of one engine on the CPU."""
-    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    kv_cache_gib: Positive = 1.0
     """The size of the key-value cache of one engine on the CPU, in GiB."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
     """The fraction of each GPU's memory that one engine uses."""
@@ -146,7 +150,7 @@ class RolloutConfig(Section):
     """Engines release their GPU memory during training, so that one GPU can sample and train in turn. Requires
     max_staleness 0 and a fraction of the GPU for each (gpus_per_worker: 0.5, learner.gpus_per_rank: 0.5; with several
     ranks 0.4 and 0.6)."""
-    max_consecutive_failures: Annotated[int, Field(ge=0, strict=True)] = 3
+    max_consecutive_failures: CountOrZero = 3
     """The number of times in a row that a worker is replaced after it failed before it produced a sample. Then its
     slot is given up. A worker that has produced a sample is always replaced."""
 
@@ -166,29 +170,29 @@ class ObjectiveConfig(Section):
     value is not known."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The ratio is clipped below 1 - clip_low. Not available for `sapo`, which does not clip."""
-    clip_high: Annotated[float, Field(gt=0)] | None = None
+    clip_high: Positive | None = None
     """The ratio is clipped above 1 + clip_high. Not available for `sapo`."""
     advantage_scaling: Literal["group", "batch", "none"] | None = None
     """The standard deviation by which advantages are divided: that of the `group`, that of the `batch`, or `none`."""
-    importance_cap: Annotated[float, Field(ge=1)] | None = None
+    importance_cap: Annotated[float, Field(ge=1, le=MAX_NUMBER)] | None = None
     """The upper limit of the detached weight min(π_old / μ, cap), which corrects for stale or imprecise sampling.
     Null turns the correction off."""
     importance_level: Literal["token", "sequence"] | None = None
     """The level of that weight: one weight per `token`, or the product over the response (`sequence`). Null is
     `token`."""
-    kl_coefficient: Annotated[float, Field(ge=0)] | None = None
+    kl_coefficient: NotNegative | None = None
     """The coefficient of the KL divergence from the initial model. With null or 0 the initial model is not loaded a
     second time."""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     """The estimator of the KL divergence. With d = log π_ref - log π it is -d (`k1`), d² / 2 (`k2`) or e^d - d - 1
     (`k3`). Null is `k3`."""
-    entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    entropy_coefficient: NotNegative = 0.0
     """The coefficient of the entropy bonus: the policy's entropy at each response token, times this coefficient, is
     added to what is maximized."""
     mask_truncated: Annotated[bool, Field(strict=True)] = False
     """Responses that were truncated at rollout.max_response_tokens get no gradient. They still count in the mean and
     the standard deviation of their group."""
-    overlong_tokens: Annotated[int, Field(ge=0, strict=True)] = 0
+    overlong_tokens: CountOrZero = 0
     """The length of the soft over-long penalty, in tokens. Over the last tokens before rollout.max_response_tokens,
     the training reward of a response falls linearly by 1; its verdict does not change. 0 turns the penalty off."""
 
@@ -206,25 +210,25 @@ class LearnerConfig(Section):
     and the `parameters` (ZeRO 3)."""
     lora_rank: Count | None = None
     """The rank of LoRA adapters. With adapters the model's own weights stay unchanged. Null trains all weights."""
-    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    lora_alpha: Positive = 32.0
     """The scale of the adapters: the product of an adapter's matrices is multiplied by lora_alpha / lora_rank."""
     lora_target_modules: tuple[str, ...] = ("all-linear",)
     """The names of the linear layers that get an adapter, such as `[q_proj, v_proj]`. `all-linear` selects every
     linear layer except the output layer."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    learning_rate: Positive = 1e-6
     """The peak learning rate of AdamW."""
-    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 0
+    warmup_steps: CountOrZero = 0
     """The number of optimizer steps in which the learning rate rises linearly from 0."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """The learning rate after the warm-up: `constant`, or a `linear` or `cosine` decay that reaches 0 at the last
     step."""
-    adam_beta1: Fraction = 0.9
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """The decay rate of the running mean of the gradients."""
-    adam_beta2: Fraction = 0.999
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """The decay rate of the running mean of the squared gradients."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NotNegative = 0.0
     """The decoupled weight decay of AdamW."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Positive = 1.0
     """The maximum norm of the gradient over all parameters. Longer gradients are scaled down to it."""
     mini_batches: Count = 1
     """The number of parts, by prompts, into which a batch is divided. Each part is one optimizer step."""
@@ -242,13 +246,13 @@ class LearnerConfig(Section):
     measure_gradient_fraction: Annotated[bool, Field(strict=True)] = False
     """Measure the fractions of the gradient that come from positive and from negative advantages, in the first
     optimizer step of each batch. This costs two more passes over that mini-batch."""
-    max_logprob_gap: Annotated[float, Field(gt=0)] | None = None
+    max_logprob_gap: Positive | None = None
     """The limit of the mean difference between the sampler's and the learner's log-probabilities at equal weights. A
     run stops if a batch exceeds it. A worker is replaced if the probe after an update exceeds it, or a token of the
     probe ten times this limit. Null is 0.15 for bfloat16 and 0.002 for float32, or 0.005 with engines on GPUs."""
-    cpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
+    cpus_per_rank: NotNegative = 1.0
     """The number of CPUs that Ray reserves for each rank. Fractions are allowed."""
-    gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
+    gpus_per_rank: NotNegative = 0.0
     """The number of GPUs that Ray reserves for each rank: 0 (the rank trains on the CPU), 1, or a fraction, so that the
     rank shares its GPU with engines. With several ranks, the fraction must be above 0.5, so that no two of them share a
     GPU."""
@@ -267,7 +271,7 @@ class ShapingConfig(Section):
     function: str
     """The reward function, as `module:function`. It is called with (problem, response) and returns a number. It runs
     in the processes of the verifier."""
-    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    weight: Number = 1.0
     """The factor by which the function's value is multiplied."""
 
 
@@ -276,7 +280,7 @@ class RewardConfig(Section):
 
     workers: Count = 1
     """The number of actors. Each has verifier processes of its own."""
-    cpus_per_worker: Annotated[float, Field(ge=0)] = 0.5
+    cpus_per_worker: NotNegative = 0.5
     """The number of CPUs that Ray reserves for each actor. Fractions are allowed."""
     processes_per_worker: Count = 4
     """The number of verifier processes of one actor. If a verdict hangs in one process, the other processes
@@ -284,7 +288,7 @@ class RewardConfig(Section):
     verifier_timeout_s: Seconds = 5.0
     """The maximum time for one verdict, in seconds, from the start of the verification. After it the process is
     killed."""
-    verifier_memory_mib: Annotated[int, Field(ge=64, strict=True)] = 1024
+    verifier_memory_mib: Annotated[int, Field(ge=64, le=MAX_COUNT, strict=True)] = 1024
     """The memory limit of one verifier process, in MiB, including its imports (40 MiB without any)."""
     max_error_fraction: Fraction = 0.2
     """The maximum fraction of a batch's responses on which the verifier may fail or time out. The run stops when it
@@ -334,7 +338,7 @@ class TrackingConfig(Section):
     wandb_checkpoints: Annotated[bool, Field(strict=True)] = False
     """Every checkpoint is also uploaded to W&B, as a version of one artifact. It is first copied into the run
     directory."""
-    transcripts_per_step: Annotated[int, Field(ge=0, strict=True)] = 4
+    transcripts_per_step: CountOrZero = 4
     """The number of responses per step that are written as a readable transcript."""
 
 
@@ -345,7 +349,7 @@ class ClusterConfig(Section):
     """The address of a running Ray cluster. Null uses `RAY_ADDRESS`, or else starts Ray on this machine."""
     placement_timeout_s: Seconds = 300.0
     """The maximum time to wait for the reserved resources, in seconds."""
-    node_labels: dict[ActorRole, dict[str, str]] = {}
+    node_labels: dict[ActorRole, dict[str, str]] = Field(default={})
     """The labels of the nodes that may run the actors of each role: `{rollout: {pool: spot}, learner: {pool:
     reserved}}` for nodes that were started with `ray start --labels pool=spot`. The actors of a role that is not
     listed may run on any node."""
@@ -358,7 +362,7 @@ class RunConfig(Section):
     """The name of the run directory and of the W&B run."""
     directory: Path = Path("runs")
     """The directory in which run directories are created."""
-    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    seed: Seed = 0
     """The seed of the order of prompts and, with `rollout.max_staleness` 0, of the sampled responses."""
     steps: Count = 100
     """The number of batches to train on."""

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from cluster.core.schema import Count, Section
 from cluster.core.types import Split
 from reward.dataset.reading import SHOWN_FIELDS, Located, Row, read_rows, refuse
 from reward.task import ChatMessages, Example, Sample
@@ -26,10 +27,8 @@ SUM = Sample(
 """A row as a user may have it, for `launch.py tasks`."""
 
 
-class DatasetOptions(BaseModel):
+class DatasetOptions(Section):
     """The options that all tasks with prompts from a data set share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     data: str | None = None
     """A `.jsonl` or `.parquet` file, a directory that `datasets` can load, or a hub id such as `openai/gsm8k`."""
@@ -54,7 +53,7 @@ class DatasetOptions(BaseModel):
     """A text that is appended to every prompt after an empty line, such as the format of the answer."""
     category_field: str | None = None
     """The field with the category of a problem, such as `level` in MATH. Evaluations report each category."""
-    max_prompt_characters: Annotated[int, Field(ge=1)] | None = None
+    max_prompt_characters: Count | None = None
     """Rows with longer prompts are left out."""
 
 

@@ -15,8 +15,9 @@ from pydantic import Field
 
 from cluster.configuration.loading import load_config, read_yaml, validate
 from cluster.configuration.preflight import preflight
-from cluster.core.config import RunConfig, Section
+from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
+from cluster.core.schema import Section
 from cluster.run_state.run_directory import differences
 from learner.objective.objectives import resolve
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from cluster.core.schema import Count, CountOrZero, Integer, Section
 from cluster.core.types import Split, Verdict
 from reward.task import ChatMessages, Example
 from reward.tasks.countdown.published import Published, read_puzzles
@@ -28,10 +29,8 @@ from reward.tasks.countdown.starter import STARTER, warmup_examples
 from reward.tasks.countdown.verifier import verify
 
 
-class CountdownOptions(BaseModel):
+class CountdownOptions(Section):
     """The choice of puzzles, and the style of their prompts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     data: str | None = None
     """The source of the puzzles, in rows with `target` and `nums`: a `.jsonl` or `.parquet` file, a directory that
@@ -44,24 +43,24 @@ class CountdownOptions(BaseModel):
     """The number of numbers in a puzzle. null means 3 for generated puzzles, and any number in `data`."""
     difficulty: Difficulty | None = None
     """`easy` puzzles have a solution with + and - alone, `medium` ones need ×, `hard` ones need ÷. null takes all."""
-    number_min: Annotated[int, Field(ge=0)] = 1
+    number_min: CountOrZero = 1
     """The smallest number in a generated puzzle."""
-    number_max: Annotated[int, Field(ge=1)] = 9
+    number_max: Count = 9
     """The largest number in a generated puzzle."""
-    target_min: int = 1
+    target_min: Integer = 1
     """The smallest target of a generated puzzle."""
-    target_max: int = 100
+    target_max: Integer = 100
     """The largest target of a generated puzzle."""
-    train_puzzles: Annotated[int, Field(ge=1)] | None = None
+    train_puzzles: Count | None = None
     """The number of train puzzles; null takes all. With `data` it is an upper limit."""
-    orders_per_puzzle: Annotated[int, Field(ge=1)] = 1
+    orders_per_puzzle: Count = 1
     """The number of orders of its numbers in which each train puzzle appears. More orders are harder to memorize."""
-    eval_puzzles: Annotated[int, Field(ge=1)] | None = None
+    eval_puzzles: Count | None = None
     """The number of eval puzzles; null takes all. With `data` it is an upper limit."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """The fraction of the puzzles in the eval split. The hash of the sorted numbers and the target decides the split,
     independently of the seed."""
-    seed: int = 0
+    seed: Integer = 0
     """The seed of the choice of puzzles."""
 
     @model_validator(mode="after")

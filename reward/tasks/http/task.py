@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
+from cluster.core.schema import Count, CountOrZero, Number, Seconds
 from reward.dataset.rows import SUM, DatasetOptions, DatasetProblems
 from reward.task import Scorer
 from reward.tasks.http.client import Endpoint, HttpScorer
@@ -17,13 +17,13 @@ class HttpOptions(DatasetOptions):
 
     url: str | None = None
     """The address of the service. Each response is one POST of {"problem": a row of the data, "response": text}."""
-    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    timeout_s: Seconds = 30.0
     """The time limit of one attempt in seconds."""
-    retries: Annotated[int, Field(ge=0)] = 3
+    retries: CountOrZero = 3
     """The number of retries after a missing reply or a status of 429 or 5xx, with pauses of 0.5, 1, 2, … seconds."""
-    concurrency: Annotated[int, Field(ge=1)] = 16
+    concurrency: Count = 16
     """The number of requests that one reward actor makes at the same time."""
-    correct_from: float = 1.0
+    correct_from: Number = 1.0
     """The smallest reward of a correct response, unless the reply names an outcome."""
 
     @field_validator("url")

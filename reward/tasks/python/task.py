@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import field_validator
 
+from cluster.core.schema import Number
 from cluster.core.types import IndexedVerdicts, Verdict
 from reward.dataset.rows import SUM, DatasetOptions, DatasetProblems
 from reward.user_functions import EventLoop, load_function
@@ -23,7 +24,7 @@ class PythonOptions(DatasetOptions):
     function is called with (problem, response): a row of the data as a dictionary, and the response's text."""
     batched: bool = False
     """Call the function with (problems, responses), two lists of equal length. It returns as many rewards."""
-    correct_from: float = 1.0
+    correct_from: Number = 1.0
     """The smallest reward of a correct response, unless the function returns an outcome."""
 
     @field_validator("function")

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from cluster.core.schema import Count, Integer, Section
 from cluster.core.types import Split, Verdict
 from reward.task import ChatMessages, Example
 from reward.tasks.telelogs.causes import CAUSES
@@ -20,10 +21,8 @@ from reward.tasks.telelogs.verifier import verify
 _WORDS = {cause.label: cause.word for cause in CAUSES}
 
 
-class TeleLogsOptions(BaseModel):
+class TeleLogsOptions(Section):
     """The choice of problems, and the style of their prompts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     data: str | None = None
     """The source of the problems: a file (JSONL, JSON, CSV, Parquet), a directory with a train and a test file, or a
@@ -33,14 +32,14 @@ class TeleLogsOptions(BaseModel):
     words for character-level models, `compact_chat` has the same numbers for small instruct models."""
     randomized_labels: bool = False
     """Shuffle the causes, keep five to eight of them, and print other labels."""
-    train_problems: Annotated[int, Field(ge=1)] = 2400
+    train_problems: Count = 2400
     """The number of generated train problems. With `data` it is an upper limit."""
-    eval_problems: Annotated[int, Field(ge=1)] = 864
+    eval_problems: Count = 864
     """The number of generated eval problems. With `data` it is an upper limit."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """The fraction in the eval split: of the gNodeB IDs of generated problems, or of the questions in `data` without
     splits. A hash decides."""
-    seed: int = 0
+    seed: Integer = 0
     """The seed of the generated problems and of the randomized labels."""
 
 

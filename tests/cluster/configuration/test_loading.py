@@ -133,7 +133,7 @@ def test_a_misspelled_section_is_recognized() -> None:
         ("steps", "abc", "an integer, got 'abc'"),
         ("rollout.responses_per_prompt", 1, "a number greater than or equal to 2, got 1"),
         ("rollout.temperature", 0, "a number greater than 0, got 0"),
-        ("learner.max_logprob_gap", float("nan"), "a number greater than 0, got nan"),
+        ("learner.max_logprob_gap", float("nan"), "a finite number, got nan"),
         ("objective.alpha", 1.5, "a number less than or equal to 1, got 1.5"),
         ("learner.lr_schedule", "step", "'constant', 'linear' or 'cosine', got 'step'"),
         ("learner.zero_stage", 4, "0, 1, 2 or 3, got 4"),
