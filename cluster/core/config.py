@@ -363,7 +363,8 @@ class RunConfig(Section):
     directory: Path = Path("runs")
     """The directory in which run directories are created."""
     seed: Seed = 0
-    """The seed of the order of prompts and, with `rollout.max_staleness` 0, of the sampled responses."""
+    """The seed of the order of prompts, of the responses of evaluations and, with `rollout.max_staleness` 0, of those
+    of training."""
     steps: Count = 100
     """The number of batches to train on."""
     model: ModelConfig = ModelConfig()
