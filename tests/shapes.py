@@ -1,8 +1,10 @@
-"""The shapes of well-known models, as in their config.json."""
+"""The shapes of well-known models, as in their config.json: those of configs/ and models of other families."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from cluster.models.published import PUBLISHED
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "SmolLM2-135M": {
@@ -15,39 +17,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 49152,
         "tie_word_embeddings": True,
     },
-    "Qwen2.5-0.5B-Instruct": {
-        "model_type": "qwen2",
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 32768,
-    },
-    "Qwen2.5-1.5B-Instruct": {
-        "model_type": "qwen2",
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 32768,
-    },
-    "Qwen2.5-7B-Instruct": {
-        "model_type": "qwen2",
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-        "tie_word_embeddings": False,
-        "max_position_embeddings": 32768,
-    },
+    **{hub_id.rpartition("/")[2]: dict(known) for hub_id, known in PUBLISHED.items()},
     "Qwen3-4B": {
         "model_type": "qwen3",
         "hidden_size": 2560,

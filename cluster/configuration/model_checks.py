@@ -8,15 +8,22 @@ from typing import Any
 
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
-from cluster.models.source import locate, ready_directory
+from cluster.models.published import PUBLISHED
+from cluster.models.source import described_directory, locate
 from cluster.models.starter import find_starter, starter_tasks
 from learner.model.prefix_support import prefix_obstacle
 
 
-def check_model(config: RunConfig) -> Iterator[Problem]:
-    """Report a model that does not exist."""
+def check_model(config: RunConfig, elsewhere: bool = False) -> Iterator[Problem]:
+    """Report a model that does not exist.
+
+    Args:
+        elsewhere: True if the run is meant for another machine. Then this machine need not reach the hub for models
+            that are known to exist.
+    """
     try:
-        locate(config.model)
+        if not (elsewhere and config.model.source in PUBLISHED):
+            locate(config.model)
     except ValueError as error:
         yield Problem("model.source", str(error), "set it to a directory, a hub id, a .gguf file, or starter")
     if config.model.source == "starter" and find_starter(config.task.name) is None:
@@ -66,10 +73,13 @@ def check_prefix_sharing(config: RunConfig) -> Iterator[Problem]:
 
 
 def _model_configuration(config: RunConfig) -> dict[str, Any]:
-    """Return the content of the model's config.json, which is empty if the file does not exist yet or is invalid."""
+    """Return the content of the model's config.json, or what is known of it without the file. It is empty if neither
+    exists, or if the file is invalid."""
     try:
-        directory = ready_directory(config)
-        known = json.loads((directory / "config.json").read_text(encoding="utf-8")) if directory else {}
+        directory = described_directory(config)
+        if directory is None:
+            return dict(PUBLISHED.get(config.model.source, {}))
+        known = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except ValueError:  # check_model reports a missing model; loading reports invalid JSON
         return {}
     return known if isinstance(known, dict) else {}

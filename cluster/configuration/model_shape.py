@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.core.config import RunConfig
+from cluster.models.published import PUBLISHED
 from cluster.models.source import described_directory
 from cluster.models.starter import find_starter
 from learner.model.model_files import checkpoint_shapes
@@ -120,7 +121,8 @@ class ModelShape:
 
 
 def find_shape(config: RunConfig) -> ModelShape:
-    """Return the shape of the run's model from files on this machine. Nothing is downloaded or built.
+    """Return the shape of the run's model from files on this machine, or as it was published. Nothing is downloaded or
+    built.
 
     Raises:
         UnknownShapeError: if it cannot be determined.
@@ -134,7 +136,12 @@ def find_shape(config: RunConfig) -> ModelShape:
     if directory is None:
         if config.model.source == "starter":
             raise UnknownShapeError("the starter model is not built yet")
-        raise UnknownShapeError("its config.json is not on this machine")
+        if (published := PUBLISHED.get(config.model.source)) is not None:
+            return ModelShape.from_config(published)
+        raise UnknownShapeError(
+            f"its config.json is not on this machine (for one of the hub: hf download {config.model.source} "
+            "config.json)"
+        )
     try:
         known = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         stored = sum(math.prod(shape) for shape in checkpoint_shapes(directory).values())

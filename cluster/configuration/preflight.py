@@ -24,7 +24,6 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     check_learner,
     check_gpus,
     check_objective,
-    check_model,
     check_context,
     check_prefix_sharing,
     check_adapters,
@@ -43,6 +42,9 @@ def preflight(
         roles: The actors that will run. Only their resources are checked.
         machine: The machine for which the run is meant; by default this one.
     """
-    problems = [problem for check in _CHECKS for problem in check(config)]
+    problems = [
+        *check_model(config, elsewhere=machine is not None),
+        *(problem for check in _CHECKS for problem in check(config)),
+    ]
     resources = check_resources(config, roles) if machine is None else check_described(config, machine, roles)
     return list(dict.fromkeys([*problems, *resources, *check_memory(config, roles, machine)]))

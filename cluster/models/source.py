@@ -68,9 +68,14 @@ def locate(model: ModelConfig, hub_token: str | None = None) -> ModelSource:
         if not (path / "config.json").is_file():
             raise ValueError(f"{source} is not a Hugging Face model directory: it has no config.json")
         return ModelSource("directory", str(path.resolve()))
-    if _HUB_ID.fullmatch(source):
+    if _is_hub_id(source):
         return ModelSource("hub", _known_to_hub(source, hub_token))
     raise ValueError(f"there is no model {source!r}: no such directory, file or hub id")
+
+
+def _is_hub_id(source: str) -> bool:
+    """Return True if a model of this name can only be on the hub."""
+    return bool(_HUB_ID.fullmatch(source)) and not source.endswith(".gguf") and not Path(source).is_dir()
 
 
 def _magic(path: Path) -> bytes:
@@ -119,12 +124,13 @@ def _known_to_hub(repository: str, token: str | None) -> str:
 
 
 def ready_directory(config: RunConfig) -> Path | None:
-    """Return the model's directory, or None if the model must be built, converted or downloaded first.
+    """Return the model's directory, or None if the model must be built, converted or downloaded first. The hub is not
+    asked.
 
     Raises:
-        ValueError: if the model does not exist.
+        ValueError: if the model does not exist. A model that could be on the hub counts as existing.
     """
-    return _ready(config, locate(config.model))
+    return None if _is_hub_id(config.model.source) else _ready(config, locate(config.model))
 
 
 def described_directory(config: RunConfig) -> Path | None:
@@ -135,7 +141,7 @@ def described_directory(config: RunConfig) -> Path | None:
         ValueError: if the model does not exist.
     """
     source = config.model.source
-    if not _HUB_ID.fullmatch(source) or Path(source).exists():
+    if not _is_hub_id(source):
         return ready_directory(config)
     from huggingface_hub import try_to_load_from_cache
 

@@ -1,8 +1,8 @@
-"""Every configuration for GPUs passes `launch.py check` against the machine that it names, without a GPU and a hub."""
+"""Every configuration for GPUs passes `launch.py check` against the machine that it names: without a GPU, without a
+network and before its model is downloaded."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from cluster.configuration.machine_checks import known_shape
 from cluster.configuration.memory_checks import cache_tokens, learner_fits
 from launch import app
 from tests import PROJECT
-from tests.shapes import CONFIGS
 
 GPU_CONFIGURATIONS = sorted(
     file for file in (PROJECT / "configs").glob("*.yaml") if "gpus_per_worker" in file.read_text()
@@ -25,15 +24,8 @@ GPU_CONFIGURATIONS = sorted(
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill a hub's cache with the config.json of well-known models. Their weights and tokenizers are not there."""
-    for name in ("Qwen2.5-0.5B-Instruct", "Qwen2.5-1.5B-Instruct", "Qwen2.5-7B-Instruct"):
-        repository = tmp_path / f"models--Qwen--{name}"
-        (repository / "refs").mkdir(parents=True)
-        (repository / "refs" / "main").write_text("0" * 40)
-        snapshot = repository / "snapshots" / ("0" * 40)
-        snapshot.mkdir(parents=True)
-        (snapshot / "config.json").write_text(json.dumps(CONFIGS[name]))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    """Empty the hub's cache. The hub itself cannot be reached here (conftest.py)."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "no-hub"))
 
 
 def overrides(file: Path, tmp_path: Path) -> list[str]:
@@ -85,6 +77,34 @@ def test_a_machine_that_is_too_small_is_refused(file: Path, tmp_path: Path) -> N
     assert result.exit_code == 2
     for line in result.output.splitlines():
         assert re.match(r"(--machine|learner|rollout\.gpu_memory_utilization): .*; ", line), line
+
+
+def test_a_run_on_this_machine_needs_its_model(tmp_path: Path) -> None:
+    """The sizes of a published model are known here, but a run loads its weights."""
+    file = GPU_CONFIGURATIONS[0]
+    result = CliRunner().invoke(app, ["check", str(file), *overrides(file, tmp_path)])
+    assert result.exit_code == 2
+    assert "model.source: there is no directory Qwen/" in result.output
+
+
+def test_another_model_of_the_hub_says_how_to_get_its_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.models.source._known_to_hub", lambda repository, token: repository)
+    file = PROJECT / "configs" / "gpu_1x80g.yaml"
+    arguments = [*overrides(file, tmp_path), "model.source=some/model", "--machine", "1xH100-80G"]
+    result = CliRunner().invoke(app, ["check", str(file), *arguments])
+    assert result.exit_code == 0, result.output
+    assert "memory: not estimated for some/model" in result.output
+    assert "hf download some/model config.json" in result.output
+
+
+def test_the_context_of_a_published_model_is_limited(tmp_path: Path) -> None:
+    file = PROJECT / "configs" / "gpu_1x80g.yaml"
+    arguments = [*overrides(file, tmp_path), "model.max_context_tokens=32769", "--machine", "1xH200-141G"]
+    result = CliRunner().invoke(app, ["check", str(file), *arguments])
+    assert result.exit_code == 2
+    assert "model.max_context_tokens: 32769 is more than the 32768" in result.output
 
 
 def test_a_description_of_no_machine_is_answered_with_examples() -> None:

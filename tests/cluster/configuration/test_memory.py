@@ -25,6 +25,7 @@ from cluster.configuration.memory import (
 )
 from cluster.configuration.model_shape import ModelShape, UnknownShapeError, find_shape
 from cluster.core.config import RunConfig
+from cluster.models.published import PUBLISHED
 from tests.cluster.configuration.runs import run_config
 from tests.shapes import CONFIGS
 
@@ -115,6 +116,27 @@ def test_parameters_are_counted_exactly(name: str) -> None:
     assert shape.parameters == sum(
         parameter.numel() for parameter in meta_model(name, layers, "bfloat16").parameters()
     )
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "parameters"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
+        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
+    ],
+)
+def test_published_models_are_known_before_they_are_here(
+    tmp_path: Path, hub_id: str, parameters: int
+) -> None:
+    """The numbers are those that the hub shows for the models' files. A config.json on this machine comes first."""
+    config = run_config(tmp_path, model={"source": hub_id})
+    assert find_shape(config).parameters == parameters
+    assert set(PUBLISHED) == {
+        "Qwen/Qwen2.5-0.5B-Instruct",
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        "Qwen/Qwen2.5-7B-Instruct",
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("Gemma")])
