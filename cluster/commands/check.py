@@ -61,7 +61,7 @@ def check(
 def _described(machine: str | None) -> Machine | None:
     """Return the machine that the option describes, or exit with code 2."""
     try:
-        return parse_machine(machine) if machine else None
+        return None if machine is None else parse_machine(machine)
     except ValueError as error:
         refuse(f"--machine: {error}")
 

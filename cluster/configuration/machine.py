@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from cluster.configuration.devices import Devices, select
 
-_DESCRIPTION = re.compile(r"(?:(\d+)x)?(\d+)x([a-z][a-z0-9]*)-(\d+)g(?:i?b)?", re.IGNORECASE)
+_DESCRIPTION = re.compile(
+    r"(?:([0-9]{1,4})x)?([0-9]{1,3})x([a-z][a-z0-9]{0,30})-([0-9]{1,4})g(?:i?b)?", re.IGNORECASE | re.ASCII
+)
 _EXAMPLES = "1xH100-80G, 8xA100-40G, 1xRTX4090-24G or, for two nodes, 2x8xH100-80G"
 _CAPABILITIES: dict[str, tuple[int, int]] = {
     "V100": (7, 0),
@@ -58,7 +60,7 @@ def parse_machine(text: str) -> Machine:
     """
     found = _DESCRIPTION.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"{text!r} describes no machine: write {_EXAMPLES}")
+        raise ValueError(f"{text[:60]!r} describes no machine: write {_EXAMPLES}")
     nodes, gpus, memory_gib = int(found[1] or 1), int(found[2]), int(found[4])
     if not (nodes and gpus and memory_gib):
         raise ValueError(f"{text!r} describes a machine without GPUs: write {_EXAMPLES}")

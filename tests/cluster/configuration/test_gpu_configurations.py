@@ -107,8 +107,9 @@ def test_the_context_of_a_published_model_is_limited(tmp_path: Path) -> None:
     assert "model.max_context_tokens: 32769 is more than the 32768" in result.output
 
 
-def test_a_description_of_no_machine_is_answered_with_examples() -> None:
-    result = CliRunner().invoke(app, ["check", "configs/demo.yaml", "--machine", "H100"])
+@pytest.mark.parametrize("machine", ["H100", "", "99999999999xH100-80G"])
+def test_a_description_of_no_machine_is_answered_with_examples(machine: str) -> None:
+    result = CliRunner().invoke(app, ["check", "configs/demo.yaml", "--machine", machine])
     assert result.exit_code == 2
     assert "2x8xH100-80G" in result.output
 
