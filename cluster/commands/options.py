@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from cluster.commands.exits import refuse
-from cluster.configuration.device_defaults import Choice, with_device_defaults
+from cluster.configuration.device_defaults import Choice
 from cluster.configuration.loading import load_config
 from cluster.configuration.machine import Machine
-from cluster.configuration.machine_checks import known_shape, target_machine
+from cluster.configuration.machine_checks import for_its_devices
 from cluster.configuration.preflight import preflight
 from cluster.core.config import ACTOR_ROLES, ActorRole, RunConfig
 
@@ -72,9 +72,7 @@ def checked_run(
     loaded = load_config(config_file, [*(overrides or []), *at_address])
     if not loaded.readable:
         refuse(*loaded.problems)
-    config, choices = with_device_defaults(
-        loaded.config, known_shape(loaded.config), target_machine(loaded.config, machine)
-    )
+    config, choices = for_its_devices(loaded.config, machine)
     problems = [*loaded.problems, *preflight(config, actors, machine)]
     if problems:
         refuse(*problems)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 import psutil
 
 from cluster.configuration.device_checks import capability_problems
+from cluster.configuration.device_defaults import Choice, with_device_defaults
 from cluster.configuration.devices import read_devices, visible_devices
 from cluster.configuration.machine import Machine, this_machine
 from cluster.configuration.memory import GIB, engine_memory, learner_memory, offloaded_bytes, shared_memory
@@ -40,6 +41,13 @@ def known_shape(config: RunConfig) -> ModelShape | None:
         return find_shape(config)
     except UnknownShapeError:
         return None
+
+
+def for_its_devices(
+    config: RunConfig, described: Machine | None = None
+) -> tuple[RunConfig, tuple[Choice, ...]]:
+    """Return the configuration with the settings for the devices on which it runs, and the choices."""
+    return with_device_defaults(config, known_shape(config), target_machine(config, described))
 
 
 def check_described(config: RunConfig, machine: Machine, roles: Collection[ActorRole]) -> Iterator[Problem]:

@@ -24,8 +24,7 @@ from cluster.commands.doctor.assessment import (
     pins,
 )
 from cluster.commands.doctor.facts import MachineFacts, machine_facts
-from cluster.configuration.device_defaults import with_device_defaults
-from cluster.configuration.machine_checks import known_shape, target_machine
+from cluster.configuration.machine_checks import for_its_devices, known_shape
 from cluster.configuration.memory import GIB, shared_memory, version_bytes
 from cluster.configuration.preflight import preflight
 from cluster.core.config import ClusterConfig, RunConfig
@@ -47,7 +46,7 @@ def examine(
     """Yield all findings about this machine, or about the cluster at `address`, and about a run if one is given."""
     pinned = _pins()
     if config is not None:
-        config, _ = with_device_defaults(config, known_shape(config), target_machine(config))
+        config, _ = for_its_devices(config)
     published_gib = _published_gib(config)
     packages = [*(name for name in pinned if name not in VLLM), *VLLM]
     config_or_default = config or RunConfig()

@@ -16,8 +16,9 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cluster.commands.compare.plan import Comparison, load_comparison, same_gradient
+from cluster.commands.compare.plan import Comparison, load_comparison, same_gradient, settings_changed
 from cluster.commands.compare.run import OtherSettingsError, run_comparison
+from cluster.commands.options import checked_run
 from launch import app
 from tests import PROJECT
 from tests.fake_training import train
@@ -180,6 +181,16 @@ def test_runs_with_other_settings_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(OtherSettingsError, match=r"steps: 4 -> 5.*Restore them"):
         run(planned(tmp_path, "steps=5"))
     assert run(planned(tmp_path, "tracking.wandb=disabled"))[0]
+
+
+def test_runs_on_gpus_are_planned_with_the_settings_for_their_devices(tmp_path: Path) -> None:
+    """Each training chooses them. Otherwise a comparison would refuse to continue its own runs, and would compare the
+    memory of float32 with the GPUs'."""
+    on_gpus = ["cluster.address=head:6379", "rollout.gpus_per_worker=1", "learner.gpus_per_rank=1"]
+    arguments = planned(tmp_path, *on_gpus).runs[0].arguments
+    trained = checked_run(Path(arguments[0]), list(arguments[1:])).config
+    assert trained.model.dtype == "bfloat16"
+    assert settings_changed(trained, planned(tmp_path, *on_gpus).runs[0].config) == []
 
 
 def test_a_failed_run_does_not_affect_other_runs(tmp_path: Path) -> None:
