@@ -53,11 +53,11 @@ def device_problems(
     for fault in visible.faults:
         yield Problem(
             _WHERE,
-            f"CUDA_VISIBLE_DEVICES={variable}: {fault} (this machine has {len(devices.gpus)}, from 0)",
-            "correct it, or unset it to use all GPUs",
+            f"CUDA_VISIBLE_DEVICES={variable}: {fault} (this machine has {len(devices.gpus)} GPUs, from 0)",
+            "correct it (nvidia-smi -L lists the names), or unset it to use all GPUs",
         )
     yield from _check_slices(visible, config)
-    for gpu in visible.gpus:
+    for gpu in (*visible.gpus, *visible.slices):
         yield from _check_gpu(gpu, config)
 
 
@@ -70,11 +70,11 @@ def _check_slices(visible: Visible, config: RunConfig | None) -> Iterator[Proble
             f"GPU {', '.join(divided)} is divided into MIG slices, which Ray does not count",
             "turn MIG off (nvidia-smi -mig 0), or set CUDA_VISIBLE_DEVICES to the name of one slice (nvidia-smi -L)",
         )
-    elif visible.slices and (visible.gpus or visible.slices > 1):
+    elif visible.slices and len(visible.gpus + visible.slices) > 1:
         yield Problem(
             _WHERE,
-            f"CUDA_VISIBLE_DEVICES names {visible.slices} MIG slice(s) and {len(visible.gpus)} GPU(s), but CUDA shows "
-            "a process one slice at most",
+            f"CUDA_VISIBLE_DEVICES names {len(visible.slices)} MIG slice(s) and {len(visible.gpus)} GPU(s), but CUDA "
+            "shows a process one slice at most",
             "set it to the name of one slice (nvidia-smi -L), or turn MIG off",
         )
     elif visible.slices and config is not None and _has_links(config):
@@ -101,6 +101,8 @@ def _check_gpu(gpu: Gpu, config: RunConfig | None) -> Iterator[Problem]:
         )
     elif config is not None:
         yield from capability_problems(name, gpu.capability, config)
+    if gpu.sliced:  # which is a problem of its own; a slice has its own memory
+        return
     used = 1 - gpu.free_gib / gpu.memory_gib
     needed = config.rollout.gpu_memory_utilization if config and config.rollout.gpus_per_worker else 0.0
     if used > min(IN_USE, 1 - needed):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. Sizes are in GiB."""
+    """One GPU, or one MIG slice. Sizes are in GiB."""
 
     index: int
-    """The number of the GPU among all GPUs of the machine."""
+    """The number of the GPU among all GPUs of the machine. A slice has that of its GPU."""
     uuid: str
     name: str
     memory_gib: float
@@ -25,7 +25,9 @@ class Gpu:
     capability: tuple[int, int]
     """The compute capability, such as (9, 0)."""
     sliced: bool = False
-    """True if the GPU is divided into MIG slices."""
+    """True if the GPU is divided into MIG slices. Then its own memory may be unknown, which is 0."""
+    slices: tuple[Gpu, ...] = ()
+    """Its slices. A container sees some of them only."""
     processes: tuple[int, ...] = ()
     """The ids of the processes that use it."""
 
@@ -68,27 +70,61 @@ def read_devices() -> Devices | None:
 
 def _gpu(nvml: Any, index: int) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    mode = _answer(nvml, nvml.nvmlDeviceGetMigMode, handle)  # GPUs that cannot be divided have none
+    sliced = mode is not None and mode[0] == nvml.NVML_DEVICE_MIG_ENABLE
+    capability = tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle))
+    slices = tuple(_slices(nvml, index, handle, capability)) if sliced else ()
+    return _described(nvml, index, handle, capability, sliced, slices)
+
+
+def _slices(nvml: Any, index: int, handle: Any, capability: tuple[int, int]) -> Iterator[Gpu]:
+    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            slice_handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+        except nvml.NVMLError as error:
+            if error.value in (nvml.NVML_ERROR_NOT_FOUND, nvml.NVML_ERROR_NO_PERMISSION):
+                continue
+            raise
+        yield _described(nvml, index, slice_handle, capability)
+
+
+def _described(
+    nvml: Any,
+    index: int,
+    handle: Any,
+    capability: tuple[int, int],
+    sliced: bool = False,
+    slices: tuple[Gpu, ...] = (),
+) -> Gpu:
+    # The memory of a divided GPU is not shown to a container that has one of its slices.
+    memory = (
+        _answer(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+        if sliced
+        else nvml.nvmlDeviceGetMemoryInfo(handle)
+    )
     return Gpu(
         index=index,
         uuid=nvml.nvmlDeviceGetUUID(handle),
         name=nvml.nvmlDeviceGetName(handle),
-        memory_gib=memory.total / 2**30,
-        free_gib=memory.free / 2**30,
-        capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
-        sliced=_is_sliced(nvml, handle),
-        processes=tuple(process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+        memory_gib=memory.total / 2**30 if memory else 0.0,
+        free_gib=memory.free / 2**30 if memory else 0.0,
+        capability=capability,
+        sliced=sliced,
+        slices=slices,
+        processes=tuple(
+            process.pid for process in _answer(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()
+        ),
     )
 
 
-def _is_sliced(nvml: Any, handle: Any) -> bool:
+def _answer(nvml: Any, question: Callable[[Any], Any], handle: Any) -> Any:
+    """Return the library's answer, or None if the GPU or the container does not support the question."""
     try:
-        current, _ = nvml.nvmlDeviceGetMigMode(handle)
+        return question(handle)
     except nvml.NVMLError as error:
-        if error.value == nvml.NVML_ERROR_NOT_SUPPORTED:  # as on all GPUs that cannot be divided
-            return False
+        if error.value in (nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_NO_PERMISSION):
+            return None
         raise
-    return bool(current == nvml.NVML_DEVICE_MIG_ENABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +132,8 @@ class Visible:
     """The GPUs that CUDA shows to this process, as `CUDA_VISIBLE_DEVICES` selects them."""
 
     gpus: tuple[Gpu, ...]
-    slices: int = 0
-    """The number of MIG slices that are named."""
+    slices: tuple[Gpu, ...] = ()
+    """The MIG slices that are named."""
     faults: tuple[str, ...] = ()
     """The mistakes in the variable. CUDA ignores everything from the first mistake on."""
 
@@ -111,22 +147,26 @@ def select(devices: Devices, variable: str | None) -> Visible:
     """Return the GPUs that `variable` selects, or all GPUs if it is None."""
     if variable is None:
         return Visible(devices.gpus)
+    slices = [one for gpu in devices.gpus for one in gpu.slices]
     chosen: list[Gpu] = []
-    slices = 0
     faults: list[str] = []
     for entry in named_devices(variable):
-        if entry.startswith("MIG-"):
-            slices += 1
-            continue
-        found = [gpu for gpu in devices.gpus if _names(entry, gpu)]
+        kind, among = ("MIG slice", slices) if entry.startswith("MIG-") else ("GPU", list(devices.gpus))
+        found = [one for one in among if _names(entry, one)]
         if len(found) != 1:
-            faults.append(f"there is no GPU {entry}" if not found else f"{entry} is the name of several GPUs")
+            faults.append(
+                f"there is no {kind} {entry}" if not found else f"{entry} is the name of several {kind}s"
+            )
             break
         if found[0] in chosen:
-            faults.append(f"GPU {entry} is named twice")
+            faults.append(f"{kind} {entry} is named twice")
             break
         chosen.append(found[0])
-    return Visible(tuple(chosen), slices, tuple(faults))
+    return Visible(
+        tuple(one for one in chosen if one not in slices),
+        tuple(one for one in chosen if one in slices),
+        tuple(faults),
+    )
 
 
 def named_devices(variable: str) -> Iterator[str]:

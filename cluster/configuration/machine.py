@@ -69,14 +69,18 @@ def parse_machine(text: str) -> Machine:
 
 
 def this_machine(devices: Devices | None, variable: str | None) -> Machine | None:
-    """Return this machine with its visible GPUs, all taken to be like the smallest. None if it has none that are known.
+    """Return this machine with its visible GPUs or MIG slice, all taken to be like the smallest. None if it has none
+    that are known.
 
     Args:
         devices: The GPUs of this machine.
         variable: The value of `CUDA_VISIBLE_DEVICES`, or None if it is not set.
     """
-    visible = select(devices, variable).gpus if devices is not None else ()
-    if not visible:
+    if devices is None:
+        return None
+    selected = select(devices, variable)
+    visible = (*selected.gpus, *selected.slices)
+    if not visible or any(gpu.sliced for gpu in visible):
         return None
     smallest = min(visible, key=lambda gpu: gpu.memory_gib)
     capability = min(gpu.capability for gpu in visible)

@@ -41,12 +41,22 @@ def check_resources(config: RunConfig, roles: Collection[ActorRole] = ACTOR_ROLE
     devices = read_devices() if gpus else None
     if devices is not None:
         yield from device_problems(devices, visible_devices(), config)
-    if gpus > (available := _gpus(devices)):
+    if devices is None or not (devices.error or select(devices, visible_devices()).faults):
+        yield from _check_number(config, roles, gpus, _gpus(devices))
+    yield from _check_installation(config, roles)
+
+
+def _check_number(
+    config: RunConfig, roles: Collection[ActorRole], needed: float, available: int
+) -> Iterator[Problem]:
+    """Report fewer GPUs than the run needs, or a division of them that does not work out."""
+    if needed > available:
         variable = visible_devices()
         hidden = "" if variable is None else f" visible (CUDA_VISIBLE_DEVICES={variable})"
+        driver = "" if available or hidden else " (no NVIDIA driver shows any: nvidia-smi)"
         yield Problem(
             "cluster",
-            f"the run needs {gpus:g} GPUs, but this machine has {available}{hidden}",
+            f"the run needs {needed:g} GPUs, but this machine has {available}{hidden}{driver}",
             "lower rollout.gpus_per_worker or learner.gpus_per_rank, or connect to a cluster with --address",
         )
     elif not fits(config, roles, [available]):
@@ -55,7 +65,6 @@ def check_resources(config: RunConfig, roles: Collection[ActorRole] = ACTOR_ROLE
             f"the run's actors do not fit on {available} GPU(s), because none of them is divided among several GPUs",
             "choose rollout.gpus_per_worker and learner.gpus_per_rank so that their sum is at most 1, or whole numbers",
         )
-    yield from _check_installation(config, roles)
 
 
 def installed_platform() -> Literal["cpu", "gpu"] | None:
@@ -124,7 +133,7 @@ def _gpus(devices: Devices | None) -> int:
     variable = visible_devices()
     if devices is not None and not devices.error:
         visible = select(devices, variable)
-        return len(visible.gpus) + visible.slices
+        return len(visible.gpus + visible.slices)
     if variable is not None:
         return len(list(named_devices(variable)))
     return len(list(Path("/dev").glob("nvidia[0-9]*")))

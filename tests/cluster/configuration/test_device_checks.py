@@ -26,6 +26,9 @@ def gpu(index: int = 0, **changes: Any) -> Gpu:
     return replace(Gpu(index, f"GPU-{index:04d}", "H100", 80.0, 79.5, (9, 0)), **changes)
 
 
+SLICED = gpu(
+    0, sliced=True, slices=tuple(gpu(0, uuid=f"MIG-{name}", memory_gib=19.5, free_gib=19.0) for name in "ab")
+)
 SOUND = Devices("580.95.05", (13, 0), (gpu(0), gpu(1)))
 
 
@@ -55,8 +58,16 @@ def test_a_machine_without_faults_has_no_problems(variable: str | None) -> None:
         (SOUND, "0,0", "GPU 0 is named twice"),
         (SOUND, "GPU-0", "is the name of several GPUs"),
         (replace(SOUND, gpus=(gpu(0), gpu(1, sliced=True))), None, "GPU 1 is divided into MIG slices"),
-        (replace(SOUND, gpus=(gpu(0, sliced=True),)), "MIG-a,MIG-b", "one slice at most"),
-        (SOUND, "0,MIG-a", "one slice at most"),
+        (replace(SOUND, gpus=(SLICED,)), "MIG-a,MIG-b", "one slice at most"),
+        (replace(SOUND, gpus=(gpu(1), SLICED)), "1,MIG-a", "one slice at most"),
+        (SOUND, "MIG-a", "there is no MIG slice MIG-a"),
+        (replace(SOUND, gpus=(SLICED,)), "MIG-c", "there is no MIG slice MIG-c"),
+        (replace(SOUND, gpus=(SLICED,)), "MIG-a,MIG-a", "MIG slice MIG-a is named twice"),
+        (
+            replace(SOUND, gpus=(gpu(0, sliced=True, memory_gib=0.0, free_gib=0.0),)),
+            None,
+            "divided into MIG slices",
+        ),
         (replace(SOUND, gpus=(gpu(0), gpu(1, free_gib=20.0, processes=(4711,)))), None, "by processes 4711"),
         (replace(SOUND, gpus=(gpu(0, free_gib=20.0),)), None, "by another container: 20.0 of its 80.0"),
     ],
@@ -71,7 +82,7 @@ def test_one_fault_is_one_line(found: Devices, variable: str | None, said: str) 
 def test_a_slice_holds_a_run_without_links() -> None:
     """NCCL does not connect MIG slices, so such a run has one rank, engines of one process, and no broadcast."""
     alone = {"gpus_per_worker": 0.5, "sleep_while_learning": True}
-    sliced = replace(SOUND, gpus=(gpu(0, sliced=True),))
+    sliced = replace(SOUND, gpus=(SLICED,))
     assert list(device_problems(sliced, "MIG-a", on_gpus(alone, gpus_per_rank=0.5))) == []
     for config in (on_gpus(ranks=2), on_gpus({"weight_transport": "broadcast"})):
         (problem,) = device_problems(sliced, "MIG-a", config)
@@ -148,6 +159,30 @@ def test_too_few_gpus_name_the_variable_that_hides_them(
     assert "needs 2 GPUs, but this machine has 1 visible (CUDA_VISIBLE_DEVICES=1)" in problem.what
 
 
+@pytest.mark.parametrize(
+    ("found", "variable"),
+    [(Devices(error="no answer"), None), (SOUND, "abc"), (SOUND, "0,0"), (SOUND, "MIG-a")],
+)
+def test_one_mistake_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: Devices, variable: str | None
+) -> None:
+    """The number of GPUs that remains is its consequence."""
+    monkeypatch.setattr(resource_checks, "read_devices", lambda: found)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    config = run_config(tmp_path, rollout={"gpus_per_worker": 1}, learner={"gpus_per_rank": 1})
+    (problem,) = preflight(config)
+    assert problem.where == "environment"
+
+
+def test_a_machine_without_a_driver_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(resource_checks, "_gpus", lambda devices: 0)
+    (problem,) = preflight(run_config(tmp_path, learner={"gpus_per_rank": 1}))
+    assert "no NVIDIA driver shows any" in problem.what
+
+
 def test_no_actor_is_divided_among_several_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """0.6 + 0.6 + 0.5 is less than 2, but 0.5 is left on neither GPU."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
@@ -162,6 +197,8 @@ class FakeNvml(ModuleType):
     """A management library with one GPU, or one that fails with an error code."""
 
     NVML_ERROR_NOT_SUPPORTED = 3
+    NVML_ERROR_NO_PERMISSION = 4
+    NVML_ERROR_NOT_FOUND = 6
     NVML_ERROR_DRIVER_NOT_LOADED = 9
     NVML_ERROR_LIBRARY_NOT_FOUND = 12
     NVML_DEVICE_MIG_ENABLE = 1
@@ -171,9 +208,9 @@ class FakeNvml(ModuleType):
             super().__init__(f"error {value}")
             self.value = value
 
-    def __init__(self, fails: int = 0, divisible: bool = True) -> None:
+    def __init__(self, fails: int = 0, divided: bool = False, restricted: bool = False) -> None:
         super().__init__("pynvml")
-        self.fails, self.divisible, self.open = fails, divisible, 0
+        self.fails, self.divided, self.restricted, self.open = fails, divided, restricted, 0
 
     def nvmlInit(self) -> None:
         if self.fails:
@@ -184,27 +221,47 @@ class FakeNvml(ModuleType):
         self.open -= 1
 
     def nvmlDeviceGetMigMode(self, handle: int) -> tuple[int, int]:
-        if not self.divisible:
+        if not self.divided:
             raise self.NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
         return 1, 1
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: int, number: int) -> int:
+        if number != 2:
+            raise self.NVMLError(self.NVML_ERROR_NOT_FOUND)
+        return 100
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
+        if self.restricted and handle < 100:
+            raise self.NVMLError(self.NVML_ERROR_NO_PERMISSION)
+        return SimpleNamespace(total=2**34, free=2**33)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:
+        if self.restricted:
+            raise self.NVMLError(self.NVML_ERROR_NO_PERMISSION)
+        return [SimpleNamespace(pid=5)]
 
     nvmlSystemGetCudaDriverVersion_v2 = staticmethod(lambda: 13020)
     nvmlSystemGetDriverVersion = staticmethod(lambda: "590.1")
     nvmlDeviceGetCount = staticmethod(lambda: 1)
     nvmlDeviceGetHandleByIndex = staticmethod(lambda index: index)
-    nvmlDeviceGetMemoryInfo = staticmethod(lambda handle: SimpleNamespace(total=2**34, free=2**33))
-    nvmlDeviceGetUUID = staticmethod(lambda handle: "GPU-x")
+    nvmlDeviceGetMaxMigDeviceCount = staticmethod(lambda handle: 7)
+    nvmlDeviceGetUUID = staticmethod(lambda handle: "GPU-x" if handle < 100 else "MIG-x")
     nvmlDeviceGetName = staticmethod(lambda handle: "L4")
     nvmlDeviceGetCudaComputeCapability = staticmethod(lambda handle: (8, 9))
-    nvmlDeviceGetComputeRunningProcesses = staticmethod(lambda handle: [SimpleNamespace(pid=5)])
 
 
-@pytest.mark.parametrize("divisible", [True, False])
-def test_the_library_is_read(monkeypatch: pytest.MonkeyPatch, divisible: bool) -> None:
-    """A library in place of NVIDIA's: this shows the calls, not the values of a real driver."""
-    nvml = FakeNvml(divisible=divisible)
+@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize("divided", [False, True])
+def test_the_library_is_read(monkeypatch: pytest.MonkeyPatch, divided: bool, restricted: bool) -> None:
+    """A library in place of NVIDIA's: this shows the calls, not the values of a real driver. A container that has one
+    slice of a GPU may not ask for the memory of the whole GPU, and a container may not see processes."""
+    nvml = FakeNvml(divided=divided, restricted=restricted and divided)
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    expected = Gpu(0, "GPU-x", "L4", 16.0, 8.0, (8, 9), divisible, (5,))
+    hidden = restricted and divided
+    pids = () if hidden else (5,)
+    one = Gpu(0, "MIG-x", "L4", 16.0, 8.0, (8, 9), processes=pids)
+    sizes = (0.0, 0.0) if hidden else (16.0, 8.0)
+    expected = Gpu(0, "GPU-x", "L4", *sizes, (8, 9), divided, (one,) if divided else (), pids)
     assert read_devices() == Devices("590.1", (13, 2), (expected,))
     assert nvml.open == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,10 @@ def test_this_machine_is_its_smallest_visible_gpu() -> None:
     assert this_machine(devices, None) == Machine(1, 3, "X", 24.0, (9, 0))
     assert this_machine(devices, "0") == Machine(1, 1, "X", 80.0, (9, 0))
     assert this_machine(devices, "") is None
+    sliced = replace(gpus[0], sliced=True, slices=(replace(gpus[0], uuid="MIG-a", memory_gib=10.0),))
+    divided = replace(devices, gpus=(sliced,))
+    assert this_machine(divided, "MIG-a") == Machine(1, 1, "X", 10.0, (9, 0))
+    assert this_machine(divided, None) is None, "the memory of a divided GPU is that of no process"
     assert this_machine(None, None) is None
 
 
