@@ -20,9 +20,10 @@ from cluster.core.types import SAFETENSORS_TYPES, PolicyVersion
 _NAMES = {getattr(torch, name): short for short, name in SAFETENSORS_TYPES.items()}
 _ALIGNMENT = 8
 """The alignment of the first tensor in bytes, which the format requires."""
-CHUNK_BYTES = 256 * 2**20
-"""The host's memory for copies is allocated in chunks of this size, or of one larger tensor. torch rounds pinned memory
-up to a power of two, so one allocation for a whole model could be almost twice as large."""
+SMALLEST_CHUNK, LARGEST_CHUNK = 256 * 2**20, 2**30
+"""The sizes in bytes of the chunks in which the host's memory for copies is allocated. Each is as large as all before
+it together, within these limits; a larger tensor has a larger chunk. All are powers of two, to which torch rounds
+pinned memory up: one allocation for a whole model could be almost twice as large as it."""
 
 
 class PullSender:
@@ -42,25 +43,33 @@ class HostCopy:
     def __init__(self, pin: bool = True) -> None:
         self._pin = pin
         self._chunks: list[Tensor] = []
-        self._chunk = self._end = 0
-        """The position in `_chunks`, and in that chunk in bytes, where free memory begins."""
+        self._ends: list[int] = []
+        """The position in each chunk, in bytes, where its free memory begins."""
         self._gpus: set[torch.device] = set()
         """The devices that may still copy."""
 
+    @property
+    def size(self) -> int:
+        """The size of the memory in bytes."""
+        return sum(map(len, self._chunks))
+
     def restart(self) -> None:
         """Free the memory of all copies."""
-        self._chunk = self._end = 0
+        self._ends = [0] * len(self._chunks)
 
     def take(self, tensor: Tensor) -> Tensor:
         """Begin to copy a tensor. Return its bytes on the host, uint8 [bytes], which are valid after `wait`."""
         size = tensor.numel() * tensor.element_size()
-        while self._chunk < len(self._chunks) and self._end + size > len(self._chunks[self._chunk]):
-            self._chunk, self._end = self._chunk + 1, 0
-        if self._chunk == len(self._chunks):
-            length = max(size, CHUNK_BYTES)
+        # The first chunk with room. Where the large tensors leave some, small ones fill it.
+        room = (index for index, chunk in enumerate(self._chunks) if self._ends[index] + size <= len(chunk))
+        index = next(room, len(self._chunks))
+        if index == len(self._chunks):
+            length = max(size, min(LARGEST_CHUNK, max(SMALLEST_CHUNK, self.size)))
+            length = 1 << (length - 1).bit_length()
             self._chunks.append(torch.empty(length, dtype=torch.uint8, pin_memory=self._pin))
-        taken = self._chunks[self._chunk][self._end : self._end + size]
-        self._end += size
+            self._ends.append(0)
+        taken = self._chunks[index][self._ends[index] : self._ends[index] + size]
+        self._ends[index] += size
         if tensor.device.type == "cuda":
             self._gpus.add(tensor.device)
         return taken.copy_(_bytes(tensor), non_blocking=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
 
+from cluster.configuration.model_shape import ModelShape
 from learner.weights import pull
 from learner.weights.pull import HostCopy, file_parts
+from tests.shapes import CONFIGS
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3)
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -56,16 +61,52 @@ def test_the_copy_on_the_host_has_the_bytes_of_the_tensors(
         assert len({one.untyped_storage().data_ptr() for one in taken}) <= 1, "they are one allocation"
 
 
-def test_a_tensor_larger_than_a_chunk_has_a_chunk_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pull, "CHUNK_BYTES", 100)
+SCALE = 2**15
+"""The sizes below are those of a real model divided by this number, and so are the chunks."""
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pull, "SMALLEST_CHUNK", pull.SMALLEST_CHUNK // SCALE)
+    monkeypatch.setattr(pull, "LARGEST_CHUNK", pull.LARGEST_CHUNK // SCALE)
+
+
+def copied(host: HostCopy, tensors: Sequence[torch.Tensor]) -> list[int]:
+    """Copy all tensors. Return the addresses of the copies."""
+    host.restart()
+    taken = [host.take(tensor) for tensor in tensors]
+    assert all(torch.equal(one, tensor) for one, tensor in zip(taken, tensors, strict=True))
+    return [one.data_ptr() for one in taken]
+
+
+def drawn(sizes: Iterable[int]) -> list[torch.Tensor]:
+    return [torch.randint(256, (size,), dtype=torch.uint8) for size in sizes]
+
+
+@pytest.mark.usefixtures("small_chunks")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.integers(0, 100_000), max_size=40))
+def test_the_copies_do_not_overlap_and_their_memory_is_used_again(sizes: list[int]) -> None:
+    """Tensors from a fraction of a chunk to several chunks. The memory is a power of two in each piece."""
     host = HostCopy(pin=False)
-    memory = []
-    for _ in range(2):
-        host.restart()
-        tensors = [torch.randn(size) for size in (10, 14, 60, 10)]
-        taken = [host.take(tensor) for tensor in tensors]
-        assert all(
-            torch.equal(one.view(torch.float32), tensor) for one, tensor in zip(taken, tensors, strict=True)
-        )
-        memory.append([one.data_ptr() for one in taken])
-    assert memory[0] == memory[1], "the memory is used again"
+    tensors = drawn(sizes)
+    addresses, memory = copied(host, tensors), host.size
+    places = sorted((address, size) for address, size in zip(addresses, sizes, strict=True) if size)
+    assert all(a + size <= b for (a, size), (b, _) in itertools.pairwise(places))
+    assert copied(host, tensors) == addresses
+    assert host.size == memory
+    assert all(len(chunk).bit_count() == 1 for chunk in host._chunks)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("name", ["Qwen2.5-1.5B-Instruct", "Qwen2.5-7B-Instruct", "Mistral-7B"])
+def test_the_copy_of_a_large_model_wastes_little(name: str) -> None:
+    """In the 7B model of Qwen a matrix of the feed-forward layers takes 135.8 MB: two do not fit into 256 MiB."""
+    shape = ModelShape.from_config(CONFIGS[name])
+    attention = [shape.hidden * width for width in (shape.query_width, shape.key_width) for _ in range(2)]
+    layer = [*attention, *[shape.hidden * shape.intermediate] * 3, shape.hidden, shape.hidden]
+    numbers = [shape.head, *layer * shape.layers, *([] if shape.tied else [shape.head])]
+    sizes = [2 * number // SCALE for number in numbers]
+    host = HostCopy(pin=False)
+    copied(host, drawn(sizes))
+    assert host.size < 1.15 * sum(sizes)
