@@ -9,6 +9,7 @@ from cluster.configuration.machine import Machine
 from cluster.configuration.memory import (
     GIB,
     Memory,
+    copied_bytes,
     engine_memory,
     learner_memory,
     offloaded_bytes,
@@ -60,6 +61,8 @@ def memory_table(config: RunConfig, shape: ModelShape, machine: Machine | None) 
     _add(table, f"{config.learner.ranks} × learner rank", learner_memory(config, shape), room)
     if offloaded := offloaded_bytes(config, shape):
         table.add_row("  in host memory", _gib(offloaded), "", "offloaded state")
+    if copied := copied_bytes(config, shape):
+        table.add_row("  rank 0 in host memory", _gib(copied), "", "pinned copy of the published weights")
     _add_engine(table, config, shape, gpu_gib)
     _add(table, "/dev/shm of a node", shared_memory(config, shape), None)
     return table

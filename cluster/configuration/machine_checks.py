@@ -12,7 +12,14 @@ from cluster.configuration.device_checks import capability_problems
 from cluster.configuration.device_defaults import Choice, with_device_defaults
 from cluster.configuration.devices import read_devices, visible_devices
 from cluster.configuration.machine import Machine, this_machine
-from cluster.configuration.memory import GIB, engine_memory, learner_memory, offloaded_bytes, shared_memory
+from cluster.configuration.memory import (
+    GIB,
+    copied_bytes,
+    engine_memory,
+    learner_memory,
+    offloaded_bytes,
+    shared_memory,
+)
 from cluster.configuration.memory_checks import check_gpu_memory
 from cluster.configuration.model_shape import ModelShape, UnknownShapeError, find_shape
 from cluster.core.config import ActorRole, RunConfig
@@ -93,13 +100,10 @@ def check_memory(
 def host_bytes(config: RunConfig, shape: ModelShape, roles: Collection[ActorRole]) -> float:
     """Return the bytes of host memory that the run's processes need, without shared memory."""
     total = 0.0
-    if "learner" in roles:
-        rank = (
-            offloaded_bytes(config, shape)
-            if config.learner.gpus_per_rank
-            else learner_memory(config, shape).total
-        )
-        total += config.learner.ranks * rank
+    if "learner" in roles and not config.learner.gpus_per_rank:
+        total += config.learner.ranks * learner_memory(config, shape).total
+    elif "learner" in roles:
+        total += config.learner.ranks * offloaded_bytes(config, shape) + copied_bytes(config, shape)
     if "rollout" in roles and not config.rollout.gpus_per_worker:
         total += config.rollout.workers * engine_memory(config, shape).total
     return total

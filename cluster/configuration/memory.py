@@ -4,13 +4,15 @@ A learner rank always holds its state, and needs the largest of three phases bes
 activations stays with the process, the first phase and the larger one of the others):
 
     state               weights, float32 copy, moments, accumulated gradients, reference, process
-    + backward          activations of one micro-batch, one layer's gradients, blocks of logits, bucket
-    + its end           bucket, and the new gradients before they are added to the accumulated ones
-    + optimizer step    copies of the gradients that DeepSpeed makes
+    + backward          activations of one micro-batch, one layer's gradients, blocks of logits, bucket and its copy,
+                        new gradients before they are added to the accumulated ones (on the CPU a phase of its own)
+    + optimizer step    copies of the gradients that DeepSpeed makes, bucket
+    + publication       the weights that ZeRO 3 gathers at a time
 
-Sizes follow from the model's shape. The activations were counted on meta tensors, and the total was compared with the
-memory of a real run (tests/cluster/configuration/test_memory.py, docs/gpu.md). No GPU was available: what CUDA, NCCL
-and vLLM reserve for themselves is taken from their sources.
+Sizes follow from the model's shape. The activations were counted on meta tensors, the allocations of DeepSpeed's
+engines on CPU, and the total of a rank on the CPU was compared with the memory of a real run
+(tests/cluster/configuration/test_memory.py, tests/learner/engine/test_counted_memory.py, docs/gpu.md). No GPU was
+available: what CUDA, NCCL and vLLM reserve for themselves is taken from their sources.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import NamedTuple
 
 from cluster.configuration.model_shape import ModelShape
 from cluster.core.config import RunConfig
+from cluster.core.weight_buckets import GATHER_BYTES
 from learner.engine.deepspeed_engine import deepspeed_config
 
 GIB = 2**30
@@ -28,10 +31,8 @@ LOGIT_BLOCK = 64 * 2**20
 """The size of one block of logits in bytes (learner/model/token_logprobs.py). Two such blocks exist at a time."""
 SMALLEST_BLOCK_WORDS = 1024
 """The smallest number of words in a block of logits."""
-BUCKET_ELEMENTS = 500_000_000
-"""The default of DeepSpeed's reduce_bucket_size: the elements of its buffer for gradients, allocated whole on a GPU."""
 LIVE_PARAMETERS = 1_000_000_000
-"""The number of parameters that ZeRO 3 keeps gathered at a time (stage3_max_live_parameters)."""
+"""The number of parameters that ZeRO 3 keeps gathered at a time: DeepSpeed's default of stage3_max_live_parameters."""
 CUDA_PROCESS = 0.8 * GIB
 """The memory of a process with a CUDA context and its kernels, before any tensor."""
 CUDA_GRAPHS = 1.0 * GIB
@@ -83,18 +84,21 @@ def learner_memory(config: RunConfig, shape: ModelShape) -> Memory:
     def size(parts: list[Part]) -> float:
         return sum(part.size for part in parts)
 
-    backward, end, step = _phases(config, shape)
-    if config.learner.gpus_per_rank:
-        phase = max(backward, end, step, key=size)
-    else:  # the C library keeps the memory of activations, and takes that of the other phases' buffers beside it
-        phase = [*backward, *max(end, step, key=size)]
+    backward, *others = _phases(config, shape)
+    phase = max(backward, *others, key=size)
+    if not config.learner.gpus_per_rank:
+        # The C library keeps the memory of activations, and takes that of the other phases' buffers beside it.
+        phase = [*backward, *max(others, key=size)]
     return Memory("learner rank", tuple(part for part in (*_state(config, shape), *phase) if part.size))
 
 
 def learner_resident(config: RunConfig, shape: ModelShape) -> float:
     """Return the bytes that a learner rank keeps on its GPU while the engines sample."""
-    kept = {"weights", "float32 copy", "moments", "reference model", "process"}
-    return sum(part.size for part in learner_memory(config, shape).parts if part.name in kept)
+    stage, in_float32 = config.learner.zero_stage, element_size(config) == 4
+    kept = {"weights", "float32 copy", "moments", "kept bucket", "reference model", "process"}
+    if stage == 3 or (stage == 1 and not in_float32):  # whose gradients have memory of their own
+        kept.add("gradients")
+    return sum(part.size for part in _state(config, shape) if part.name in kept)
 
 
 def _state(config: RunConfig, shape: ModelShape) -> list[Part]:
@@ -107,11 +111,9 @@ def _state(config: RunConfig, shape: ModelShape) -> list[Part]:
     weights = width * (trained + frozen) / (ranks if stage == 3 else 1)
     if learner.offload == "parameters" and not on_device:
         weights = 0
-    if stage == 3:  # layers are gathered while they compute
-        weights += width * min(shape.parameters, LIVE_PARAMETERS)
+    gathered = width * min(shape.parameters, LIVE_PARAMETERS) if stage == 3 and ranks > 1 else 0
     part = ranks if stage else 1
     has_copy = stage > 0 or width == 2
-    bucket = _bucket(config, trained) if stage == 3 else 0  # which ZeRO 3 keeps
     # Without ZeRO the gradients have the weights' type. With it they are accumulated in float32, and in ZeRO 1 those of
     # bfloat16 weights exist in both types.
     by_stage: dict[int, float] = {
@@ -124,10 +126,11 @@ def _state(config: RunConfig, shape: ModelShape) -> list[Part]:
         reference = width * shape.parameters / (ranks if stage == 3 else 1)
     return [
         Part("weights", weights),
+        Part("gathered weights", gathered),
         Part("float32 copy", 4 * trained / part if has_copy and on_device else 0),
         Part("moments", 8 * trained / part if on_device else 0),
         Part("gradients", gradients if on_device or stage < 2 else 0),
-        Part("kept bucket", bucket),
+        Part("kept bucket", _bucket(config, trained) if stage == 3 else 0),
         Part("reference model", reference),
         Part("process", CUDA_PROCESS if learner.gpus_per_rank else CPU_LEARNER),
     ]
@@ -141,41 +144,71 @@ def _keeps_state(config: RunConfig) -> bool:
 def _phases(config: RunConfig, shape: ModelShape) -> list[list[Part]]:
     """Return the parts that each phase needs beside the state."""
     learner, width = config.learner, element_size(config)
-    trained = trained_parameters(config, shape)
+    stage, trained = learner.zero_stage, trained_parameters(config, shape)
     on_device = _keeps_state(config)
-    # ZeRO 1 in bfloat16 is another optimizer of DeepSpeed, without a bucket and without copies in the step.
-    plain = learner.zero_stage == 0 or (learner.zero_stage == 1 and width == 2)
-    full = 0 if plain else width * min(_bucket_elements(config), trained)
-    bucket = 0 if plain or learner.zero_stage == 3 else _bucket(config, trained)
-    on_gpu = learner.gpus_per_rank > 0  # on the CPU, the bucket is not touched while there are activations
-    # Gradients arrive in the weights' type, and bfloat16 ones are converted.
-    new = (4 if width == 4 else 6) * trained / learner.ranks if learner.zero_stage >= 2 and on_device else 0
-    if not on_device:
-        copies: float = 0
-    elif plain:
-        copies = 4 * trained if learner.zero_stage == 0 else 0
-    else:
-        copies = 8 * trained / learner.ranks
-    return [
-        [
-            Part("activations", activation_bytes(config, shape)),
-            Part("output layer", _output_layer(config, shape)),
-            Part("bucket", bucket if on_gpu else 0),
-        ],
-        [Part("new gradients", new), Part("bucket", max(full, bucket))],
-        [Part("optimizer step", copies)],
+    bucket = 0 if _is_plain(config) or stage == 3 else _bucket(config, trained)
+    backward = [
+        Part("activations", activation_bytes(config, shape)),
+        Part("output layer", _output_layer(config, shape)),
     ]
+    head = width * shape.head
+    publication = max(GATHER_BYTES, head) if stage == 3 and shape.parameters > LIVE_PARAMETERS else 0
+    if learner.gpus_per_rank == 0:  # the bucket is not touched while there are activations
+        full = 0 if _is_plain(config) else width * min(_bucket_elements(config), trained)
+        new = (4 if width == 4 else 6) * trained / learner.ranks if stage >= 2 else 0
+        copies = _copies(config, trained) * (
+            1 if _is_plain(config) else 2
+        )  # the C library keeps freed memory
+        end = [Part("new gradients", new), Part("bucket", max(full, bucket))]
+        return [backward, end, [Part("optimizer step", copies)], [Part("publication", publication)]]
+    # In bfloat16, and in ZeRO 3, each gradient is added to the accumulated ones at once.
+    new = 4 * trained / learner.ranks if stage == 2 and width == 4 and on_device else 0
+    backward += [
+        Part("bucket", bucket),
+        Part("copy of the bucket", _reduced(config, shape)),
+        Part("new gradients", new),
+    ]
+    step = [Part("optimizer step", _copies(config, trained) if on_device else 0), Part("bucket", bucket)]
+    return [backward, step, [Part("publication", publication)]]
+
+
+def _copies(config: RunConfig, trained: int) -> float:
+    """Return the bytes of the copies of the gradients that DeepSpeed makes in an optimizer step."""
+    stage, in_float32 = config.learner.zero_stage, element_size(config) == 4
+    if stage == 0:
+        return (4 if in_float32 else 6) * trained
+    return 0 if stage == 2 and not in_float32 else 4 * trained / config.learner.ranks
+
+
+def _is_plain(config: RunConfig) -> bool:
+    """Return True if there is no bucket: ZeRO 1 in bfloat16 is another optimizer of DeepSpeed."""
+    stage = config.learner.zero_stage
+    return stage == 0 or (stage == 1 and element_size(config) == 2)
+
+
+def _reduced(config: RunConfig, shape: ModelShape) -> float:
+    """Return the bytes of the float32 copies in which gradients travel: those of a bucket and, if it is larger, that of
+    the output layer, whose gradient is the first one."""
+    stage, trained = config.learner.zero_stage, trained_parameters(config, shape)
+    if _is_plain(config) or (stage < 3 and element_size(config) == 4):
+        return 0
+    full = min(_bucket_elements(config), trained)
+    head = 0 if shape.tied or config.learner.lora_rank or shape.head <= full else shape.head
+    return 4 * (full + head if stage == 3 else max(full, head))
 
 
 def _bucket(config: RunConfig, trained: int) -> float:
     """Return the bytes of DeepSpeed's bucket. On the CPU, pages that are not used take no memory."""
     elements = _bucket_elements(config)
-    return element_size(config) * (elements if config.learner.gpus_per_rank else min(elements, trained))
+    # That of ZeRO 3 has the type in which the gradients travel, which is always float32.
+    width = 4 if config.learner.zero_stage == 3 else element_size(config)
+    return width * (elements if config.learner.gpus_per_rank else min(elements, trained))
 
 
 def _bucket_elements(config: RunConfig) -> int:
-    zero = deepspeed_config(config.learner, config.model.dtype)["zero_optimization"]
-    return int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))
+    return int(
+        deepspeed_config(config.learner, config.model.dtype)["zero_optimization"]["reduce_bucket_size"]
+    )
 
 
 def computed_tokens(config: RunConfig) -> int:
@@ -222,7 +255,16 @@ def _output_layer(config: RunConfig, shape: ModelShape) -> float:
     return 2 * block + tokens * shape.hidden * (2 * width + 4) + weight
 
 
-# --- Host memory of the learner.
+# --- Host memory of a learner on GPUs.
+
+PINNED_WASTE = 1.15
+"""The pinned memory of a copy of the weights, as a multiple of their size (learner/weights/pull.py)."""
+
+
+def copied_bytes(config: RunConfig, shape: ModelShape) -> float:
+    """Return the bytes of the copy of a version in the host's memory of rank 0. With the transport broadcast it exists
+    from the first worker on that pulls."""
+    return PINNED_WASTE * version_bytes(config, shape) if config.learner.gpus_per_rank else 0
 
 
 def offloaded_bytes(config: RunConfig, shape: ModelShape) -> float:

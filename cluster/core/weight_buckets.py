@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 BUCKET_BYTES = 64 * 2**20
 """The size of a bucket. A larger tensor is sent from its own memory, without a copy."""
+GATHER_BYTES = 256 * 2**20
+"""The largest size of the parameters that the ranks gather at a time to publish them under ZeRO 3. A larger parameter
+is gathered alone."""
 ALIGNMENT = 64
 """Every tensor begins at a multiple of this number of bytes in its bucket."""
 

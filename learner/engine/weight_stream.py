@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from cluster.core.config import LearnerConfig
+from cluster.core.weight_buckets import GATHER_BYTES
 from learner.model.partitioned import is_partitioned, whole_size
 from learner.model.weight_sources import WeightSource, plain_sources
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-BUCKET_BYTES = 256 * 2**20
-"""The largest size of the parameters that are gathered at a time. A larger parameter has a bucket of its own."""
 _END = -1
 """The number that rank 0 sends when it needs no more buckets."""
 
@@ -52,7 +51,7 @@ def published_sources(engine: DeepSpeedEngine, learner: LearnerConfig) -> list[W
 
 @contextmanager
 def streamed_weights(
-    engine: DeepSpeedEngine, sources: Sequence[WeightSource], bucket_bytes: int = BUCKET_BYTES
+    engine: DeepSpeedEngine, sources: Sequence[WeightSource], bucket_bytes: int = GATHER_BYTES
 ) -> Iterator[Mapping[str, Tensor] | None]:
     """Provide the tensors of `sources` on rank 0, by name and in this order. The other ranks get None, and enter the
     block when rank 0 has left it. A collective under ZeRO 3, with the same sources on all ranks."""

@@ -14,18 +14,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.configuration.machine_checks import host_bytes
 from cluster.configuration.memory import (
     GIB,
+    LIVE_PARAMETERS,
     activation_bytes,
     cache_bytes_per_token,
+    copied_bytes,
     engine_memory,
     layer_activation_bytes,
     learner_memory,
+    learner_resident,
     shared_memory,
 )
 from cluster.configuration.model_shape import ModelShape, UnknownShapeError, find_shape
-from cluster.core.config import RunConfig
+from cluster.core.config import ACTOR_ROLES, RunConfig
 from cluster.models.published import PUBLISHED
+from learner.engine.deepspeed_engine import deepspeed_config
 from tests.cluster.configuration.runs import run_config
 from tests.shapes import CONFIGS
 
@@ -206,6 +211,51 @@ def test_the_parts_are_positive_and_named_once(learner: dict[str, Any], dtype: s
         names = [part.name for part in memory.parts]
         assert len(set(names)) == len(names)
         assert all(part.size > 0 for part in memory.parts)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_estimate_has_the_buffers_that_deepspeed_gets(stage: int) -> None:
+    """The number of live parameters is DeepSpeed's default, which deepspeed_config leaves alone."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    config = run({"zero_stage": stage, "ranks": 2})
+    zero = DeepSpeedZeroConfig(**deepspeed_config(config.learner, "bfloat16")["zero_optimization"])
+    large = ModelShape.from_config(CONFIGS["Qwen2.5-7B-Instruct"])
+    parts = {part.name: part.size for part in learner_memory(config, large).parts}
+    if stage == 3:
+        assert zero.max_live_parameters == LIVE_PARAMETERS
+        assert parts["gathered weights"] == 2 * zero.max_live_parameters
+        assert parts["kept bucket"] == 4 * zero.reduce_bucket_size, "gradients travel in float32"
+    else:
+        assert parts["bucket"] == 2 * zero.reduce_bucket_size
+
+
+def test_the_gradient_of_a_large_output_layer_travels_in_float32() -> None:
+    """It exists beside all activations. That of a tied one is complete only when they are gone."""
+    tied, untied = (
+        {part.name: part.size for part in learner_memory(run({"zero_stage": 2, "ranks": 8}), shape).parts}
+        for shape in (QWEN, ModelShape.from_config(CONFIGS["Qwen2.5-7B-Instruct"]))
+    )
+    assert untied["copy of the bucket"] == 4 * 152064 * 3584
+    assert tied["copy of the bucket"] == 4 * 100_000_000
+
+
+@pytest.mark.parametrize("transport", ["pull", "broadcast"])
+def test_rank_0_keeps_a_copy_of_a_version_in_host_memory(transport: str) -> None:
+    """Only if its weights are on a GPU. tests/learner/weights/test_pull.py shows what the copy takes."""
+    config = run(weight_transport=transport)
+    assert copied_bytes(config, QWEN) == pytest.approx(1.15 * 2 * QWEN.parameters)
+    assert host_bytes(config, QWEN, ACTOR_ROLES) == copied_bytes(config, QWEN)
+    assert copied_bytes(run({"gpus_per_rank": 0}), QWEN) == 0
+    assert copied_bytes(run({"lora_rank": 16}), QWEN) < 0.1 * copied_bytes(config, QWEN)
+
+
+def test_a_learner_of_sleeping_engines_does_not_keep_gathered_weights() -> None:
+    """The rank frees them after it has published, but not the gradients and the bucket of ZeRO 3."""
+    config = run({"zero_stage": 3, "ranks": 2})
+    parts = {part.name: part.size for part in learner_memory(config, QWEN).parts}
+    kept = ("weights", "float32 copy", "moments", "gradients", "kept bucket", "process")
+    assert learner_resident(config, QWEN) == pytest.approx(sum(parts[name] for name in kept))
 
 
 def test_the_known_cases_of_the_default_micro_batch() -> None:
