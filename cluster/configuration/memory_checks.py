@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.configuration.gpu_checks import engines_on_one_gpu
 from cluster.configuration.memory import (
+    CUDA_GRAPHS,
     CUDA_PROCESS,
     FRAGMENTS,
     GIB,
@@ -40,8 +41,8 @@ def learner_room(config: RunConfig, gpu_gib: float) -> float:
     """Return the bytes that a learner rank may use of a GPU, beside the engines that share it."""
     room = gpu_gib * GIB * (1 - FRAGMENTS)
     beside = engines_on_one_gpu(config, beside_learner=True)
-    if config.rollout.sleep_while_learning:
-        return room - beside * CUDA_PROCESS
+    if config.rollout.sleep_while_learning:  # weights and caches are released, and nothing else
+        return room - beside * (CUDA_PROCESS + CUDA_GRAPHS)
     return room - beside * config.rollout.gpu_memory_utilization * gpu_gib * GIB
 
 
