@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.gpu_check import environment, link, memory, paths, runner
 from benchmarks.gpu_check.findings import Findings, Outcome, Settings
-from benchmarks.gpu_check.models import TINY
+from benchmarks.gpu_check.models import TINY, WIDE
 from benchmarks.gpu_check.parts import PARTS, Part, chosen
 from benchmarks.gpu_check.report import exit_code, write_reports
 from benchmarks.gpu_check.runner import run_part, run_parts
@@ -323,6 +323,15 @@ def test_checkpointing_lowers_the_count() -> None:
     )
     assert recomputed < kept / 2
     assert memory.count_peak(deep, torch.bfloat16, 256, False) < kept
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_estimate_of_check_covers_the_count(dtype: torch.dtype, checkpointing: bool) -> None:
+    """The estimate assumes attention over shared prompts, which keeps more, and that all parts of backward need their
+    memory at the same time."""
+    counted = memory.count_peak(WIDE, dtype, 4096, checkpointing)
+    assert 1 <= memory.estimate(WIDE, dtype, 4096, checkpointing) / counted < 2
 
 
 def test_locked_versions_are_read() -> None:

@@ -149,7 +149,7 @@ def _phases(config: RunConfig, shape: ModelShape) -> list[list[Part]]:
     bucket = 0 if _is_plain(config) or stage == 3 else _bucket(config, trained)
     backward = [
         Part("activations", activation_bytes(config, shape)),
-        Part("output layer", _output_layer(config, shape)),
+        Part("output layer", output_layer_bytes(config, shape)),
     ]
     head = width * shape.head
     publication = max(GATHER_BYTES, head) if stage == 3 and shape.parameters > LIVE_PARAMETERS else 0
@@ -246,7 +246,7 @@ def layer_activation_bytes(shape: ModelShape, width: int) -> float:
     return hidden + width * (4 * shape.intermediate + 5 * shape.query_width)
 
 
-def _output_layer(config: RunConfig, shape: ModelShape) -> float:
+def output_layer_bytes(config: RunConfig, shape: ModelShape) -> float:
     """Return the bytes of the blocks of logits, of the response tokens' hidden states, and of their gradients."""
     tokens, width = computed_tokens(config), element_size(config)
     whole = 4 * tokens * shape.vocabulary
