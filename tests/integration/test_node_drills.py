@@ -22,12 +22,15 @@ import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
 
-from cluster.core.config import ClusterConfig
+from cluster.core.config import ClusterConfig, RunConfig
+from cluster.core.types import ScoringRequest
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.connect import connect
 from cluster.runtime.placement import PlacementError, Reservation
 from cluster.tracking import read_metrics
+from cluster.training.actors import ActorGraph
 from tests import PROJECT
+from tests.builders import all_verdicts
 from tests.simulated import Simulation, assert_complete, simulation
 
 STORE_BYTES = 80 * 2**20
@@ -108,6 +111,45 @@ async def test_a_node_is_lost_and_its_workers_are_placed_elsewhere(cluster: Clus
         await training
     assert fleet.state.restarts == len(lost)
     assert_complete(run.config)
+
+
+@pytest.mark.slow
+async def test_the_node_of_the_reward_actor_is_lost_and_its_verdicts_come_from_another(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The actor is in the middle of many verdicts. Ray places it elsewhere, and no response loses its verdict."""
+    (tmp_path / "my_rewards.py").write_text(
+        "import time\ndef score(problem, response):\n    time.sleep(0.1)\n    return response == problem\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    pool = {"pool": "reward"}
+    config = RunConfig.model_validate(
+        {
+            "task": {"name": "python", "options": {"function": "my_rewards:score"}},
+            "reward": {"cpus_per_worker": 0.5, "processes_per_worker": 2},
+            "cluster": {"node_labels": {"reward": pool}},
+        }
+    )
+
+    def add_reward_node() -> Any:
+        return cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES, labels=pool)
+
+    node = add_reward_node()
+    graph = ActorGraph(config, RunDirectory(tmp_path / "run"), tmp_path / "model")
+    async with graph.rewards() as rewards, asyncio.timeout(200):
+
+        async def all_correct(group: int) -> bool:
+            requests = [ScoringRequest(f"{group}", f"{group}", "stop") for _ in range(16)]
+            return [verdict.outcome for verdict in await all_verdicts(rewards, requests)] == ["correct"] * 16
+
+        await all_correct(0)
+        for _ in range(2):
+            groups = [asyncio.create_task(all_correct(group)) for group in range(24)]
+            await asyncio.sleep(1)
+            os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+            await asyncio.sleep(1)
+            node = add_reward_node()
+            assert all(await asyncio.gather(*groups))
 
 
 async def until_demanded(cluster: Cluster, bundle: dict[str, float]) -> None:
