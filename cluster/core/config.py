@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
+from cluster.core.logprob_gap import gap_limits
 from cluster.core.schema import (
     MAX_COUNT,
     MAX_NUMBER,
@@ -30,19 +31,6 @@ ActorRole = Literal["rollout", "learner", "reward"]
 """The groups of Ray actors. Each group is scaled and placed on its own."""
 ACTOR_ROLES: tuple[ActorRole, ...] = get_args(ActorRole)
 OnNewWeights = Literal["continue", "finish", "restart"]
-
-MEAN_LOGPROB_GAP_LIMITS = {"float32": 2e-3, "bfloat16": 0.15}
-"""The largest mean gap between sampler and learner that rounding explains, by `model.dtype`.
-
-Measured on a probe: below 0.001 for any token in float32; in bfloat16 with two attention kernels 0.046 on average and
-0.27 at most, and 0.37 at most against float32. The limits are three times these values and more."""
-TF32_ATTENTION_GAP_LIMIT = 5e-3
-"""The same limit for float32 if the engines are on GPUs, where vLLM's attention in float32 (Triton) multiplies in TF32.
-
-Simulated on CPU with models of 1M and 135M parameters, whose attention alone got factors cut to TF32: at most 0.0015 on
-average, and 0.011 for a token."""
-LARGEST_TO_MEAN_GAP = 10.0
-"""The limit of a token of the probe, as a multiple of the limit of the mean. Measured: 6 to 8 in bfloat16."""
 
 
 def _switch(value: Any) -> Any:
@@ -392,12 +380,7 @@ class RunConfig(Section):
     def logprob_gap_limits(self) -> LogprobGap:
         """The limits of the gap between sampler and learner on the probe. Batches have that of the mean only, because
         the largest gap of a hundred thousand tokens grows with their number."""
-        mean = self.learner.max_logprob_gap
-        if mean is None:
-            mean = MEAN_LOGPROB_GAP_LIMITS[self.model.dtype]
-            if self.model.dtype == "float32" and self.rollout.gpus_per_worker > 0:
-                mean = TF32_ATTENTION_GAP_LIMIT
-        return LogprobGap(mean, LARGEST_TO_MEAN_GAP * mean)
+        return gap_limits(self.learner.max_logprob_gap, self.model.dtype, self.rollout.gpus_per_worker > 0)
 
     @property
     def optimizer_steps_per_batch(self) -> int:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.core.config import LARGEST_TO_MEAN_GAP, MEAN_LOGPROB_GAP_LIMITS, RunConfig
+from cluster.core.config import RunConfig
+from cluster.core.logprob_gap import LARGEST_TO_MEAN_GAP, MEAN_LOGPROB_GAP_LIMITS
 from cluster.core.types import LogprobGap
 from rollout.engine.worker import logprob_gap
 
