@@ -21,7 +21,7 @@ declare -a environment=(HOME=/root LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/
 mounted=()
 unmount() {
     local index
-    for ((index = ${#mounted[@]} - 1; index >= 0; index--)); do umount "${mounted[index]}"; done
+    for ((index = ${#mounted[@]} - 1; index >= 0; index--)); do umount --lazy "${mounted[index]}"; done
 }
 trap unmount EXIT
 
