@@ -11,15 +11,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import ray
+from safetensors.torch import load_file
 
 from cluster.core.config import OnNewWeights
 from cluster.core.types import PolicyVersion, Prompt, Response, Sampled, Sampling, VersionSpan
 from cluster.runtime.placement import cpu_environment
 from learner.model.policy import Policy
+from learner.weights.pull import HostCopy, file_parts
 from tests.integration.engines import (
     Engines,
     actor,
@@ -59,7 +60,7 @@ def engine(local_ray: None, models: list[Path]) -> Iterator[ray.actor.ActorHandl
 def published_version(version: int, models: Sequence[Path], policies: Sequence[Policy]) -> PolicyVersion:
     """Return a published version. Even versions have the weights of the first model, odd ones those of the second."""
     model, policy, probe = models[version % 2], policies[version % 2], random_tokens(1)
-    parts = [np.fromfile(model / "model.safetensors", dtype=np.uint8)]
+    parts = file_parts(load_file(model / "model.safetensors"), version, HostCopy())
     return PolicyVersion(version, ray.put(parts), (probe,), (logprobs_of(policy, probe),))
 
 

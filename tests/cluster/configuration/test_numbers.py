@@ -94,8 +94,13 @@ def test_small_numbers_are_refused_or_can_be_checked(path: str, tmp_path: Path) 
 
 @pytest.mark.parametrize(("task", "path"), TASK_NUMBERS)
 def test_small_numbers_of_a_task_are_refused_or_can_be_checked(task: str, path: str, tmp_path: Path) -> None:
+    few = {
+        name: 4
+        for name in ("train_problems", "eval_problems")
+        if name in task_class(task).Options.model_fields
+    }
     for value in POSSIBLE:
-        options = nested(path, value)
+        options = {**few, **nested(path, value)}
         values = {"directory": str(tmp_path), "task": {"name": task, "options": options}}
         config, problems = validate(RunConfig, values)
         assert not problems
