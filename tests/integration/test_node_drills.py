@@ -146,7 +146,9 @@ async def test_the_node_of_the_reward_actor_is_lost_and_its_verdicts_come_from_a
         for _ in range(2):
             groups = [asyncio.create_task(all_correct(group)) for group in range(24)]
             await asyncio.sleep(1)
-            os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            for process in (raylet, *raylet.children(recursive=True)):  # at once, as a power failure would
+                process.kill()
             await asyncio.sleep(1)
             node = add_reward_node()
             assert all(await asyncio.gather(*groups))
