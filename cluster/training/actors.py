@@ -132,7 +132,9 @@ class ActorGraph:
                     log_file=self.run_directory.log_file(f"reward-{index}"),
                     env={},
                     max_restarts=-1,
-                    max_task_retries=3,
+                    # Until Ray has noticed that a node is lost, each retry fails within two seconds. The pool's
+                    # deadline ends a call that never succeeds.
+                    max_task_retries=-1,
                     max_concurrency=CONCURRENT_CALLS,
                 )
                 for index in range(config.workers)
