@@ -15,7 +15,7 @@ from cluster.configuration.memory import (
     offloaded_bytes,
     shared_memory,
 )
-from cluster.configuration.memory_checks import cache_tokens, learner_room
+from cluster.configuration.memory_checks import cache_tokens, learner_limit
 from cluster.configuration.model_shape import ModelShape, UnknownShapeError, find_shape
 from cluster.core.config import RunConfig
 
@@ -57,8 +57,8 @@ def memory_table(config: RunConfig, shape: ModelShape, machine: Machine | None) 
     table.add_column("of", justify="right")
     table.add_column("parts", overflow="fold")
     gpu_gib = machine.memory_gib if machine else None
-    room = learner_room(config, gpu_gib) if gpu_gib and config.learner.gpus_per_rank else None
-    _add(table, f"{config.learner.ranks} × learner rank", learner_memory(config, shape), room)
+    limit = learner_limit(config, gpu_gib) if gpu_gib and config.learner.gpus_per_rank else None
+    _add(table, f"{config.learner.ranks} × learner rank", learner_memory(config, shape), limit)
     if offloaded := offloaded_bytes(config, shape):
         table.add_row("  in host memory", _gib(offloaded), "", "offloaded state")
     if copied := copied_bytes(config, shape):

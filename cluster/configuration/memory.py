@@ -9,10 +9,10 @@ activations stays with the process, the first phase and the larger one of the ot
     + optimizer step    copies of the gradients that DeepSpeed makes, bucket
     + publication       the weights that ZeRO 3 gathers at a time
 
-Sizes follow from the model's shape. The activations were counted on meta tensors, the allocations of DeepSpeed's
-engines on CPU, and the total of a rank on the CPU was compared with the memory of a real run
-(tests/cluster/configuration/test_memory.py, tests/learner/engine/test_counted_memory.py, docs/gpu.md). No GPU was
-available: what CUDA, NCCL and vLLM reserve for themselves is taken from their sources.
+Sizes follow from the model's shape. The activations were counted on meta tensors, and the allocations of DeepSpeed's
+engines on CPU (tests/cluster/configuration/test_memory.py, tests/learner/engine/test_counted_memory.py). The total of a
+rank on the CPU is not confirmed by a committed result. No GPU was available: what CUDA, NCCL and vLLM reserve for
+themselves is taken from their sources.
 """
 
 from __future__ import annotations

@@ -37,18 +37,18 @@ def check_gpu_memory(
             yield from _check_waking(config, shape, gpu_gib)
 
 
-def learner_room(config: RunConfig, gpu_gib: float) -> float:
+def learner_limit(config: RunConfig, gpu_gib: float) -> float:
     """Return the bytes that a learner rank may use of a GPU, beside the engines that share it."""
-    room = gpu_gib * GIB * (1 - FRAGMENTS)
+    limit = gpu_gib * GIB * (1 - FRAGMENTS)
     beside = engines_on_one_gpu(config, beside_learner=True)
     if config.rollout.sleep_while_learning:  # weights and caches are released, and nothing else
-        return room - beside * (CUDA_PROCESS + CUDA_GRAPHS)
-    return room - beside * config.rollout.gpu_memory_utilization * gpu_gib * GIB
+        return limit - beside * (CUDA_PROCESS + CUDA_GRAPHS)
+    return limit - beside * config.rollout.gpu_memory_utilization * gpu_gib * GIB
 
 
 def learner_fits(config: RunConfig, shape: ModelShape, gpu_gib: float) -> bool:
     """Return True if a learner rank fits on a GPU with `gpu_gib`, beside the engines that share it."""
-    return learner_memory(config, shape).total <= learner_room(config, gpu_gib)
+    return learner_memory(config, shape).total <= learner_limit(config, gpu_gib)
 
 
 def cache_tokens(config: RunConfig, shape: ModelShape, gpu_gib: float) -> float:
@@ -65,12 +65,12 @@ def with_learner(config: RunConfig, **changes: Any) -> RunConfig:
 def _check_learner(config: RunConfig, shape: ModelShape, gpu_gib: float) -> Iterator[Problem]:
     if learner_fits(config, shape, gpu_gib):
         return
-    needed, room = learner_memory(config, shape), learner_room(config, gpu_gib)
+    needed, limit = learner_memory(config, shape), learner_limit(config, gpu_gib)
     largest = max(needed.parts, key=lambda part: part.size)
     yield Problem(
         "learner",
         f"a rank needs about {needed.total / GIB:.1f} GiB (the largest part: {largest.name}, "
-        f"{largest.size / GIB:.1f} GiB), but {max(0.0, room) / GIB:.1f} GiB of a GPU are available to it",
+        f"{largest.size / GIB:.1f} GiB), but {max(0.0, limit) / GIB:.1f} GiB of a GPU are available to it",
         _remedy(config, shape, gpu_gib),
     )
 
@@ -122,7 +122,7 @@ def _written(value: Any) -> str:
 
 
 def _check_engine(config: RunConfig, shape: ModelShape, gpu_gib: float) -> Iterator[Problem]:
-    """Report an engine without room for the cache of one sequence, which vLLM refuses to start."""
+    """Report an engine without memory for the cache of one sequence, which vLLM refuses to start."""
     rollout, context = config.rollout, config.model.max_context_tokens
     if cache_tokens(config, shape, gpu_gib) >= context:
         return

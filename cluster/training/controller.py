@@ -220,7 +220,8 @@ class Controller:
         """Start from the beginning, or continue from the checkpoint. Weights are published first, because the workers
         cannot sample without them."""
         if self._start is None:
-            await self._publish(version=0)
+            with _located("in the model that the run starts with"):
+                await self._publish(version=0)
             self._admit()
             self._log(await self._evaluate())
             return
@@ -236,11 +237,13 @@ class Controller:
         self._started -= progress.elapsed_s
         self._source.resume(progress.position, progress.in_flight)
         self._buffer.restore(progress.trained_prompts, progress.dropped_prompts)
-        await self._publish(self.step)
+        with _located(f"in the checkpoint {path}"):
+            await self._publish(self.step)
 
     async def _save(self) -> None:
         with self._timed("checkpoint"), self._checkpoints.attempt(self.step) as path:
-            sealed = await self._learner.save(learner_state(path))
+            with _located(f"in the state after step {self.step}, of which no checkpoint was written"):
+                sealed = await self._learner.save(learner_state(path))
             progress = Progress(
                 step=self.step,
                 position=self._source.position,
@@ -300,3 +303,12 @@ class Controller:
             yield
         finally:
             self._times_s[part] += time.monotonic() - started
+
+
+@contextmanager
+def _located(where: str) -> Iterator[None]:
+    """Say in a NonFiniteError of the block where the number was found."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{where}, {error}") from error

@@ -60,9 +60,11 @@ class HostCopy:
     def take(self, tensor: Tensor) -> Tensor:
         """Begin to copy a tensor. Return its bytes on the host, uint8 [bytes], which are valid after `wait`."""
         size = tensor.numel() * tensor.element_size()
-        # The first chunk with room. Where the large tensors leave some, small ones fill it.
-        room = (index for index, chunk in enumerate(self._chunks) if self._ends[index] + size <= len(chunk))
-        index = next(room, len(self._chunks))
+        # The first chunk with enough free memory. Where the large tensors leave some, small ones fill it.
+        fitting = (
+            index for index, chunk in enumerate(self._chunks) if self._ends[index] + size <= len(chunk)
+        )
+        index = next(fitting, len(self._chunks))
         if index == len(self._chunks):
             length = max(size, min(LARGEST_CHUNK, max(SMALLEST_CHUNK, self.size)))
             length = 1 << (length - 1).bit_length()

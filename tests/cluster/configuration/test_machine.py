@@ -15,7 +15,7 @@ from cluster.configuration.device_defaults import with_device_defaults
 from cluster.configuration.devices import Devices, Gpu
 from cluster.configuration.machine import Machine, parse_machine, this_machine
 from cluster.configuration.memory import CUDA_GRAPHS, CUDA_PROCESS
-from cluster.configuration.memory_checks import check_gpu_memory, learner_fits, learner_room, with_learner
+from cluster.configuration.memory_checks import check_gpu_memory, learner_fits, learner_limit, with_learner
 from cluster.configuration.model_shape import ModelShape
 from cluster.configuration.preflight import preflight
 from cluster.core.config import RunConfig
@@ -127,7 +127,7 @@ def test_a_sleeping_engine_keeps_its_context_and_graphs() -> None:
     """VLLM releases weights and caches when it sleeps."""
     run = config(shared, gpus_per_rank=0.5)
     alone = config(gpus_per_rank=1)
-    kept = learner_room(alone, 80) - learner_room(run, 80)
+    kept = learner_limit(alone, 80) - learner_limit(run, 80)
     assert kept == pytest.approx(CUDA_PROCESS + CUDA_GRAPHS)
 
 

@@ -19,6 +19,7 @@ from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
 from cluster.training.controller import Controller
 from learner.engine.finite import NonFiniteError
+from learner.state.state_files import FileRecord
 from rollout.fleet.buffer import WorkBuffer
 from tests.cluster.training.test_resumption import ROWS, Fuse, HashingLearner, Ledger, configuration
 from tests.synthetic import SyntheticFleet, synthetic_source
@@ -86,6 +87,39 @@ class Poisoned(HashingLearner):
             probe = np.array([-1.0, math.nan], dtype=np.float32)
             return PolicyVersion(version, None, ((1, 2, 3),), (probe,))
         return published
+
+
+class PoisonedState(HashingLearner):
+    """Has a state that is not finite when its second checkpoint is saved."""
+
+    saves = 0
+
+    async def save(self, directory: Path) -> dict[Path, FileRecord]:
+        self.saves += 1
+        if self.saves == 2:
+            raise NonFiniteError("the tensors of the optimizer contain NaN or infinity: exp_avg_sq")
+        return await super().save(directory)
+
+
+def test_a_state_that_is_not_finite_replaces_no_checkpoint(tmp_path: Path) -> None:
+    source = synthetic_source(configuration(), ROWS)
+    store = CheckpointStore(tmp_path, 1)
+    controller = Controller(
+        configuration(),
+        source,
+        [source.by_id("eval/0")],
+        cast(Any, SyntheticFleet(random.Random(0))),
+        cast(Any, PoisonedState(Fuse(None))),
+        store,
+        cast(Any, Ledger(Fuse(None))),
+    )
+    with pytest.raises(
+        NonFiniteError, match="in the state after step 2, of which no checkpoint was written, the"
+    ):
+        asyncio.run(controller.run())
+    newest = store.newest_intact(pytest.fail)
+    assert newest is not None
+    assert newest.progress.step == 1
 
 
 class Publications(SyntheticFleet):
