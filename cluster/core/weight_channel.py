@@ -63,6 +63,18 @@ class ChannelSpec:
     names: tuple[str, ...] = ()
     """The names of the members by rank, for messages. May be empty."""
 
+    @property
+    def prefix(self) -> str:
+        """The beginning of this channel's keys in the store."""
+        return f"weights/{self.number}"
+
+    def store(self) -> Any:
+        """Connect to the learner's store."""
+        from torch.distributed import TCPStore
+
+        timeout = timedelta(seconds=self.timeout_s)
+        return TCPStore(self.address, self.port, is_master=False, wait_for_workers=False, timeout=timeout)
+
     def name(self, rank: int) -> str:
         """Return the words for a member in a message."""
         return f"rank {rank} ({self.names[rank]})" if rank < len(self.names) else f"rank {rank}"
@@ -90,15 +102,14 @@ class WeightChannel:
         self, spec: ChannelSpec, rank: int, device: torch.device, make_group: GroupFactory | None = None
     ) -> None:
         import torch
-        from torch.distributed import PrefixStore, TCPStore
+        from torch.distributed import PrefixStore
 
         self.spec = spec
         self.device = device
         self._group: Any = None
         timeout = timedelta(seconds=spec.timeout_s)
         make_group = make_group or (_nccl if device.type == "cuda" else _gloo)
-        joined = TCPStore(spec.address, spec.port, is_master=False, wait_for_workers=False, timeout=timeout)
-        store = PrefixStore(f"weights/{spec.number}", joined)
+        store = PrefixStore(spec.prefix, spec.store())
         refuse_shared_devices(meet(store, spec, own_arrival(rank, device)), spec)
         try:
             self._group = self._bounded(lambda: make_group(store, rank, spec.size, timeout), "connecting")
@@ -197,19 +208,28 @@ def meet(store: Any, spec: ChannelSpec, arrival: Arrival) -> list[Arrival]:
     Raises:
         TimeoutError: if some did not arrive; the message names them.
     """
-    from torch.distributed import DistStoreError
-
     store.set(f"arrived/{arrival.rank}", json.dumps(asdict(arrival)))
     keys = [f"arrived/{rank}" for rank in range(spec.size)]
-    try:
-        store.wait(keys, timedelta(seconds=spec.timeout_s))
-    except DistStoreError:
-        missing = [spec.name(rank) for rank, key in enumerate(keys) if not store.check([key])]
+    if missing := absent(store, keys, spec.timeout_s):
+        names = [spec.name(rank) for rank, key in enumerate(keys) if key in missing]
         raise TimeoutError(
-            f"{', '.join(missing)} did not arrive at weight channel {spec.number} (of {spec.size} processes, at "
+            f"{', '.join(names)} did not arrive at weight channel {spec.number} (of {spec.size} processes, at "
             f"{spec.address}:{spec.port}) within {spec.timeout_s:g} s"
-        ) from None
+        )
     return [Arrival(**json.loads(store.get(key))) for key in keys]
+
+
+def absent(store: Any, keys: Sequence[str], timeout_s: float) -> list[str]:
+    """Wait until all `keys` are in `store`. Return those that are not there at the deadline."""
+    from torch.distributed import DistStoreError
+
+    if not keys:
+        return []
+    try:
+        store.wait(list(keys), timedelta(seconds=timeout_s))
+    except DistStoreError:
+        return [key for key in keys if not store.check([key])]
+    return []
 
 
 def refuse_shared_devices(arrivals: Sequence[Arrival], spec: ChannelSpec) -> None:

@@ -44,6 +44,15 @@ class WeightTransport:
     joins_processes: bool = False
     """True if learner and engines form one process group. Then all of them must compute on the same kind of device,
     each on one of its own."""
+    shares_devices: bool = False
+    """True if engines map the learner's memory. Then every process of an engine must be on the device of a rank."""
+    in_every_rank: bool = False
+    """True if the sender handles requests in every rank, and not in rank 0 only (see `RequestedSender`)."""
+
+    @property
+    def keeps_versions(self) -> bool:
+        """True if a version stays with the learner, and only late workers pull it from the object store."""
+        return self.joins_processes or self.shares_devices
 
 
 WEIGHT_TRANSPORTS: dict[str, WeightTransport] = {
@@ -58,6 +67,13 @@ WEIGHT_TRANSPORTS: dict[str, WeightTransport] = {
         coordinator="rollout.weights.broadcast:BroadcastCoordinator",
         joins_processes=True,
     ),
+    "ipc": WeightTransport(
+        sender="learner.weights.ipc:IpcSender",
+        receiver="rollout.weights.ipc:IpcReceiver",
+        coordinator="rollout.weights.broadcast:BroadcastCoordinator",
+        shares_devices=True,
+        in_every_rank=True,
+    ),
 }
 """By the name that `rollout.weight_transport` gives."""
 
@@ -69,7 +85,7 @@ def transport_part(path: str) -> Any:
 
 
 class WeightSender(Protocol):
-    """The learner's side: one object in every rank, called only in rank 0.
+    """The learner's side: one object in every rank. `publish` is called only in rank 0.
 
     `tensors` is in the order of the version's layout. Under ZeRO 3 the ranks gather a bucket of tensors when the first
     of them is read, and free it when another bucket is needed. So its methods run inside a collective of all ranks, and
@@ -87,7 +103,13 @@ class RequestedSender(WeightSender, Protocol):
     """A `WeightSender` that also handles requests of its coordinator (`PolicyPublisher.send`)."""
 
     def send(self, request: Any, version: PolicyVersion, tensors: Mapping[str, torch.Tensor]) -> Any:
-        """Do what the coordinator asks for with the version that was published last, and answer it."""
+        """Do what the coordinator asks for with the version that was published last, and answer it.
+
+        It is called in rank 0, or in all ranks at once if the transport's row says so (`in_every_rank`). Then it reads
+        `tensors` in their order, or a part of them: what one rank leaves out is gathered nevertheless, so that no other
+        rank waits for it. The ranks other than 0 answer with what went wrong there, "" if nothing did; such a failure
+        becomes the answer to the coordinator.
+        """
 
 
 class PolicyPublisher(Protocol):

@@ -97,8 +97,8 @@ class LearnerGroup:
         call may come in the middle of a step (`during_step`), it also waits for the rest of that step.
         """
         timeout_s = self._config.step_timeout_s * (2 if during_step else 1)
-        answer, *_ = await self._all(timeout_s, LearnerRank.send, version, request)
-        return answer
+        answer, *others = await self._all(timeout_s, LearnerRank.send, version, request)
+        return one_answer(answer, others)
 
     @property
     def meeting_point(self) -> tuple[str, int]:
@@ -154,6 +154,13 @@ class LearnerGroup:
                 f"learner rank(s) {late} did not finish {method!r} within {timeout_s:g} s; "
                 "see logs/learner-*.log in the run directory, or raise learner.step_timeout_s / start_timeout_s"
             ) from None
+
+
+def one_answer(answer: Any, others: Sequence[str | None]) -> Any:
+    """Return the answer of rank 0, or all failures if there are some in other ranks, each once."""
+    if not any(others):
+        return answer
+    return "; ".join(dict.fromkeys(failure for failure in (answer, *others) if failure))
 
 
 @contextmanager

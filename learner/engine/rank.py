@@ -113,8 +113,6 @@ class LearnerRank:
         Raises:
             NonFiniteError: if a weight is NaN or infinite.
         """
-        import torch
-
         from learner.engine.weight_stream import published_sources, streamed_weights
 
         refuse_non_finite_weights(self._engine)
@@ -129,16 +127,15 @@ class LearnerRank:
         )
         with streamed_weights(self._engine, sources) as tensors:
             published = None if tensors is None else self._sender.publish(self._published, tensors)
-        if self._options.shares_gpu and self._engine.device.type == "cuda":
-            self._engine.empty_partition_cache()
-            torch.cuda.empty_cache()
+        self._leave_memory()
         return published
 
     def send(self, version: int, request: Any) -> Any:
         """Have the weight transport's sender handle `request` with the weights that were published as `version`.
 
         All ranks gather the weights together. Rank 0 returns the sender's answer, or None if the rank has trained
-        since and does not have these weights any more. The other ranks return None.
+        since and does not have these weights any more. So do the other ranks if the transport's sender works in every
+        rank; if not, they return None.
         """
         if self._published is None or self._published.version != version:
             return None
@@ -146,8 +143,19 @@ class LearnerRank:
         from learner.engine.weight_stream import published_sources, streamed_weights
 
         sources = published_sources(self._engine, self._options.learner)
-        with streamed_weights(self._engine, sources) as tensors:
-            return None if tensors is None else self._sender.send(request, self._published, tensors)
+        in_every_rank = self._options.transport.in_every_rank
+        with streamed_weights(self._engine, sources, in_every_rank=in_every_rank) as tensors:
+            answer = None if tensors is None else self._sender.send(request, self._published, tensors)
+        self._leave_memory()
+        return answer
+
+    def _leave_memory(self) -> None:
+        """Return the memory that torch keeps for later to the GPU, if engines need it now."""
+        if self._options.shares_gpu and self._engine.device.type == "cuda":
+            import torch
+
+            self._engine.empty_partition_cache()
+            torch.cuda.empty_cache()
 
     def probe_logprobs(self, sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
         """Log-probabilities at temperature 1 of all tokens but the first of each sequence, float32 [T - 1]."""

@@ -7,6 +7,9 @@ each bucket it tells the other ranks which one to gather, and they follow it unt
     with streamed_weights(engine, …) as weights:  with streamed_weights(engine, …):  # returns when rank 0 is done
         for name, tensor in weights.items():          pass
             use(tensor)                           # a tensor that is kept keeps its memory
+
+With `in_every_rank` all ranks read the mapping, each in the order of the sources, and no rank announces anything. What
+a rank has not read when it leaves the block, it gathers then, so that a rank that fails does not keep others waiting.
 """
 
 from __future__ import annotations
@@ -51,12 +54,16 @@ def published_sources(engine: DeepSpeedEngine, learner: LearnerConfig) -> list[W
 
 @contextmanager
 def streamed_weights(
-    engine: DeepSpeedEngine, sources: Sequence[WeightSource], bucket_bytes: int = GATHER_BYTES
+    engine: DeepSpeedEngine,
+    sources: Sequence[WeightSource],
+    bucket_bytes: int = GATHER_BYTES,
+    in_every_rank: bool = False,
 ) -> Iterator[Mapping[str, Tensor] | None]:
-    """Provide the tensors of `sources` on rank 0, by name and in this order. The other ranks get None, and enter the
-    block when rank 0 has left it. A collective under ZeRO 3, with the same sources on all ranks."""
-    stream = WeightStream(engine, sources, bucket_bytes)
-    if engine.global_rank != 0:
+    """Provide the tensors of `sources` by name and in this order, on rank 0 or in every rank. Otherwise the other ranks
+    get None, and enter the block when rank 0 has left it. A collective under ZeRO 3, with the same sources on all
+    ranks."""
+    stream = WeightStream(engine, sources, bucket_bytes, in_every_rank)
+    if engine.global_rank != 0 and not in_every_rank:
         stream.follow()
         yield None
         return
@@ -67,9 +74,13 @@ def streamed_weights(
 
 
 class WeightStream(Mapping[str, Tensor]):
-    """The mapping of rank 0. One bucket is gathered at a time, when a tensor in it is first asked for."""
+    """The mapping of rank 0, or of every rank. One bucket is gathered at a time, when a tensor in it is first asked
+    for."""
 
-    def __init__(self, engine: DeepSpeedEngine, sources: Sequence[WeightSource], bucket_bytes: int) -> None:
+    def __init__(
+        self, engine: DeepSpeedEngine, sources: Sequence[WeightSource], bucket_bytes: int, in_every_rank: bool
+    ) -> None:
+        self._in_every_rank = in_every_rank
         self._device = engine.device
         self._sources = {source.layout.name: source for source in sources}
         partitioned = engine.zero_optimization_stage() == 3
@@ -85,8 +96,11 @@ class WeightStream(Mapping[str, Tensor]):
         source = self._sources[name]
         bucket = self._bucket_of.get(name)
         if bucket is not None and bucket != self._present:
-            self._announce(bucket)
-            self._gather(bucket)
+            if self._in_every_rank:
+                self._gather_up_to(bucket)
+            else:
+                self._announce(bucket)
+                self._gather(bucket)
         return source.compute()
 
     def __iter__(self) -> Iterator[str]:
@@ -103,16 +117,32 @@ class WeightStream(Mapping[str, Tensor]):
             self._gathered.close()
 
     def end(self) -> None:
-        """Free the last bucket, and let the other ranks continue (rank 0)."""
-        if self._buckets:
+        """Free the last bucket, and let the other ranks continue (rank 0, or every rank)."""
+        if not self._buckets:
+            return
+        if self._in_every_rank:
+            self._gather_up_to(len(self._buckets) - 1)
+        else:
             self._announce(_END)
-            self._gathered.close()
+        self._gathered.close()
 
     def _announce(self, bucket: int) -> int:
         """Return the number that rank 0 passes to this method, on all ranks."""
         number = torch.tensor([bucket], device=self._device)
         torch.distributed.broadcast(number, 0)
         return int(number)
+
+    def _gather_up_to(self, bucket: int) -> None:
+        """Gather all buckets that follow, up to this one, as all ranks do.
+
+        Raises:
+            ValueError: if it was gathered before. The other ranks do not gather it again.
+        """
+        following = 0 if self._present is None else self._present + 1
+        if bucket < following - 1:
+            raise ValueError("in every rank, the weights are read in their order")
+        for number in range(following, bucket + 1):
+            self._gather(number)
 
     def _gather(self, bucket: int) -> None:
         """Free the present bucket, then gather the parameters of another one."""

@@ -38,7 +38,7 @@ class BroadcastSender:
             self._broadcast(request, version, tensors)
         except FAILURES as failure:
             self._leave_channel()
-            return " ".join(str(failure).split()) or type(failure).__name__
+            return failure_text(failure)
         return ""
 
     def _broadcast(self, spec: ChannelSpec, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> None:
@@ -51,3 +51,8 @@ class BroadcastSender:
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
+
+
+def failure_text(failure: Exception) -> str:
+    """Return what went wrong as one line, which is never empty."""
+    return " ".join(str(failure).split()) or type(failure).__name__

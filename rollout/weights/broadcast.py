@@ -14,7 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import astuple
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import ray
 
@@ -135,6 +135,8 @@ class BroadcastCoordinator:
 class BroadcastReceiver:
     """A `WeightReceiver`: a member's engine receives the tensors itself; a worker without a route pulls."""
 
+    source = "rollout.weights.broadcast:ChannelSource"
+
     def __init__(self, run_id: str) -> None:
         self._pull = PullReceiver(run_id)
 
@@ -146,11 +148,22 @@ class BroadcastReceiver:
             async with self._pull.arriving(version) as engine_route:
                 yield engine_route
             return
-        yield EngineRoute("rollout.weights.broadcast:ChannelSource", (*astuple(route.spec), route.first_rank))
+        yield EngineRoute(self.source, (*astuple(route.spec), route.first_rank))
         logger.info("took weight version %d over channel %d", version.version, route.spec.number)
 
     def close(self) -> None:
         self._pull.close()
+
+
+class Channel(Protocol):
+    """The end of a channel in an engine's process."""
+
+    spec: ChannelSpec
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Fill a contiguous tensor with the one that the learner sends."""
+
+    def close(self) -> None: ...
 
 
 class ChannelSource:
@@ -162,7 +175,7 @@ class ChannelSource:
         self._device = device
         self._rank = rank
         """The rank of this process in its engine."""
-        self._channel: WeightChannel | None = None
+        self._channel: Channel | None = None
 
     def tensors(
         self, arguments: Sequence[Any], layout: Sequence[WeightLayout]
@@ -177,9 +190,12 @@ class ChannelSource:
         if channel is not None:
             channel.close()
 
-    def _joined(self, spec: ChannelSpec, rank: int) -> WeightChannel:
+    def _connect(self, spec: ChannelSpec, rank: int) -> Channel:
+        return WeightChannel(spec, rank, self._device)
+
+    def _joined(self, spec: ChannelSpec, rank: int) -> Channel:
         """Return the channel of `spec`. A channel of other members is useless."""
         if self._channel is None or self._channel.spec != spec:
             self.close()
-            self._channel = WeightChannel(spec, rank, self._device)
+            self._channel = self._connect(spec, rank)
         return self._channel
