@@ -23,6 +23,7 @@ def check_gpus(config: RunConfig) -> Iterator[Problem]:
     yield from _check_sleep(config)
     yield from _check_shared_memory(config)
     yield from _check_shared_channel(config)
+    yield from _check_shared_devices(config)
 
 
 def engines_on_one_gpu(config: RunConfig, beside_learner: bool) -> int:
@@ -124,7 +125,42 @@ def _check_shared_channel(config: RunConfig) -> Iterator[Problem]:
             "rollout.weight_transport",
             f"{config.rollout.weight_transport} cannot send weights to engines that share a GPU with {others}, because "
             "NCCL needs one GPU per process",
-            "set it to pull, or set rollout.gpus_per_worker to 1",
+            f"set it to {'pull or ipc' if beside else 'pull'}, or set rollout.gpus_per_worker to 1",
+        )
+
+
+def _check_shared_devices(config: RunConfig) -> Iterator[Problem]:
+    """Report a transport through the memory of a device between processes that are on different ones."""
+    transport = WEIGHT_TRANSPORTS.get(config.rollout.weight_transport)
+    if transport is None or not transport.shares_devices:
+        return
+    rollout, learner, name = config.rollout, config.learner, config.rollout.weight_transport
+    labels = [config.cluster.node_labels.get(role, {}) for role in ("learner", "rollout")]
+    if any(labels[0][key] != labels[1][key] for key in labels[0].keys() & labels[1].keys()):
+        yield Problem(
+            "rollout.weight_transport",
+            f"{name} cannot send weights from one node to another, and cluster.node_labels separates learner and "
+            "engines",
+            "set it to pull or broadcast",
+        )
+        return
+    if not (rollout.gpus_per_worker and learner.gpus_per_rank):
+        return  # on the CPU, or a mixture, which has a message of its own
+    most = rollout.max_workers or rollout.workers
+    beside = engines_on_one_gpu(config, beside_learner=True)
+    if not beside:
+        yield Problem(
+            "rollout.weight_transport",
+            f"{name} needs engines that share a GPU with the learner (rollout.gpus_per_worker = "
+            f"{rollout.gpus_per_worker:g}, learner.gpus_per_rank = {learner.gpus_per_rank:g})",
+            "set it to broadcast or pull, or lower both so that their sum is at most 1",
+        )
+    elif most > learner.ranks * beside:
+        yield Problem(
+            "rollout.weight_transport",
+            f"{name} needs a learner rank on the GPU of every engine, and only {learner.ranks * beside} of {most} "
+            f"engines fit beside {learner.ranks} rank(s)",
+            f"set it to pull, or allow {learner.ranks * beside} workers",
         )
 
 

@@ -3,7 +3,7 @@
 A learner rank always holds its state, and needs the largest of three phases beside it (on the CPU, where the memory of
 activations stays with the process, the first phase and the larger one of the others):
 
-    state               weights, float32 copy, moments, accumulated gradients, reference, process
+    state               weights, float32 copy, moments, accumulated gradients, reference, buffers for engines, process
     + backward          activations of one micro-batch, one layer's gradients, blocks of logits, bucket and its copy,
                         new gradients before they are added to the accumulated ones (on the CPU a phase of its own)
     + optimizer step    copies of the gradients that DeepSpeed makes, bucket
@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 from cluster.configuration.model_shape import ModelShape
 from cluster.core.config import RunConfig
-from cluster.core.weight_buckets import GATHER_BYTES
+from cluster.core.weight_buckets import BUCKET_BYTES, GATHER_BYTES
+from cluster.core.weight_transport import WEIGHT_TRANSPORTS
 from learner.engine.deepspeed_engine import deepspeed_config
 
 GIB = 2**30
@@ -95,7 +96,7 @@ def learner_memory(config: RunConfig, shape: ModelShape) -> Memory:
 def learner_resident(config: RunConfig, shape: ModelShape) -> float:
     """Return the bytes that a learner rank keeps on its GPU while the engines sample."""
     stage, in_float32 = config.learner.zero_stage, element_size(config) == 4
-    kept = {"weights", "float32 copy", "moments", "kept bucket", "reference model", "process"}
+    kept = {"weights", "float32 copy", "moments", "kept bucket", "reference model", "weight buffers", "process"}
     if stage == 3 or (stage == 1 and not in_float32):  # whose gradients have memory of their own
         kept.add("gradients")
     return sum(part.size for part in _state(config, shape) if part.name in kept)
@@ -132,6 +133,7 @@ def _state(config: RunConfig, shape: ModelShape) -> list[Part]:
         Part("gradients", gradients if on_device or stage < 2 else 0),
         Part("kept bucket", _bucket(config, trained) if stage == 3 else 0),
         Part("reference model", reference),
+        Part("weight buffers", _shared_buffers(config, shape)),
         Part("process", CUDA_PROCESS if learner.gpus_per_rank else CPU_LEARNER),
     ]
 
@@ -307,6 +309,14 @@ def cache_bytes_per_token(config: RunConfig, shape: ModelShape) -> float:
     return 2 * shape.layers * heads * shape.head_width * element_size(config)
 
 
+def _shared_buffers(config: RunConfig, shape: ModelShape) -> float:
+    """Return the bytes of the two buffers that engines on the same device map."""
+    transport = WEIGHT_TRANSPORTS.get(config.rollout.weight_transport)
+    if transport is None or not transport.shares_devices:
+        return 0
+    return 2 * min(BUCKET_BYTES, version_bytes(config, shape))
+
+
 # --- Shared memory.
 
 
@@ -321,8 +331,9 @@ def shared_memory(config: RunConfig, shape: ModelShape) -> Memory:
     """Return the use of /dev/shm on a node with the learner and engines.
 
     Ray's object store is there, and the files from which the engines of a node load a version. Both hold two versions
-    for a moment. A broadcast needs them only for workers that join late, which then pull one version.
+    for a moment. With `broadcast` and `ipc` they are only for workers that join late, which then pull one version.
     """
-    versions = 1 if config.rollout.weight_transport == "broadcast" else 2
+    transport = WEIGHT_TRANSPORTS.get(config.rollout.weight_transport)
+    versions = 1 if transport is not None and transport.keeps_versions else 2
     size = versions * version_bytes(config, shape)
     return Memory("/dev/shm", (Part("object store", size), Part("weight files", size)))

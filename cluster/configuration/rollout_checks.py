@@ -82,7 +82,7 @@ def _check_weight_transport(config: RunConfig) -> Iterator[Problem]:
         )
         return
     on_gpus = bool(config.rollout.gpus_per_worker), bool(config.learner.gpus_per_rank)
-    if WEIGHT_TRANSPORTS[name].joins_processes and on_gpus[0] != on_gpus[1]:
+    if WEIGHT_TRANSPORTS[name].keeps_versions and on_gpus[0] != on_gpus[1]:
         yield Problem(
             "rollout.weight_transport",
             f"{name} cannot send weights between GPUs and CPUs (rollout.gpus_per_worker, learner.gpus_per_rank)",
@@ -107,10 +107,10 @@ def _check_sleep(config: RunConfig) -> Iterator[Problem]:
             "rollout.sleep_while_learning",
             f"{rollout.weight_transport} cannot send weights to engines that share a GPU with the learner, because "
             "NCCL needs one GPU per process",
-            f"set rollout.weight_transport to {_separate_transports()}",
+            "set rollout.weight_transport to pull or ipc",
         )
 
 
 def _separate_transports() -> str:
-    """Return the names of the transports that need no process group of learner and engines."""
-    return " or ".join(name for name, transport in WEIGHT_TRANSPORTS.items() if not transport.joins_processes)
+    """Return the names of the transports that work wherever learner and engines are."""
+    return " or ".join(name for name, transport in WEIGHT_TRANSPORTS.items() if not transport.keeps_versions)

@@ -132,8 +132,9 @@ class RolloutConfig(Section):
     """The maximum time for a worker to load a weight version, in seconds."""
     weight_transport: str = "pull"
     """The transport of new weights to the workers: `pull` (each worker pulls them from Ray's object store when it is
-    ready) or `broadcast` (from the learner's memory into all engines at once, by NCCL between GPUs and gloo between
-    CPUs). A worker that cannot receive a broadcast pulls."""
+    ready), `broadcast` (from the learner's memory into all engines at once, by NCCL between GPUs and gloo between
+    CPUs), or `ipc` (by CUDA IPC within a GPU that a learner rank and engines share; within one machine on the CPU). A
+    worker that cannot receive a version in these two ways pulls it."""
     sleep_while_learning: Annotated[bool, Field(strict=True)] = False
     """Engines release their GPU memory during training, so that one GPU can sample and train in turn. Requires
     max_staleness 0 and a fraction of the GPU for each (gpus_per_worker: 0.5, learner.gpus_per_rank: 0.5; with several

@@ -72,6 +72,29 @@ def divided(rollout: dict[str, Any], learner: dict[str, Any]) -> RunConfig:
             "rollout.weight_transport",
             "share a GPU with the learner",
         ),
+        (
+            {"gpus_per_worker": 1, "weight_transport": "ipc"},
+            {"gpus_per_rank": 1},
+            "rollout.weight_transport",
+            "needs engines that share a GPU with the learner",
+        ),
+        (
+            {"gpus_per_worker": 2, "tensor_parallel_size": 2, "weight_transport": "ipc"},
+            {"gpus_per_rank": 0.5},
+            "rollout.weight_transport",
+            "needs engines that share a GPU with the learner",
+        ),
+        (
+            {
+                "gpus_per_worker": 0.4,
+                "gpu_memory_utilization": 0.4,
+                "workers": 3,
+                "weight_transport": "ipc",
+            },
+            {"gpus_per_rank": 0.6, "ranks": 2},
+            "rollout.weight_transport",
+            "only 2 of 3 engines fit beside 2 rank(s)",
+        ),
     ],
 )
 def test_a_division_that_cannot_work_is_one_problem(
@@ -113,6 +136,9 @@ def can_work(config: RunConfig) -> bool:
             return False
         if engines and rollout.weight_transport == "broadcast" and not asleep:
             return False
+    if rollout.weight_transport == "ipc" and engine and rank:
+        beside = [engines for ranks, engines in together if ranks == 1]
+        return rollout.workers <= learner.ranks * max(beside, default=0)
     return True
 
 
@@ -124,7 +150,7 @@ def can_work(config: RunConfig) -> bool:
     ranks=st.integers(1, 3),
     utilization=st.sampled_from([0.2, 0.3, 0.4, 0.45, 0.5, 0.6, 0.85, 1.0]),
     sleeps=st.booleans(),
-    transport=st.sampled_from(["pull", "broadcast"]),
+    transport=st.sampled_from(["pull", "broadcast", "ipc"]),
 )
 def test_exactly_the_divisions_that_can_work_are_accepted(
     engine: float,
@@ -153,3 +179,25 @@ def test_exactly_the_divisions_that_can_work_are_accepted(
     for problem in problems:
         assert "\n" not in str(problem)
         assert problem.fix
+
+
+@pytest.mark.parametrize("gpus", [(0.0, 0.0), (0.4, 0.5)])
+@pytest.mark.parametrize(
+    ("labels", "apart"),
+    [
+        ({}, False),
+        ({"rollout": {"pool": "a"}}, False),  # the learner may be there too
+        ({"rollout": {"pool": "a"}, "learner": {"pool": "a", "disk": "fast"}}, False),
+        ({"rollout": {"pool": "a"}, "learner": {"pool": "b"}}, True),
+    ],
+)
+def test_ipc_is_refused_between_nodes(
+    labels: dict[str, dict[str, str]], apart: bool, gpus: tuple[float, float]
+) -> None:
+    rollout = {"weight_transport": "ipc", "gpus_per_worker": gpus[0], "gpu_memory_utilization": 0.4}
+    config = run_config(
+        Path(), rollout=rollout, learner={"gpus_per_rank": gpus[1]}, cluster={"node_labels": labels}
+    )
+    problems = list(check_gpus(config))
+    assert [problem.where for problem in problems] == (["rollout.weight_transport"] if apart else [])
+    assert all("separates learner and engines" in problem.what for problem in problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,31 @@ def test_prompts_in_flight_are_bounded_by_staleness(tmp_path: Path, oversampling
     assert [problem.where for problem in problems] == ([] if valid else ["rollout.oversampling"])
 
 
-@pytest.mark.parametrize(("gpus", "valid"), [((0.0, 0.0), True), ((1.0, 1.0), True), ((0.0, 1.0), False)])
+@pytest.mark.parametrize(
+    ("gpus", "valid"),
+    [
+        ((0.0, 0.0), ("pull", "broadcast", "ipc")),
+        ((1.0, 1.0), ("pull", "broadcast")),
+        ((0.4, 0.5), ("pull", "ipc")),
+        ((0.0, 1.0), ("pull",)),
+        ((1.0, 0.0), ("pull",)),
+    ],
+)
 @pytest.mark.parametrize("transport", WEIGHT_TRANSPORTS)
-def test_a_transport_that_joins_processes_does_not_mix_gpus_and_cpus(
-    tmp_path: Path, transport: str, gpus: tuple[float, float], valid: bool
+def test_a_transport_is_refused_on_devices_that_it_does_not_connect(
+    tmp_path: Path, transport: str, gpus: tuple[float, float], valid: Collection[str]
 ) -> None:
-    rollout = {"weight_transport": transport, "gpus_per_worker": gpus[0]}
+    rollout = {"weight_transport": transport, "gpus_per_worker": gpus[0], "gpu_memory_utilization": 0.4}
     problems = preflight(run_config(tmp_path, rollout=rollout, learner={"gpus_per_rank": gpus[1]}))
     found = [problem.where for problem in problems if problem.where != "cluster"]  # here are no GPUs
-    assert found == ([] if valid or transport == "pull" else ["rollout.weight_transport"])
+    assert found == ([] if transport in valid else ["rollout.weight_transport"])
 
 
 @pytest.mark.parametrize(
     ("name", "fix"),
     [
-        ("broadcst", "did you mean broadcast? (known weight transports: pull, broadcast)"),
-        ("carrier-pigeon", "choose one of the known weight transports: pull, broadcast"),
+        ("broadcst", "did you mean broadcast? (known weight transports: pull, broadcast, ipc)"),
+        ("carrier-pigeon", "choose one of the known weight transports: pull, broadcast, ipc"),
     ],
 )
 def test_an_unknown_weight_transport_is_answered_with_the_known_ones(
@@ -55,7 +65,12 @@ def test_an_unknown_weight_transport_is_answered_with_the_known_ones(
 
 @pytest.mark.parametrize(
     ("rollout", "valid"),
-    [({}, True), ({"max_staleness": 1}, False), ({"weight_transport": "broadcast"}, False)],
+    [
+        ({}, True),
+        ({"weight_transport": "ipc"}, True),
+        ({"max_staleness": 1}, False),
+        ({"weight_transport": "broadcast"}, False),
+    ],
 )
 def test_engines_sleep_only_while_they_are_not_needed(
     tmp_path: Path, rollout: dict[str, Any], valid: bool
