@@ -3,6 +3,7 @@
 
     buckets      in buckets, as the transport sends it
     tensors      one broadcast per tensor
+    shared       in buckets through shared memory, as the transport `ipc` sends it between CPUs
     sockets      the same bytes through one TCP connection per receiver: what gloo has to do at least
     copy         copy the bytes once per receiver, into existing memory
 
@@ -21,6 +22,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,6 +35,8 @@ import torch
 from torch.distributed import TCPStore
 
 from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn, write_cases
+from cluster.core.shared_channel import BUFFERS, MemberChannel, ServingChannel
+from cluster.core.shared_memory import allocate
 from cluster.core.types import WeightLayout
 from cluster.core.weight_buckets import BUCKET_BYTES, plan_buckets, receive_in_buckets, send_in_buckets
 from cluster.core.weight_channel import ChannelSpec, WeightChannel
@@ -48,7 +52,7 @@ CASES = {
     "many": [(f"layer {layer}", (256, 256)) for layer in range(300)],
     "tiny": [(f"layer {layer}", (512, 1024)) for layer in range(10)],
 }
-WAYS = {"buckets": BUCKET_BYTES, "tensors": 1}
+WAYS = {"buckets": BUCKET_BYTES, "tensors": 1, "shared": BUCKET_BYTES}
 """The capacity of a bucket. A tensor that is larger is alone in its bucket."""
 
 
@@ -56,6 +60,7 @@ def receive(spec: ChannelSpec, rank: int, layout: list[WeightLayout], orders: Co
     """Receive whatever is ordered, in a process of its own."""
     torch.set_num_threads(1)
     channel = WeightChannel(spec, rank, CPU)
+    shared = MemberChannel(replace(spec, number=spec.number + 1), rank, CPU)
     size = sum(bucket.size for bucket in plan_buckets(layout, 1))
     memory = np.ones(size, dtype=np.uint8)
     listener = socket.create_server((ADDRESS, 0))
@@ -66,10 +71,12 @@ def receive(spec: ChannelSpec, rank: int, layout: list[WeightLayout], orders: Co
             if order == "sockets":
                 connection.recv_into(memory, size, socket.MSG_WAITALL)
             else:
-                for _ in receive_in_buckets(channel.broadcast, layout, CPU, WAYS[order]):
+                broadcast = shared.broadcast if order == "shared" else channel.broadcast
+                for _ in receive_in_buckets(broadcast, layout, CPU, WAYS[order]):
                     pass
             orders.send("received")
     channel.close()
+    shared.close()
 
 
 def measure(shapes: list[tuple[str, tuple[int, ...]]], repeats: int) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def measure(shapes: list[tuple[str, tuple[int, ...]]], repeats: int) -> dict[str
     store = TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
     spec = ChannelSpec(ADDRESS, store.port, 1, 1 + RECEIVERS, 60.0)
     with ExitStack() as stack:
-        pipes, channel = start(stack, spec, layout)
+        pipes, channel, shared = start(stack, spec, layout)
         sockets = [
             stack.enter_context(closing(socket.create_connection((ADDRESS, pipe.recv())))) for pipe in pipes
         ]
@@ -100,14 +107,13 @@ def measure(shapes: list[tuple[str, tuple[int, ...]]], repeats: int) -> dict[str
             for thread in threads:
                 thread.join()
 
-        def broadcast(capacity: int) -> None:
-            send_in_buckets(channel.broadcast, layout, weights.items(), CPU, capacity)
+        def send(name: str) -> None:
+            broadcast = shared.broadcast if name == "shared" else channel.broadcast
+            send_in_buckets(broadcast, layout, weights.items(), CPU, WAYS[name])
+            shared.finish()
 
         ways: dict[str, Callable[[], None]] = {
-            **{
-                name: lambda name=name, capacity=capacity: ordered(name, lambda: broadcast(capacity))
-                for name, capacity in WAYS.items()
-            },
+            **{name: lambda name=name: ordered(name, lambda: send(name)) for name in WAYS},
             "sockets": lambda: ordered("sockets", send_by_sockets),
             "copy": lambda: [np.copyto(copy, source) for copy in copies] and None,
         }
@@ -127,8 +133,8 @@ def measure(shapes: list[tuple[str, tuple[int, ...]]], repeats: int) -> dict[str
 
 def start(
     stack: ExitStack, spec: ChannelSpec, layout: list[WeightLayout]
-) -> tuple[list[Connection], WeightChannel]:
-    """Start the receivers, which end with the stack. Return the pipes to them and this process's end of the channel."""
+) -> tuple[list[Connection], WeightChannel, ServingChannel]:
+    """Start the receivers, which end with the stack. Return the pipes to them and the own ends of both channels."""
     context = multiprocessing.get_context("spawn")
     pipes = []
     for rank in range(1, 1 + RECEIVERS):
@@ -140,7 +146,10 @@ def start(
         pipes.append(here)
     channel = WeightChannel(spec, 0, CPU)
     stack.callback(channel.close)
-    return pipes, channel
+    memory = allocate(BUFFERS * BUCKET_BYTES, CPU)
+    shared = ServingChannel(replace(spec, number=spec.number + 1), 0, 1, CPU, lambda: memory)
+    stack.callback(shared.close)
+    return pipes, channel, shared
 
 
 def main() -> None:

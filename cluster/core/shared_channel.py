@@ -60,7 +60,7 @@ class ServingChannel:
 
     Raises:
         TimeoutError: if some members or ranks did not arrive in time.
-        RuntimeError: if a member computes on a device without a rank, or there is no memory.
+        RuntimeError: if there is no memory.
     """
 
     def __init__(
@@ -81,6 +81,8 @@ class ServingChannel:
         self._copied = self._sent = 0
         """The number of pieces that all own members have copied, and that were put into a buffer."""
         self._buffers: tuple[torch.Tensor, ...] = ()
+        self._refused = ""
+        """The text for members on devices without a rank, if there are such members."""
         joined = spec.store()
         if rank == 0:
             _delete_earlier(joined, spec.number)
@@ -114,10 +116,13 @@ class ServingChannel:
         """Wait until all own members have copied everything.
 
         Raises:
-            RuntimeError, TimeoutError: if a member failed, or did not copy a piece in time.
+            RuntimeError, TimeoutError: if a member failed, or did not copy a piece in time; also, in rank 0, if there
+                are members that no rank serves.
         """
         while self._copied < self._sent:
             self._await_copies()
+        if self._refused and self._rank == 0:
+            raise RuntimeError(self._refused)
 
     def close(self, failure: str = "") -> None:
         """Leave the channel. Own members that still wait for this rank fail, with the text of the `failure`."""
@@ -150,10 +155,12 @@ class ServingChannel:
         served = assign(members, [Arrival(**found[f"rank/{rank}"]["device"]) for rank in range(ranks)])
         if elsewhere := [member for member in members if member.rank not in served]:
             where = ", ".join(f"{_name(spec, one.rank)} on {_place(one)}" for one in elsewhere)
-            raise RuntimeError(
+            self._refused = (
                 f"no learner rank shares the device of {where}: set rollout.weight_transport to broadcast or pull, or "
                 "give learner and engines fractions of the same GPUs"
             )
+            if self._rank == 0:
+                self._answer([one.rank for one in elsewhere], self._refused)
         return {
             member: PeerProcess(found[f"arrived/{member}"]["process"])
             for member, rank in served.items()

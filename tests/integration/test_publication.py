@@ -19,6 +19,7 @@ CASES = [(True, "float32"), (True, "bfloat16"), (False, "float32"), (False, "bfl
 IN_THE_SUITE = {
     ("pull", True, "float32"),
     ("broadcast", True, "float32"),
+    ("ipc", True, "float32"),
 }
 """The cases that the ordinary suite runs. The slow tests run all of them, for every transport of the table."""
 

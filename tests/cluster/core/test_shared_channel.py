@@ -183,7 +183,7 @@ def test_the_deadline_of_a_member_without_a_learner(store: TCPStore) -> None:
         MemberChannel(spec(store, 1, timeout_s=0.2), 1, CPU)
 
 
-def test_a_member_on_a_device_without_a_rank_is_refused_at_once(
+def test_a_member_on_a_device_without_a_rank_is_refused_at_once_and_alone(
     store: TCPStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def arrival(rank: int, device: torch.device) -> Arrival:
@@ -193,13 +193,14 @@ def test_a_member_on_a_device_without_a_rank_is_refused_at_once(
     at = spec(store, 2)
     began = time.monotonic()
     with ThreadPoolExecutor(2) as threads:
-        others = [threads.submit(take, at, member, [10]) for member in (1, 2)]
-        failure = send(at, PIECES)
+        served, refused = (threads.submit(take, at, member, [BUFFER_BYTES]) for member in (1, 2))
+        failure = send(at, PIECES[3:4])
         assert failure.startswith(
             "no learner rank shares the device of rollout-1.0 (member 2) on GPU-8 of node-a: "
         )
         assert "broadcast or pull" in failure
-        assert [text(other) for other in others] == [failure] * 2
+        assert text(refused) == failure
+        assert torch.equal(served.result()[0], PIECES[3])
     assert time.monotonic() - began < LATE_S
 
 
