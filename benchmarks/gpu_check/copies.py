@@ -1,4 +1,4 @@
-"""Part 7: the rates of copies between host and device, from pageable and from pinned memory, and of writes to /dev/shm,
+"""Part 8: the rates of copies between host and device, from pageable and from pinned memory, and of writes to /dev/shm,
 through which weights travel."""
 
 from __future__ import annotations

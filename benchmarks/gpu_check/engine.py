@@ -1,4 +1,4 @@
-"""Part 8: one vLLM engine, as a rollout worker runs it: sampling, new weights, an update during sampling, sleep, and
+"""Part 9: one vLLM engine, as a rollout worker runs it: sampling, new weights, an update during sampling, sleep, and
 the probe's log-probabilities against the learner's.
 
 The learner's side runs in another process, because vLLM changes parts of torch in its own. Weights arrive in a file,

@@ -1,4 +1,4 @@
-"""Part 4: which kernels compute attention, and how much memory a forward and backward pass takes at each length.
+"""Part 5: which kernels compute attention, and how much memory a forward and backward pass takes at each length.
 
 `shared` is a sequence of a prompt and four responses to it, `alone` one of a prompt and one response. Both have the
 same number of tokens, so that they differ in attention alone.

@@ -76,7 +76,7 @@ class _Scenarios:
         self._findings = findings
         self._deadline_s = deadline_s
         self._elements = SMOKE_ELEMENTS if settings.smoke else ELEMENTS
-        self._store = _store()
+        self._store = open_store()
         self._number = 0
 
     def absent(self, device: str) -> None:
@@ -132,7 +132,7 @@ class _Scenarios:
         return run_members(spec, roles, devices, self._elements)
 
 
-def _store() -> Any:
+def open_store() -> Any:
     """Open the store in which the members meet, as rank 0 of the learner does (learner/engine/process_setup.py)."""
     from torch.distributed import TCPStore
 
@@ -150,7 +150,7 @@ def _store() -> Any:
 
 def run_members(spec: ChannelSpec, roles: list[str], devices: list[str], elements: int) -> list[Ending]:
     """Run one process per role, from rank 0. Return their endings; processes that hang are killed."""
-    context = _fork_server()
+    context = fork_server()
     news: Any = context.Queue()
     processes = [
         context.Process(target=_member, args=(spec, rank, role, device, elements, news), daemon=True)
@@ -160,7 +160,7 @@ def run_members(spec: ChannelSpec, roles: list[str], devices: list[str], element
         process.start()
     # A member has a deadline for its arrival and one for the tensor.
     limit_s = START_S + 2 * (spec.timeout_s + MARGIN_S)
-    endings = _endings(news, sum(role != "die" for role in roles), limit_s)
+    endings = collect_endings(news, sum(role != "die" for role in roles), limit_s)
     for process in processes:
         process.kill()
         process.join()
@@ -168,7 +168,7 @@ def run_members(spec: ChannelSpec, roles: list[str], devices: list[str], element
 
 
 @cache
-def _fork_server() -> Any:
+def fork_server() -> Any:
     """Return a context whose processes begin with torch imported, and without a CUDA context."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", __name__])
@@ -178,7 +178,7 @@ def _fork_server() -> Any:
     return context
 
 
-def _endings(news: Any, expected: int, limit_s: float) -> dict[int, Ending]:
+def collect_endings(news: Any, expected: int, limit_s: float) -> dict[int, Ending]:
     """Collect what members report, by rank."""
     end = time.monotonic() + limit_s
     endings: dict[int, Ending] = {}

@@ -1,4 +1,4 @@
-"""Part 5: the peak memory of one forward and backward pass against a count on meta tensors, which need no memory, and
+"""Part 6: the peak memory of one forward and backward pass against a count on meta tensors, which need no memory, and
 against the estimate of `launch.py check`, which must not be lower.
 
 The count follows every tensor's storage from its allocation to its release. It knows nothing of the space that kernels

@@ -41,6 +41,14 @@ PARTS: tuple[Part, ...] = (
         "Set rollout.weight_transport: pull, which uses no weight channel, until this part passes.",
     ),
     Part(
+        "sharing",
+        "Memory that two processes of one device share",
+        "benchmarks.gpu_check.sharing:check_sharing",
+        ("torch",),
+        180.0,
+        "Do not set rollout.weight_transport: ipc until this part passes; pull and broadcast do not need it.",
+    ),
+    Part(
         "paths",
         "Prefix sharing against every response alone",
         "benchmarks.gpu_check.paths:check_paths",

@@ -1,4 +1,4 @@
-"""Part 3: sharing a prompt's forward pass gives what every response alone gives, on the device and in each type."""
+"""Part 4: sharing a prompt's forward pass gives what every response alone gives, on the device and in each type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Part 6: one learner step with each ZeRO stage and with offloading, against the same step in plain PyTorch in float32
+"""Part 7: one learner step with each ZeRO stage and with offloading, against the same step in plain PyTorch in float32
 on the CPU."""
 
 from __future__ import annotations

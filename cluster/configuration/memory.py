@@ -96,7 +96,15 @@ def learner_memory(config: RunConfig, shape: ModelShape) -> Memory:
 def learner_resident(config: RunConfig, shape: ModelShape) -> float:
     """Return the bytes that a learner rank keeps on its GPU while the engines sample."""
     stage, in_float32 = config.learner.zero_stage, element_size(config) == 4
-    kept = {"weights", "float32 copy", "moments", "kept bucket", "reference model", "weight buffers", "process"}
+    kept = {
+        "weights",
+        "float32 copy",
+        "moments",
+        "kept bucket",
+        "reference model",
+        "weight buffers",
+        "process",
+    }
     if stage == 3 or (stage == 1 and not in_float32):  # whose gradients have memory of their own
         kept.add("gradients")
     return sum(part.size for part in _state(config, shape) if part.name in kept)
