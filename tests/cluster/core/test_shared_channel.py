@@ -7,6 +7,7 @@ tests/learner/weights/test_ipc.py.
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from torch.distributed import TCPStore
 
 from cluster.core import shared_channel
+from cluster.core.peer_process import own_process
 from cluster.core.shared_channel import BUFFERS, MemberChannel, ServingChannel, assign
 from cluster.core.shared_memory import SharedMemory, allocate
 from cluster.core.types import WeightLayout
@@ -231,6 +233,37 @@ def test_a_member_that_hangs_is_named_at_the_deadline(store: TCPStore) -> None:
         # When it continues, it must not take what the buffers contain by then.
         with pytest.raises(RuntimeError, match=r"did not copy piece 0"):
             hanging.result().broadcast(torch.zeros(BUFFER_BYTES, dtype=torch.uint8))
+
+
+def test_the_end_of_a_process_is_noticed_on_both_sides(
+    store: TCPStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank and member believe that the other one is a process that is killed here."""
+    process = subprocess.Popen(["sleep", "600"])
+    identity = f"{own_process().rpartition('/')[0]}/{process.pid}"
+    monkeypatch.setattr(shared_channel, "own_process", lambda: identity)
+    at = spec(store, 1)
+    provided = memory()
+    with ThreadPoolExecutor(1) as threads:
+        joining = threads.submit(MemberChannel, at, 1, CPU)
+        channel = ServingChannel(at, 0, 1, CPU, lambda: provided)
+        member = joining.result()
+    began = time.monotonic()
+    process.kill()
+    process.wait()
+    with pytest.raises(RuntimeError, match=r"^the process of learner rank 0 ended; it did not send piece 0 "):
+        member.broadcast(torch.zeros(BUFFER_BYTES, dtype=torch.uint8))
+    channel.broadcast(PIECES[1])
+    with pytest.raises(
+        RuntimeError, match=r"^the process of rollout-0\.0 \(member 1\) ended before it copied"
+    ):
+        channel.finish()
+    # What was sent before the end is taken nevertheless.
+    taken = torch.zeros(BUFFER_BYTES, dtype=torch.uint8)
+    member.broadcast(taken)
+    assert torch.equal(taken, PIECES[1])
+    channel.finish()
+    assert time.monotonic() - began < LATE_S
 
 
 def test_a_buffer_that_changes_during_a_copy_is_not_taken(
