@@ -20,7 +20,8 @@ A rank and its members watch each other's processes, so the end of one is notice
 keeps a process waiting ends at a deadline.
 
 Piece N is in buffer N mod 2, and its keys are deleted when it is copied. Rank 0 deletes the other keys of a channel
-when it makes the next one. A channel in which anything failed is useless to the members of that rank, and to no others.
+when the members of the next one have arrived. A channel in which anything failed is useless to the members of that
+rank, and to no others.
 """
 
 from __future__ import annotations
@@ -84,8 +85,6 @@ class ServingChannel:
         self._refused = ""
         """The text for members on devices without a rank, if there are such members."""
         joined = spec.store()
-        if rank == 0:
-            _delete_earlier(joined, spec.number)
         self._store: Any = PrefixStore(spec.prefix, joined)
         try:
             self._members = self._met(ranks)
@@ -93,6 +92,9 @@ class ServingChannel:
             if rank == 0:
                 self._answer(range(1, spec.size), str(failure))
             raise
+        finally:
+            if rank == 0:  # after the members have left the channel before
+                _delete_earlier(joined, spec.number)
         if self._members:
             self._serve(provide)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -167,6 +168,31 @@ def test_the_store_keeps_no_key_per_piece_and_none_of_earlier_channels(store: TC
         taking.result()
         assert {key.split("/")[1] for key in set(store.list_keys()) - before} == {"5"}
     assert max(counts) <= 4, "arrived, rank, served, and the farewell of the member"
+
+
+def test_a_member_that_leaves_late_leaves_no_key(store: TCPStore) -> None:
+    """It is still in channel 1 when its rank makes channel 2."""
+    before = set(store.list_keys())
+
+    def move(member: MemberChannel) -> None:
+        member.broadcast(torch.zeros(10, dtype=torch.uint8))
+        leave.wait(LATE_S)
+        time.sleep(0.2)
+        member.close()
+        take(spec(store, 1, 2), 1, [10])
+
+    leave = threading.Event()
+    provided = memory()
+    with ThreadPoolExecutor(1) as threads:
+        moving = threads.submit(lambda: move(MemberChannel(spec(store, 1), 1, CPU)))
+        first = ServingChannel(spec(store, 1), 0, 1, CPU, lambda: provided)
+        first.broadcast(PIECES[0][:10])
+        first.finish()
+        first.close()
+        leave.set()
+        assert send(spec(store, 1, 2), [PIECES[0][:10]]) == ""
+        moving.result()
+    assert {key.split("/")[1] for key in set(store.list_keys()) - before} == {"2"}
 
 
 def test_members_and_ranks_that_never_come_are_named_to_all_others(store: TCPStore) -> None:
