@@ -10,11 +10,13 @@ from cluster.commands import check, scale, tasks
 from cluster.commands.compare import command as compare
 from cluster.commands.doctor import command as doctor
 from cluster.commands.evaluate import command as evaluate
+from cluster.commands.exits import EXIT_FAILED
 from cluster.commands.export import command as export
 from cluster.commands.jobs import command as jobs
 from cluster.commands.report import command as report
 from cluster.commands.train import command as train
 from cluster.commands.workspace import command as workspace
+from cluster.core.output import protect_standard_streams
 from cluster.core.project import code_version
 
 HELP = """\
@@ -53,8 +55,16 @@ def options(
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line. Output that is lost does not end a command, so that it ends with its usual exit code. Only
+    a disk that is full is an error, unless the output continues elsewhere."""
+    stdout = protect_standard_streams()
+    try:
+        app()
+    finally:
+        stdout.flush()
+        if stdout.is_missed:
+            typer.echo(f"the output could not be written: {stdout.lost}", err=True)
+            raise SystemExit(EXIT_FAILED)
 
 
 if __name__ == "__main__":

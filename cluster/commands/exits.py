@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cluster.core.failures import trimmed
 from cluster.core.text import plain_text
+from cluster.run_state.run_lock import RunInUseError
 from cluster.runtime.signals import Terminated
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 EXIT_TERMINATED = 143
 
 
@@ -35,7 +37,8 @@ def refuse(*reasons: object) -> NoReturn:
 def explained_exits(
     console: RunConsole, errors: tuple[type[Exception], ...], logs: Path, advice: str = ""
 ) -> Iterator[None]:
-    """Translate Ctrl-C, SIGTERM and the expected `errors` of the block into a message and an exit code.
+    """Translate Ctrl-C, SIGTERM, SIGHUP, the expected `errors` of the block, and a directory in use into a message and
+    an exit code.
 
     No traceback is shown for them. Any other exception is a bug and keeps its traceback.
 
@@ -47,10 +50,21 @@ def explained_exits(
     try:
         yield
     except KeyboardInterrupt as interruption:
-        terminated = isinstance(interruption, Terminated)
-        console.event(f"{'received SIGTERM' if terminated else 'interrupted'}{hint}")
-        raise typer.Exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED) from None
+        console.event(f"{how_ended(interruption)}{hint}")
+        raise typer.Exit(exit_code_of(interruption)) from None
+    except RunInUseError as error:
+        refuse(error)
     except errors as error:
         console.warning(f"stopped: {trimmed(error)}")
         console.warning(f"logs: {logs}{hint}")
         raise typer.Exit(EXIT_FAILED) from None
+
+
+def how_ended(interruption: KeyboardInterrupt) -> str:
+    """Return what ended the command, for its last message."""
+    return f"received {interruption.name}" if isinstance(interruption, Terminated) else "interrupted"
+
+
+def exit_code_of(interruption: KeyboardInterrupt) -> int:
+    """Return the exit code of an interrupted command. SIGHUP counts as SIGTERM."""
+    return EXIT_TERMINATED if isinstance(interruption, Terminated) else EXIT_INTERRUPTED

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 
@@ -80,17 +81,40 @@ def new_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
-    """Take the exclusive lock of `file`, or with `shared` one that several may hold, without waiting.
+class LockAttempt(Enum):
+    """The result of an attempt to lock a file."""
 
-    Closing the file, or the end of the process, releases it. Returns False if another process holds a lock that
-    excludes this one, or if the file system has no locks.
+    TAKEN = "taken"
+    BUSY = "another process holds a lock that excludes this one"
+    UNSUPPORTED = "the file system has no locks"
+
+
+def attempt_lock(file: IO[Any], *, shared: bool = False) -> LockAttempt:
+    """Try to take the exclusive lock of `file`, or with `shared` one that several may hold, without waiting.
+
+    Closing the file, or the end of the process, releases it. Some shared file systems do not show locks to other
+    machines: there, `TAKEN` says nothing about them.
     """
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return LockAttempt.BUSY
     except OSError:
+        return LockAttempt.UNSUPPORTED
+    return LockAttempt.TAKEN
+
+
+def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
+    """Do the same as `attempt_lock`, and return whether the lock was taken."""
+    return attempt_lock(file, shared=shared) is LockAttempt.TAKEN
+
+
+def is_at(file: IO[Any], path: Path) -> bool:
+    """Return whether `path` names the open `file`, and not another one that has replaced it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
         return False
-    return True
 
 
 def lock(file: IO[Any], *, shared: bool = False) -> None:

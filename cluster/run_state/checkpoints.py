@@ -3,24 +3,36 @@
 checkpoints/step-000050/
     learner/        the learner ranks' files: DeepSpeed's, one set per rank, and the random state of each rank
     progress.json   the controller's state
-    COMPLETE        the manifest, written last: size and SHA-256 of every file above. A directory without it is an
-                    incomplete checkpoint, which is skipped and removed at the next save.
+    COMPLETE        the manifest, written last: size and SHA-256 of every file above
+    INCOMPLETE      in place of COMPLETE while the checkpoint is written or deleted. Such a directory is skipped, and
+                    removed at the next save
+
+The store deletes only what it has made: directories with such a name and one of the two files. Copies under other
+names, symbolic links and other files stay, and do not count as checkpoints that are kept. A process that reads a
+checkpoint holds it, so that it is not deleted meanwhile.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.core.files import write_atomically
 from cluster.run_state import manifest
+from cluster.run_state.lock_file import LockFile, is_held
 from cluster.run_state.manifest import Manifest, files_in
 from cluster.run_state.progress import Progress
 from learner.state.state_files import CheckpointError, CheckpointWriteError, FileRecord, seal, why_not_written
+
+_SCRATCH = ".resizing-"
+_RANDOM = r"[0-9a-f]{8}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +58,8 @@ class CheckpointStore:
         self._directory = directory
         self._keep = keep
         self._damaged: set[Path] = set()
-
-    @property
-    def scratch(self) -> Path:
+        self.scratch = directory / f"{_SCRATCH}{secrets.token_hex(4)}"
         """A directory for repartitioning a checkpoint's state. Leftovers of a crash are removed at the next commit."""
-        return self._directory / "resized"
 
     @contextmanager
     def attempt(self, step: int) -> Iterator[Path]:
@@ -68,18 +77,29 @@ class CheckpointStore:
         except (OSError, CheckpointWriteError) as error:
             if self._is_complete(self._path(step)):  # only the deletion of older checkpoints failed
                 raise
+            if not self._directory.is_dir():
+                raise CheckpointError(
+                    f"{self._directory} no longer exists: the run directory was deleted or moved while the run was "
+                    "writing it"
+                ) from error
             self._discard(self._path(step))
             raise CheckpointError(self._failure(step, error)) from error
 
     def begin(self, step: int) -> Path:
-        """Make an empty directory for this step's checkpoint. Leftovers of a crash are removed.
+        """Make an empty directory for this step's checkpoint. Leftovers of a crash are removed. If something that the
+        store has not made has this name, it is renamed.
 
         Raises:
             OSError: if it cannot be made.
         """
         path = self._path(step)
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
+        self._directory.mkdir(exist_ok=True)  # but not the run directory: without it, the run has ended
+        if self._is_own(path):
+            shutil.rmtree(path, ignore_errors=True)
+        if os.path.lexists(path):
+            path.rename(path.with_name(f"{path.name}.moved-{secrets.token_hex(4)}"))
+        path.mkdir()
+        (path / manifest.INCOMPLETE_NAME).touch()
         return path
 
     def commit(self, path: Path, progress: Progress, sealed: Mapping[Path, FileRecord] | None = None) -> None:
@@ -100,8 +120,10 @@ class CheckpointStore:
             raise CheckpointWriteError(f"{path} changed while it was written: {fault}")
         write_atomically(path / manifest.FILE_NAME, complete.to_json(), durable=True)
         _sync(path)
+        (path / manifest.INCOMPLETE_NAME).unlink()
         self._damaged.discard(path)
-        self._delete_all_but(list(self.complete().values())[-self._keep :])
+        own = [found for found in self.complete().values() if self._is_own(found)]
+        self._delete_all_but(own[-self._keep :])
 
     def newest_intact(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """Return the newest undamaged checkpoint; None if there is no complete checkpoint at all.
@@ -136,13 +158,34 @@ class CheckpointStore:
         """
         return {step: path for step, path in self._steps().items() if self._is_complete(path)}
 
+    @contextmanager
+    def held(self, path: Path) -> Iterator[None]:
+        """Hold the checkpoint in `path` while the block reads it: no process deletes it, or moves the run directory.
+
+        Raises:
+            CheckpointError: if it was deleted in the meantime.
+            OSError: if the directory cannot be written.
+        """
+        hold = LockFile.take(path.with_name(f".{path.name}.{secrets.token_hex(4)}.reader"))
+        try:
+            # The store looks for readers after it has renamed the manifest: one of the two sees the other.
+            if not (path / manifest.FILE_NAME).exists():
+                raise CheckpointError(f"{path} was deleted in the meantime, after newer checkpoints")
+            yield
+        finally:
+            hold.release()
+
+    def readers(self, path: Path | None = None) -> list[Path]:
+        """Return the holds of processes that read the checkpoint in `path`, or any checkpoint."""
+        name = "*" if path is None else path.name
+        return [hold for hold in self._directory.glob(f".{name}.*.reader") if is_held(hold)]
+
     def _path(self, step: int) -> Path:
         return self._directory / f"step-{step:06d}"
 
     def _discard(self, path: Path) -> None:
         """Remove an unfinished checkpoint. The rename comes first, so that ranks that still write into it fail."""
-        aside = path.with_name(f"{path.name}.discarded")
-        shutil.rmtree(aside, ignore_errors=True)
+        aside = path.with_name(f"{path.name}.discarded-{secrets.token_hex(4)}")
         if path.exists():
             path.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
@@ -163,7 +206,7 @@ class CheckpointStore:
         found = {
             int(number): path
             for path in self._directory.glob("step-*")
-            if (number := path.name.removeprefix("step-")).isdecimal()
+            if (number := path.name.removeprefix("step-")).isdecimal() and path == self._path(int(number))
         }
         return {step: found[step] for step in sorted(found)}
 
@@ -175,12 +218,52 @@ class CheckpointStore:
         except (OSError, ValueError):
             return False
 
+    def _is_own(self, path: Path) -> bool:
+        """Return whether the store has made the directory, and may delete it. It has not made links, and copies of
+        another step's checkpoint."""
+        if not re.fullmatch(rf"step-\d{{6,}}(\.discarded-{_RANDOM})?", path.name):
+            return False
+        if path.is_symlink() or not path.is_dir():
+            return False
+        with suppress(OSError, ValueError):
+            if _progress_in(path).step != _step_of(path):
+                return False
+        names = {entry.name for entry in path.iterdir()}
+        return not names or bool(names & {manifest.FILE_NAME, manifest.INCOMPLETE_NAME})
+
     def _delete_all_but(self, kept: list[Path]) -> None:
-        for path in [*self._directory.glob("step-*"), self.scratch]:
-            if path not in kept and path.exists():
-                # The manifest goes first: after a crash here the checkpoint is incomplete, and not damaged.
-                (path / manifest.FILE_NAME).unlink(missing_ok=True)
+        for path in self._directory.glob("step-*"):
+            if path not in kept and self._is_own(path):
+                self._delete(path)
+        for path in self._directory.glob(f"{_SCRATCH}*"):
+            if re.fullmatch(re.escape(_SCRATCH) + _RANDOM, path.name) and not path.is_symlink():
                 shutil.rmtree(path)
+
+    def _delete(self, path: Path) -> None:
+        """Delete a directory that the store has made, unless a process reads it. A file that was added to a complete
+        checkpoint stays, with its directory."""
+        complete, incomplete = path / manifest.FILE_NAME, path / manifest.INCOMPLETE_NAME
+        if self.readers(path):
+            return
+        if complete.exists():
+            # The manifest goes first: after a crash here the checkpoint is incomplete, and not damaged.
+            complete.rename(incomplete)
+            if self.readers(path):
+                incomplete.rename(complete)
+                return
+        try:
+            files = Manifest.read(path, manifest.INCOMPLETE_NAME).files
+        except (OSError, ValueError, CheckpointError):
+            shutil.rmtree(path)  # it was never complete
+            return
+        for name in list(files_in(path)):
+            if name in files:
+                (path / name).unlink()
+        directories = [entry for entry in path.rglob("*") if entry.is_dir() and not entry.is_symlink()]
+        for directory in sorted(directories, reverse=True):  # those inside before those around them
+            _remove_if_empty(directory)
+        incomplete.unlink()
+        _remove_if_empty(path)
 
 
 def learner_state(checkpoint: Path) -> Path:
@@ -195,10 +278,28 @@ def _examine(path: Path) -> tuple[str | None, Checkpoint | None]:
         fault = written.size_fault(path) or written.content_fault(path)
         if fault is not None:
             return fault, None
-        progress = Progress.from_json((path / "progress.json").read_text(encoding="utf-8"))
+        progress = _progress_in(path)
     except (OSError, ValueError) as error:
         return str(error), None
+    if progress.step != _step_of(path):
+        return f"it is a copy of the checkpoint of step {progress.step}", None
     return None, Checkpoint(path, progress)
+
+
+def _progress_in(checkpoint: Path) -> Progress:
+    return Progress.from_json((checkpoint / "progress.json").read_text(encoding="utf-8"))
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-").partition(".")[0])
+
+
+def _remove_if_empty(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def _size(checkpoint: Path) -> int:

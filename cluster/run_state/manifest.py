@@ -12,6 +12,8 @@ from pathlib import Path
 from learner.state.state_files import CheckpointError, FileRecord, record
 
 FILE_NAME = "COMPLETE"
+INCOMPLETE_NAME = "INCOMPLETE"
+"""The file that stands for the manifest while the checkpoint is written (empty), or deleted (the former manifest)."""
 FORMAT = 2
 """The version of the manifest's format. Format 1 had only sizes."""
 _READERS = 8
@@ -29,8 +31,8 @@ class Manifest:
         return json.dumps({"format": FORMAT, "files": files}, indent=2)
 
     @staticmethod
-    def read(checkpoint: Path) -> Manifest:
-        """Read the manifest of the checkpoint in a directory.
+    def read(checkpoint: Path, name: str = FILE_NAME) -> Manifest:
+        """Read the manifest of the checkpoint in a directory, or the former one that has another name.
 
         Raises:
             OSError: if there is no manifest.
@@ -38,13 +40,13 @@ class Manifest:
             CheckpointError: if another version of this program wrote it in another format.
         """
         try:
-            content = json.loads((checkpoint / FILE_NAME).read_text(encoding="utf-8"))
+            content = json.loads((checkpoint / name).read_text(encoding="utf-8"))
             # Format 1 is a mapping of sizes.
             written = content["format"] if "files" in content else 1
             if written == FORMAT:
                 return Manifest({name: FileRecord(**entry) for name, entry in content["files"].items()})
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{FILE_NAME} cannot be read ({type(error).__name__}: {error})") from error
+            raise ValueError(f"{name} cannot be read ({type(error).__name__}: {error})") from error
         raise CheckpointError(
             f"{checkpoint} was written in format {written} by another version of this program, and this one reads "
             f"format {FORMAT}: resume with that version, or train under another name"
@@ -80,5 +82,5 @@ class Manifest:
 def files_in(checkpoint: Path) -> Iterator[str]:
     """Yield the paths of the files that a manifest has to list."""
     for file in sorted(checkpoint.rglob("*")):
-        if file.is_file() and file != checkpoint / FILE_NAME:
+        if file.is_file() and file not in (checkpoint / FILE_NAME, checkpoint / INCOMPLETE_NAME):
             yield str(file.relative_to(checkpoint))

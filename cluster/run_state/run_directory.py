@@ -36,6 +36,7 @@ One training run, with these entries:
 | `evaluations/` | for each evaluation: its report (`.json`), all responses (`.jsonl`), and a page to read (`.html`) |
 | `ray_address` | the address of the Ray cluster in which the run was last started; `launch.py scale` reads it |
 | `logs/` | one log file per actor; look here if an actor has died |
+| `export/` | the logs of `launch.py export` |
 | `checkpoints/` | the checkpoints for resuming; old ones are deleted; `launch.py export` exports the model of one |
 | `final_model/` | the trained model as a Hugging Face directory, written at the end of the run |
 | `wandb/` | W&B's own files; `wandb sync wandb/offline-run-*` uploads a run that was offline |
@@ -130,6 +131,16 @@ class RunDirectory:
     def evaluation(self) -> RunDirectory:
         """The directory beside it for `launch.py eval`, which writes `logs/` and `evaluation.*`."""
         return RunDirectory(self.path.with_name(f"{self.path.name}.eval"))
+
+    @property
+    def export(self) -> RunDirectory:
+        """The directory in it for the `logs/` of `launch.py export`, which stay apart from those of a live run."""
+        return RunDirectory(self.path / "export")
+
+    @property
+    def console_log(self) -> Path:
+        """The file that continues the output of the command if its console is lost."""
+        return self.logs / "console.log"
 
     @property
     def wandb(self) -> Path:

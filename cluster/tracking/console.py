@@ -13,8 +13,10 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -23,6 +25,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from cluster.core.output import TolerantStream, tolerant
 from cluster.core.text import plain_text
 from cluster.tracking.console_view import View, live, plain_line, summary_rows
 from cluster.tracking.formats import duration
@@ -42,11 +45,18 @@ class RunConsole:
 
     With `quiet` it shows only the closing summary, and warnings on stderr. Leaving the `with` block always restores the
     terminal.
+
+    A console that is lost (a broken pipe, a full disk under a log, a closed terminal) never reaches the caller: what it
+    would have shown is written to the file of `continue_in`, with the reason first.
     """
 
     def __init__(self, name: str, steps: int, *, quiet: bool = False, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
-        self._stderr = Console(stderr=True, highlight=False)
+        self._console, self._output = _tolerant_console(console or Console(highlight=False))
+        self._stderr, self._errors = _tolerant_console(Console(stderr=True, highlight=False))
+        self._rest: Path | None = None
+        """The file for the rest of the output, once the console is lost."""
+        self._noted: set[str] = set()
+        """The reasons that were written to this file."""
         self._quiet = quiet
         self._view = View(name, steps)
         self._training = False
@@ -78,6 +88,12 @@ class RunConsole:
             self._live.stop()
             self._live = None
 
+    def continue_in(self, file: Path) -> None:
+        """From now on, write what a lost console does not show to `file`. If it cannot be written either, the output
+        ends silently: `metrics.jsonl` has all metrics."""
+        self._rest = file
+        self._output.is_missed = False
+
     def restore(self, rows: Iterable[Mapping[str, float]]) -> None:
         """Load the history of a resumed run: the rows of `metrics.jsonl`, in order."""
         for row in rows:
@@ -105,6 +121,7 @@ class RunConsole:
         """Print a line about a failure; with `quiet` it goes to stderr."""
         if self._quiet:
             self._stderr.print(_with_time(text), soft_wrap=True)
+            self._continue(self._errors, _with_time(text).plain)
         else:
             self.event(text)
 
@@ -113,7 +130,7 @@ class RunConsole:
         self._end_stage()
         self._training = True
         self._view = self._view.after(step, metrics)
-        if self._live is None:
+        if self._live is None or self._output.lost:
             self._line(plain_line(self._view))
 
     def summary(self, summary: Mapping[str, Any]) -> None:
@@ -127,6 +144,7 @@ class RunConsole:
                 table.add_row(Text(key, "cyan"), Text(value))
             title = Text(f"{self._view.name} is finished", "bold green")
             self._console.print(Panel(table, title=title, title_align="left", expand=False, padding=(0, 1)))
+            self._continue(self._output, "\n".join(f"{key}  {value}" for key, value in rows))
         else:
             width = max((len(key) for key, _ in rows), default=0)
             for key, value in rows:
@@ -162,6 +180,19 @@ class RunConsole:
     def _print(self, text: Text) -> None:
         # In a log, a line is a line: only a terminal wraps.
         self._console.print(text, soft_wrap=not self._console.is_terminal)
+        self._continue(self._output, text.plain)
+
+    def _continue(self, stream: TolerantStream, text: str) -> None:
+        """If `stream` is lost, write `text` to the file for the rest of the output."""
+        if stream.lost is None or self._rest is None:
+            return
+        stream.is_missed = False
+        if stream.lost not in self._noted:
+            self._noted.add(stream.lost)
+            note = f"the console was lost ({stream.lost}); its output continues here"
+            text = f"{_with_time(note).plain}\n{text}"
+        with suppress(OSError), self._rest.open("a", encoding="utf-8", errors="replace") as rest:
+            rest.write(f"{text}\n")
 
 
 class JsonConsole(RunConsole):
@@ -174,8 +205,7 @@ class JsonConsole(RunConsole):
     """
 
     def __init__(self, name: str, steps: int, *, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
-        super().__init__(name, steps, console=Console(file=self._stream, force_terminal=False))
+        super().__init__(name, steps, console=Console(file=stream or sys.stdout, force_terminal=False))
 
     def warning(self, text: str) -> None:
         self._write("warning", text=text)
@@ -198,7 +228,15 @@ class JsonConsole(RunConsole):
 
     def _write(self, kind: str, **content: Any) -> None:
         line = json.dumps({"kind": kind, "time": round(time.time(), 3), **content}, default=str)
-        print(line, file=self._stream, flush=True)
+        print(line, file=self._output, flush=True)
+        self._continue(self._output, line)
+
+
+def _tolerant_console(console: Console) -> tuple[Console, TolerantStream]:
+    """Return `console` with a stream that never fails, and this stream."""
+    stream = tolerant(cast("TextIO", console.file))
+    console.file = cast("TextIO", stream)
+    return console, stream
 
 
 def _with_time(text: str) -> Text:

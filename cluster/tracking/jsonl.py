@@ -16,10 +16,12 @@ from typing import Any, Self
 
 from cluster.core.files import write_atomically
 from cluster.core.renamed import current_row
+from cluster.run_state.run_lock import RunDirectoryLostError
 
 
 class MetricsFile:
-    """Appends steps to the file. When `log` returns, the line has been handed to the operating system.
+    """Appends steps to the file. When `log` returns, the line has been handed to the operating system, and when `sync`
+    returns, it is on the disk.
 
         with MetricsFile(run.metrics_file, run.superseded_metrics_file) as metrics:
             metrics.truncate_after(checkpoint_step)  # on resume only
@@ -36,6 +38,7 @@ class MetricsFile:
         _cut_half_written_line(path)
         self._last_step = max((row["step"] for row in read_metrics(path)), default=-1)
         self._stream = path.open("a", encoding="utf-8")
+        self._opened = os.fstat(self._stream.fileno())
 
     def log(
         self,
@@ -70,6 +73,31 @@ class MetricsFile:
         self._stream.flush()
         self._last_step = step
 
+    def check(self) -> None:
+        """Make sure that the file is still in its place.
+
+        Raises:
+            RunDirectoryLostError: if it was deleted or replaced.
+        """
+        if not (self._path.exists() and os.path.samestat(self._opened, self._path.stat())):
+            raise RunDirectoryLostError(
+                f"{self._path} was deleted, moved or replaced while the run was writing it: the run cannot continue "
+                "without its directory"
+            )
+
+    def sync(self) -> None:
+        """Wait until all lines, and the name of the file, are on the disk.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
+        os.fsync(self._stream.fileno())
+        directory = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
     def truncate_after(self, step: int) -> int:
         """Move the lines of later steps to the superseded file (-1 moves all of them). Return the number of lines.
 
@@ -86,6 +114,7 @@ class MetricsFile:
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             write_atomically(self._path, "".join(kept), durable=True)
             self._stream = self._path.open("a", encoding="utf-8")
+            self._opened = os.fstat(self._stream.fileno())
         self._last_step = min(self._last_step, step)
         return len(later)
 

@@ -13,6 +13,7 @@ from cluster.core.config import RunConfig
 from cluster.core.types import ScoredGroup
 from cluster.metrics.evaluation import categories_of, evaluation_report
 from cluster.run_state.run_directory import RunDirectory
+from cluster.run_state.run_lock import RunLock
 from cluster.tracking.alerts import Alerts
 from cluster.tracking.console import RunConsole
 from cluster.tracking.evaluation_files import write_evaluation
@@ -38,13 +39,15 @@ class Tracker:
                 tracker.transcripts(step, groups)
                 tracker.finish(summary)  # only when training ran to its end
 
-    A failure of W&B never reaches the caller; a failure to write the run directory does.
+    A failure of W&B or of the console never reaches the caller; a failure to write the run directory does. If the
+    directory was deleted, or taken over by another process, every method that writes raises RunDirectoryLostError.
 
     Args:
         resume_step: The step of the checkpoint from which the run resumes. Later steps in `metrics.jsonl` are moved to
             another file, since they are repeated: with -1 all of them (a restart without a checkpoint), with None none
             of them (a new run).
         wandb_run_id: The W&B run that the checkpoint names, used if the run directory has lost its id.
+        lock: The lock of the run directory, which is checked before each write.
 
     Raises:
         OSError: if the run directory cannot be written.
@@ -59,7 +62,9 @@ class Tracker:
         *,
         resume_step: int | None = None,
         wandb_run_id: str | None = None,
+        lock: RunLock | None = None,
     ) -> None:
+        self._lock = lock
         self._config = config
         self._category_of = categories_of(config)
         self._run = run_directory
@@ -69,6 +74,7 @@ class Tracker:
         self._alerts = Alerts(config)
         self._sinks: list[MetricsSink] = []
         run_directory.create()
+        console.continue_in(run_directory.console_log)
         run_directory.remove_summary()
         files = (run_directory.metrics_file, run_directory.superseded_metrics_file)
         earlier = [
@@ -109,6 +115,7 @@ class Tracker:
             ValueError: if this step or a later one was logged before.
             OSError: if `metrics.jsonl` cannot be written (on a full disk, for example).
         """
+        self.check()
         self._metrics.log(step, metrics, prompts, dropped)
         self._console.step(step, metrics)
         self._wandb.log(step, metrics, distributions or {})
@@ -117,6 +124,25 @@ class Tracker:
         for alert in self._alerts.after(step, metrics):
             self._console.warning(f"{alert.title}: {alert.text}")
             self._wandb.alert(alert)
+
+    def check(self) -> None:
+        """Make sure that the run directory is still there, and still this process's.
+
+        Raises:
+            RunDirectoryLostError: if it is not.
+        """
+        if self._lock is not None:
+            self._lock.check()
+        self._metrics.check()
+
+    def sync(self) -> None:
+        """Wait until all rows of `metrics.jsonl` are on the disk: a checkpoint must not be ahead of them.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
+        self.check()
+        self._metrics.sync()
 
     def attach(self, sink: MetricsSink) -> None:
         """Send every further step to `sink` too."""
@@ -130,6 +156,7 @@ class Tracker:
         """
         if not groups or not self._shown_responses:
             return
+        self.check()
         write_transcripts(self._run.transcript_file(step), step, groups, self._shown_responses)
         rows = [
             (step, group.prompt.text, response.text, verdict.outcome, verdict.reward, verdict.reason)
@@ -144,6 +171,7 @@ class Tracker:
         Raises:
             OSError: if it cannot be written.
         """
+        self.check()
         file = self._run.failed_batch_file(step)
         file.parent.mkdir(exist_ok=True)
         write_batch(file, groups)
@@ -155,6 +183,7 @@ class Tracker:
         Raises:
             OSError: if a file cannot be written.
         """
+        self.check()
         report = evaluation_report(self._config, "eval", groups, self._category_of)
         write_evaluation(self._run.evaluation_stem(step), {"step": step, **report}, groups, self._category_of)
 
@@ -176,6 +205,7 @@ class Tracker:
         Raises:
             OSError: if the summary cannot be written.
         """
+        self.check()
         self._finished = True
         self._wandb.summary(summary)
         if self._wandb.off_reason is None:

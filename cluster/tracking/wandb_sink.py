@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cluster.core.config import RunConfig
+from cluster.core.ending import is_hurried, wait_patiently
 from cluster.core.project import code_version
 from cluster.metrics.catalogue import CHARTED, METRICS
 from cluster.run_state.run_directory import RunDirectory
@@ -117,9 +118,13 @@ class WandbSink:
             return
         self._exit_code = 0 if finished else 1
         self._jobs.put(None)
-        self._thread.join(self._finish_timeout_s)
-        if self._thread.is_alive():
-            self._turn_off(f"it did not finish within {self._finish_timeout_s:g} s")
+        thread = self._thread
+        if not wait_patiently(lambda: not thread.is_alive(), self._finish_timeout_s):
+            self._turn_off(
+                "the command was ended"
+                if is_hurried()
+                else f"it did not finish within {self._finish_timeout_s:g} s"
+            )
             for _ in range(10):  # the thread may be starting wandb's process, or a second one
                 wandb_process.kill()
                 self._thread.join(0.5)

@@ -108,8 +108,8 @@ class Controller:
                 if self.step < self._config.steps:
                     self._admit()  # workers that are not busy with the evaluation start on the next batch
                 metrics |= await self._evaluate()
-            # Log before saving: then every step up to a checkpoint has its row, and a resumed run rewrites only the
-            # rows of steps that it repeats.
+            # Log before saving: then every step up to a checkpoint has its row on the disk, and a resumed run rewrites
+            # only the rows of steps that it repeats.
             self._log(metrics, batch)
             del batch  # frees its samples while the next batch is collected
             if self._due(self._config.checkpoint.every_steps):
@@ -241,6 +241,7 @@ class Controller:
             await self._publish(self.step)
 
     async def _save(self) -> None:
+        await asyncio.to_thread(self._tracker.sync)
         with self._timed("checkpoint"), self._checkpoints.attempt(self.step) as path:
             with _located(f"in the state after step {self.step}, of which no checkpoint was written"):
                 sealed = await self._learner.save(learner_state(path))

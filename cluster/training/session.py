@@ -12,17 +12,20 @@ from typing import Any, TypeVar
 
 import ray
 
+from cluster.core import ending
 from cluster.core.config import RunConfig
 from cluster.core.errors import PlacementError
 from cluster.models.source import prepare_model
+from cluster.run_state.run_lock import RunDirectoryLostError
 from cluster.runtime.connect import connect
-from cluster.runtime.signals import raise_on_sigterm
+from cluster.runtime.signals import answer_signals, answered_by, hangup_kept_from_children
 from cluster.tracking import RunConsole
 from cluster.training.prompts import UnusablePromptError
 from learner.engine.group import LearnerStartError
 from learner.state.state_files import CheckpointError
 from reward.service import RewardServiceError
 from rollout.fleet.supervisor import FleetLostError, first_cause
+from rollout.weights.node_files import sweep_abandoned
 
 ResultT = TypeVar("ResultT")
 
@@ -39,6 +42,7 @@ RUN_ERRORS = (
     UnusablePromptError,
     CheckpointError,
     RewardServiceError,
+    RunDirectoryLostError,
     TimeoutError,
     ConnectionError,
     OSError,
@@ -51,19 +55,32 @@ RUN_ERRORS = (
 def ray_started(config: RunConfig, console: RunConsole) -> Iterator[None]:
     """Connect to the configured cluster, or start Ray on this machine. Shut Ray down at the end of the block."""
     console.stage("starting Ray")
-    cluster = connect(config.cluster)
-    raise_on_sigterm()  # after `connect`, because Ray installs a handler that ends the process at once
+    with hangup_kept_from_children():
+        cluster = connect(config.cluster)
+    answer_signals()  # after `connect`, because Ray installs a handler that ends the process at once
+    ending.at_forced_end(sweep_abandoned)
     try:
         console.event(f"on {cluster}")
         yield
     finally:
         ray.shutdown()
+        ending.not_at_forced_end(sweep_abandoned)
 
 
 def run_to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Run `work` and return its result. If several tasks failed together, raise the first failure."""
+    """Run `work` and return its result. If several tasks failed together, raise the first failure.
+
+    The first signal that ends the command cancels `work`, and its exception is raised when the clean-up is done.
+    """
+
+    async def cancelled_by_signals() -> ResultT:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        with answered_by(lambda: loop.call_soon_threadsafe(task.cancel)):
+            return await work
+
     try:
-        return asyncio.run(work)
+        return asyncio.run(cancelled_by_signals())
     except BaseExceptionGroup as group:
         raise first_cause(group) from group
 

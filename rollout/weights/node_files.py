@@ -30,7 +30,7 @@ from typing import IO
 
 import numpy as np
 
-from cluster.core.files import lock, try_lock
+from cluster.core.files import is_at, lock, try_lock
 from rollout.weights.shared_memory import MappedFiles
 
 _PREFIX = "hpo-weights-"
@@ -53,7 +53,7 @@ class NodeWeightFiles:
         self._directory = self._root / f"{_PREFIX}{run_id}"
         self._written = MappedFiles()
         self._presence = self._enter()
-        self._sweep_abandoned()
+        sweep_abandoned(self._root, but=self._directory)
 
     @contextmanager
     def held(self, version: int, parts: Sequence[np.ndarray]) -> Iterator[Path]:
@@ -76,7 +76,7 @@ class NodeWeightFiles:
         """Stop using the files. The last worker of the run on this node deletes them."""
         self._written.close()
         self._presence.close()
-        self._sweep(self._directory)
+        _sweep(self._directory)
 
     def _enter(self) -> IO[str]:
         while True:
@@ -98,7 +98,7 @@ class NodeWeightFiles:
             except FileNotFoundError:  # a worker with a newer version has removed it
                 continue
             # A worker that has the exclusive lock takes the file away, or has just written it.
-            if try_lock(file, shared=True) and _is_at(file, path):
+            if try_lock(file, shared=True) and is_at(file, path):
                 return file
             file.close()
             time.sleep(0.001)
@@ -136,7 +136,7 @@ class NodeWeightFiles:
         for older in self._older(path):
             with suppress(FileNotFoundError):
                 file = open(older, "r+b")
-                if try_lock(file) and _is_at(file, older):
+                if try_lock(file) and is_at(file, older):
                     partial = self._partial_path(path)
                     older.rename(partial)
                     return file, partial
@@ -149,7 +149,7 @@ class NodeWeightFiles:
             partial = self._partial_path(path)
             file = open(partial, "x+b")
             lock(file)
-            if _is_at(file, partial):
+            if is_at(file, partial):
                 return file, partial
             file.close()  # another worker took it for the file of a killed worker
 
@@ -160,27 +160,29 @@ class NodeWeightFiles:
         """Return the files of versions before that of `path`."""
         return [file for file in self._directory.glob("*.safetensors") if int(file.stem) < int(path.stem)]
 
-    def _sweep_abandoned(self) -> None:
-        for directory in self._root.glob(f"{_PREFIX}*"):
-            if directory != self._directory:
-                self._sweep(directory)
 
-    @staticmethod
-    def _sweep(directory: Path) -> None:
-        """Delete the directory of a run if no live worker uses it."""
-        try:
-            file = open(directory / "presence")
-        except (FileNotFoundError, PermissionError):
+def sweep_abandoned(root: Path | None = None, but: Path | None = None) -> None:
+    """Delete the directories of runs that no live worker uses, except `but`."""
+    for directory in (root or _default_root()).glob(f"{_PREFIX}*"):
+        if directory != but:
+            _sweep(directory)
+
+
+def _sweep(directory: Path) -> None:
+    """Delete the directory of a run if no live worker uses it."""
+    try:
+        file = open(directory / "presence")
+    except (FileNotFoundError, PermissionError):
+        return
+    with file:
+        if not try_lock(file):
             return
-        with file:
-            if not try_lock(file):
-                return
-            if not os.fstat(file.fileno()).st_nlink:  # another worker has deleted it
-                return
-            # Rename the directory first. A worker that starts meanwhile creates a new one, which is not deleted.
-            gone = tempfile.mkdtemp(prefix=f"{directory.name}.gone-", dir=directory.parent)
-            directory.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+        if not os.fstat(file.fileno()).st_nlink:  # another worker has deleted it
+            return
+        # Rename the directory first. A worker that starts meanwhile creates a new one, which is not deleted.
+        gone = tempfile.mkdtemp(prefix=f"{directory.name}.gone-", dir=directory.parent)
+        directory.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _remove_unless_locked(path: Path) -> None:
@@ -189,14 +191,5 @@ def _remove_unless_locked(path: Path) -> None:
     except FileNotFoundError:
         return
     with file:
-        if try_lock(file) and _is_at(file, path):
+        if try_lock(file) and is_at(file, path):
             path.unlink()
-
-
-def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Return True if `path` names the open `file`. A locked file then stays there, because a file is removed only with
-    its exclusive lock, and is never replaced."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

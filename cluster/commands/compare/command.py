@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cluster.commands.exits import EXIT_FAILED, EXIT_INTERRUPTED, refuse
+from cluster.commands.exits import EXIT_FAILED, exit_code_of, how_ended, refuse
 from cluster.commands.options import TRAIN_PANEL, Address
 from cluster.core.project import ROOT
-from cluster.runtime.signals import raise_on_sigterm
+from cluster.run_state.run_lock import RunInUseError
+from cluster.runtime.signals import answer_signals
 
 
 def register(app: typer.Typer) -> None:
@@ -52,16 +53,17 @@ def compare(
         refuse(*problems)
 
     from cluster.commands.compare.run import OtherSettingsError, run_comparison
+    from cluster.commands.compare.trials import FORCED_AFTER_S
 
-    raise_on_sigterm()
+    answer_signals(FORCED_AFTER_S)
     terminal = Console(highlight=False)
     command = [sys.executable, str(ROOT / "launch.py")]
     try:
         complete = run_comparison(comparison, command, side_by_side, terminal, only_table=only_table)
-    except OtherSettingsError as error:
+    except (OtherSettingsError, RunInUseError) as error:
         refuse(error)
-    except KeyboardInterrupt:
-        terminal.print("interrupted; the same command resumes the comparison")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except KeyboardInterrupt as interruption:
+        terminal.print(f"{how_ended(interruption)}; the same command resumes the comparison")
+        raise typer.Exit(exit_code_of(interruption)) from None
     if not complete and not only_table:
         raise typer.Exit(EXIT_FAILED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,9 +16,11 @@ from cluster.commands.compare.plots import figures
 from cluster.commands.compare.results import Results, as_json, as_markdown, notes, results_of, tables
 from cluster.commands.compare.trials import State, Trial, last_line, run_trials, trials_of
 from cluster.commands.report.figures import png
+from cluster.core.files import write_atomically
 from cluster.core.project import code_version
 from cluster.metrics.run_measures import PASS_AT_1, REWARD, Row, curve
 from cluster.run_state.run_directory import RunDirectory
+from cluster.run_state.run_lock import run_lock
 from cluster.tracking.formats import duration
 from cluster.tracking.jsonl import read_metrics
 
@@ -44,13 +45,17 @@ def run_comparison(
 
     Raises:
         OtherSettingsError: if earlier runs had other settings. Nothing is started.
+        RunInUseError: if another process runs this comparison. The table alone can be shown meanwhile.
         KeyboardInterrupt: on Ctrl-C. The same call resumes the comparison.
     """
     refuse_other_settings(comparison)
-    trials = trials_of(comparison)
-    if not only_table:
-        with _Progress(console, trials) as progress:
-            run_trials(trials, command, side_by_side, progress.changed, progress.tick)
+    if only_table:
+        trials = trials_of(comparison)
+    else:
+        with run_lock(comparison.directory, lambda text: console.print(text, soft_wrap=True)):
+            trials = trials_of(comparison)
+            with _Progress(console, trials) as progress:
+                run_trials(trials, command, side_by_side, progress.changed, progress.tick)
     results = write_results(comparison)
     for table in tables(results):
         console.print(table)
@@ -97,9 +102,9 @@ def write_results(comparison: Comparison) -> Results:
     if rows:
         for name, figure in figures(results, rows):
             plots.append(f"{name}.png")
-            (comparison.directory / plots[-1]).write_bytes(png(figure))
-    _write(comparison.directory / "comparison.json", json.dumps(as_json(results), indent=1) + "\n")
-    _write(comparison.directory / "comparison.md", as_markdown(results, code_version(), plots))
+            write_atomically(comparison.directory / plots[-1], png(figure))
+    write_atomically(comparison.directory / "comparison.json", json.dumps(as_json(results), indent=1) + "\n")
+    write_atomically(comparison.directory / "comparison.md", as_markdown(results, code_version(), plots))
     return results
 
 
@@ -163,7 +168,3 @@ def _reached(trial: Trial) -> str:
     if trial.state is State.RUNNING:
         parts.append(f"for {duration(time.monotonic() - trial.started_at)}")
     return ", ".join(parts)
-
-
-def _write(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8")

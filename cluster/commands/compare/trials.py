@@ -6,7 +6,8 @@ resumes by itself. A failed run does not affect the other runs.
 
 from __future__ import annotations
 
-import os
+import contextlib
+import ctypes
 import signal
 import subprocess
 import time
@@ -15,12 +16,22 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+import psutil
+
 from cluster.commands.compare.plan import Comparison, PlannedRun
+from cluster.core import ending
 from cluster.run_state.run_directory import RunDirectory
+from cluster.runtime import signals
 
 POLL_S = 0.5
 STOP_TIMEOUT_S = 30.0
 """The time that an interrupted training has to end before it receives the next, stronger signal."""
+HURRIED_S = signals.FORCED_AFTER_S + 10.0
+"""The time that a training has to end after its second signal, at which it hurries too."""
+FORCED_AFTER_S = HURRIED_S + 20.0
+"""The time after the second signal at which the comparison itself is ended by force."""
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 
 class State(Enum):
@@ -72,7 +83,7 @@ def run_trials(
         on_tick: Called twice a second.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C, after the trainings were interrupted too and have ended.
+        KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGHUP, after the trainings were interrupted too and have ended.
     """
     waiting = [trial for trial in trials if trial.state is State.WAITING]
     running: list[Trial] = []
@@ -101,8 +112,14 @@ def _start(trial: Trial, command: Sequence[str]) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that Ctrl-C reaches the training once, through `_stop`
+            preexec_fn=_end_with_parent,
         )
     trial.state, trial.started_at = State.RUNNING, time.monotonic()
+
+
+def _end_with_parent() -> None:
+    """Let a training receive SIGTERM when the comparison is killed, so that it ends in order too."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _ended(trial: Trial) -> bool:
@@ -116,17 +133,25 @@ def _ended(trial: Trial) -> bool:
 
 
 def _stop(running: Sequence[Trial]) -> None:
-    """Interrupt the running trainings, which have checkpoints. Terminate and then kill those that do not end."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        alive = [trial.process for trial in running if trial.process and trial.process.poll() is None]
-        for process in alive:
-            os.killpg(process.pid, number)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        for process in alive:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                break
+    """Interrupt the running trainings, which have checkpoints, and return when they have ended. A second signal makes
+    them hurry: it follows after `STOP_TIMEOUT_S`, or when the comparison itself receives one. Then they are killed."""
+    processes = [trial.process for trial in running if trial.process]
+
+    def have_ended() -> bool:
+        return all(process.poll() is not None for process in processes)
+
+    for number, timeout_s, hurried_s in (
+        (signal.SIGINT, STOP_TIMEOUT_S, 0.0),
+        (signal.SIGTERM, HURRIED_S, HURRIED_S),
+    ):
+        for process in processes:
+            process.send_signal(number)  # to none that has ended
+        if ending.wait_patiently(have_ended, timeout_s, hurried_s):
+            return
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            signals.kill_tree(psutil.Process(process.pid))
+        process.wait()
 
 
 def last_line(log_file: Path) -> str:

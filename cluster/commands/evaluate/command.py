@@ -46,9 +46,11 @@ def evaluate(
 
     from cluster.commands.evaluate.run import run_evaluation
     from cluster.commands.evaluate.tables import report_tables
+    from cluster.runtime.signals import answer_signals
     from cluster.tracking import RunConsole
     from cluster.training.session import RUN_ERRORS
 
+    answer_signals()
     directory = RunDirectory(config.run_directory).evaluation
     terminal = Console(stderr=as_json, highlight=False)
     with (

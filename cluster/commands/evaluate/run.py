@@ -9,6 +9,7 @@ from cluster.core.config import RunConfig
 from cluster.core.types import Prompt, ScoredGroup, Split
 from cluster.metrics.evaluation import categories_of, evaluation_report
 from cluster.run_state.run_directory import RunDirectory
+from cluster.run_state.run_lock import RunLock, run_lock
 from cluster.tracking import RunConsole
 from cluster.tracking.evaluation_files import write_evaluation
 from cluster.training.actors import ActorGraph
@@ -22,9 +23,16 @@ def run_evaluation(config: RunConfig, split: Split, console: RunConsole) -> dict
     The actors' logs, the numbers and all responses are written to `RunDirectory.evaluation`, and nothing else.
 
     Raises:
-        PlacementError, FleetLostError, UnusablePromptError: as documented there.
+        PlacementError, FleetLostError, UnusablePromptError, RunInUseError: as documented there.
     """
     directory = RunDirectory(config.run_directory).evaluation
+    with run_lock(directory.path, console.event) as lock:
+        return _evaluated(config, split, console, directory, lock)
+
+
+def _evaluated(
+    config: RunConfig, split: Split, console: RunConsole, directory: RunDirectory, lock: RunLock
+) -> dict[str, Any]:
     with ray_started(config, console):
         model = prepare_in_cluster(config, console)
         console.stage("reading the prompts")
@@ -32,6 +40,7 @@ def run_evaluation(config: RunConfig, split: Split, console: RunConsole) -> dict
         groups = run_to_the_end(_sample(ActorGraph(config, directory, model), prompts, console))
     category_of = categories_of(config)
     report = evaluation_report(config, split, groups, category_of)
+    lock.check()
     write_evaluation(directory.evaluation_stem(), report, groups, category_of)
     return report
 

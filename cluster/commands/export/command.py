@@ -29,6 +29,8 @@ def export(
       python launch.py export runs/demo demo-at-50 --step 50
       python launch.py eval configs/demo.yaml model.source=./demo-at-50
 
+    The run may be live: its checkpoint is kept until it is exported.
+
     The command starts the learner ranks of the run's config.yaml, with any
     number of ranks and any ZeRO stage, and needs their resources.
     """
@@ -40,9 +42,14 @@ def export(
         refuse(refusal)
 
     from cluster.commands.export.run import run_export
+    from cluster.runtime.signals import answer_signals
     from cluster.tracking import RunConsole
     from cluster.training.session import RUN_ERRORS
 
-    with RunConsole(plan.config.name, 0) as console, explained_exits(console, RUN_ERRORS, plan.run.logs):
+    answer_signals()
+    with (
+        RunConsole(plan.config.name, 0) as console,
+        explained_exits(console, RUN_ERRORS, plan.run.export.logs),
+    ):
         run_export(plan, console)
         console.event(f"exported the model of step {plan.step} to {plan.destination}")

@@ -43,7 +43,8 @@ def plan_export(
     if address:
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": address})})
     try:
-        checkpoints = CheckpointStore(run.checkpoints, config.checkpoint.keep).complete()
+        store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
+        checkpoints = store.complete()
     except CheckpointError as error:
         raise ExportRefusedError(str(error)) from error
     if not checkpoints:
@@ -58,11 +59,21 @@ def plan_export(
     for problem in check_resources(config, ["learner"]):
         raise ExportRefusedError(str(problem))
     plan = ExportPlan(run, config, chosen, checkpoints[chosen], _free_destination(destination))
-    if fault := Manifest.read(plan.checkpoint).content_fault(plan.checkpoint):
-        raise ExportRefusedError(
-            f"{plan.checkpoint} is damaged: {fault}; export another checkpoint with --step"
-        )
+    if fault := _fault(store, plan.checkpoint):
+        raise ExportRefusedError(f"{fault}; export another checkpoint with --step")
     return plan
+
+
+def _fault(store: CheckpointStore, checkpoint: Path) -> str | None:
+    """Return why a checkpoint cannot be read, or None. A live run does not delete it meanwhile."""
+    try:
+        with store.held(checkpoint):
+            fault = Manifest.read(checkpoint).content_fault(checkpoint)
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:
+        return f"{checkpoint.parent} is not writable ({error.strerror})"
+    return f"{checkpoint} is damaged: {fault}" if fault else None
 
 
 def _config(run: RunDirectory) -> RunConfig:

@@ -11,23 +11,32 @@ from pathlib import Path
 from cluster.commands.export.plan import ExportPlan
 from cluster.core.config import ObjectiveConfig
 from cluster.core.files import new_directory
-from cluster.run_state.checkpoints import learner_state
+from cluster.run_state.checkpoints import CheckpointStore, learner_state
+from cluster.run_state.run_lock import run_lock
 from cluster.tracking import RunConsole
 from cluster.training.actors import ActorGraph
 from cluster.training.session import prepare_in_cluster, ray_started, run_to_the_end
 
 
 def run_export(plan: ExportPlan, console: RunConsole) -> None:
-    """Carry out `plan`. `plan.destination` appears complete or not at all; the ranks log into the run's directory.
+    """Carry out `plan`. `plan.destination` appears complete or not at all; the ranks log into `RunDirectory.export`.
 
     Raises:
         PlacementError: if the cluster lacks the resources for the ranks.
+        RunInUseError: if another process writes the destination.
+        CheckpointError: if the checkpoint was deleted since it was planned.
     """
     # Nothing is trained, so no reference model is needed.
     config = plan.config.model_copy(update={"objective": ObjectiveConfig()})
-    with new_directory(plan.destination) as directory, ray_started(config, console):
+    checkpoints = CheckpointStore(plan.run.checkpoints, config.checkpoint.keep)
+    with (
+        run_lock(plan.destination, console.event),
+        checkpoints.held(plan.checkpoint),
+        new_directory(plan.destination) as directory,
+        ray_started(config, console),
+    ):
         model = prepare_in_cluster(config, console)
-        run_to_the_end(_export(ActorGraph(config, plan.run, model), plan, directory, console))
+        run_to_the_end(_export(ActorGraph(config, plan.run.export, model), plan, directory, console))
 
 
 async def _export(graph: ActorGraph, plan: ExportPlan, directory: Path, console: RunConsole) -> None:

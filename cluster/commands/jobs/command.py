@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cluster.commands.exits import EXIT_FAILED, EXIT_INTERRUPTED, refuse
+from cluster.commands.exits import EXIT_BROKEN_PIPE, EXIT_FAILED, EXIT_INTERRUPTED, exit_code_of, refuse
 from cluster.commands.options import JOBS_PANEL, AsJson, ConfigFile, Fresh, Overrides
 from cluster.configuration.loading import load_config
 from cluster.configuration.preflight import preflight
 from cluster.core.config import RunConfig
 from cluster.core.text import plain_text
 from cluster.runtime.auth import send_token_to
+from cluster.runtime.signals import answer_signals
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -299,17 +301,18 @@ def _supervise(server: JobServer, submission: Submission, job: str, budgets: tup
 def _follow(server: JobServer, job: str) -> str:
     from cluster.commands.jobs.supervision import ending_of, follow
 
-    details = follow(server, job, _write)
+    details = follow(server, job, _write_or_end)
     return ending_of(details.status.value, details.driver_exit_code, details.error_type).value
 
 
 def _watched(job: str, watch: Callable[[], str]) -> str:
-    """Return the result of `watch`. Ctrl-C ends only the watching, and the job continues."""
+    """Return the result of `watch`. Ctrl-C, SIGTERM and SIGHUP end only the watching, and the job continues."""
+    answer_signals()
     try:
         return watch()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         _say(f"\nstopped watching; {_next_commands(job)}")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise typer.Exit(exit_code_of(interruption)) from None
 
 
 def _exit_as(ending: str) -> None:
@@ -358,6 +361,13 @@ def _span(milliseconds: float) -> str:
 
 def _write(text: str) -> None:
     typer.echo(text, nl=False)
+
+
+def _write_or_end(text: str) -> None:
+    """Write a part of a log. Without a reader (`| head`) the command ends, because it does nothing else."""
+    _write(text)
+    if getattr(sys.stdout, "lost", None):
+        raise typer.Exit(EXIT_BROKEN_PIPE)
 
 
 def _say(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,11 @@ from cluster.commands.exits import explained_exits, refuse
 from cluster.commands.options import TRAIN_PANEL, Address, ConfigFile, Fresh, Overrides, checked_run
 from cluster.core.config import RunConfig
 from cluster.run_state.run_directory import RunDirectory
+from cluster.run_state.run_lock import run_lock
+from cluster.runtime.signals import answer_signals
+
+if TYPE_CHECKING:
+    from cluster.tracking import RunConsole
 
 _Resume = Annotated[
     bool, typer.Option("--resume", help="Resume an earlier run; fail if there is no such run.")
@@ -41,9 +46,7 @@ def train(
         typer.Option("--json", help="Print one JSON object per line: stages, events, steps, the summary."),
     ] = False,
 ) -> None:
-    """Train a model, or resume an interrupted run.
-
-    Running it again prints the finished run's summary.
+    """Train a model, or resume an interrupted run. A finished run's summary is printed again.
 
     Examples:
       python launch.py train configs/demo.yaml
@@ -56,11 +59,11 @@ def train(
         refuse("--quiet prints only the summary and --json prints every event: give one of them")
     if fresh and resume:
         refuse("--fresh starts from scratch and --resume continues a run: give one of them")
+    if dry_run and (fresh or resume):
+        refuse("--dry-run does not touch the run: do not combine it with --fresh or --resume")
     checked = checked_run(config_file, overrides, address)
     config = checked.config
     if dry_run:
-        if fresh or resume:
-            refuse("--dry-run does not touch the run: do not combine it with --fresh or --resume")
         _dry_run(config, quiet)
         return
     run_directory = RunDirectory(config.run_directory)
@@ -71,21 +74,31 @@ def train(
     from cluster.runtime.job import receive_keys
     from cluster.tracking import JsonConsole, RunConsole
 
+    answer_signals()
     receive_keys(partial(typer.echo, err=True))
     json_console = JsonConsole(config.name, config.steps) if as_json else None
     with json_console or RunConsole(config.name, config.steps, quiet=quiet) as console:
         if checked.chosen:
             console.event(checked.chosen)
-        if fresh and (moved := set_aside(config)):
-            console.event(f"moved the earlier run to {moved}")
-        if run_directory.is_finished:
-            console.event("this run is finished; --fresh starts it again, and name=NAME starts another run")
-            console.summary(run_directory.read_summary())
-            return
-        command = "--resume in place of --fresh" if fresh else "the same command"
-        advice = f"{command} resumes from the last checkpoint"
-        with explained_exits(console, TRAINING_ERRORS, run_directory.logs, advice):
-            run_training(config, console)
+        if not fresh and _show_finished(run_directory, console):
+            return  # without the lock: nothing is written
+        advice = f"{'--resume in place of --fresh' if fresh else 'the same command'} resumes from the last checkpoint"
+        with (
+            explained_exits(console, TRAINING_ERRORS, run_directory.logs, advice),
+            run_lock(run_directory.path, console.event),
+        ):
+            if fresh and (moved := set_aside(config)):
+                console.event(f"moved the earlier run to {moved}")
+            if not _show_finished(run_directory, console):  # another process may have finished it just now
+                run_training(config, console)
+
+
+def _show_finished(run_directory: RunDirectory, console: RunConsole) -> bool:
+    """If the run is finished, show its summary. Return whether it is."""
+    if run_directory.is_finished:
+        console.event("this run is finished; --fresh starts it again, and name=NAME starts another run")
+        console.summary(run_directory.read_summary())
+    return run_directory.is_finished
 
 
 def _dry_run(config: RunConfig, quiet: bool) -> None:
@@ -96,9 +109,13 @@ def _dry_run(config: RunConfig, quiet: bool) -> None:
 
     config = dry_run_of(config)
     run_directory = RunDirectory(config.run_directory)
-    shutil.rmtree(run_directory.path, ignore_errors=True)  # from a failed dry run
-    with RunConsole(config.name, config.steps, quiet=quiet) as console:
-        with explained_exits(console, TRAINING_ERRORS, run_directory.logs):
-            run_training(config, console)
+    answer_signals()
+    with (
+        RunConsole(config.name, config.steps, quiet=quiet) as console,
+        explained_exits(console, TRAINING_ERRORS, run_directory.logs),
+        run_lock(run_directory.path, console.event),
+    ):
+        shutil.rmtree(run_directory.path, ignore_errors=True)  # from a failed dry run
+        run_training(config, console)
         shutil.rmtree(run_directory.path)
         console.event("dry run passed: every actor started, sampled, scored, trained, saved and exported")

@@ -14,6 +14,7 @@ from cluster.core.config import RunConfig
 from cluster.core.project import code_version
 from cluster.run_state.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.run_state.run_directory import RunDirectory
+from cluster.run_state.run_lock import RunInUseError, RunLock, run_lock
 from cluster.tracking import RunConsole, Tracker
 from cluster.tracking.prometheus import RayMetrics
 from cluster.training.actors import ActorGraph
@@ -61,10 +62,18 @@ def run_training(config: RunConfig, console: RunConsole) -> dict[str, Any]:
 
     Raises:
         PlacementError, FleetLostError, LogprobGapError, NonFiniteError, MissingLogprobsError, BatchNotFilledError,
-            VerifierFailureError, RunIsLiveError, UnusablePromptError, CheckpointError: as documented there.
+            VerifierFailureError, RunIsLiveError, UnusablePromptError, CheckpointError, RunInUseError,
+            RunDirectoryLostError: as documented there.
     """
-    started = time.monotonic()
     run_directory = RunDirectory(config.run_directory)
+    with run_lock(run_directory.path, console.event) as lock:
+        return _trained(config, run_directory, lock, console)
+
+
+def _trained(
+    config: RunConfig, run_directory: RunDirectory, lock: RunLock, console: RunConsole
+) -> dict[str, Any]:
+    started = time.monotonic()
     checkpoints = CheckpointStore(run_directory.checkpoints, config.checkpoint.keep)
     console.stage("looking for a checkpoint to resume from")
     newest = checkpoints.newest_intact(console.warning)
@@ -77,6 +86,7 @@ def run_training(config: RunConfig, console: RunConsole) -> dict[str, Any]:
         console,
         resume_step=newest.progress.step if newest else -1 if seen_before else None,
         wandb_run_id=newest.progress.wandb_run_id if newest else None,
+        lock=lock,
     ) as tracker:
         if seen_before:
             _announce_resumption(config, run_directory, tracker, newest.progress.step if newest else None)
@@ -96,15 +106,33 @@ def run_training(config: RunConfig, console: RunConsole) -> dict[str, Any]:
 
 
 def set_aside(config: RunConfig) -> Path | None:
-    """Rename the directory of an earlier run of this name. Return the new path, or None if no such run exists."""
+    """Rename the directory of an earlier run of this name. Return the new path, or None if no such run exists.
+
+    Raises:
+        RunInUseError: if a process reads one of its checkpoints. The directory stays.
+    """
     path = config.run_directory
     if not path.exists():
         return None
+    _refuse_readers(path, path)
     stamp = f"{path.name}.{datetime.now():%Y%m%d-%H%M%S}"
     names = itertools.chain([stamp], (f"{stamp}-{count}" for count in itertools.count(2)))
     aside = next(free for name in names if not (free := path.with_name(name)).exists())
     path.rename(aside)
+    try:
+        _refuse_readers(path, aside)
+    except RunInUseError:
+        aside.rename(path)
+        raise
     return aside
+
+
+def _refuse_readers(path: Path, now_at: Path) -> None:
+    """Refuse if a process reads a checkpoint of the run in `path`, whose directory is `now_at`."""
+    if CheckpointStore(RunDirectory(now_at).checkpoints, keep=1).readers():
+        raise RunInUseError(
+            f"{path} cannot be moved aside while launch.py export reads it: wait until it has ended"
+        )
 
 
 def _refuse_other_settings(newest: Checkpoint, config: RunConfig) -> None:
@@ -170,6 +198,7 @@ async def _run(
         )
         with frozen_garbage():
             await controller.run()
+        tracker.check()
         console.stage("exporting the model")
         await learner.export(graph.run_directory.final_model)
     return controller

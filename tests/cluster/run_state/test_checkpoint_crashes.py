@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +34,7 @@ def test_a_crash_between_begin_and_commit_is_harmless(store: CheckpointStore) ->
 
 def test_beginning_a_step_again_removes_its_first_attempt(store: CheckpointStore) -> None:
     (store.begin(50) / "leftover").touch()
-    assert list(store.begin(50).iterdir()) == []
+    assert [entry.name for entry in store.begin(50).iterdir()] == ["INCOMPLETE"]
 
 
 def test_files_are_on_the_disk_before_the_manifest_is_and_the_manifest_before_deletions(
@@ -69,7 +71,7 @@ def test_files_are_on_the_disk_before_the_manifest_is_and_the_manifest_before_de
     assert sorted(path.parent.iterdir()) == [path.with_name("step-000002"), path]
 
 
-@pytest.mark.parametrize(("failing", "calls_made"), [("fsync", 13), ("replace", 2)])
+@pytest.mark.parametrize(("failing", "calls_made"), [("fsync", 14), ("replace", 2)])
 def test_a_crash_while_committing_is_harmless(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, failing: str, calls_made: int
 ) -> None:
@@ -95,24 +97,47 @@ def test_a_crash_while_committing_is_harmless(
     assert newest_step(store) == 100
 
 
-def test_a_crash_while_deleting_the_old_is_harmless(
-    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save(store, 50)
-    save(store, 100)
+CHANGES = ("mkdir", "fsync", "replace", "rename", "unlink", "rmdir")
+"""All calls by which the store changes the disk, besides writing to a file."""
 
-    def half(path: Path) -> None:
-        (path / "learner" / "meta").unlink()
-        raise OSError("crash")
 
-    path = store.begin(150)
-    write_learner(path)
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="crash"):
-        patch.setattr(shutil, "rmtree", half)
-        store.commit(path, progress_at(150))
-    assert newest_step(store) == 150
-    save(store, 200)
-    assert newest_step(store) == 200
+def test_a_crash_at_any_call_of_a_save_is_harmless(tmp_path: Path) -> None:
+    """At each of them, the newest complete checkpoint is found, and the next save removes what the crash has left."""
+    calls = 0
+    for survived in itertools.count():
+        store = CheckpointStore(tmp_path / str(survived) / "checkpoints", keep=2)
+        store._directory.mkdir(parents=True)
+        for step in (50, 100):
+            save(store, step)
+        with pytest.MonkeyPatch.context() as patch:
+            crash_after(patch, survived)
+            try:
+                save(store, 150)
+            except OSError:
+                calls += 1
+            else:
+                break
+        found = newest_step(CheckpointStore(store._directory, keep=2))
+        assert found in (100, 150), f"after {survived} calls"
+        kept = [save(store, 200).with_name(f"step-{found:06d}"), store._path(200)]
+        assert sorted(store._directory.iterdir()) == kept, f"after {survived} calls"
+    assert calls > 25
+
+
+def crash_after(patch: pytest.MonkeyPatch, survived: int) -> None:
+    """Let the disk fail after this many changes."""
+    fuse = iter(range(survived, 0, -1))
+
+    def fused(real: Callable[..., None]) -> Callable[..., None]:
+        def changed(*arguments: Any, **options: Any) -> None:
+            if next(fuse, None) is None:
+                raise OSError("crash")
+            real(*arguments, **options)
+
+        return changed
+
+    for name in CHANGES:
+        patch.setattr(os, name, fused(getattr(os, name)))
 
 
 def test_a_failed_save_is_explained_and_removed(
@@ -142,12 +167,16 @@ def test_a_complete_checkpoint_stays_if_an_older_one_cannot_be_deleted(
     store = CheckpointStore(tmp_path, keep=1)
     save(store, 50)
 
+    real = os.unlink
+
     def busy(path: Path) -> None:
-        raise OSError("busy")
+        if "step-000050" in str(path):
+            raise OSError("busy")
+        real(path)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="busy"), store.attempt(100) as path:
         write_learner(path)
-        patch.setattr(shutil, "rmtree", busy)
+        patch.setattr(os, "unlink", busy)
         store.commit(path, progress_at(100))
     assert newest_step(store) == 100
 

@@ -101,6 +101,9 @@ class Ledger:
         self.staleness.append(metrics.get("staleness/max", 0.0))
         self.fuse.tick()
 
+    def sync(self) -> None:
+        self.fuse.tick()
+
     def transcripts(self, *_: Any) -> None:
         """Do nothing."""
 
