@@ -223,7 +223,7 @@ class CheckpointStore:
         another step's checkpoint."""
         if not re.fullmatch(rf"step-\d{{6,}}(\.discarded-{_RANDOM})?", path.name):
             return False
-        if path.is_symlink() or not path.is_dir():
+        if not _is_directory(path):
             return False
         with suppress(OSError, ValueError):
             if _progress_in(path).step != _step_of(path):
@@ -236,7 +236,7 @@ class CheckpointStore:
             if path not in kept and self._is_own(path):
                 self._delete(path)
         for path in self._directory.glob(f"{_SCRATCH}*"):
-            if re.fullmatch(re.escape(_SCRATCH) + _RANDOM, path.name) and not path.is_symlink():
+            if re.fullmatch(re.escape(_SCRATCH) + _RANDOM, path.name) and _is_directory(path):
                 shutil.rmtree(path)
 
     def _delete(self, path: Path) -> None:
@@ -259,8 +259,7 @@ class CheckpointStore:
         for name in list(files_in(path)):
             if name in files:
                 (path / name).unlink()
-        directories = [entry for entry in path.rglob("*") if entry.is_dir() and not entry.is_symlink()]
-        for directory in sorted(directories, reverse=True):  # those inside before those around them
+        for directory in sorted(filter(_is_directory, path.rglob("*")), reverse=True):  # from the inside out
             _remove_if_empty(directory)
         incomplete.unlink()
         _remove_if_empty(path)
@@ -288,6 +287,11 @@ def _examine(path: Path) -> tuple[str | None, Checkpoint | None]:
 
 def _progress_in(checkpoint: Path) -> Progress:
     return Progress.from_json((checkpoint / "progress.json").read_text(encoding="utf-8"))
+
+
+def _is_directory(path: Path) -> bool:
+    """Return whether `path` is a directory, and not a link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _step_of(checkpoint: Path) -> int:
