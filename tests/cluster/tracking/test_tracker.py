@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 from rich.console import Console
 
 from cluster.core.config import RunConfig
+from cluster.run_state.lock_file import LockFile
 from cluster.run_state.run_directory import RunDirectory
+from cluster.run_state.run_lock import RunDirectoryLostError, lock_paths, run_lock
 from cluster.tracking import RunConsole, Tracker, read_metrics
 from cluster.tracking.wandb_sink import WandbSink
 from tests.cluster.tracking.test_jsonl import FullDisk
@@ -174,3 +178,92 @@ def test_no_transcripts_are_written_if_switched_off(
     with Tracker(config, run, console) as tracker:
         tracker.transcripts(0, [group(["correct"])])
     assert list(run.transcripts.iterdir()) == []
+
+
+# --- a run directory that is lost
+
+
+def delete(run: RunDirectory) -> None:
+    shutil.rmtree(run.path)
+
+
+def move(run: RunDirectory) -> None:
+    run.path.rename(run.path.with_name("elsewhere"))
+
+
+def replace(run: RunDirectory) -> None:
+    """Another run may have been started under this name, after a move."""
+    move(run)
+    run.create()
+    run.metrics_file.touch()
+
+
+def delete_the_record(run: RunDirectory) -> None:
+    run.metrics_file.unlink()
+
+
+WRITES: list[Callable[[Tracker], object]] = [
+    lambda tracker: tracker.log(1, {}),
+    lambda tracker: tracker.transcripts(1, [group(["correct"])]),
+    lambda tracker: tracker.evaluation(1, [group(["correct"])]),
+    lambda tracker: tracker.failed_batch(1, [group(["correct"])]),
+    lambda tracker: tracker.sync(),
+    lambda tracker: tracker.finish({}),
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("lose", [delete, move, replace, delete_the_record])
+def test_a_lost_run_directory_ends_the_run_at_the_next_write(
+    config: RunConfig,
+    run: RunDirectory,
+    console: RunConsole,
+    wandb_run: Recorder,
+    lose: Callable[[RunDirectory], None],
+    write: Callable[[Tracker], object],
+) -> None:
+    with (
+        pytest.raises(RunDirectoryLostError, match=r"metrics\.jsonl was deleted, moved or replaced") as lost,
+        Tracker(config, run, console) as tracker,
+    ):
+        tracker.log(0, {})
+        lose(run)
+        there = sorted(run.path.rglob("*"))
+        write(tracker)
+    assert "\n" not in str(lost.value)
+    assert sorted(run.path.rglob("*")) == there, "nothing more was written"
+
+
+def test_a_run_whose_lock_was_taken_over_writes_nothing_more(
+    config: RunConfig, run: RunDirectory, console: RunConsole, wandb_run: Recorder
+) -> None:
+    with run_lock(run.path) as lock, Tracker(config, run, console, lock=lock) as tracker:
+        tracker.log(0, {})
+        (path,) = lock_paths(run.path)
+        path.unlink()
+        other = LockFile.take(path)
+        for write in WRITES:
+            with pytest.raises(RunDirectoryLostError, match="taken over by"):
+                write(tracker)
+    other.release()
+    assert [row["step"] for row in read_metrics(run.metrics_file)] == [0]
+
+
+def test_a_synchronized_row_is_on_the_disk(
+    config: RunConfig, run: RunDirectory, console: RunConsole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of the file is, too."""
+    synced: list[tuple[str, int]] = []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((path.name, path.stat().st_size if path.is_file() else 0))
+
+    config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"wandb": "disabled"})})
+    with Tracker(config, run, console) as tracker:
+        tracker.log(0, {"reward/mean": 0.5})
+        size = run.metrics_file.stat().st_size
+        assert size > 0
+        monkeypatch.setattr(os, "fsync", fsync)
+        tracker.sync()
+    assert synced == [("metrics.jsonl", size), (run.path.name, 0)]

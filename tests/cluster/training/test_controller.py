@@ -172,3 +172,35 @@ def test_nothing_of_an_update_that_is_not_finite_is_kept(tmp_path: Path, where: 
         for response in group["responses"]:
             assert response["tokens"] == len(response["token_ids"]) == len(response["logprobs"]) > 0
     assert run.failed_batch_file(4) != file, "the next attempt has a file of its own"
+
+
+class Witness(Ledger):
+    """Compares the rows that are on the disk with the checkpoints, whenever a row is written."""
+
+    def __init__(self, checkpoints: Path) -> None:
+        super().__init__(Fuse(None))
+        self.checkpoints = checkpoints
+        self.on_disk: list[int] = []
+
+    def sync(self) -> None:
+        begun = [int(path.name.removeprefix("step-")) for path in self.checkpoints.glob("step-*")]
+        assert max(begun, default=-1) <= max(self.on_disk, default=-1), "a checkpoint is ahead of its rows"
+        self.on_disk = list(self.rows)
+
+
+def test_rows_are_on_the_disk_before_the_checkpoint_that_follows_them(tmp_path: Path) -> None:
+    config = configuration()
+    source, witness = synthetic_source(config, ROWS), Witness(tmp_path)
+    controller = Controller(
+        config,
+        source,
+        [source.by_id("eval/0")],
+        cast(Any, SyntheticFleet(random.Random(0))),
+        cast(Any, HashingLearner(Fuse(None))),
+        CheckpointStore(tmp_path, 10),
+        cast(Any, witness),
+    )
+    asyncio.run(controller.run())
+    steps = [int(path.name.removeprefix("step-")) for path in sorted(tmp_path.glob("step-*"))]
+    assert len(steps) > 1
+    assert witness.on_disk == list(range(steps[-1] + 1))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from rich.console import Console
@@ -22,6 +23,7 @@ from cluster.commands.options import checked_run
 from launch import app
 from tests import PROJECT
 from tests.fake_training import train
+from tests.waiting import until
 
 TRAINING = [sys.executable, "-m", "tests.fake_training"]
 SMALL = {
@@ -214,8 +216,11 @@ def test_the_table_alone_starts_no_run(tmp_path: Path) -> None:
     assert not (comparison.directory / "starts").exists()
 
 
-def test_an_interrupted_comparison_interrupts_its_parallel_trainings(tmp_path: Path) -> None:
-    """SIGTERM is handled like Ctrl-C, so one test covers both."""
+@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGHUP"], ["SIGINT", "SIGINT"]], ids="-".join)
+def test_an_interrupted_comparison_interrupts_its_parallel_trainings(
+    tmp_path: Path, signals: list[str]
+) -> None:
+    """It refuses the same command while it runs."""
     variants = {"a": ["learner.learning_rate=99"], "b": ["learner.learning_rate=99", "steps=5"]}
     file = comparison_file(tmp_path, variants=variants)
     script = f"""
@@ -224,22 +229,47 @@ from pathlib import Path
 from rich.console import Console
 from cluster.commands.compare.plan import load_comparison
 from cluster.commands.compare.run import run_comparison
-from cluster.runtime.signals import raise_on_sigterm
-raise_on_sigterm()
+from cluster.runtime.signals import answer_signals
+answer_signals()
 run_comparison(load_comparison(Path({str(file)!r}))[0], {TRAINING!r}, 2, Console())
 """
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
     folder = tmp_path / "runs" / "rates"
     waiting = [folder / f"rates.{variant}.seed3" for variant in "ab"]
-    deadline = time.monotonic() + 120
-    while not all((directory / "waits").exists() for directory in waiting):
-        assert time.monotonic() < deadline, "the two trainings did not begin"
-        time.sleep(0.05)
-    process.terminate()
+    until(lambda: all((directory / "waits").exists() for directory in waiting), "the trainings' start", 120)
+    trainings = psutil.Process(process.pid).children()
+    assert len(trainings) == 2
+    result = CliRunner().invoke(app, ["compare", str(file)])
+    assert result.exit_code == 2
+    assert f"rates is in use by `-c` (process {process.pid} on" in result.stderr
+    assert CliRunner().invoke(app, ["compare", str(file), "--only-table"]).exit_code == 0
+    for number in signals:
+        process.send_signal(signal.Signals[number])
     _, errors = process.communicate(timeout=120)
-    assert b"Terminated" in errors
-    assert all((directory / "interrupted").exists() for directory in waiting)
+    assert (b"Terminated" if len(signals) == 1 else b"KeyboardInterrupt") in errors
+    assert not any(training.is_running() for training in trainings)
+    if len(signals) == 1:  # a second signal reaches trainings that are about to end
+        assert all((directory / "interrupted").exists() for directory in waiting)
     assert not (folder / "rates.a.seed5").exists(), "two at a time, and none after it was interrupted"
+    assert len((folder / "starts").read_text().split()) == 2
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_comparison_that_is_killed_takes_its_training_along(tmp_path: Path) -> None:
+    variants = {"a": ["learner.learning_rate=99"], "b": ["learner.learning_rate=99", "steps=5"]}
+    file = comparison_file(tmp_path, variants=variants)
+    script = f"""
+from pathlib import Path
+from cluster.commands.compare.plan import load_comparison
+from cluster.commands.compare.trials import run_trials, trials_of
+run_trials(trials_of(load_comparison(Path({str(file)!r}))[0]), {TRAINING!r}, 1, print)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
+    until((tmp_path / "runs" / "rates" / "rates.a.seed3" / "waits").exists, "the training's start", 120)
+    (training,) = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    training.wait(30)
 
 
 def test_the_command_prints_every_mistake(tmp_path: Path) -> None:

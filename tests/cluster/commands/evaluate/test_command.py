@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from cluster.core.config import RunConfig
 from cluster.core.types import Split
 from cluster.metrics.evaluation import evaluation_report
+from cluster.run_state.lock_file import LockFile
+from cluster.run_state.run_lock import lock_paths
 from cluster.tracking import RunConsole
 from launch import app
 from tests.builders import make_group
@@ -111,3 +113,21 @@ def test_an_interrupted_evaluation_has_the_exit_code_of_an_interrupt(
 
 def test_an_unknown_split_is_refused(sound: Path) -> None:
     assert cli.invoke(app, ["eval", str(sound), "--split", "test"]).exit_code == 2
+
+
+def test_a_second_evaluation_is_refused_before_anything_starts(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training of the same name may run meanwhile: its directory is another one."""
+    monkeypatch.setattr(
+        "cluster.commands.evaluate.run.ray_started", lambda *_: pytest.fail("Ray was started")
+    )
+    (path,) = lock_paths(sound.parent / "runs" / "sound.eval")
+    other = LockFile.take(path)
+    before = sorted(sound.parent.rglob("*"))
+    result = cli.invoke(app, ["eval", str(sound)])
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert "sound.eval is in use by" in line
+    assert sorted(sound.parent.rglob("*")) == before
+    other.release()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.commands.export.plan import ExportRefusedError, plan_export
+from cluster.commands.export.run import run_export
 from cluster.core.config import RunConfig
 from cluster.run_state.checkpoints import CheckpointStore
+from cluster.run_state.lock_file import LockFile
+from cluster.run_state.manifest import Manifest
 from cluster.run_state.run_directory import RunDirectory
+from cluster.run_state.run_lock import RunInUseError, lock_paths
+from cluster.tracking import RunConsole
 from tests.builders import make_progress
 
 
@@ -174,3 +180,65 @@ def test_a_checkpoint_of_another_version_is_refused(run: RunDirectory, tmp_path:
     (run.checkpoints / "step-000100" / "COMPLETE").write_text('{"format": 3, "files": {}}')
     with pytest.raises(ExportRefusedError, match="another version of this program"):
         plan_export(run.path, tmp_path / "here")
+
+
+def test_a_checkpoint_is_kept_while_it_is_compared_with_its_manifest(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A live run saves twice meanwhile, and would delete it."""
+    compare = Manifest.content_fault
+
+    def slow(manifest: Manifest, checkpoint: Path) -> str | None:
+        for step in (200, 250):
+            save(run, step)
+        return compare(manifest, checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "content_fault", slow)
+        assert plan_export(run.path, tmp_path / "here", 50).step == 50
+    save(run, 300)
+    assert "no complete checkpoint of step 50" in refusal(run.path, tmp_path / "here", 50)
+
+
+def test_a_run_that_cannot_be_written_is_refused(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a hold on the checkpoint, a live run would delete it."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("cluster.run_state.lock_file._create", refuse)
+    assert "checkpoints is not writable (Permission denied)" in refusal(run.path, tmp_path / "here")
+
+
+def test_a_second_export_to_the_same_place_is_refused_before_anything_starts(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two to different places are not: they share the checkpoint."""
+    seen: list[list[Path]] = []
+
+    @contextmanager
+    def started(*_: object) -> Iterator[None]:
+        seen.append(CheckpointStore(run.checkpoints, keep=2).readers())
+        raise RayNotNeededError
+        yield
+
+    monkeypatch.setattr("cluster.commands.export.run.ray_started", started)
+    plan = plan_export(run.path, tmp_path / "here", 50)
+    (path,) = lock_paths(plan.destination)
+    other = LockFile.take(path)
+    with RunConsole("export", 0, quiet=True) as console:
+        with pytest.raises(RunInUseError, match="here is in use by"):
+            run_export(plan, console)
+        assert seen == []
+        other.release()
+        with pytest.raises(RayNotNeededError):
+            run_export(plan, console)
+    assert len(seen[0]) == 1, "the checkpoint is held while it is exported"
+    assert CheckpointStore(run.checkpoints, keep=2).readers() == []
+    assert not list(tmp_path.glob(".*"))
+
+
+class RayNotNeededError(Exception):
+    """Ends an export before Ray is started."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import datetime, tzinfo
 from pathlib import Path
 
@@ -10,10 +13,14 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.commands.options import CheckedRun
+from cluster.commands.train.run import set_aside
 from cluster.configuration.device_defaults import Choice
 from cluster.core.config import RunConfig
 from cluster.run_state.checkpoints import CheckpointStore, learner_state
+from cluster.run_state.lock_file import LockFile, is_held
 from cluster.run_state.run_directory import RunDirectory
+from cluster.run_state.run_lock import RunDirectoryLostError, RunInUseError, lock_paths
+from cluster.runtime.signals import Terminated
 from launch import app
 from learner.state.state_description import StateDescription
 from tests.builders import make_progress
@@ -236,3 +243,110 @@ def test_an_unusable_checkpoint_is_one_line_and_stays_unchanged(
 def test_quiet_prints_nothing_while_a_run_succeeds(sound: Path, training: Training) -> None:
     training(None)
     assert cli.invoke(app, ["train", str(sound), "--quiet"]).output == ""
+
+
+# --- another process writes the run directory
+
+
+@pytest.fixture
+def other(sound: Path) -> Iterator[LockFile]:
+    """The locks of another process. (They are held by this one, but not entered among its own locks.)"""
+    with ExitStack() as stack:
+        for name in ("sound", "sound.dry-run"):
+            (path,) = lock_paths(sound.parent / "runs" / name)
+            lock = LockFile.take(path)
+            stack.callback(lock.release)
+        yield lock
+
+
+@pytest.mark.parametrize("option", [[], ["--fresh"], ["--quiet"], ["--json"], ["--dry-run"]])
+def test_a_second_writer_is_refused_before_anything_is_written(
+    sound: Path, training: Training, other: LockFile, option: list[str]
+) -> None:
+    started = training(None)
+    directory = RunDirectory(sound.parent / "runs" / "sound")
+    directory.create()
+    directory.metrics_file.write_text('{"step": 0}\n')
+    before = sorted(sound.parent.rglob("*"))
+    result = cli.invoke(app, ["train", str(sound), *option])
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert re.search(
+        r"is in use by `.*` \(process \d+ on .*, since .*\): wait until it has ended or stop it", line
+    )
+    assert started == []
+    assert sorted(sound.parent.rglob("*")) == before
+    assert directory.metrics_file.read_text() == '{"step": 0}\n'
+
+
+def test_a_finished_run_can_be_shown_while_another_process_writes_it(
+    sound: Path, training: Training, other: LockFile
+) -> None:
+    """Showing writes nothing."""
+    training(None)
+    finished(sound)
+    assert cli.invoke(app, ["train", str(sound)]).exit_code == 0
+
+
+def test_a_run_holds_its_lock_and_leaves_none(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = lock_paths(sound.parent / "runs" / "sound")
+    held = []
+    monkeypatch.setattr("cluster.commands.train.run.run_training", lambda *_: held.append(is_held(path)))
+    assert cli.invoke(app, ["train", str(sound)]).exit_code == 0
+    assert held == [True]
+    assert not path.exists()
+
+
+def test_fresh_does_not_move_a_run_that_is_exported(sound: Path, training: Training) -> None:
+    started = training(None)
+    earlier = finished(sound)
+    store = CheckpointStore(earlier.checkpoints, keep=1)
+    path = store.begin(7)
+    store.commit(path, make_progress(7))
+    with store.held(path):
+        result = cli.invoke(app, ["train", str(sound), "--fresh"])
+        assert (path / "COMPLETE").exists()
+    assert result.exit_code == 2
+    assert "cannot be moved aside while launch.py export reads it" in result.stderr
+    assert started == []
+    assert cli.invoke(app, ["train", str(sound), "--fresh"]).exit_code == 0
+
+
+def test_a_reader_that_comes_during_the_move_is_respected_too(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = finished(sound)
+    store = CheckpointStore(earlier.checkpoints, keep=1)
+    path = store.begin(7)
+    store.commit(path, make_progress(7))
+    real = Path.rename
+    with ExitStack() as holds, monkeypatch.context() as patch:
+
+        def late(source: Path, target: Path) -> Path:
+            if source == earlier.path:
+                holds.enter_context(store.held(path))
+            return real(source, target)
+
+        patch.setattr(Path, "rename", late)
+        with pytest.raises(RunInUseError):
+            set_aside(RunConfig(name="sound", directory=earlier.path.parent))
+        assert (path / "COMPLETE").exists()
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Terminated(signal.SIGTERM), 143, "received SIGTERM"),
+        (Terminated(signal.SIGHUP), 143, "received SIGHUP"),
+        (RunDirectoryLostError("runs/sound was deleted"), 1, "stopped: runs/sound was deleted"),
+    ],
+)
+def test_every_end_has_its_code_and_its_line(
+    sound: Path, training: Training, ended_by: BaseException, code: int, said: str
+) -> None:
+    training(ended_by)
+    result = cli.invoke(app, ["train", str(sound)])
+    assert result.exit_code == code
+    assert said in result.output
+    assert "Traceback" not in result.output
