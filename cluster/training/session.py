@@ -55,11 +55,11 @@ RUN_ERRORS = (
 def ray_started(config: RunConfig, console: RunConsole) -> Iterator[None]:
     """Connect to the configured cluster, or start Ray on this machine. Shut Ray down at the end of the block."""
     console.stage("starting Ray")
-    with hangup_kept_from_children():
-        cluster = connect(config.cluster)
-    answer_signals()  # after `connect`, because Ray installs a handler that ends the process at once
     ending.at_forced_end(sweep_abandoned)
     try:
+        with hangup_kept_from_children():
+            cluster = connect(config.cluster)
+        answer_signals()  # after `connect`, because Ray installs a handler that ends the process at once
         console.event(f"on {cluster}")
         yield
     finally:

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 from cluster.configuration.loading import load_config
 from cluster.core.config import RunConfig
+from cluster.core.files import try_lock
 from cluster.metrics.catalogue import METRICS
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking.jsonl import read_metrics
@@ -248,6 +249,30 @@ def assert_offline_run_holds(directory: RunDirectory, rows: list[dict[str, Any]]
     assert rewards == [pytest.approx(row["reward/mean"]) for row in rows[1:]]
 
 
+def interrupt(process: subprocess.Popen[str], *signals: signal.Signals) -> str:
+    """End a command by signals. Assert that nothing of it is left, and return its output."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.5)
+    output, _ = process.communicate(timeout=120)
+    assert "Traceback" not in output
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, f"still running: {[child.cmdline() for child in alive]}"
+    opened = {entry.name for entry in Path("/dev/shm").glob("hpo-weights-*") if not is_in_use(entry)}
+    assert not opened, "weights are left in shared memory"
+    return output
+
+
+def is_in_use(weights: Path) -> bool:
+    """Return whether a live worker, of another run on this machine, has these files."""
+    try:
+        with open(weights / "presence") as presence:
+            return not try_lock(presence)
+    except FileNotFoundError:
+        return True
+
+
 @pytest.mark.slow
 def test_a_run_survives_a_killed_worker_and_a_refused_network(write_config: Callable[..., Path]) -> None:
     """One rollout worker gets SIGKILL during the run. The run completes, and no prompt is lost or trained on twice."""
@@ -282,9 +307,10 @@ def test_a_run_survives_a_killed_worker_and_a_refused_network(write_config: Call
 
 
 def test_an_interrupted_run_is_resumed_by_the_same_command(write_config: Callable[..., Path]) -> None:
-    """Ctrl-C ends a run cleanly. The resumed run continues from the checkpoint and accounts for every prompt.
+    """Ctrl-C ends a run cleanly, also if it is pressed twice. The resumed run continues from the checkpoint and
+    accounts for every prompt, although its console is lost after three lines.
 
-    This also holds with dynamic sampling.
+    This also holds with dynamic sampling. A second command beside the live run is refused, and costs it nothing.
     """
     config_file = write_config(
         name="resumed",
@@ -295,18 +321,29 @@ def test_an_interrupted_run_is_resumed_by_the_same_command(write_config: Callabl
     )
     config = load_config(config_file).config
     process = start(config_file)
+    wait_for_step(config, 2, process)
+    for option in ("--resume", "--fresh"):
+        second = start(config_file, option)
+        output, _ = second.communicate(timeout=60)
+        assert second.returncode == 2
+        assert f"is in use by `launch.py train {config_file}` (process {process.pid} on" in output
+        assert len(output.splitlines()) == 1, output
     wait_for_step(config, 4, process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
-    assert "Traceback" not in output
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive, f"still running: {[child.cmdline() for child in alive]}"
+    assert [row["step"] for row in rows_of(config)][:5] == list(range(5)), (
+        "the record of the live run is whole"
+    )
+    interrupt(process, signal.SIGINT, signal.SIGINT)
+    assert process.returncode == 130
 
-    output = finish(start(config_file, "--resume"), config)
-    assert "resuming at step" in output
-    assert output.splitlines()[-1].startswith("final_model"), "nothing is printed after the summary"
+    directory = RunDirectory(config.run_directory)
+    command = f"set -o pipefail; {sys.executable} launch.py train {config_file} --resume | head -3"
+    piped = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, timeout=400)
+    assert piped.returncode == 0, piped.stdout + piped.stderr
+    assert len(piped.stdout.splitlines()) == 3
+    rest = directory.console_log.read_text()
+    assert "the console was lost (Broken pipe)" in rest
+    assert "resuming at step" in piped.stdout + rest
+    assert rest.splitlines()[-1].startswith("final_model"), "nothing is printed after the summary"
     rows = rows_of(config)
     assert [row["step"] for row in rows] == list(range(13))
     assert_every_prompt_trained_once(rows, config)

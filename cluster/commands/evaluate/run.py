@@ -27,6 +27,7 @@ def run_evaluation(config: RunConfig, split: Split, console: RunConsole) -> dict
     """
     directory = RunDirectory(config.run_directory).evaluation
     with run_lock(directory.path, console.event) as lock:
+        console.continue_in(directory.console_log)
         return _evaluated(config, split, console, directory, lock)
 
 

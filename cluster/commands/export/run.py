@@ -28,6 +28,7 @@ def run_export(plan: ExportPlan, console: RunConsole) -> None:
     """
     # Nothing is trained, so no reference model is needed.
     config = plan.config.model_copy(update={"objective": ObjectiveConfig()})
+    console.continue_in(plan.run.export.console_log)
     checkpoints = CheckpointStore(plan.run.checkpoints, config.checkpoint.keep)
     with (
         run_lock(plan.destination, console.event),
