@@ -15,10 +15,12 @@ machines differ. Ray-free, torch-free.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import secrets
+import stat
 import sys
 import tempfile
 import threading
@@ -43,6 +45,8 @@ CONFIRM_S = 8.0
 """The time for which a file must stay untouched while it is watched, however old it is: a clock may have been set."""
 PATIENCE_S = 5.0
 """The longest wait for a process that only examines the file, which takes milliseconds."""
+LONGEST_WAIT_S = 3 * STALE_AFTER_S
+"""The longest wait for a lock that many others want, or whose file system does not behave as expected."""
 TOLD_AFTER_S = 1.0
 """The time after which a waiting caller is told why."""
 _POLL_S = 0.1
@@ -123,18 +127,19 @@ class LockFile:
 
         Raises:
             LockHeldError: if another process holds it.
-            OSError: if the file cannot be made.
+            OSError: if the file cannot be made or examined.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         examined = _Examination(path, on_wait)
-        while True:
-            if (created := _create(path)) is not None:
-                return cls(path, created)
+        deadline = time.monotonic() + LONGEST_WAIT_S
+        while (created := _create(path)) is None:
             verdict, holder = examined.look()
             if verdict is _Verdict.LIVES:
                 raise LockHeldError(str(holder or f"another process, which has locked {path}"))
-            if verdict is _Verdict.UNCLEAR:
-                time.sleep(_POLL_S)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the lock {path} could not be taken within {LONGEST_WAIT_S:g} s")
+            time.sleep(_POLL_S if verdict is _Verdict.UNCLEAR else _POLL_S / 100)
+        return cls(path, created)
 
     def check(self) -> None:
         """Make sure that this process still holds the lock. A file that was deleted is made again.
@@ -185,7 +190,7 @@ def is_held(path: Path) -> bool:
     deleted."""
     try:
         verdict, _ = _Examination(path, confirm_s=0).look()
-    except PermissionError:
+    except OSError:
         return True
     return verdict is not _Verdict.GONE
 
@@ -214,8 +219,14 @@ class _Examination:
         self._told = False
 
     def look(self) -> tuple[_Verdict, Holder | None]:
-        """Look at the file once. If it is abandoned, delete it."""
+        """Look at the file once. If it is abandoned, delete it.
+
+        Raises:
+            OSError: if it cannot be examined.
+        """
         try:
+            if not stat.S_ISREG(self._path.lstat().st_mode):
+                raise OSError(errno.EINVAL, "it is not a regular file; move it away", str(self._path))
             file = _opened(self._path)
         except FileNotFoundError:
             return _Verdict.GONE, None

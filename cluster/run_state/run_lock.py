@@ -17,7 +17,8 @@ from cluster.run_state.lock_file import STALE_AFTER_S, Holder, LockFile, LockHel
 
 
 class RunInUseError(RuntimeError):
-    """Another process writes the directory. The message names the process and the remedy in one line."""
+    """Another process uses the directory, or it cannot be locked. The message has one line with the process and the
+    remedy, or with the reason."""
 
 
 class RunDirectoryLostError(RuntimeError):
@@ -60,8 +61,7 @@ def run_lock(directory: Path, say: Callable[[str], None] = lambda _: None) -> It
         say: Told once if it takes up to a minute to find out whether a holder on another machine lives.
 
     Raises:
-        RunInUseError: if another live process holds the lock.
-        OSError: if the lock cannot be written.
+        RunInUseError: if another live process holds the lock, or it cannot be written.
     """
     paths = lock_paths(directory)
     if (outer := _held.get(paths[0])) is not None:
@@ -89,9 +89,9 @@ def _taken(directory: Path, path: Path, say: Callable[[str], None], stack: ExitS
         raise RunInUseError(
             f"{directory} is in use by {error}: wait until it has ended or stop it, or choose another name"
         ) from error
-    except PermissionError as error:
+    except OSError as error:
         raise RunInUseError(
-            f"{directory} cannot be locked: {path} belongs to another user, or its directory is not writable"
+            f"{directory} cannot be locked: {error.filename or path}: {error.strerror or error}"
         ) from error
     stack.callback(file.release)
     return file

@@ -69,7 +69,15 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a minute pass in 0.6 s."""
-    for name in ("TOUCH_S", "STALE_AFTER_S", "CONFIRM_S", "PATIENCE_S", "TOLD_AFTER_S", "_POLL_S"):
+    for name in (
+        "TOUCH_S",
+        "STALE_AFTER_S",
+        "CONFIRM_S",
+        "PATIENCE_S",
+        "TOLD_AFTER_S",
+        "LONGEST_WAIT_S",
+        "_POLL_S",
+    ):
         monkeypatch.setattr(lock_file, name, getattr(lock_file, name) / 100)
 
 

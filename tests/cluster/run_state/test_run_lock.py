@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,5 +109,17 @@ def test_a_directory_that_cannot_be_locked_is_refused_in_one_line(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(lock_file, "_create", refuse)
-    with pytest.raises(RunInUseError, match="cannot be locked"), run_lock(tmp_path / "demo"):
+    with (
+        pytest.raises(RunInUseError, match=r"demo cannot be locked: .*lock: Permission denied"),
+        run_lock(tmp_path / "demo"),
+    ):
+        pytest.fail("it is not locked")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_a_name_that_is_taken_by_something_else_is_refused(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    make(lock_paths(tmp_path / "demo")[0])
+    with pytest.raises(RunInUseError, match="it is not a regular file"), run_lock(tmp_path / "demo"):
         pytest.fail("it is not locked")
