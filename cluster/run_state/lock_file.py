@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import platform
 import secrets
@@ -113,6 +114,7 @@ class LockFile:
         self.path = path
         self._file = file
         self._mutex = threading.Lock()
+        self._kept_at = _now_s()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._keep_touching, name=f"lock {path.name}", daemon=True)
         self._thread.start()
@@ -174,14 +176,18 @@ class LockFile:
                     os.utime(self._file.fileno())
 
     def _is_kept(self) -> bool:
-        """Return whether the file is that of this process. If there is no file, make it again."""
+        """Return whether the file is that of this process. If there is no file, make it again, unless this process was
+        stopped for so long that another one may have held the lock and given it back."""
+        earlier, self._kept_at = self._kept_at, _now_s()
         if is_at(self._file, self.path):
             return True
-        with suppress(OSError):
-            if (created := _create(self.path)) is not None:
-                self._file.close()
-                self._file = created
-                return True
+        if self._kept_at - earlier < STALE_AFTER_S / 2:
+            with suppress(OSError):
+                if (created := _create(self.path)) is not None:
+                    self._file.close()
+                    self._file = created
+                    return True
+        self._kept_at = -math.inf  # it stays lost
         return False
 
 
@@ -325,6 +331,11 @@ def _opened(path: Path) -> IO[str]:
         return open(path, "r+", encoding="utf-8")
     except PermissionError:
         return open(path, encoding="utf-8")
+
+
+def _now_s() -> float:
+    """Return a time that advances while the machine sleeps, too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _holder_at(path: Path) -> str:

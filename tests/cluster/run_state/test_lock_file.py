@@ -332,6 +332,20 @@ def test_a_holder_that_was_robbed_finds_out_and_leaves_the_file(path: Path) -> N
     assert path.exists(), "only one's own file is deleted"
 
 
+def test_a_holder_that_slept_does_not_take_a_lock_back_that_another_has_had(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has written the directory in the meantime."""
+    lock = LockFile.take(path)
+    path.unlink()
+    now_s = lock_file._now_s() + lock_file.STALE_AFTER_S
+    monkeypatch.setattr(lock_file, "_now_s", lambda: now_s)
+    for _ in range(2):
+        with pytest.raises(LockHeldError, match="was deleted"):
+            lock.check()
+    lock.release()
+
+
 def test_without_its_directory_a_lock_is_lost(path: Path) -> None:
     lock = LockFile.take(path)
     path.unlink()
