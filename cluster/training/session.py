@@ -6,10 +6,11 @@ import asyncio
 import gc
 import os
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import ray
 
 from cluster.core import ending
@@ -28,6 +29,8 @@ from rollout.fleet.supervisor import FleetLostError, first_cause
 from rollout.weights.node_files import sweep_abandoned
 
 ResultT = TypeVar("ResultT")
+ENDED_WITHIN_S = 5.0
+"""The time after which a process of a Ray that was shut down is killed."""
 
 
 class UnusableModelError(ValueError):
@@ -63,8 +66,24 @@ def ray_started(config: RunConfig, console: RunConsole) -> Iterator[None]:
         console.event(f"on {cluster}")
         yield
     finally:
+        processes = _processes_of_local_ray()
         ray.shutdown()
+        for late in psutil.wait_procs(processes, ENDED_WITHIN_S)[1]:
+            with suppress(psutil.NoSuchProcess):
+                late.kill()
+        sweep_abandoned()  # a worker that was killed while it started could not delete its files in shared memory
         ending.not_at_forced_end(sweep_abandoned)
+
+
+def _processes_of_local_ray() -> list[psutil.Process]:
+    """Return the processes of the Ray that this process has started: actors, and their engines. They end soon after
+    Ray is shut down."""
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if child.name() == "raylet":
+                found += [child, *child.children(recursive=True)]
+    return found
 
 
 def run_to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
