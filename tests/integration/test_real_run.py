@@ -321,12 +321,13 @@ def test_an_interrupted_run_is_resumed_by_the_same_command(write_config: Callabl
     config = load_config(config_file).config
     process = start(config_file)
     wait_for_step(config, 2, process)
-    for option in ("--resume", "--fresh"):
-        second = start(config_file, option)
-        output, _ = second.communicate(timeout=60)
-        assert second.returncode == 2
+    process.send_signal(signal.SIGSTOP)  # otherwise the run might be finished before the others are started
+    for second in [start(config_file, option) for option in ("--resume", "--fresh")]:
+        output, _ = second.communicate(timeout=120)
+        assert second.returncode == 2, output
         assert f"is in use by `launch.py train {config_file}` (process {process.pid} on" in output
         assert len(output.splitlines()) == 1, output
+    process.send_signal(signal.SIGCONT)
     wait_for_step(config, 4, process)
     assert [row["step"] for row in rows_of(config)][:5] == list(range(5)), (
         "the record of the live run is whole"
