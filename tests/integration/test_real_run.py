@@ -337,7 +337,7 @@ def test_an_interrupted_run_is_resumed_by_the_same_command(write_config: Callabl
 
     directory = RunDirectory(config.run_directory)
     command = f"set -o pipefail; {sys.executable} launch.py train {config_file} --resume | head -3"
-    piped = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, timeout=400)
+    piped = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, timeout=600)
     assert piped.returncode == 0, piped.stdout + piped.stderr
     assert len(piped.stdout.splitlines()) == 3
     rest = directory.console_log.read_text()
