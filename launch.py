@@ -10,7 +10,7 @@ from cluster.commands import check, scale, tasks
 from cluster.commands.compare import command as compare
 from cluster.commands.doctor import command as doctor
 from cluster.commands.evaluate import command as evaluate
-from cluster.commands.exits import EXIT_FAILED
+from cluster.commands.exits import EXIT_FAILED, ExplainedGroup
 from cluster.commands.export import command as export
 from cluster.commands.jobs import command as jobs
 from cluster.commands.report import command as report
@@ -31,7 +31,9 @@ Each command has its own help, with examples: launch.py COMMAND --help
 """
 COMMANDS = (train, compare, evaluate, export, scale, report, workspace, jobs, check, doctor, tasks)
 
-app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=ExplainedGroup, help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False
+)
 for command in COMMANDS:
     command.register(app)
 

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cluster.core.actor import Actor
@@ -123,9 +123,17 @@ class RewardActor:
     It holds no state that could be lost: Ray may restart it and repeat a call.
     """
 
-    def __init__(self, task: TaskConfig, reward: RewardConfig, search_path: Sequence[str]) -> None:
+    def __init__(
+        self,
+        task: TaskConfig,
+        reward: RewardConfig,
+        search_path: Sequence[str],
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         # The modules of a submitted job are in the working directory, which Ray has copied to this node.
         self._arguments = (task, reward, [*search_path, os.getcwd()])
+        # Not put into the environment, which verifier processes inherit.
+        self._variables = variables or {}
         self._scorer: Scorer | None = None
         self._starting = asyncio.Lock()
 
@@ -161,7 +169,11 @@ class RewardActor:
 
 
 def make_scorer(
-    task: TaskConfig, reward: RewardConfig, search_path: Sequence[str], check: bool = False
+    task: TaskConfig,
+    reward: RewardConfig,
+    search_path: Sequence[str],
+    check: bool = False,
+    environment: Mapping[str, str] = os.environ,
 ) -> Scorer:
     """Return the scorer of a configured task. It is not started yet.
 
@@ -170,6 +182,7 @@ def make_scorer(
         reward: the limits of the verifier, and the number of its processes.
         search_path: directories that hold users' modules, in addition to `sys.path`.
         check: True for the single request that is made before a run.
+        environment: the variables of `passed_variables`.
 
     Raises:
         ValueError: if the task's options do not say where its verdicts come from.
@@ -183,10 +196,17 @@ def make_scorer(
 
     if not isinstance(built, RemoteTask):
         return sandbox("reward.runners:task_runner", task.name, task.options, reward.shaping)
-    remote = built.scorer(check)
+    remote = built.scorer(check, environment)
     if not reward.shaping:
         return remote
     return ShapedScorer(remote, sandbox("reward.runners:shaping_runner", reward.shaping))
+
+
+def passed_variables(task: TaskConfig) -> dict[str, str]:
+    """Return the variables of this process's environment that the task's reward actors need, by name."""
+    built = build_task(task.name, task.options)
+    names = built.variables if isinstance(built, RemoteTask) else ()
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 async def score_in_order(scorer: Scorer, requests: Sequence[tuple[Any, str]]) -> list[Verdict]:

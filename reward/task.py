@@ -5,7 +5,7 @@ To add a task, write `reward/tasks/NAME/task.py` with a class of this shape and 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -142,11 +142,17 @@ class Scorer(Protocol):
 class RemoteTask(Task, Protocol):
     """A task whose verdicts come from another service, without a local verifier process."""
 
-    def scorer(self, check: bool) -> Scorer:
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The names of the variables of the command's environment that the client needs, such as one with a token."""
+        ...
+
+    def scorer(self, check: bool, environment: Mapping[str, str]) -> Scorer:
         """Return the client of that service.
 
         Args:
             check: True for the single request that is made before a run.
+            environment: The values of `variables`.
 
         Raises:
             ValueError: if the options do not name the service.

@@ -8,7 +8,6 @@ from typing import Any
 
 from cluster.core.config import RewardConfig, TaskConfig
 from cluster.core.types import Verdict
-from reward.sandbox.pool import SandboxError
 from reward.service import make_scorer, score_in_order
 
 
@@ -22,7 +21,7 @@ def verifier_problem(
     """
     try:
         verdict = asyncio.run(_score_empty_response(task, reward, search_path, problem))
-    except (SandboxError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:  # those that `start` and `make_scorer` document
         return str(error)
     if verdict.outcome in ("error", "timeout"):
         return f"the verifier gave no verdict on an empty response: {verdict.reason}"

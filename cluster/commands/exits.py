@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import click
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
+from cluster.core.errors import RefusedError
 from cluster.core.failures import trimmed
+from cluster.core.reading import shown_path
 from cluster.core.text import plain_text
 from cluster.run_state.run_lock import RunInUseError
 from cluster.runtime.signals import Terminated
@@ -29,8 +34,24 @@ def refuse(*reasons: object) -> NoReturn:
     """Print each reason as one unformatted line on stderr, and exit with code 2: the request cannot be carried out."""
     stderr = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
     for reason in reasons:
-        stderr.print(plain_text(str(reason)), markup=False)
+        text = str(reason).encode("utf-8", "backslashreplace").decode()
+        stderr.print(plain_text(text), markup=False)
     raise typer.Exit(EXIT_USAGE)
+
+
+class ExplainedGroup(TyperGroup):
+    """The commands. What a command refuses, wherever it notices it, is one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except RefusedError as error:
+            refuse(error)
+        except OSError as error:
+            if error.filename is None or isinstance(error, ConnectionError):
+                raise
+            refuse(f"{shown_path(Path(os.fsdecode(error.filename)))}: {error.strerror}")
 
 
 @contextmanager
@@ -52,7 +73,7 @@ def explained_exits(
     except KeyboardInterrupt as interruption:
         console.event(f"{how_ended(interruption)}{hint}")
         raise typer.Exit(exit_code_of(interruption)) from None
-    except RunInUseError as error:
+    except (RefusedError, RunInUseError) as error:
         refuse(error)
     except errors as error:
         console.warning(f"stopped: {trimmed(error)}")

@@ -8,6 +8,7 @@ import typer
 
 from cluster.commands.exits import refuse
 from cluster.commands.options import OPERATE_PANEL, RunArgument
+from cluster.core.addresses import parse_address
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.auth import send_token_to
 
@@ -37,10 +38,12 @@ def scale(
     load the current weights and then take prompts. Removed workers finish
     the prompts that they hold first.
     """
-    recorded = RunDirectory(run_directory).ray_address_file
-    if address is None and recorded.exists():
-        address = recorded.read_text(encoding="utf-8").strip()
-        send_token_to(address)
+    recorded = RunDirectory.existing(run_directory).read_ray_address() if address is None else None
+    if address is not None:
+        parse_address(address, "--address")
+    elif recorded is not None:
+        address = recorded
+        send_token_to(recorded)  # to the run's own cluster only
 
     from cluster.training.control import NoLiveRunError, ScalingRefusedError
     from cluster.training.control import scale as scale_run

@@ -6,6 +6,7 @@ checked as usual.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.configuration.messages import problems_of
 from cluster.core.config import RunConfig
+from cluster.core.errors import RefusedError
 from cluster.core.problem import Problem
+from cluster.core.reading import read_text, shown_path
 from cluster.core.renamed import current_settings
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -75,15 +78,17 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[Problem]]:
 def _read_file(path: Path) -> tuple[list[Any], list[Problem]]:
     """Return a list with the content of the file, which is empty if the file cannot be read, and its problems."""
     try:
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.load(io.StringIO(read_text(path)))
         if not OmegaConf.is_dict(loaded):
             raise ValueError("the file is not a mapping of settings")
     except FileNotFoundError:
         return [], [
-            Problem(str(path), "there is no such file", "give a configuration, such as configs/demo.yaml")
+            Problem(shown_path(path), "there is no such file", "give a configuration, such as configs/demo.yaml")
         ]
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
-        return [], [Problem(str(path), str(error), "fix the file")]
+    except RefusedError as error:
+        return [], [Problem(shown_path(path), str(error).removeprefix(shown_path(path)).lstrip(": "))]
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        return [], [Problem(shown_path(path), str(error) or type(error).__name__, "fix the file")]
     return [loaded], []
 
 

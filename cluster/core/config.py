@@ -21,6 +21,7 @@ from cluster.core.schema import (
     NotNegative,
     Number,
     Positive,
+    RayAddress,
     Seconds,
     Section,
     Seed,
@@ -334,7 +335,7 @@ class TrackingConfig(Section):
 class ClusterConfig(Section):
     """The Ray cluster and the time to wait for its resources."""
 
-    address: str | None = None
+    address: RayAddress | None = None
     """The address of a running Ray cluster. Null uses `RAY_ADDRESS`, or else starts Ray on this machine."""
     placement_timeout_s: Seconds = 300.0
     """The maximum time to wait for the reserved resources, in seconds."""

@@ -18,6 +18,8 @@ from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 
+from cluster.core.reading import open_own
+
 _LOCK = "lock"
 """The file in a scratch directory that its process keeps locked for as long as it lives."""
 
@@ -130,9 +132,8 @@ def _scratch_prefix() -> str:
 def _delete_abandoned_scratch(parent: Path) -> None:
     """Delete the scratch directories of killed processes of this machine: their locks are free."""
     for scratch in parent.glob(f"{_scratch_prefix()}*"):
-        try:
-            file = open(scratch / _LOCK, "r+")
-        except (FileNotFoundError, PermissionError):  # just begun or just deleted; or another user's
+        file = open_own(scratch / _LOCK, flags=os.O_RDWR)  # NFS locks only files that are open for writing
+        if file is None:  # just begun or just deleted; or another user's
             continue
         with file:
             if try_lock(file):

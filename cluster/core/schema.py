@@ -6,15 +6,28 @@ and not an overflow in whatever library gets the number hours later.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from cluster.core.addresses import parse_address, without_url_secrets
 
 
 class Section(BaseModel):
     """A part of a configuration. It refuses unknown keys and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _without_url_secrets(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Dump the settings for `config.yaml`, W&B and pages: without the passwords in URLs."""
+        dumped: dict[str, Any] = without_url_secrets(dump(self))
+        return dumped
+
+
+def _is_address(text: str) -> str:
+    parse_address(text)
+    return text
 
 
 MAX_COUNT = 2**31 - 1
@@ -35,3 +48,4 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=MAX_NUMBER)]
 NotNegative = Annotated[float, Field(ge=0, le=MAX_NUMBER)]
 Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+RayAddress = Annotated[str, AfterValidator(_is_address)]

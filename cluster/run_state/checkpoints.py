@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.core.files import write_atomically
+from cluster.core.reading import read_text
 from cluster.run_state import manifest
 from cluster.run_state.lock_file import LockFile, is_held
 from cluster.run_state.manifest import Manifest, files_in
@@ -286,7 +287,7 @@ def _examine(path: Path) -> tuple[str | None, Checkpoint | None]:
 
 
 def _progress_in(checkpoint: Path) -> Progress:
-    return Progress.from_json((checkpoint / "progress.json").read_text(encoding="utf-8"))
+    return Progress.from_json(read_text(checkpoint / "progress.json"))
 
 
 def _is_directory(path: Path) -> bool:

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.core.errors import RefusedError
+from cluster.core.reading import read_text
 from learner.state.state_files import CheckpointError, FileRecord, record
 
 FILE_NAME = "COMPLETE"
@@ -40,12 +42,12 @@ class Manifest:
             CheckpointError: if another version of this program wrote it in another format.
         """
         try:
-            content = json.loads((checkpoint / name).read_text(encoding="utf-8"))
+            content = json.loads(read_text(checkpoint / name))
             # Format 1 is a mapping of sizes.
             written = content["format"] if "files" in content else 1
             if written == FORMAT:
                 return Manifest({name: FileRecord(**entry) for name, entry in content["files"].items()})
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(f"{name} cannot be read ({type(error).__name__}: {error})") from error
         raise CheckpointError(
             f"{checkpoint} was written in format {written} by another version of this program, and this one reads "
@@ -74,6 +76,8 @@ class Manifest:
             found = record(checkpoint / name)
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
+        except RefusedError as error:
+            return str(error)
         if found != (expected := self.files[name]):
             return f"{name} has SHA-256 {found.sha256}, expected {expected.sha256}"
         return None

@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
+from cluster.core.addresses import parse_address
 from cluster.core.config import RunConfig
+from cluster.core.errors import RefusedError
 from cluster.core.files import write_atomically
+from cluster.core.reading import FIX, read_mapping, read_object, read_text, shown_path
 from cluster.core.renamed import current_settings
 
 README = """\
@@ -73,6 +77,25 @@ class RunDirectory:
     """
 
     path: Path
+
+    @staticmethod
+    def existing(path: Path) -> RunDirectory:
+        """Return the directory of an existing run that the user has named.
+
+        Raises:
+            RefusedError: if there is no run at `path`.
+        """
+        try:
+            run = RunDirectory(path.expanduser().absolute())
+            is_run = run.config_file.is_symlink() or run.config_file.exists()
+        except (OSError, RuntimeError, ValueError) as error:  # no such user's home, a null character
+            raise RefusedError(f"{shown_path(path)}: this is not a run directory ({error})") from error
+        if not is_run:
+            raise RefusedError(
+                f"{shown_path(path)}: this is not a run directory (it has no {run.config_file.name}); name one, such "
+                "as runs/demo"
+            )
+        return run
 
     @property
     def config_file(self) -> Path:
@@ -196,15 +219,17 @@ class RunDirectory:
 
         Raises:
             FileNotFoundError: if the directory has no configuration.
-            ValueError: if the configuration is not valid (pydantic's ValidationError is a ValueError).
+            RefusedError: if the file cannot be read, or the configuration is not valid.
         """
+        values = read_mapping(self.config_file)
+        if not values:
+            raise RefusedError(f"{shown_path(self.config_file)}: the file has no settings; {FIX}")
         try:
-            values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-            return RunConfig.model_validate(
-                current_settings(values) if isinstance(values, Mapping) else values
-            )
-        except yaml.YAMLError as error:
-            raise ValueError(f"{self.config_file} is not YAML: {error}") from error
+            return RunConfig.model_validate(current_settings(values))
+        except ValidationError as error:
+            raise RefusedError(
+                f"{shown_path(self.config_file)}: this is not the configuration of a run ({_mistakes(error)}); {FIX}"
+            ) from error
 
     def write_code_version(self, code_version: str) -> None:
         """Write the version of the code with which the run is started."""
@@ -212,17 +237,29 @@ class RunDirectory:
 
     def read_code_version(self) -> str:
         """Read the version of the code with which the run was last started; empty if the run has not recorded it."""
-        return (
-            self.code_version_file.read_text(encoding="utf-8").strip()
-            if self.code_version_file.exists()
-            else ""
-        )
+        try:
+            return read_text(self.code_version_file).strip()
+        except FileNotFoundError:
+            return ""
+
+    def read_ray_address(self) -> str | None:
+        """Read the address of the Ray cluster in which the run was last started; None if it has not recorded it.
+
+        Raises:
+            RefusedError: if the file has no address.
+        """
+        try:
+            address = read_text(self.ray_address_file).strip()
+        except FileNotFoundError:
+            return None
+        parse_address(address, shown_path(self.ray_address_file))
+        return address
 
     def differences(self, config: RunConfig) -> list[str]:
         """Return the changes from the saved configuration to `config`: `learner.learning_rate: 0.0002 -> 0.0003`.
 
         Raises:
-            FileNotFoundError, ValueError: as in `read_config`.
+            FileNotFoundError, RefusedError: as in `read_config`.
         """
         return differences(self.read_config(), config)
 
@@ -240,9 +277,9 @@ class RunDirectory:
 
         Raises:
             FileNotFoundError: if the run is not finished.
+            RefusedError: if the file cannot be read.
         """
-        summary: dict[str, Any] = json.loads(self.summary_file.read_text(encoding="utf-8"))
-        return summary
+        return read_object(self.summary_file)
 
     def remove_summary(self) -> None:
         """Mark the run as unfinished, because a finished run continues with more steps."""
@@ -261,6 +298,13 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
         for key in before | after
         if before.get(key) != after.get(key)
     ]
+
+
+def _mistakes(error: ValidationError) -> str:
+    """Return the first mistakes of a configuration. Values are not quoted: they may be secrets."""
+    found = error.errors(include_url=False, include_input=False)
+    shown = [f"{'.'.join(map(str, detail['loc'])) or 'it'}: {detail['msg']}" for detail in found[:3]]
+    return "; ".join([*shown, *([f"and {len(found) - 3} more"] if len(found) > 3 else [])])
 
 
 def flat_settings(config: RunConfig) -> dict[str, str]:

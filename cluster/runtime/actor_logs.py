@@ -1,4 +1,4 @@
-"""Write the output of each actor to its own file in the run directory. The console shows only the run itself.
+"""Prepare each Ray worker process: its output goes to a file of the run directory, and secrets leave its environment.
 
 This module stays light: every Ray worker process imports it first.
 """
@@ -10,15 +10,23 @@ import os
 import sys
 from pathlib import Path
 
+from cluster.core.secrets import hide_secrets
+
 LOG_FILE_VARIABLE = "HPO_TRAINER_LOG_FILE"
-SETUP_HOOK = "cluster.runtime.actor_logs.redirect_output"
+SETUP_HOOK = "cluster.runtime.actor_logs.prepare_process"
+
+
+def prepare_process() -> None:
+    """Redirect the output, and hide the secrets of the node's or the user's environment. Ray calls this hook in every
+    worker process before anything else."""
+    hide_secrets()
+    redirect_output()
 
 
 def redirect_output() -> None:
     """Redirect stdout and stderr of this process and its children to the file named by the environment.
 
-    Ray calls this hook in every worker process before anything else. Processes without the variable keep Ray's own
-    log files.
+    Processes without the variable keep Ray's own log files.
     """
     path = os.environ.get(LOG_FILE_VARIABLE)
     if path is None:

@@ -8,20 +8,50 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from cluster.core.addresses import AddressError, parse_address
+
 MODE_VARIABLE = "RAY_AUTH_MODE"
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 TOKEN_FILE = "~/.ray/auth_token"
+_SOCKETS = ("/proc/net/tcp", "/proc/net/tcp6")
+_LISTENING = "0A"
 
 
 def send_token_to(address: str) -> None:
-    """Let Ray send its token to `address` if that is this machine, a token exists, and RAY_AUTH_MODE is not set."""
-    host = address.rpartition(":")[0]
-    if MODE_VARIABLE not in os.environ and _has_token() and _is_this_machine(host):
+    """Let Ray send its token to `address` if that is this machine, a token exists, RAY_AUTH_MODE is not set, and no
+    other user listens there, perhaps since the cluster has ended."""
+    try:
+        parsed = parse_address(address)
+    except AddressError:
+        return
+    if (
+        MODE_VARIABLE not in os.environ
+        and _has_token()
+        and _is_this_machine(parsed.host)
+        and (parsed.port is None or listeners(parsed.port) <= {os.geteuid()})
+    ):
         os.environ[MODE_VARIABLE] = "token"
+
+
+def listeners(port: int) -> set[int]:
+    """Return the ids of the users whose processes listen at a port of this machine."""
+    return {user for file in _SOCKETS for user in _listeners(Path(file), port)}
+
+
+def _listeners(file: Path, port: int) -> Iterator[int]:
+    """Yield the users in one of the kernel's tables. `psutil` does not show those of other users' sockets."""
+    try:
+        lines = file.read_text().splitlines()[1:]
+    except OSError:  # a system without the table
+        return
+    for fields in map(str.split, lines):
+        if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+            yield int(fields[7])
 
 
 def token_sources() -> str:

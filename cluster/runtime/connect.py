@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 
+from cluster.core.addresses import parse_address, shown_url
 from cluster.core.config import ClusterConfig
 from cluster.core.project import ROOT
 from cluster.runtime.actor_logs import SETUP_HOOK
@@ -73,10 +74,11 @@ def probe(address: str) -> None:
 
     Raises:
         OSError: if no server listens there.
+        AddressError: if it is not an address.
     """
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit():
-        with socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT_S):
+    parsed = parse_address(address)
+    if not parsed.scheme and parsed.host and parsed.port:
+        with socket.create_connection((parsed.host, parsed.port), timeout=PROBE_TIMEOUT_S):
             pass
 
 
@@ -87,10 +89,11 @@ def explained_connection(address: str) -> Iterator[None]:
     Raises:
         ConnectionError: if no Ray listens at `address`.
         ClusterRefusedError: if the cluster does not accept this process.
+        AddressError: if `address` is not an address.
     """
-    if "://" in address and not address.startswith("ray://"):
+    if parse_address(address).scheme.startswith("http"):
         raise ClusterRefusedError(
-            f"{address} is a job server: use launch.py submit to send a run to it. To connect from one of the "
+            f"{shown_url(address)} is a job server: use launch.py submit to send a run to it. To connect from one of the "
             "cluster's own machines, give --address HOST:6379"
         )
     try:

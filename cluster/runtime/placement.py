@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.core.actor import Actor
 from cluster.core.errors import PlacementError
+from cluster.core.secrets import secret_names
 from cluster.runtime.actor_logs import LOG_FILE_VARIABLE
 
 ActorT = TypeVar("ActorT")
@@ -84,7 +86,7 @@ class Reservation:
                 num_cpus=resources.get("CPU", 0),
                 num_gpus=resources.get("GPU", 0),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, bundle),
-                runtime_env={"env_vars": {LOG_FILE_VARIABLE: str(log_file), **env}},
+                runtime_env={"env_vars": {**_without_secrets(), LOG_FILE_VARIABLE: str(log_file), **env}},
                 **options,
             )
             .remote(*arguments)
@@ -99,6 +101,12 @@ class Reservation:
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
+
+
+def _without_secrets() -> dict[str, str]:
+    """Return empty values for the secrets of this process, which an actor on this machine would inherit. The actor's
+    process removes these variables when it starts, and those that only its node has."""
+    return dict.fromkeys(secret_names(os.environ), "")
 
 
 def _described(bundles: list[dict[str, float]]) -> str:

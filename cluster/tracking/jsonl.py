@@ -8,15 +8,25 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cluster.core.errors import RefusedError
 from cluster.core.files import write_atomically
+from cluster.core.reading import FIX, RECORD_MIB, object_of, open_regular, read_bytes, shown_path
 from cluster.core.renamed import current_row
 from cluster.run_state.run_lock import RunDirectoryLostError
+
+
+_LISTS = ("prompts", "dropped")
+"""The entries of a row that are not metrics."""
+_MAX_STEP = 2**63 - 1
+_LARGEST = sys.float_info.max
+"""The largest number that is a float: JSON's integers have no limit."""
 
 
 class MetricsFile:
@@ -29,7 +39,7 @@ class MetricsFile:
 
     Raises:
         OSError: if the file cannot be opened or written (on a full disk, for example).
-        ValueError: if a line other than the last one is broken.
+        RefusedError: if a line other than the last one is broken.
     """
 
     def __init__(self, path: Path, superseded: Path) -> None:
@@ -134,25 +144,56 @@ class MetricsFile:
         self.close()
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+def read_metrics(path: Path, *, increasing: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the file's rows in order, with NaN for null. A half-written last line is left out.
 
     Metrics that an earlier version wrote have their present keys.
 
+    Args:
+        increasing: Whether steps must increase, as they do in `metrics.jsonl`.
+
     Raises:
-        ValueError: if another line is broken.
+        RefusedError: if the file cannot be read, or another line is broken.
     """
-    if not path.exists():
+    try:
+        descriptor = open_regular(path)
+    except FileNotFoundError:
         return
-    with path.open(encoding="utf-8") as stream:
+    last_step = -1
+    with os.fdopen(descriptor, "rb") as stream:
         for number, line in enumerate(stream, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-            yield {key: math.nan if value is None else value for key, value in current_row(row).items()}
+            where = f"{shown_path(path)}, line {number}"
+            row = _row(line, where)
+            if increasing and row["step"] <= last_step:
+                raise RefusedError(f"{where}: step {row['step']} comes after step {last_step}; {FIX}")
+            last_step = row["step"]
+            yield row
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    """Return a row: a step, numbers by the names of metrics, and lists of prompts.
+
+    Raises:
+        RefusedError: if it is anything else.
+    """
+    try:
+        row = object_of(line.decode("utf-8"), where)
+    except UnicodeDecodeError as error:
+        raise RefusedError(f"{where}: byte {error.start + 1} is not UTF-8; {FIX}") from error
+    if not isinstance(row.get("dropped", {}), dict) or not isinstance(row.get("prompts", []), list):
+        raise RefusedError(f"{where}: prompts must be a list, and dropped a mapping of lists; {FIX}")
+    step = row.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= _MAX_STEP:
+        raise RefusedError(f"{where}: it has no number of a step; {FIX}")
+    row = current_row(row)
+    for key, value in row.items():
+        if value is None:
+            row[key] = math.nan
+        elif key not in _LISTS and not (isinstance(value, int | float) and abs(value) <= _LARGEST):
+            raise RefusedError(f"{where}: the value of {key[:40]!r} is not a number; {FIX}")
+    return row
 
 
 def _finite(value: float) -> float | None:
@@ -165,7 +206,7 @@ def _cut_half_written_line(path: Path) -> None:
     """Remove a last line without an end, which a crash may leave. The resumed run repeats that step anyway."""
     if not path.exists():
         return
-    content = path.read_bytes()
+    content = read_bytes(path, RECORD_MIB)
     complete = content.rfind(b"\n") + 1
     if complete < len(content):
         with path.open("r+b") as stream:

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.core.errors import RefusedError
 from cluster.core.files import write_atomically
+from cluster.core.reading import FIX, RECORD_MIB, object_of, read_text, shown_path
 from cluster.core.renamed import current_transcript
 from cluster.core.types import Response, ScoredGroup, Verdict
 
@@ -56,10 +58,28 @@ def read_transcript(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the groups of a `.jsonl` file of `write_transcripts`. Names that an earlier version wrote are translated.
 
     Raises:
-        ValueError: if the file is broken.
+        FileNotFoundError: if there is no such file.
+        RefusedError: if the file is broken.
     """
-    for line in file.read_text(encoding="utf-8").splitlines():
-        yield current_transcript(json.loads(line))
+    for number, line in enumerate(read_text(file, RECORD_MIB).split("\n"), start=1):
+        if line:
+            where = f"{shown_path(file)}, line {number}"
+            try:
+                yield _checked_group(current_transcript(object_of(line, where)))
+            except (KeyError, TypeError, AttributeError) as error:
+                raise RefusedError(f"{where}: these are not the responses to a prompt; {FIX}") from error
+
+
+def _checked_group(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a group whose entries have the types that pages need.
+
+    Raises:
+        TypeError: if they do not.
+    """
+    texts = [group["prompt"], *(response["outcome"] for response in group["responses"])]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("texts")
+    return group
 
 
 def record(group: ScoredGroup, pairs: Sequence[Pair], category: str | None = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Functions import wandb where they need it, because the import takes seconds.
 
 from __future__ import annotations
 
+import http.client
 import os
 import ssl
 import sys
@@ -112,7 +113,8 @@ def unreachable(url: str) -> str | None:
     except urllib.error.URLError as error:
         # wandb may have certificates of its own, so it shall try.
         return None if isinstance(error.reason, ssl.SSLError) else str(error.reason)
-    except OSError as error:  # a time-out while reading is not wrapped in URLError
+    # A time-out while reading is not wrapped in URLError; the others are malformed addresses, such as HTTPS_PROXY's.
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return str(error)
 
 

@@ -33,7 +33,7 @@ from cluster.runtime.placement import Reservation, bundle, cpu_environment
 from learner.engine.group import LearnerGroup
 from learner.engine.process_setup import learner_environment
 from learner.engine.rank import LearnerRank
-from reward.service import RewardActor, RewardPool
+from reward.service import RewardActor, RewardPool, passed_variables
 from rollout.engine.worker import RolloutWorker
 from rollout.fleet.fleet import RolloutFleet
 
@@ -119,6 +119,7 @@ class ActorGraph:
         config = self.config.reward
         bundles = [bundle(config.cpus_per_worker, 0)] * config.workers
         cluster = self.config.cluster
+        variables = passed_variables(self.config.task)
         async with Reservation(
             "the reward actors", bundles, cluster.placement_timeout_s, cluster.node_labels.get("reward")
         ) as slots:
@@ -128,6 +129,7 @@ class ActorGraph:
                     self.config.task,
                     config,
                     [os.getcwd()],  # users' modules are found relative to the directory of the command
+                    variables,  # as an argument, because Ray shows the environments of actors to others
                     bundle=index,
                     log_file=self.run_directory.log_file(f"reward-{index}"),
                     env={},

@@ -16,6 +16,7 @@ import ray
 from cluster.core import ending
 from cluster.core.config import RunConfig
 from cluster.core.errors import PlacementError
+from cluster.core.secrets import hub_variables
 from cluster.models.source import prepare_model
 from cluster.run_state.run_lock import RunDirectoryLostError
 from cluster.runtime.connect import connect
@@ -160,7 +161,8 @@ def _progress_then_result(config: RunConfig, hub_token: str | None) -> Iterator[
 
     def work() -> None:
         try:
-            news.put(prepare_model(config, news.put, hub_token))
+            with hub_variables():  # this task alone may use those of its node
+                news.put(prepare_model(config, news.put, hub_token))
         except BaseException as error:
             news.put(error)
 

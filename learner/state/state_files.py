@@ -12,6 +12,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.core.reading import open_regular
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or resumed from. The message names it, the reason and the remedy in one line."""
@@ -45,9 +47,9 @@ def record(file: Path) -> FileRecord:
     """Return the record of a file in its present state.
 
     Raises:
-        OSError: if the file cannot be read.
+        OSError, RefusedError: if the file cannot be read, or is not a regular file.
     """
-    with open(file, "rb") as stream:
+    with os.fdopen(open_regular(file), "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256")
         return FileRecord(stream.tell(), digest.hexdigest())
 

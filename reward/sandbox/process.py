@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from cluster.core.secrets import verifier_environment
 from reward.sandbox.channel import Progress, ProtocolError, ReplyParser, frame
 from reward.sandbox.spec import Limits, RunnerSpec
 
@@ -172,14 +173,14 @@ class _Listener(asyncio.Protocol):
 
 
 def _environment(tag: str) -> dict[str, str]:
-    """Return this process's environment with its search path, and one thread for numpy in each process."""
+    """Return this process's environment without its secrets, with its search path, and with one thread for numpy."""
     ours = {
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         TAG: tag,
     }
-    return {**os.environ, **ours}
+    return {**verifier_environment(os.environ), **ours}
 
 
 # --- killing a process with all its descendants

@@ -13,7 +13,8 @@ it (`rollout/weights/pull.py`) have a shared lock. A file of an older version th
 exclusive lock and written again, because new pages cost several times as much as a copy. If all are in use, the writer
 makes a new file, and the old ones are deleted when a newer one is in use and they have no lock.
 
-The directory of a run is deleted when its last worker closes or, after a crash, by the next run on the node.
+The directory of a run is deleted when its last worker closes or, after a crash, by the next run on the node. What other
+users have left behind is theirs: it is neither waited for nor deleted.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -31,9 +33,12 @@ from typing import IO
 import numpy as np
 
 from cluster.core.files import is_at, lock, try_lock
+from cluster.core.reading import open_own
 from rollout.weights.shared_memory import MappedFiles
 
 _PREFIX = "hpo-weights-"
+_GONE = ".gone-"
+"""A part of the name of a directory that is being deleted."""
 _PARTIAL = ".partial"
 """The suffix of a file that is being written. It is locked, unless its writer was killed."""
 PATIENCE_S = 30.0
@@ -170,25 +175,37 @@ def sweep_abandoned(root: Path | None = None, but: Path | None = None) -> None:
 
 def _sweep(directory: Path) -> None:
     """Delete the directory of a run if no live worker uses it."""
-    try:
-        file = open(directory / "presence")
-    except (FileNotFoundError, PermissionError):
+    if _GONE in directory.name:  # its deletion was interrupted
+        _delete_own(directory)
         return
-    with file:
+    file = open_own(directory / "presence")
+    if file is None:
+        with suppress(OSError):
+            if directory.lstat().st_uid == os.geteuid():
+                directory.rmdir()  # an empty one, whose worker was killed at once or starts again
+        return
+    with file, suppress(OSError):
         if not try_lock(file):
             return
         if not os.fstat(file.fileno()).st_nlink:  # another worker has deleted it
             return
         # Rename the directory first. A worker that starts meanwhile creates a new one, which is not deleted.
-        gone = tempfile.mkdtemp(prefix=f"{directory.name}.gone-", dir=directory.parent)
+        gone = tempfile.mkdtemp(prefix=f"{directory.name}{_GONE}", dir=directory.parent)
         directory.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
 
+def _delete_own(directory: Path) -> None:
+    """Delete a directory, unless it is another user's or a link."""
+    with suppress(OSError):
+        status = directory.lstat()
+        if status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
 def _remove_unless_locked(path: Path) -> None:
-    try:
-        file = open(path, "rb")
-    except FileNotFoundError:
+    file = open_own(path)
+    if file is None:
         return
     with file:
         if try_lock(file) and is_at(file, path):

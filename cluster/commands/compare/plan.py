@@ -98,7 +98,7 @@ def load_comparison(
     values, problems = read_yaml(path)
     config, schema_problems = validate(ComparisonConfig, values)
     problems += schema_problems
-    if values:
+    if values or not problems:  # an empty file is read without a problem
         problems += _check(config, overrides)
     at_address = [f"cluster.address={address}"] if address else []
     runs = tuple(

@@ -92,7 +92,7 @@ def refuse_other_settings(comparison: Comparison) -> None:
 def write_results(comparison: Comparison) -> Results:
     """Write `comparison.json`, `comparison.md` and the plots of the finished runs."""
     rows = {
-        run.name: list(read_metrics(directory.metrics_file))
+        run.name: list(read_metrics(directory.metrics_file, increasing=True))
         for run in comparison.runs
         if (directory := RunDirectory(run.config.run_directory)).is_finished
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cluster.configuration.resource_checks import check_resources
 from cluster.core.config import RunConfig
+from cluster.core.errors import RefusedError
 from cluster.models.source import locate, ready_directory
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.run_state.manifest import Manifest
@@ -15,7 +16,7 @@ from cluster.run_state.run_directory import RunDirectory
 from learner.state.state_files import CheckpointError
 
 
-class ExportRefusedError(ValueError):
+class ExportRefusedError(RefusedError):
     """The request cannot be carried out. The message is one line with the reason and the remedy."""
 
 
@@ -78,15 +79,9 @@ def _fault(store: CheckpointStore, checkpoint: Path) -> str | None:
 
 def _config(run: RunDirectory) -> RunConfig:
     try:
-        return run.read_config()
-    except (FileNotFoundError, NotADirectoryError):
-        raise ExportRefusedError(
-            f"{run.path}: this is not a run directory (it has no {run.config_file.name}); name one, such as runs/demo"
-        ) from None
-    except ValueError as error:
-        raise ExportRefusedError(
-            f"{run.config_file}: the file cannot be read ({_one_line(error)}); fix the file"
-        ) from error
+        return RunDirectory.existing(run.path).read_config()
+    except RefusedError as error:
+        raise ExportRefusedError(str(error)) from error
 
 
 def _refuse_missing_model(run: RunDirectory, config: RunConfig) -> None:

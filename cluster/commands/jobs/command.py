@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -20,6 +19,7 @@ from cluster.commands.exits import EXIT_BROKEN_PIPE, EXIT_FAILED, EXIT_INTERRUPT
 from cluster.commands.options import JOBS_PANEL, AsJson, ConfigFile, Fresh, Overrides
 from cluster.configuration.loading import load_config
 from cluster.configuration.preflight import preflight
+from cluster.core.addresses import parse_address
 from cluster.core.config import RunConfig
 from cluster.core.text import plain_text
 from cluster.runtime.auth import send_token_to
@@ -277,9 +277,10 @@ def _server(address: str | None) -> JobServer:
 def _explained(address: str | None) -> Iterator[None]:
     """Translate failures of the cluster into one line and exit code 2. Must be entered before Ray is imported."""
     if address is None or address == "auto":
-        send_token_to("localhost:0")
+        send_token_to("http://localhost")
     else:
-        send_token_to(urlsplit(address).netloc or address)
+        parse_address(address, "--address")
+        send_token_to(address)
 
     from cluster.commands.jobs.package import PackageRefusedError
     from cluster.commands.jobs.server import JobServerError

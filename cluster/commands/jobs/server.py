@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from urllib.parse import urlsplit
 import ray
 from ray.job_submission import JobDetails, JobSubmissionClient
 
+from cluster.core.addresses import parse_address, shown_text, shown_url
+from cluster.core.errors import RefusedError
 from cluster.runtime.auth import token_sources
 from cluster.runtime.connect import probe
 
@@ -45,7 +48,9 @@ class JobServer:
     def __init__(self, address: str) -> None:
         """Connect to the server at `http://HOST:8265`, at `HOST:6379` (the address for Ray's nodes), or at `auto`
         (the cluster of this machine)."""
-        self.address = address
+        parse_address(address, "--address")
+        self.address = shown_url(address) if "://" in address else address
+        """The address for messages: without a password."""
         self.client = _client(address)
 
     def details(self, job: str) -> JobDetails:
@@ -97,14 +102,14 @@ def _client(address: str) -> JobSubmissionClient:
     logging.getLogger("ray").setLevel(logging.ERROR)
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)  # their warnings repeat our messages
-    with _without(_VARIABLES), explained(address):
+    with _without(_VARIABLES), explained(shown_url(address) if "://" in address else address):
         if "://" not in address:
             probe(address)
         client = JobSubmissionClient(address)
     theirs = client._server_ray_version
     if theirs != RAY_VERSION:
         raise JobServerError(
-            f"the cluster at {address} runs Ray {theirs}, and this project needs {RAY_VERSION}: install the versions "
+            f"the cluster at {shown_text(address)} runs Ray {theirs}, and this project needs {RAY_VERSION}: install the versions "
             "of requirements/ on its nodes and restart them, or name another cluster"
         )
     return client
@@ -144,7 +149,15 @@ def explained(address: str) -> Iterator[None]:
                 "--dashboard-agent-listen-port=0"
             ) from error
         raise JobServerError(
-            f"the cluster at {address} refused the request: {' '.join(str(error).split())[:500]}"
+            f"the cluster at {address} refused the request: {shown_text(' '.join(str(error).split())[:500])}"
+        ) from error
+    except RefusedError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException) as error:
+        # The reply of another server, or a proxy (HTTP_PROXY) that does not exist.
+        raise JobServerError(
+            f"no Ray job server answers at {address} ({type(error).__name__}: "
+            f"{shown_text(' '.join(str(error).split())[:200])}); check the address, and HTTP_PROXY if it is set"
         ) from error
 
 

@@ -9,6 +9,7 @@ import typer
 
 from cluster.commands.exits import refuse
 from cluster.commands.options import OPERATE_PANEL
+from cluster.core.reading import shown_path
 
 
 def register(app: typer.Typer) -> None:
@@ -37,10 +38,9 @@ def report(
     be in progress.
     """
     from cluster.commands.report.page import write_report
-    from cluster.commands.report.runs import NotARunError
 
     try:
         page, plots = write_report(run_directories, output)
-    except (NotARunError, OSError) as error:
+    except OSError as error:
         refuse(error)
-    typer.echo(f"wrote {page}, and the plots to {plots}")
+    typer.echo(f"wrote {shown_path(page)}, and the plots to {shown_path(plots)}")

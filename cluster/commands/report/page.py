@@ -32,7 +32,7 @@ def write_report(paths: Sequence[Path], output: Path | None) -> tuple[Path, Path
             the parent directory of the first.
 
     Raises:
-        NotARunError: if one of `paths` does not contain a run.
+        RefusedError: if one of `paths` does not contain a run.
         OSError: if a file cannot be written.
     """
     unique = list(dict.fromkeys(path.absolute() for path in paths))

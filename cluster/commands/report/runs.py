@@ -17,10 +17,6 @@ SHOWN_TRANSCRIPTS = 8
 """The number of steps whose responses are shown: the first, the last, and evenly spaced ones between them."""
 
 
-class NotARunError(ValueError):
-    """The directory does not contain a readable run."""
-
-
 @dataclass(frozen=True, slots=True)
 class Transcript:
     """Some groups of a step, in the format of `transcripts/*.jsonl`."""
@@ -55,32 +51,25 @@ class Run:
     @property
     def seconds(self) -> float:
         """The time in seconds from the first row to the last, including the pauses before resumptions."""
-        seconds: float = self.rows[-1]["time"] - self.rows[0]["time"] if self.rows else 0.0
-        return seconds
+        times = [row["time"] for row in self.rows if math.isfinite(row.get("time", math.nan))]
+        return float(times[-1] - times[0]) if times else 0.0
 
 
 def read_run(path: Path, label: str) -> Run:
     """Read the run in the directory `path`.
 
     Raises:
-        NotARunError: if it does not contain a readable run.
+        RefusedError: if it does not contain a readable run.
     """
-    directory = RunDirectory(path.absolute())
-    if not directory.config_file.exists():
-        raise NotARunError(
-            f"{path}: this is not a run directory (it has no {directory.config_file.name}); name one, such as runs/demo"
-        )
-    try:
-        return Run(
-            label=label,
-            config=directory.read_config(),
-            rows=list(read_metrics(directory.metrics_file)),
-            summary=directory.read_summary() if directory.is_finished else {},
-            transcripts=list(_transcripts(directory)),
-            code=directory.read_code_version(),
-        )
-    except ValueError as error:
-        raise NotARunError(f"{path}: {' '.join(str(error).split())}") from error
+    directory = RunDirectory.existing(path)
+    return Run(
+        label=label,
+        config=directory.read_config(),
+        rows=list(read_metrics(directory.metrics_file, increasing=True)),
+        summary=directory.read_summary() if directory.is_finished else {},
+        transcripts=list(_transcripts(directory)),
+        code=directory.read_code_version(),
+    )
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
@@ -96,7 +85,11 @@ def labels(paths: Sequence[Path]) -> list[str]:
 
 
 def _transcripts(directory: RunDirectory) -> Iterator[Transcript]:
-    files = sorted(directory.transcripts.glob("step_*.jsonl"))
+    files = sorted(
+        file
+        for file in directory.transcripts.glob("step_*.jsonl")
+        if file.stem.removeprefix("step_").isdecimal()
+    )
     last = len(files) - 1
     chosen = sorted(
         {round(last * at / (SHOWN_TRANSCRIPTS - 1)) for at in range(SHOWN_TRANSCRIPTS)} if files else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import ray
 
 from cluster.core.config import RunConfig
+from cluster.core.errors import RefusedError
 from cluster.core.project import code_version
+from cluster.core.reading import shown_path
 from cluster.run_state.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.run_state.run_directory import RunDirectory
 from cluster.run_state.run_lock import RunInUseError, RunLock, run_lock
-from cluster.tracking import RunConsole, Tracker
+from cluster.tracking import RunConsole, Tracker, read_metrics
 from cluster.tracking.prometheus import RayMetrics
 from cluster.training.actors import ActorGraph
 from cluster.training.batch import (
@@ -53,6 +56,7 @@ TRAINING_ERRORS = (
     BatchNotFilledError,
     VerifierFailureError,
     RunIsLiveError,
+    RefusedError,
 )
 """The expected failures of a run. Their message explains what happened, so no traceback is shown."""
 
@@ -74,6 +78,7 @@ def _trained(
     config: RunConfig, run_directory: RunDirectory, lock: RunLock, console: RunConsole
 ) -> dict[str, Any]:
     started = time.monotonic()
+    refuse_damaged(run_directory)
     checkpoints = CheckpointStore(run_directory.checkpoints, config.checkpoint.keep)
     console.stage("looking for a checkpoint to resume from")
     newest = checkpoints.newest_intact(console.warning)
@@ -103,6 +108,26 @@ def _trained(
         summary = _summary(config, run_directory, controller, time.monotonic() - started)
         tracker.finish(summary)
     return summary
+
+
+def refuse_damaged(run: RunDirectory) -> None:
+    """Read everything that a resumption reads of an earlier run, before anything of it is changed.
+
+    Raises:
+        RefusedError: if a part of it cannot be read.
+    """
+    with suppress(FileNotFoundError):
+        run.read_config()
+    with suppress(FileNotFoundError):
+        run.read_summary()
+    for file, increasing in ((run.metrics_file, True), (run.superseded_metrics_file, False)):
+        for _ in read_metrics(file, increasing=increasing):
+            pass
+    for directory in (run.path, run.logs, run.transcripts, run.checkpoints, run.wandb):
+        if (directory.exists() or directory.is_symlink()) and not directory.is_dir():
+            raise RefusedError(
+                f"{shown_path(directory)}: this is not a directory; move it away, or choose another name=NAME"
+            )
 
 
 def set_aside(config: RunConfig) -> Path | None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
+from cluster.core.addresses import shown_text, shown_url
 from cluster.core.types import IndexedVerdicts, Verdict
 from reward.verdicts import verdict_of
 
@@ -32,6 +33,13 @@ class Endpoint:
     retries: int
     concurrency: int
     correct_from: float
+    header: tuple[str, str] | None = field(default=None, repr=False)
+    """The name and the value of the header with the token."""
+
+    @property
+    def shown(self) -> str:
+        """The address for reasons: without a password or a query."""
+        return shown_url(self.url)
 
 
 class _Failure(Exception):
@@ -52,11 +60,24 @@ class HttpScorer:
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
-        """Open the client. No request is made yet."""
-        self._client = httpx.AsyncClient(
-            timeout=None,  # _attempt limits the whole attempt
-            limits=httpx.Limits(max_connections=self._endpoint.concurrency),
-        )
+        """Open the client. No request is made yet.
+
+        Raises:
+            RuntimeError: if the proxies of the environment cannot be used.
+        """
+        header = self._endpoint.header
+        try:
+            self._client = httpx.AsyncClient(
+                timeout=None,  # _attempt limits the whole attempt
+                limits=httpx.Limits(max_connections=self._endpoint.concurrency),
+                headers=[header] if header else None,
+            )
+        except Exception as error:  # ImportError, ValueError, InvalidURL: whatever httpx makes of a proxy
+            raise RuntimeError(
+                "a proxy of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used "
+                f"({shown_text(str(error).splitlines()[0] if str(error) else type(error).__name__)}): correct it, or "
+                f"add the host of {self._endpoint.shown} to NO_PROXY"
+            ) from None
 
     async def close(self) -> None:
         if self._client is not None:
@@ -95,7 +116,7 @@ class HttpScorer:
             async with asyncio.timeout(endpoint.timeout_s):
                 status, body = await self._post({"problem": problem, "response": response})
         except TimeoutError:
-            reason = f"{endpoint.url} did not answer within {endpoint.timeout_s:g} s (task.options.timeout_s)"
+            reason = f"{endpoint.shown} did not answer within {endpoint.timeout_s:g} s (task.options.timeout_s)"
             raise _Failure(Verdict("timeout", 0.0, None, reason), retry=True) from None
         except httpx.HTTPError as error:
             raise self._failure(f"cannot be reached ({type(error).__name__}: {error})", retry=True) from None
@@ -129,7 +150,7 @@ class HttpScorer:
             return reply.status_code, bytes(received)
 
     def _failure(self, what: str, retry: bool) -> _Failure:
-        return _Failure(Verdict("error", 0.0, None, f"{self._endpoint.url} {what}"), retry)
+        return _Failure(Verdict("error", 0.0, None, f"{self._endpoint.shown} {shown_text(what)}"), retry)
 
 
 def _shown(body: bytes) -> str:

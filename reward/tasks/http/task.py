@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import re
+from collections.abc import Mapping
 
-from pydantic import field_validator
+from pydantic import ConfigDict, field_validator
 
+from cluster.core.addresses import url_problem
 from cluster.core.schema import Count, CountOrZero, Number, Seconds
 from reward.dataset.rows import SUM, DatasetOptions, DatasetProblems
 from reward.task import Scorer
 from reward.tasks.http.client import Endpoint, HttpScorer
 
 
+_HEADER = re.compile(r"([A-Za-z][A-Za-z0-9-]*):\s+(\S.*)")
+
+
 class HttpOptions(DatasetOptions):
     """The user's prompts and service."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     url: str | None = None
-    """The address of the service. Each response is one POST of {"problem": a row of the data, "response": text}."""
+    """The address of the service, without any secret. Each response is one POST of {"problem": a row of the data,
+    "response": text}."""
+    token_variable: str | None = None
+    """The name of an environment variable of the command with the token of the service, which is sent as
+    `Authorization: Bearer …`, or with a whole header, such as `X-Api-Key: …`."""
     timeout_s: Seconds = 30.0
     """The time limit of one attempt in seconds."""
     retries: CountOrZero = 3
@@ -29,8 +40,9 @@ class HttpOptions(DatasetOptions):
     @field_validator("url")
     @classmethod
     def _is_an_address(cls, url: str | None) -> str | None:
-        if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
-            raise ValueError("write it as http://host:port/path")
+        if url is not None and (problem := url_problem(url)):
+            fix = "" if "write it" in problem else "; set task.options.token_variable to a variable that has the secret"
+            raise ValueError(f"{problem}{fix}")
         return url
 
 
@@ -45,20 +57,48 @@ class HttpTask(DatasetProblems):
         super().__init__(options)
         self._options = options
 
-    def scorer(self, check: bool) -> Scorer:
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The variables of the command's environment that the client needs."""
+        return (self._options.token_variable,) if self._options.token_variable else ()
+
+    def scorer(self, check: bool, environment: Mapping[str, str]) -> Scorer:
         """Return the client of the service.
 
         Raises:
-            ValueError: if there is no URL.
+            ValueError: if there is no URL, or the variable with the token is not set.
         """
         options = self._options
         if options.url is None:
             raise ValueError("name the service: set task.options.url")
         return HttpScorer(
             Endpoint(
-                options.url, options.timeout_s, options.retries, options.concurrency, options.correct_from
+                options.url,
+                options.timeout_s,
+                options.retries,
+                options.concurrency,
+                options.correct_from,
+                header_of(options.token_variable, environment),
             )
         )
+
+
+def header_of(variable: str | None, environment: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the header with the token that `variable` has; None without a variable.
+
+    Raises:
+        ValueError: if the variable is not set, or its value cannot be sent. The value is not quoted.
+    """
+    if variable is None:
+        return None
+    value = environment.get(variable, "").strip()
+    where = f"task.options.token_variable: the variable {variable}"
+    if not value:
+        raise ValueError(f"{where} is not set in the environment of this command; export it first")
+    if not (value.isascii() and value.isprintable()):
+        raise ValueError(f"{where} has a value that no header can contain (line breaks, or beyond ASCII)")
+    header = _HEADER.fullmatch(value)
+    return (header[1], header[2]) if header else ("Authorization", f"Bearer {value}")
 
 
 TASK = HttpTask

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 from cluster.commands.report.charts import constant_value, drawn_sections
 from cluster.commands.report.figures import running_mean, thinned
 from cluster.commands.report.page import differing_settings, page, write_report
-from cluster.commands.report.runs import NotARunError, Run, Transcript, labels, read_run
+from cluster.commands.report.runs import Run, Transcript, labels, read_run
 from cluster.core.config import RunConfig
+from cluster.core.errors import RefusedError
 from cluster.core.text import visible_text
 from cluster.core.types import Group, Prompt, Sampling, ScoredGroup, Verdict
 from cluster.metrics.catalogue import METRICS, SECTIONS
@@ -281,7 +282,7 @@ def test_the_command_writes_the_report_and_refuses_other_directories(on_disk: Ma
 def test_a_broken_run_is_named(on_disk: Make) -> None:
     run = on_disk()
     (run / "config.yaml").write_text("objective: {alpha: none}")
-    with pytest.raises(NotARunError, match=r"demo: .*objective.alpha"):
+    with pytest.raises(RefusedError, match=r"demo/config\.yaml: .*objective\.alpha"):
         read_run(run, "demo")
 
 
