@@ -147,7 +147,7 @@ class RewardActor:
         """
         async with self._starting:
             if self._scorer is None:
-                scorer = make_scorer(*self._arguments)
+                scorer = make_scorer(*self._arguments, environment=self._variables)
                 await scorer.start()
                 self._scorer = scorer
         failures: Counter[str] = Counter()

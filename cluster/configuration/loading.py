@@ -83,7 +83,9 @@ def _read_file(path: Path) -> tuple[list[Any], list[Problem]]:
             raise ValueError("the file is not a mapping of settings")
     except FileNotFoundError:
         return [], [
-            Problem(shown_path(path), "there is no such file", "give a configuration, such as configs/demo.yaml")
+            Problem(
+                shown_path(path), "there is no such file", "give a configuration, such as configs/demo.yaml"
+            )
         ]
     except RefusedError as error:
         return [], [Problem(shown_path(path), str(error).removeprefix(shown_path(path)).lstrip(": "))]

@@ -104,9 +104,7 @@ def read_text(path: Path, limit_mib: int = SMALL_FILE_MIB) -> str:
     try:
         return read_bytes(path, limit_mib).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RefusedError(
-            f"{shown_path(path)}: this is not a text file ({error}); {FIX}"
-        ) from error
+        raise RefusedError(f"{shown_path(path)}: this is not a text file ({error}); {FIX}") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:

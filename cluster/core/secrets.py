@@ -10,19 +10,41 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 HUB_VARIABLES = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN")
 """The variables in which the hub's library finds its token. Only the process that downloads the model needs them."""
-_WORDS = frozenset(
-    "APIKEY APIKEYS BEARER CREDENTIAL CREDENTIALS CREDS JWT NETRC PASSPHRASE PASSWD PASSWORD PASSWORDS PAT PGPASSFILE "
-    "PW PWD PASS PASSCODE PRIVKEY SECRET SECRETS SECRETKEY SIGNATURE SIG TOKEN TOKENFILE AUTHTOKEN AUTHORIZATION "
-    "COOKIE DSN KUBECONFIG KEYFILE PINCODE OTP".split()
+_WORDS = re.compile(
+    r"_(APIKEYS?|AUTHORIZATION|AUTHTOKEN|BEARER|COOKIE|CREDENTIALS?|CREDS|DSN|JWT|KEYFILE|KUBECONFIG|NETRC|OTP|PASS"
+    r"|PASSCODE|PASSPHRASE|PASSWD|PASSWORDS?|PAT|PGPASSFILE|PRIVKEY|PW|PWD|SECRETS?|SECRETKEY|SIG|SIGNATURE|TOKEN"
+    r"|TOKENFILE)_"
 )
 """Words of names. A plural such as MAX_TOKENS is a number of tokens, and PWD alone is the working directory."""
-_PREFIXES = ("AWS_", "AZURE_", "GCP_", "GOOGLE_", "DOCKER_AUTH", "KAGGLE_", "NETRC", "VAULT_", "CI_JOB_", "SSH_")
-_ENDINGS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "APIKEY", "CREDENTIALS", "_KEY", "_KEYS", "_AUTH")
+_PREFIXES = (
+    "AWS_",
+    "AZURE_",
+    "GCP_",
+    "GOOGLE_",
+    "DOCKER_AUTH",
+    "KAGGLE_",
+    "NETRC",
+    "VAULT_",
+    "CI_JOB_",
+    "SSH_",
+)
+_ENDINGS = (
+    "TOKEN",
+    "SECRET",
+    "PASSWORD",
+    "PASSWD",
+    "PASSPHRASE",
+    "APIKEY",
+    "CREDENTIALS",
+    "_KEY",
+    "_KEYS",
+    "_AUTH",
+)
 _PLURALS = re.compile(r"(API|ACCESS|AUTH|REFRESH|SESSION|BEARER|DEPLOY|HUB|HF)_?TOKENS")
 _ORDINARY = ("PWD", "OLDPWD")
 _USERINFO = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@]+@")
@@ -38,7 +60,7 @@ def is_secret_name(name: str) -> bool:
     return (
         upper.startswith(_PREFIXES)
         or f"_{upper}".endswith(_ENDINGS)
-        or not _WORDS.isdisjoint(upper.split("_"))
+        or _WORDS.search(f"_{upper}_") is not None
         or _PLURALS.search(upper) is not None
     )
 
@@ -48,19 +70,13 @@ def secret_names(environment: Mapping[str, str]) -> list[str]:
     return [name for name in environment if is_secret_name(name) and not name.startswith("RAY_")]
 
 
-def verifier_environment(environment: Mapping[str, str], hidden: Iterable[str] = ()) -> dict[str, str]:
+def verifier_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the part of an environment that a verifier process gets: no secret by name, no address with a password,
-    no variable of Ray, with which it could reach the cluster, and none of those in `hidden`."""
-    left_out = set(hidden)
+    and no variable of Ray, with which it could reach the cluster."""
     return {
         name: value
         for name, value in environment.items()
-        if not (
-            name in left_out
-            or is_secret_name(name)
-            or name.startswith("RAY_")
-            or _USERINFO.search(value) is not None
-        )
+        if not (is_secret_name(name) or name.startswith("RAY_") or _USERINFO.search(value))
     }
 
 

@@ -93,8 +93,8 @@ def explained_connection(address: str) -> Iterator[None]:
     """
     if parse_address(address).scheme.startswith("http"):
         raise ClusterRefusedError(
-            f"{shown_url(address)} is a job server: use launch.py submit to send a run to it. To connect from one of the "
-            "cluster's own machines, give --address HOST:6379"
+            f"{shown_url(address)} is a job server: use launch.py submit to send a run to it. To connect from one of "
+            "the cluster's own machines, give --address HOST:6379"
         )
     try:
         probe(address)

@@ -21,7 +21,6 @@ from cluster.core.reading import FIX, RECORD_MIB, object_of, open_regular, read_
 from cluster.core.renamed import current_row
 from cluster.run_state.run_lock import RunDirectoryLostError
 
-
 _LISTS = ("prompts", "dropped")
 """The entries of a row that are not metrics."""
 _MAX_STEP = 2**63 - 1

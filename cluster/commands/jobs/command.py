@@ -149,6 +149,8 @@ def _submitted(server: JobServer, submission: Submission) -> str:
     config = submission.config
     refuse_live_run(server, config.name)
     _say(f"sending {len(submission.package.files)} files, {submission.package.size / 2**20:.1f} MiB")
+    for note in submission.package.notes:
+        _say(note)
     job = submit_job(server, submission)
     _say(f"job {job} trains the run {config.name}, in {config.run_directory} on the cluster")
     if submission.keys:

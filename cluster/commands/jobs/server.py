@@ -109,8 +109,8 @@ def _client(address: str) -> JobSubmissionClient:
     theirs = client._server_ray_version
     if theirs != RAY_VERSION:
         raise JobServerError(
-            f"the cluster at {shown_text(address)} runs Ray {theirs}, and this project needs {RAY_VERSION}: install the versions "
-            "of requirements/ on its nodes and restart them, or name another cluster"
+            f"the cluster at {shown_text(address)} runs Ray {theirs}, and this project needs {RAY_VERSION}: install "
+            "the versions of requirements/ on its nodes and restart them, or name another cluster"
         )
     return client
 

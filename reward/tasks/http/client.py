@@ -116,7 +116,9 @@ class HttpScorer:
             async with asyncio.timeout(endpoint.timeout_s):
                 status, body = await self._post({"problem": problem, "response": response})
         except TimeoutError:
-            reason = f"{endpoint.shown} did not answer within {endpoint.timeout_s:g} s (task.options.timeout_s)"
+            reason = (
+                f"{endpoint.shown} did not answer within {endpoint.timeout_s:g} s (task.options.timeout_s)"
+            )
             raise _Failure(Verdict("timeout", 0.0, None, reason), retry=True) from None
         except httpx.HTTPError as error:
             raise self._failure(f"cannot be reached ({type(error).__name__}: {error})", retry=True) from None

@@ -9,11 +9,12 @@ from pydantic import ConfigDict, field_validator
 
 from cluster.core.addresses import url_problem
 from cluster.core.schema import Count, CountOrZero, Number, Seconds
+from cluster.core.secrets import is_secret_name
 from reward.dataset.rows import SUM, DatasetOptions, DatasetProblems
 from reward.task import Scorer
 from reward.tasks.http.client import Endpoint, HttpScorer
 
-
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
 _HEADER = re.compile(r"([A-Za-z][A-Za-z0-9-]*):\s+(\S.*)")
 
 
@@ -26,8 +27,8 @@ class HttpOptions(DatasetOptions):
     """The address of the service, without any secret. Each response is one POST of {"problem": a row of the data,
     "response": text}."""
     token_variable: str | None = None
-    """The name of an environment variable of the command with the token of the service, which is sent as
-    `Authorization: Bearer …`, or with a whole header, such as `X-Api-Key: …`."""
+    """The name of an environment variable of the command, such as SCORER_TOKEN. Its value is sent as `Authorization:
+    Bearer …`, or as the header that it is, such as `X-Api-Key: …`."""
     timeout_s: Seconds = 30.0
     """The time limit of one attempt in seconds."""
     retries: CountOrZero = 3
@@ -41,9 +42,23 @@ class HttpOptions(DatasetOptions):
     @classmethod
     def _is_an_address(cls, url: str | None) -> str | None:
         if url is not None and (problem := url_problem(url)):
-            fix = "" if "write it" in problem else "; set task.options.token_variable to a variable that has the secret"
+            fix = (
+                ""
+                if "write it" in problem
+                else "; set task.options.token_variable to a variable that has the secret"
+            )
             raise ValueError(f"{problem}{fix}")
         return url
+
+    @field_validator("token_variable")
+    @classmethod
+    def _is_kept_from_verifiers(cls, name: str | None) -> str | None:
+        if name is not None and not (_VARIABLE.fullmatch(name) and is_secret_name(name)):
+            raise ValueError(
+                "expected the name of a variable that ends in _TOKEN or _KEY, and not the token itself: variables of "
+                "such names are kept from the processes of verifiers"
+            )
+        return name
 
 
 class HttpTask(DatasetProblems):
