@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import zipfile
 from pathlib import Path
@@ -126,3 +128,110 @@ def test_a_package_that_is_too_large_names_its_largest_files(
 def test_the_configuration_cannot_be_excluded(tree: Path) -> None:
     with pytest.raises(PackageRefusedError, match=r"run\.yaml is the run's configuration"):
         package(tree, tree / "run.yaml", ["*.yaml"])
+
+
+PLANTED = [
+    *(
+        ".git-credentials",
+        ".netrc",
+        "_netrc",
+        ".pypirc",
+        ".npmrc",
+        "hf_token",
+        "kaggle.json",
+        "token",
+        "token.txt",
+    ),
+    *(
+        "secrets.yaml",
+        "wandb_key.txt",
+        "my-api-key.json",
+        "id_rsa",
+        "id_ed25519.pub",
+        "id_work",
+        "server.PEM",
+        "x.key",
+    ),
+    *(
+        "client_secret_1.json",
+        "service-account-x.json",
+        ".aws/config",
+        ".kube/config",
+        "store.p12",
+        "prod.env",
+        "db_password",
+    ),
+]
+SENT = [
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "secrets.py",
+    "answer_key.json",
+    "keys.py",
+    "monkey.txt",
+    "tokens.jsonl",
+]
+
+
+@pytest.mark.parametrize("in_git", [True, False])
+def test_names_of_secrets_are_left_out_and_reported(tree: Path, in_git: bool) -> None:
+    for name in (*PLANTED, *SENT):
+        (tree / "deep" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / "deep" / name).write_text("x")
+    if in_git:
+        subprocess.run(["git", "init", "-q", tree], check=True)
+        subprocess.run(["git", "-C", tree, "add", "-f", "-A"], check=True)
+    found = package(tree, tree / "run.yaml")
+    sent = {name.removeprefix("deep/") for name in own(found.files) if name.startswith("deep/")}
+    assert sent == set(SENT)
+    assert {f"deep/{name}" for name in PLANTED} <= found.left_out.keys()
+    assert any("it may contain a secret" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("in_git", [True, False])
+def test_no_link_leads_out_of_the_tree(tree: Path, tmp_path: Path, in_git: bool) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "notes.txt").write_text("PLANTED")
+    (tree / "link.txt").symlink_to(outside / "notes.txt")
+    (tree / "folder").symlink_to(outside)
+    (tree / "chain.txt").symlink_to(tree / "link.txt")
+    (tree / "harmless.txt").symlink_to(tree / ".netrc")
+    (tree / "inside.py").symlink_to(tree / "my_rewards.py")
+    (tree / "nothing").symlink_to("/nowhere")
+    (tree / "circle").symlink_to(tree / "circle")
+    if in_git:
+        subprocess.run(["git", "init", "-q", tree], check=True)
+    found = package(tree, tree / "run.yaml")
+    assert own(found.files) == OURS | {"inside.py"}
+    assert {"link.txt", "folder", "chain.txt", "harmless.txt", "nothing", "circle"} <= found.left_out.keys()
+    found.write(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert not any(b"PLANTED" in archive.read(name) for name in archive.namelist())
+
+
+@pytest.mark.parametrize("in_git", [True, False])
+def test_what_is_no_file_is_left_out(tree: Path, tmp_path: Path, in_git: bool) -> None:
+    os.mkfifo(tree / "pipe")
+    here = os.getcwd()
+    os.chdir(tree)
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind("s.sock")
+    os.chdir(here)
+    Path(os.fsdecode(os.fsencode(tree) + b"/caf\xe9.txt")).write_text("x")
+    if in_git:
+        subprocess.run(["git", "init", "-q", tree], check=True)
+    found = package(tree, tree / "run.yaml")
+    assert own(found.files) == OURS
+    assert r"caf\xe9.txt" in found.left_out
+    assert in_git or {"pipe", "s.sock"} <= found.left_out.keys()  # git does not list them
+    found.write(tmp_path / "a.zip")
+    assert found.size > 0
+
+
+def test_a_file_that_vanishes_or_changes_is_refused_in_one_line(tree: Path, tmp_path: Path) -> None:
+    found = package(tree, tree / "run.yaml")
+    (tree / "my_rewards.py").unlink()
+    os.mkfifo(tree / "my_rewards.py")
+    with pytest.raises(PackageRefusedError, match=r"my_rewards\.py cannot be sent \(.*named pipe"):
+        found.write(tmp_path / "a.zip")

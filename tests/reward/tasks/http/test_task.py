@@ -10,10 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cluster.core.config import RewardConfig, TaskConfig
 from cluster.core.types import Verdict
-from reward.service import make_scorer
+from reward.service import make_scorer, passed_variables
 from reward.verifier_check import verifier_problem
 from tests.builders import scored_by
 
@@ -232,3 +233,67 @@ def test_an_endpoint_is_checked_before_the_run(service: Service) -> None:
 def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="write it as http://host:port/path"):
         make_scorer(task(url), RewardConfig(), [])
+
+
+@pytest.mark.parametrize("value", ["PLANTED", "X-Api-Key: PLANTED"])
+async def test_the_token_comes_from_a_variable(
+    service: Service, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers: list[dict[str, str]] = []
+    answer = Handler.do_POST
+
+    def recording(handler: Handler) -> None:
+        headers.append(dict(handler.headers))
+        answer(handler)
+
+    monkeypatch.setattr(Handler, "do_POST", recording)
+    monkeypatch.setenv("SCORER_TOKEN", value)
+    assert passed_variables(task(service.url, token_variable="SCORER_TOKEN")) == {"SCORER_TOKEN": value}
+    (verdict,) = await verdicts(service.url, ["4"], token_variable="SCORER_TOKEN")
+    assert verdict.reward == 1.0
+    assert headers[0].get("Authorization") == "Bearer PLANTED" or headers[0].get("X-Api-Key") == "PLANTED"
+
+
+@pytest.mark.parametrize("value", [None, "", "two\nlines", "é"])
+def test_a_token_that_cannot_be_sent_is_refused(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SCORER_TOKEN", raising=False)
+    if value is not None:
+        monkeypatch.setenv("SCORER_TOKEN", value)
+    found = verifier_problem(
+        task("http://127.0.0.1:9", token_variable="SCORER_TOKEN"), RewardConfig(), [], PROBLEM
+    )
+    assert found is not None
+    assert found.startswith("task.options.token_variable: the variable SCORER_TOKEN ")
+
+
+@pytest.mark.parametrize("name", ["sk-PLANTED", "service", "a b"])
+def test_a_token_in_place_of_its_variable_is_refused_and_not_shown(name: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        make_scorer(task("http://127.0.0.1:9", token_variable=name), RewardConfig(), [])
+    assert "PLANTED" not in str(refusal.value)
+
+
+async def test_reasons_do_not_have_the_query_of_the_address() -> None:
+    (verdict,) = await verdicts("http://127.0.0.1:9/score?mode=strict", ["4"], retries=0)
+    assert verdict.reason.startswith("http://127.0.0.1:9/score cannot be reached")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://u:PLANTED@h/x", "http://h/x?token=PLANTED", "http://h:99999/x", "http://h:abc/x"]
+)
+def test_an_address_with_a_secret_or_without_a_port_is_refused(url: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        make_scorer(task(url), RewardConfig(), [])
+    assert "PLANTED" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["rubbish", "http://[", "socks5://127.0.0.1:1", "::::", "http://u:PLANTED@h:99999"]
+)
+def test_a_proxy_that_cannot_be_used_is_one_line(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setenv("NO_PROXY", "")
+    found = verifier_problem(task("http://127.0.0.1:9/x", retries=0), RewardConfig(), [], PROBLEM)
+    assert found is not None
+    assert "\n" not in found
+    assert "PLANTED" not in found
