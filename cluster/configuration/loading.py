@@ -22,7 +22,7 @@ from cluster.configuration.messages import problems_of
 from cluster.core.config import RunConfig
 from cluster.core.errors import RefusedError
 from cluster.core.problem import Problem
-from cluster.core.reading import read_text, shown_path
+from cluster.core.reading import read_yaml_text, shown_path
 from cluster.core.renamed import current_settings
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -78,7 +78,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[Problem]]:
 def _read_file(path: Path) -> tuple[list[Any], list[Problem]]:
     """Return a list with the content of the file, which is empty if the file cannot be read, and its problems."""
     try:
-        loaded = OmegaConf.load(io.StringIO(read_text(path)))
+        loaded = OmegaConf.load(io.StringIO(read_yaml_text(path)))
         if not OmegaConf.is_dict(loaded):
             raise ValueError("the file is not a mapping of settings")
     except FileNotFoundError:

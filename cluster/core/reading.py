@@ -21,6 +21,7 @@ SMALL_FILE_MIB = 64
 """The limit of files that people or commands write as a whole, such as a configuration."""
 RECORD_MIB = 4096
 """The limit of files that grow with a run, such as its metrics."""
+MAX_NESTING = 100
 FIX = "restore it from a copy, or name another one"
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -134,13 +135,37 @@ def object_of(text: str, where: str) -> dict[str, Any]:
     return found
 
 
+def read_yaml_text(path: Path) -> str:
+    """Return the text of a YAML file that is nested no deeper than `MAX_NESTING`. libyaml, with which OmegaConf reads,
+    ends the process at a nesting that exceeds its stack.
+
+    Raises:
+        FileNotFoundError, RefusedError: as in `read_text`, and if it is nested deeper.
+    """
+    text = read_text(path)
+    depth = 0
+    with suppress(yaml.YAMLError, ValueError):  # the caller, who parses the text, reports them
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            if depth > MAX_NESTING:
+                break
+    if depth > MAX_NESTING:
+        raise RefusedError(
+            f"{shown_path(path)}: the settings are nested more than {MAX_NESTING} levels deep; {FIX}"
+        )
+    return text
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Raises:
         FileNotFoundError, RefusedError: as in `read_text`, and if it is not a YAML mapping with names as keys.
     """
-    text = read_text(path)
+    text = read_yaml_text(path)
     try:
         found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError, MemoryError) as error:  # a date that does not exist

@@ -234,6 +234,7 @@ def test_a_damaged_run_is_refused_and_stays_as_it_is(
     tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cluster.commands.report.page.drawn_sections", lambda _: ())
+    monkeypatch.setattr("cluster.commands.report.page.code_version", lambda: "1")
     sound = made(config_of(tmp_path / "sound"))
     refusals = set()
     for number, (file, kind) in enumerate((file, kind) for file in FILES for kind in DAMAGES):
@@ -247,7 +248,7 @@ def test_a_damaged_run_is_refused_and_stays_as_it_is(
         damage(run, file, kind)
         before = content(run.path)
         # Each setting that does not exist is a line of its own.
-        if refused(READERS[command](place, run, monkeypatch), lines=3 if command == "workspace" else 1):
+        if refused(READERS[command](place, run, monkeypatch), lines=4 if command == "workspace" else 1):
             refusals.add((file, kind))
             assert content(run.path) == before, (file, kind)
             assert not (place / "out").exists(), (file, kind)
