@@ -39,8 +39,7 @@ def plan_export(
     Raises:
         ExportRefusedError: if something is missing, damaged or in the way.
     """
-    run = RunDirectory(run_directory.expanduser().absolute())
-    config = _config(run)
+    run, config = _opened(run_directory)
     if address:
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": address})})
     try:
@@ -77,9 +76,10 @@ def _fault(store: CheckpointStore, checkpoint: Path) -> str | None:
     return f"{checkpoint} is damaged: {fault}" if fault else None
 
 
-def _config(run: RunDirectory) -> RunConfig:
+def _opened(run_directory: Path) -> tuple[RunDirectory, RunConfig]:
     try:
-        return RunDirectory.existing(run.path).read_config()
+        run = RunDirectory.existing(run_directory)
+        return run, run.read_config()
     except RefusedError as error:
         raise ExportRefusedError(str(error)) from error
 
