@@ -16,7 +16,6 @@ from cluster.core.errors import RefusedError
 from cluster.core.failures import trimmed
 from cluster.core.reading import shown_path
 from cluster.core.text import plain_text
-from cluster.run_state.run_lock import RunInUseError
 from cluster.runtime.signals import Terminated
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class ExplainedGroup(TyperGroup):
 def explained_exits(
     console: RunConsole, errors: tuple[type[Exception], ...], logs: Path, advice: str = ""
 ) -> Iterator[None]:
-    """Translate Ctrl-C, SIGTERM, SIGHUP, the expected `errors` of the block, and a directory in use into a message and
+    """Translate Ctrl-C, SIGTERM, SIGHUP, the expected `errors` of the block, and a refusal into a message and
     an exit code.
 
     No traceback is shown for them. Any other exception is a bug and keeps its traceback.
@@ -72,7 +71,7 @@ def explained_exits(
     except KeyboardInterrupt as interruption:
         console.event(f"{how_ended(interruption)}{hint}")
         raise typer.Exit(exit_code_of(interruption)) from None
-    except (RefusedError, RunInUseError) as error:
+    except RefusedError as error:
         refuse(error)
     except errors as error:
         console.warning(f"stopped: {trimmed(error)}")

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from cluster.core.errors import RefusedError
 from cluster.run_state.lock_file import STALE_AFTER_S, Holder, LockFile, LockHeldError
 
 
-class RunInUseError(RuntimeError):
+class RunInUseError(RefusedError):
     """Another process uses the directory, or it cannot be locked. The message has one line with the process and the
     remedy, or with the reason."""
 
