@@ -14,12 +14,13 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.core.actor import Actor
 from cluster.core.config import RewardConfig, TaskConfig
 from cluster.core.types import IndexedVerdicts, ScoringRequest, Verdict
+from reward.pace import Pace, Workload
 from reward.registry import build_task
 from reward.sandbox.pool import Sandbox
 from reward.sandbox.spec import Limits, RunnerSpec
@@ -40,14 +41,26 @@ class RewardServiceError(RuntimeError):
 
 
 class RewardPool:
-    """Distributes requests to the reward actors in turn."""
+    """Distributes requests to the reward actors in turn.
+
+    Args:
+        actors: the actors.
+        timeout_s: the time that an actor may deliver nothing, beyond the time that a response may take.
+        truncated_is_incorrect: whether truncated responses are incorrect, whatever they contain.
+        pace: the pace of each actor, see `scoring_pace`.
+    """
 
     def __init__(
-        self, actors: Sequence[Actor[RewardActor]], timeout_s: float, truncated_is_incorrect: bool
+        self,
+        actors: Sequence[Actor[RewardActor]],
+        timeout_s: float,
+        truncated_is_incorrect: bool,
+        pace: Pace | None = None,
     ) -> None:
         self._actors = actors
-        self._next = itertools.cycle(actors)
-        self._timeout_s = timeout_s
+        pace = pace or scoring_pace(TaskConfig(), RewardConfig())
+        loads = [(actor, index, Workload(pace, timeout_s)) for index, actor in enumerate(actors)]
+        self._next = itertools.cycle(loads)
         self._truncated_is_incorrect = truncated_is_incorrect
 
     async def score(self, requests: Sequence[ScoringRequest]) -> AsyncIterator[IndexedVerdicts]:
@@ -56,7 +69,7 @@ class RewardPool:
         Truncated responses that count as incorrect are not sent to an actor.
 
         Raises:
-            TimeoutError: if some verdicts are missing at the deadline.
+            TimeoutError: if an actor delivers nothing for too long, or not all verdicts by the deadline.
             RewardServiceError: if nothing can be scored.
         """
         truncated = {
@@ -67,7 +80,6 @@ class RewardPool:
         if truncated:
             yield [(index, TRUNCATED) for index in truncated]
         missing = [index for index in range(len(requests)) if index not in truncated]
-        deadline = time.monotonic() + self._timeout_s
         # An actor that Ray restarts scores its requests again but groups the verdicts differently. Ray continues the
         # stream at the old position, so some verdicts may be lost; they are requested again.
         for _ in range(_ATTEMPTS):
@@ -75,7 +87,7 @@ class RewardPool:
                 return
             pairs = [(requests[index].problem, requests[index].text) for index in missing]
             left = set(missing)
-            async for verdicts in self._score_with_next_actor(pairs, deadline):
+            async for verdicts in self._score_with_next_actor(pairs):
                 new = [(missing[i], verdict) for i, verdict in verdicts if missing[i] in left]
                 left -= {index for index, _ in new}
                 yield new
@@ -84,26 +96,31 @@ class RewardPool:
             raise RewardServiceError(f"a reward actor left {len(missing)} responses without a verdict")
 
     async def _score_with_next_actor(
-        self, pairs: Sequence[tuple[Any, str]], deadline: float
+        self, pairs: Sequence[tuple[Any, str]]
     ) -> AsyncIterator[IndexedVerdicts]:
         from ray.exceptions import RayTaskError  # `make_scorer` below must not load Ray
 
-        stream = next(self._next).stream(RewardActor.score, pairs)
+        actor, number, load = next(self._next)
+        deadline, missing = load.add(len(pairs)), len(pairs)
+        stream = actor.stream(RewardActor.score, pairs)
         try:
             while True:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    verdicts = await (await anext(stream))
+                answer = asyncio.ensure_future(_next_verdicts(stream))
+                if not await _arrived(answer, deadline):
+                    raise TimeoutError(
+                        f"reward actor {number} did not score {len(pairs)} responses in time: it has delivered "
+                        f"nothing for too long (reward.timeout_s, reward.verifier_timeout_s). {load}"
+                    )
+                verdicts = answer.result()
+                if verdicts is None:
+                    return
+                load.delivered(len(verdicts))
+                missing -= len(verdicts)
                 yield verdicts
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise TimeoutError(
-                f"the reward actor did not score {len(pairs)} responses within {self._timeout_s:g} s "
-                "(reward.timeout_s). One verdict may take reward.verifier_timeout_s; an actor computes "
-                "reward.processes_per_worker verdicts at a time"
-            ) from None
         except RayTaskError as error:
             raise RewardServiceError(f"no response can be scored: {error.cause}") from error
+        finally:
+            load.forget(missing)
 
     async def close(self) -> None:
         """Let the actors that still respond end their verifier processes. The caller kills the actors afterwards."""
@@ -115,6 +132,24 @@ class RewardPool:
                 await asyncio.gather(*closing)
         except (RayError, TimeoutError) as error:
             logger.info("a reward actor could not end its verifier processes: %s", error)
+
+
+async def _next_verdicts(stream: AsyncIterator[Awaitable[IndexedVerdicts]]) -> IndexedVerdicts | None:
+    """Return the next verdicts of an actor's stream, or None at its end."""
+    try:
+        return await (await anext(stream))
+    except StopAsyncIteration:
+        return None
+
+
+async def _arrived(answer: asyncio.Future[Any], deadline: Callable[[], float]) -> bool:
+    """Wait for `answer` until the deadline, which may move while it is waited for. Return whether it is there."""
+    try:
+        while (left_s := deadline() - time.monotonic()) > 0 and not answer.done():
+            await asyncio.wait({answer}, timeout=left_s)
+        return answer.done()
+    finally:
+        answer.cancel()
 
 
 class RewardActor:
@@ -207,6 +242,15 @@ def passed_variables(task: TaskConfig) -> dict[str, str]:
     built = build_task(task.name, task.options)
     names = built.variables if isinstance(built, RemoteTask) else ()
     return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def scoring_pace(task: TaskConfig, reward: RewardConfig) -> Pace:
+    """Return the slowest pace of a reward actor that works.
+
+    Raises:
+        ValueError: if the task's options do not say where its verdicts come from.
+    """
+    return make_scorer(task, reward, ()).pace
 
 
 async def score_in_order(scorer: Scorer, requests: Sequence[tuple[Any, str]]) -> list[Verdict]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from cluster.core.types import IndexedVerdicts, Verdict
+from reward.pace import Pace
 from reward.task import Scorer
+from reward.verdicts import failed_verdict
 
 
 class ShapedScorer:
@@ -21,6 +24,10 @@ class ShapedScorer:
     def __init__(self, scorer: Scorer, shaping: Scorer) -> None:
         self._scorer = scorer
         self._shaping = shaping
+
+    @property
+    def pace(self) -> Pace:
+        return self._scorer.pace.together_with(self._shaping.pace)
 
     async def start(self) -> None:
         await self._shaping.start()
@@ -55,7 +62,10 @@ def _shaped(verdict: Verdict | None, added: Verdict | None) -> Verdict | None:
         return verdict
     if added is None or added.outcome != "correct":
         return added
-    return replace(verdict, reward=verdict.reward + added.reward)
+    reward = verdict.reward + added.reward
+    if not math.isfinite(reward):
+        return failed_verdict(f"the reward {verdict.reward:g} plus the shaping {added.reward:g} is {reward}")
+    return replace(verdict, reward=reward)
 
 
 async def _merged(

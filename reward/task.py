@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from pydantic import BaseModel
 
 from cluster.core.types import IndexedVerdicts, Split, Verdict
+from reward.pace import Pace
 
 STREAMS: dict[Split, str] = {"train": "train", "eval": "held_out"}
 """The words that seed each split's random numbers. They are data: with other words a seed would give other problems,
@@ -122,6 +123,11 @@ class BatchTask(LocalTask, Protocol):
 
 class Scorer(Protocol):
     """A service that scores responses."""
+
+    @property
+    def pace(self) -> Pace:
+        """The slowest pace at which it scores while it works."""
+        ...
 
     async def start(self) -> None:
         """Start the service.

@@ -1,4 +1,8 @@
-"""The verdicts for values that a user's verifier or service returns, and for exceptions that it raises."""
+"""The verdicts for values that a user's verifier or service returns, and for exceptions that it raises.
+
+Everything that is foreign becomes a verdict here: `checked_verdict` builds each one that comes from outside. After it
+every text is short and valid UTF-8, every reward is a finite float, and every outcome is known.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,19 @@ import math
 import os
 import traceback
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, ValidationError
 
 from cluster.core.renamed import OUTCOMES
+from cluster.core.text import valid_text
 from cluster.core.types import Outcome, Verdict
 
+MAX_ANSWER_CHARACTERS = 4000
+MAX_REASON_CHARACTERS = 1000
 Number = Annotated[StrictFloat | StrictInt, Field(allow_inf_nan=False)]
+
+_OUTCOMES: Mapping[Any, Outcome] = {outcome: outcome for outcome in get_args(Outcome)}
 
 _OUR_FILES = os.path.dirname(__file__) + os.sep
 
@@ -32,8 +41,23 @@ class FullVerdict(BaseModel):
     reason: str = ""
 
 
+def checked_verdict(outcome: object, reward: object, answer: object, reason: object) -> Verdict:
+    """Return the verdict with these parts. Long texts are cut, and characters that cannot be shown are escaped.
+
+    Raises:
+        ValueError: if the outcome is unknown, or the reward is not a finite number.
+        Exception: whatever a part raises that is neither text nor a number.
+    """
+    known = _OUTCOMES.get(outcome) if isinstance(outcome, str) else None
+    if known is None:
+        refuse_renamed(outcome, "the verifier gave a verdict of an earlier version")
+        raise ValueError(f"the verifier gave the outcome {_shown(outcome)}")
+    found = None if answer is None else valid_text(_text(answer), MAX_ANSWER_CHARACTERS)
+    return Verdict(known, number_of(reward), found, valid_text(_text(reason), MAX_REASON_CHARACTERS))
+
+
 def verdict_of(returned: Any, correct_from: float) -> Verdict:
-    """Return the verdict that a returned value means.
+    """Return the verdict that a returned value means, checked.
 
     Args:
         returned: a number or bool (the reward), a dictionary with the fields of `FullVerdict`, or a `Verdict`.
@@ -44,8 +68,7 @@ def verdict_of(returned: Any, correct_from: float) -> Verdict:
     """
     match returned:
         case Verdict():
-            refuse_renamed(returned.outcome, f"the verifier returned {_shown(returned)}")
-            return returned
+            return checked_verdict(returned.outcome, returned.reward, returned.answer, returned.reason)
         case Mapping():
             return _from_full_verdict(dict(returned), correct_from)
     reward = number_of(returned)
@@ -63,9 +86,13 @@ def number_of(returned: Any) -> float:
     )
     if not isinstance(value, bool | int | float):
         raise ValueError(f"the verifier returned {_shown(returned)}, which is not a reward")
-    if not math.isfinite(value):
-        raise ValueError(f"the verifier returned the reward {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError("the verifier returned a reward beyond the largest float") from None
+    if not math.isfinite(number):
+        raise ValueError(f"the verifier returned the reward {number}")
+    return number
 
 
 def refuse_renamed(outcome: object, prefix: str) -> None:
@@ -76,7 +103,12 @@ def refuse_renamed(outcome: object, prefix: str) -> None:
 
 def error_verdict(error: BaseException) -> Verdict:
     """Return the verdict on a response whose verifier raised `error`."""
-    return Verdict("error", 0.0, None, describe_error(error))
+    return failed_verdict(describe_error(error))
+
+
+def failed_verdict(reason: str, outcome: Outcome = "error") -> Verdict:
+    """Return the verdict on a response that could not be scored."""
+    return Verdict(outcome, 0.0, None, valid_text(reason, MAX_REASON_CHARACTERS))
 
 
 def describe_error(error: BaseException) -> str:
@@ -109,14 +141,21 @@ def _from_full_verdict(returned: Mapping[str, Any], correct_from: float) -> Verd
         raise ValueError(f"{prefix}: {field}: {detail['msg'][0].lower()}{detail['msg'][1:]}") from None
     if full.reward is None and full.outcome is None:
         raise ValueError(f"{prefix}, without a reward or an outcome")
-    reward = float(full.outcome == "correct" if full.reward is None else full.reward)
-    return Verdict(full.outcome or _outcome(reward, correct_from), reward, full.answer, full.reason)
+    reward = number_of(full.outcome == "correct" if full.reward is None else full.reward)
+    return checked_verdict(full.outcome or _outcome(reward, correct_from), reward, full.answer, full.reason)
 
 
 def _outcome(reward: float, correct_from: float) -> Outcome:
     return "correct" if reward >= correct_from else "incorrect"
 
 
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else str(value)
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as error:  # of the value's own class; or it is nested too deeply, or has too many digits
+        return f"a value of type {type(value).__name__}, which cannot be shown ({type(error).__name__})"
     return text if len(text) <= 100 else f"{text[:100]}…"

@@ -289,7 +289,9 @@ class RewardConfig(Section):
     """A response that was truncated at `rollout.max_response_tokens` counts as incorrect, whatever it contains. If
     this is false, the model has no incentive to stop after its answer, and responses grow to the limit."""
     timeout_s: Seconds = 300.0
-    """The maximum time for the verdicts on one group, in seconds, including the time in the queue."""
+    """The maximum time for which a reward actor with responses to score may deliver no verdict, in seconds, beyond
+    the time that one response may take (verifier_timeout_s, or the time limits of a service). It does not depend on
+    the number of responses that wait. After it the run stops."""
 
 
 class EvaluationConfig(Section):

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from cluster.core.reading import open_own
+from cluster.core.text import utf8_text
 
 _LOCK = "lock"
 """The file in a scratch directory that its process keeps locked for as long as it lives."""
 
 
 def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:
-    """Write `content` to a temporary file beside `path`, then rename it to `path`. Text is written as UTF-8.
+    """Write `content` to a temporary file beside `path`, then rename it to `path`. Text is written as UTF-8, see
+    `utf8_text`.
 
     A reader sees the old content or the new content. If writing fails, the old file stays and the temporary file is
     deleted. A killed process may leave its temporary file, named `.NAME.XXXXXXXX.partial`.
@@ -37,7 +39,7 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
     Raises:
         OSError: if the file cannot be written.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    data = utf8_text(content).encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with open(temporary, "xb") as file:

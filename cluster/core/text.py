@@ -19,6 +19,26 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]
 """Control characters except tab and line feed, and the characters that change the direction of text."""
 
 
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters except tab and line feed, and halves of surrogate pairs, which UTF-8 cannot express."""
+
+
+def valid_text(text: str, limit: int) -> str:
+    r"""Return the first `limit` characters of `text` as valid UTF-8 without control characters.
+
+    Each control character, except tab and line feed, and each half of a surrogate pair is written as `\u001b`.
+    """
+    text = str.__str__(text)[:limit]
+    if _UNSAFE.search(text) is None:
+        return text
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)[:limit]
+
+
+def utf8_text(text: str) -> str:
+    r"""Return `text` with halves of surrogate pairs, which UTF-8 cannot express, written as `\ud83d`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def plain_text(text: str) -> str:
     """Return `text` without terminal escapes and control characters. Line breaks and tabs stay."""
     return _CONTROLS.sub("", _ESCAPES.sub("", text.replace("\r\n", "\n")))

@@ -15,6 +15,7 @@ from cluster.core.errors import RefusedError
 from cluster.core.files import write_atomically
 from cluster.core.reading import FIX, RECORD_MIB, object_of, read_text, shown_path
 from cluster.core.renamed import current_transcript
+from cluster.core.text import visible_text
 from cluster.core.types import Response, ScoredGroup, Verdict
 
 Pair = tuple[Response, Verdict]
@@ -30,9 +31,9 @@ def write_transcripts(file: Path, step: int, groups: Sequence[ScoredGroup], resp
     Raises:
         OSError: if a file cannot be written.
     """
-    file.write_text(render(step, groups, responses), encoding="utf-8")
+    write_atomically(file, render(step, groups, responses))
     lines = [json.dumps(record(group, pairs)) for group, pairs in choose(groups, responses)]
-    file.with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_atomically(file.with_suffix(".jsonl"), "".join(f"{line}\n" for line in lines))
 
 
 def write_batch(file: Path, groups: Sequence[ScoredGroup]) -> None:
@@ -163,7 +164,7 @@ def _heading(response: Response, verdict: Verdict) -> str:
 
 def _inline(text: str, code: bool = True) -> str:
     """Return `text` as one line that cannot break the Markdown around it."""
-    line = " ".join(text.split())
+    line = " ".join(visible_text(text).split())
     if len(line) > 300:
         line = line[:300] + " …"
     if not code:
@@ -174,7 +175,6 @@ def _inline(text: str, code: bool = True) -> str:
 
 def _fenced(text: str) -> str:
     """Return `text` in a code fence that is longer than any fence in the text."""
-    if len(text) > SHOWN_CHARACTERS:
-        text = f"{text[:SHOWN_CHARACTERS]}\n[… {len(text) - SHOWN_CHARACTERS} more characters]"
+    text = visible_text(text, SHOWN_CHARACTERS)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
     return f"{fence}text\n{text.rstrip()}\n{fence}\n"

@@ -21,6 +21,7 @@ import numpy as np
 from cluster.core.config import RunConfig
 from cluster.core.ending import is_hurried, wait_patiently
 from cluster.core.project import code_version
+from cluster.core.text import utf8_text
 from cluster.metrics.catalogue import CHARTED, METRICS
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import wandb_process
@@ -28,6 +29,8 @@ from cluster.tracking.alerts import Alert, StallWatch
 
 QUEUE_LIMIT = 1000
 HISTOGRAM_BINS = 32
+LARGEST_DRAWN = 1e30
+"""Larger values of a distribution are shown as this one."""
 LOOK_FOR_STALLS_S = 5.0
 TABLE_COLUMNS = ("step", "prompt", "response", "verdict", "reward", "reason")
 
@@ -266,18 +269,18 @@ def _histograms(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
     import wandb
 
     return {
-        f"distributions/{name}": wandb.Histogram(np_histogram=np.histogram(of, bins=HISTOGRAM_BINS))
+        f"distributions/{name}": wandb.Histogram(np_histogram=np.histogram(drawn, bins=HISTOGRAM_BINS))
         for name, of in values.items()
-        if len(of)
+        # The width of a histogram over rewards of ±1e308 would be infinite, and wandb would be turned off.
+        if len(drawn := np.clip(of[np.isfinite(of)], -LARGEST_DRAWN, LARGEST_DRAWN))
     }
 
 
 def _log_table(run: Any, step: int, rows: Sequence[Sequence[Any]]) -> None:
     import wandb
 
-    run.log(
-        {"step": step, "samples": wandb.Table(columns=list(TABLE_COLUMNS), data=[list(row) for row in rows])}
-    )
+    shown = [[utf8_text(value) if isinstance(value, str) else value for value in row] for row in rows]
+    run.log({"step": step, "samples": wandb.Table(columns=list(TABLE_COLUMNS), data=shown)})
 
 
 def _one_line(error: BaseException) -> str:

@@ -33,7 +33,7 @@ from cluster.runtime.placement import Reservation, bundle, cpu_environment
 from learner.engine.group import LearnerGroup
 from learner.engine.process_setup import learner_environment
 from learner.engine.rank import LearnerRank
-from reward.service import RewardActor, RewardPool, passed_variables
+from reward.service import RewardActor, RewardPool, passed_variables, scoring_pace
 from rollout.engine.worker import RolloutWorker
 from rollout.fleet.fleet import RolloutFleet
 
@@ -141,7 +141,8 @@ class ActorGraph:
                 )
                 for index in range(config.workers)
             ]
-            pool = RewardPool(actors, config.timeout_s, config.truncated_is_incorrect)
+            pace = scoring_pace(self.config.task, config)
+            pool = RewardPool(actors, config.timeout_s, config.truncated_is_incorrect, pace)
             try:
                 yield pool
             finally:

@@ -15,25 +15,36 @@ response is being scored, even while the process neither reads nor writes.
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import os
 import struct
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, NamedTuple
 
-from cluster.core.types import Outcome, Verdict
-from reward.verdicts import refuse_renamed
+from cluster.core.text import valid_text
+from cluster.core.types import IndexedVerdicts, Verdict
+from reward.verdicts import MAX_REASON_CHARACTERS, checked_verdict
 
 HEADER = struct.Struct("!IQ")
 MAX_REPLY_BYTES = 16 * 2**20
-MAX_ANSWER_CHARACTERS = 4000
-MAX_REASON_CHARACTERS = 1000
-_OUTCOMES = frozenset(get_args(Outcome))
 
 
 class ProtocolError(ValueError):
     """The bytes that arrived were not written by this module."""
+
+
+class RunnerFailedError(RuntimeError):
+    """The verifier process could not make its runner; the message is its reason."""
+
+
+class Scored(NamedTuple):
+    """A reply with verdicts."""
+
+    verdicts: IndexedVerdicts
+    done: bool
+    """True if no further reply to the request follows."""
+    children: bool
+    """True if the verifier has left child processes."""
 
 
 def frame(serial: int, body: bytes) -> bytes:
@@ -63,17 +74,21 @@ class ReplyParser:
                 return
             body = bytes(self._received[HEADER.size : end])
             del self._received[:end]
-            try:
-                reply = json.loads(body)
-            except (ValueError, RecursionError):
-                raise ProtocolError("a reply that is not JSON") from None
-            if not isinstance(reply, dict):
-                raise ProtocolError("a reply that is not an object")
-            yield serial, reply
+            yield serial, _read_object(body)
+
+
+def _read_object(body: bytes) -> dict[str, Any]:
+    try:
+        reply = json.loads(body)
+    except Exception as error:  # ValueError, RecursionError, MemoryError: whatever the parser raises
+        raise ProtocolError(f"a reply that is not JSON ({type(error).__name__})") from None
+    if not isinstance(reply, dict):
+        raise ProtocolError("a reply that is not an object")
+    return reply
 
 
 def pack(index: int, verdict: Verdict) -> list[Any]:
-    """Return a verdict as a JSON list. Long texts are cut.
+    """Return a verdict as a JSON list.
 
     Raises:
         TypeError: if it is not a verdict.
@@ -81,37 +96,57 @@ def pack(index: int, verdict: Verdict) -> list[Any]:
     """
     if not isinstance(verdict, Verdict):
         raise TypeError(f"the verifier gave {verdict!r:.100}, which is not a Verdict")
-    refuse_renamed(verdict.outcome, f"the verifier gave {verdict!r:.100}")
-    if not math.isfinite(verdict.reward) or verdict.outcome not in _OUTCOMES:
-        raise ValueError(
-            f"the verifier gave the outcome {verdict.outcome!r:.100} and the reward {verdict.reward}"
-        )
-    answer = None if verdict.answer is None else str(verdict.answer)[:MAX_ANSWER_CHARACTERS]
-    return [
-        index,
-        verdict.outcome,
-        float(verdict.reward),
-        answer,
-        str(verdict.reason)[:MAX_REASON_CHARACTERS],
-    ]
+    checked = checked_verdict(verdict.outcome, verdict.reward, verdict.answer, verdict.reason)
+    return [index, checked.outcome, checked.reward, checked.answer, checked.reason]
+
+
+def read_start(reply: dict[str, Any]) -> bool:
+    """Read the first reply. Return True if the runner takes batches.
+
+    Raises:
+        RunnerFailedError: if the runner could not be made.
+        ProtocolError: if it is another reply.
+    """
+    match list(reply.items()):
+        case [("ready", bool() as batched)]:
+            return batched
+        case [("failed", str() as reason)]:
+            raise RunnerFailedError(valid_text(reason, MAX_REASON_CHARACTERS))
+    raise ProtocolError("an invalid first reply")
+
+
+def read_verdicts(reply: dict[str, Any], items: int) -> Scored:
+    """Read a reply to a request with `items` items.
+
+    Raises:
+        ProtocolError: if it is another reply, or a verdict in it is invalid.
+    """
+    match reply:
+        case {"verdicts": list() as entries, "done": bool() as done, "children": bool() as children} if (
+            len(reply) == 3
+        ):
+            return Scored([unpack(entry, items) for entry in entries], done, children)
+    raise ProtocolError("an invalid reply")
 
 
 def unpack(entry: Any, items: int) -> tuple[int, Verdict]:
     """Return the index, which is below `items`, and the verdict.
 
     Raises:
-        ProtocolError: if `entry` is not a verdict.
+        ProtocolError: if `entry` is not as `pack` writes it, whatever exception that causes.
     """
-    match entry:
-        case [
-            int() as index,
-            str() as outcome,
-            float() | int() as reward,
-            str() | None as answer,
-            str() as reason,
-        ]:
-            if 0 <= index < items and outcome in _OUTCOMES and math.isfinite(reward):
-                return index, Verdict(outcome, float(reward), answer, reason)  # type: ignore[arg-type]
+    try:
+        index, outcome, reward, answer, reason = entry
+        if (
+            type(index) is int
+            and 0 <= index < items
+            and type(reward) in (float, int)
+            and (answer is None or type(answer) is str)
+            and type(reason) is str
+        ):
+            return index, checked_verdict(outcome, reward, answer, reason)
+    except Exception as error:
+        raise ProtocolError(f"an invalid verdict ({error})") from None
     raise ProtocolError("an invalid verdict")
 
 

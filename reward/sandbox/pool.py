@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.core.types import IndexedVerdicts, Verdict
+from reward.pace import Pace
 from reward.sandbox.channel import ProtocolError, unpack
 from reward.sandbox.process import ProcessFailedError, VerifierProcess
 from reward.sandbox.spec import Limits, RunnerSpec
@@ -70,6 +71,10 @@ class Sandbox:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @property
+    def pace(self) -> Pace:
+        return Pace.of_processes(self._processes, self._limits.timeout_s)
 
     async def start(self) -> None:
         """Start the processes and return when the first of them is ready.

@@ -22,6 +22,7 @@ import numpy as np
 from cluster.core.actor_options import EngineOptions
 from cluster.core.config import OnNewWeights
 from cluster.core.network import use_interface_of
+from cluster.core.text import utf8_text
 from cluster.core.types import (
     LOADED_VERSION,
     LogprobGap,
@@ -57,6 +58,27 @@ def logprob_gap(served: Sequence[np.ndarray], expected: Sequence[np.ndarray]) ->
     return LogprobGap(float(whole.mean()), float(whole.max()))
 
 
+def decoded(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """Return the text of sampled tokens as valid UTF-8, without special tokens, whatever the model sampled.
+
+    Some vocabularies have ids that their tokenizer does not know, or refuses. Then each such token is one U+FFFD.
+    """
+    try:
+        return utf8_text(tokenizer.decode(token_ids, skip_special_tokens=True))
+    except (
+        Exception
+    ) as error:  # each tokenizer has its own: TypeError, KeyError, OverflowError, UnicodeDecodeError
+        logger.warning("the tokenizer cannot decode a response as a whole: %r", error)
+    return "".join(_decoded_token(tokenizer, token_id) for token_id in token_ids)
+
+
+def _decoded_token(tokenizer: Any, token_id: int) -> str:
+    try:
+        return utf8_text(tokenizer.decode([token_id], skip_special_tokens=True))
+    except Exception:
+        return "\N{REPLACEMENT CHARACTER}"
+
+
 class RolloutWorker:
     """One vLLM engine. `RayWorkerFactory` in cluster/training/actors.py creates it as an actor.
 
@@ -77,6 +99,7 @@ class RolloutWorker:
         self._version = LOADED_VERSION
         self._ending = False
         self._updating = False
+        """True while the engine loads weights or falls asleep. The caller of that limits its time."""
         self._asleep = False
         self._sampled_tokens: dict[str, int] = {}
         """The number of tokens of each running request, when it was last observed."""
@@ -129,7 +152,8 @@ class RolloutWorker:
 
         After the first response the call waits up to `gather_s` for others in flight, so that fewer calls are needed.
         If no response ends within `max_wait_s`, it returns an empty list as a heartbeat, but only if the engine answers
-        and makes progress. If the engine hangs, the call does not return.
+        and makes progress. If the engine hangs, the call does not return. While the engine updates or falls asleep, it
+        is not asked, since it cannot answer: the update has its own deadline.
 
         Raises:
             Exception: the error of a response that could not be sampled although the engine is alive.
@@ -138,8 +162,9 @@ class RolloutWorker:
             async with asyncio.timeout(max_wait_s):
                 await self._news.wait()
         except TimeoutError:
-            await self._guarded(self._engine.is_sleeping())
-            await self._progress()
+            if not self._updating:
+                await self._guarded(self._engine.is_sleeping())
+                await self._progress()
         else:
             with suppress(TimeoutError):
                 async with asyncio.timeout(gather_s):
@@ -210,7 +235,11 @@ class RolloutWorker:
         The update wakes the engine: memory for the weights is allocated first, and memory for the caches after the
         weights are loaded.
         """
-        await self._guarded(self._engine.sleep(level=2, mode="wait"))
+        self._updating = True
+        try:
+            await self._guarded(self._engine.sleep(level=2, mode="wait"))
+        finally:
+            self._updating = False
         self._asleep = True
 
     async def _probe_gap(self, version: PolicyVersion) -> LogprobGap:
@@ -326,7 +355,7 @@ class RolloutWorker:
         return Response(
             token_ids=token_ids,
             logprobs=logprobs,
-            text=self._engine.get_tokenizer().decode(completion.token_ids, skip_special_tokens=True),
+            text=decoded(self._engine.get_tokenizer(), completion.token_ids),
             finish_reason="stop" if completion.finish_reason == "stop" else "length",
             version_spans=tuple(
                 VersionSpan(int(span.version), span.start, span.end) for span in completion.weight_versions

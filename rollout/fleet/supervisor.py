@@ -31,6 +31,7 @@ from cluster.core.types import PolicyVersion, Prompt, Sampled
 from cluster.core.weight_transport import SupersededError, UpdateTarget
 from rollout.engine.worker import RolloutWorker
 from rollout.fleet.context import FleetContext
+from rollout.fleet.silence import SilenceClock
 from rollout.fleet.state import WorkerState
 
 logger = logging.getLogger(__name__)
@@ -218,6 +219,7 @@ class WorkerLoop:
         self._target = UpdateTarget(name, process, worker)
         self._missed: int | None = None
         """A policy version that the worker came too late for."""
+        self._silence = SilenceClock(self._rollout.silence_timeout_s, self._rollout.update_timeout_s)
 
     async def run(self) -> None:
         """Serve until the member is drained and the process holds no prompts.
@@ -264,11 +266,12 @@ class WorkerLoop:
         if self._process in context.registry.asleep:
             await context.scheduler.news(self._process)
             return
-        await within(
-            self._rollout.update_timeout_s,
-            self._worker.call(RolloutWorker.sleep),
-            f"{self._name} to sleep (rollout.update_timeout_s)",
-        )
+        with self._silence.update():
+            await within(
+                self._rollout.update_timeout_s,
+                self._worker.call(RolloutWorker.sleep),
+                f"{self._name} to sleep (rollout.update_timeout_s)",
+            )
         context.registry.fell_asleep(self._process)
         context.scheduler.announce()
 
@@ -290,7 +293,8 @@ class WorkerLoop:
     async def _update(self, version: PolicyVersion) -> None:
         context = self._context
         try:
-            gap = await context.coordinator.bring(self._target, version)
+            with self._silence.update():
+                gap = await context.coordinator.bring(self._target, version)
         except SupersededError:
             self._missed = version.version
             return
@@ -326,19 +330,25 @@ class WorkerLoop:
             self._refuse_overdue()
 
     async def _hear(self, call: Awaitable[list[Sampled]]) -> list[Sampled]:
-        """Return the worker's answer. After half of the deadline the worker is suspected, and leases no prompts."""
-        timeout_s = self._rollout.silence_timeout_s
-        answer = asyncio.ensure_future(call)
+        """Return the worker's answer. After half of the deadline the worker is suspected, and leases no prompts.
+
+        Raises:
+            TimeoutError: if there is no answer in time.
+        """
+        answer, asked_at = asyncio.ensure_future(call), time.monotonic()
         try:
-            done, _ = await asyncio.wait({answer}, timeout=timeout_s / 2)
-            if not done and self._state in (WorkerState.STALE, WorkerState.HEALTHY):
+            suspicious = not await self._silence.answered(answer, asked_at, fraction=0.5)
+            if suspicious and self._state in (WorkerState.STALE, WorkerState.HEALTHY):
                 self._context.state.silent(self._name)
                 self._context.scheduler.announce(self._process)
-                self._context.on_event(f"{self._name} has not answered for {timeout_s / 2:g} s")
-            sampled: list[Sampled] = await within(
-                timeout_s / 2, answer, f"any sign of life of {self._name} (rollout.silence_timeout_s)"
-            )
-            return sampled
+                silent_s = self._rollout.silence_timeout_s / 2
+                self._context.on_event(f"{self._name} has not answered for {silent_s:g} s")
+            if not await self._silence.answered(answer, asked_at):
+                raise TimeoutError(
+                    f"waited {time.monotonic() - asked_at:.0f} s for any sign of life of {self._name} "
+                    f"({self._silence.limit})"
+                )
+            return answer.result()
         finally:
             answer.cancel()
 

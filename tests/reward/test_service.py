@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import ray
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.core.actor import Actor
 from cluster.core.config import RewardConfig, TaskConfig
 from cluster.core.types import IndexedVerdicts, ScoringRequest, Verdict
+from reward.pace import Pace, Workload
 from reward.sandbox.pool import SandboxError
-from reward.service import RewardActor, RewardPool, RewardServiceError
+from reward.service import RewardActor, RewardPool, RewardServiceError, scoring_pace
 from reward.tasks.countdown.puzzles import Puzzle
 from tests.builders import all_verdicts
 
@@ -76,9 +81,53 @@ async def test_a_reward_actor_that_does_not_respond_is_named() -> None:
             await asyncio.sleep(600)
             yield []
 
-    pool = RewardPool([Actor(Handle(Silent(TaskConfig(), RewardConfig(), [])))], 0.05, True)
-    with pytest.raises(TimeoutError, match=r"did not score 1 responses within 0.05 s \(reward.timeout_s\)"):
+    pool = RewardPool([Actor(Handle(Silent(TaskConfig(), RewardConfig(), [])))], 0.05, True, Pace(4, 0.05))
+    with pytest.raises(
+        TimeoutError, match=r"reward actor 0 did not score 1 responses in time.*timeout_s.* 1 res"
+    ):
         await all_verdicts(pool, [CORRECT])
+
+
+async def test_a_long_queue_of_slow_responses_is_no_hang() -> None:
+    """Eight calls of 16 responses, each of which takes as long as a response may, wait for two processes."""
+
+    class Slow(RewardActor):
+        processes = asyncio.Semaphore(2)
+
+        async def score(self, requests: Sequence[tuple[Any, str]]) -> AsyncIterator[IndexedVerdicts]:
+            for index in range(len(requests)):
+                async with self.processes:
+                    await asyncio.sleep(0.02)
+                yield [(index, Verdict("correct", 1.0, None, ""))]
+
+    pool = RewardPool([Actor(Handle(Slow(TaskConfig(), RewardConfig(), [])))], 0.5, True, Pace(2, 0.02))
+    scored = await asyncio.gather(*(all_verdicts(pool, [CORRECT] * 16) for _ in range(8)))
+    assert [len(verdicts) for verdicts in scored] == [16] * 8
+
+
+@pytest.mark.parametrize(
+    ("task", "pace"),
+    [
+        (TaskConfig(), Pace(3, 30.0)),
+        (TaskConfig(name="http", options={"url": "http://x", "timeout_s": 4, "retries": 2}), Pace(16, 72.0)),
+    ],
+)
+def test_the_pace_of_an_actor_follows_from_its_limits(task: TaskConfig, pace: Pace) -> None:
+    assert scoring_pace(task, RewardConfig(processes_per_worker=3)) == pace
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=20), st.integers(1, 16))
+def test_the_deadline_of_a_call_allows_for_all_responses_that_may_come_first(
+    calls: list[int], at_once: int
+) -> None:
+    load = Workload(Pace(at_once, 1000.0), 100.0)
+    deadlines = [load.add(responses) for responses in calls]
+    now = time.monotonic()
+    for deadline in deadlines:  # nothing has arrived: the first verdict is due
+        assert deadline() - now == pytest.approx(1100, abs=50)
+    load._heard_at = math.inf
+    for deadline in deadlines:  # everything else has arrived: the last verdict is due
+        assert deadline() - now == pytest.approx(math.ceil(sum(calls) / at_once) * 1000 + 100, abs=50)
 
 
 async def test_verdicts_that_a_restarted_actor_left_out_are_requested_again() -> None:

@@ -16,10 +16,12 @@ import httpx
 
 from cluster.core.addresses import shown_text, shown_url
 from cluster.core.types import IndexedVerdicts, Verdict
-from reward.verdicts import verdict_of
+from reward.pace import Pace
+from reward.verdicts import failed_verdict, verdict_of
 
 FIRST_PAUSE_S = 0.5
-"""The pause before the first retry. It doubles for each further one."""
+"""The pause before the first retry. It doubles for each further one, up to `LONGEST_PAUSE_S`."""
+LONGEST_PAUSE_S = 30.0
 MAX_REPLY_BYTES = 2**20
 
 
@@ -42,6 +44,11 @@ class Endpoint:
         return shown_url(self.url)
 
 
+def pause_s(attempt: int) -> float:
+    """Return the pause after attempt 0, 1, …"""
+    return min(FIRST_PAUSE_S * 2.0 ** min(attempt, 10), LONGEST_PAUSE_S)
+
+
 class _Failure(Exception):
     """The service gave no verdict. With `retry` a later attempt may succeed."""
 
@@ -58,6 +65,12 @@ class HttpScorer:
         self._endpoint = endpoint
         self._slots = asyncio.Semaphore(endpoint.concurrency)
         self._client: httpx.AsyncClient | None = None
+
+    @property
+    def pace(self) -> Pace:
+        endpoint = self._endpoint
+        response_s = endpoint.timeout_s + endpoint.retries * (endpoint.timeout_s + LONGEST_PAUSE_S)
+        return Pace(endpoint.concurrency, response_s)
 
     async def start(self) -> None:
         """Open the client. No request is made yet.
@@ -106,55 +119,72 @@ class HttpScorer:
             except _Failure as failure:
                 if not failure.retry or attempt == self._endpoint.retries:
                     return failure.verdict
-            await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
+            await asyncio.sleep(pause_s(attempt))
         raise AssertionError("the last attempt returns")
 
     async def _attempt(self, problem: Any, response: str) -> Verdict:
-        """Return the verdict of one attempt, or raise _Failure."""
+        """Return the verdict of one attempt, or raise _Failure, and no other exception: the service, its replies and
+        the libraries that read them are outside."""
         endpoint = self._endpoint
         try:
+            request = json.dumps({"problem": problem, "response": response})  # \\u escapes express any text
+        except Exception as error:
+            raise self._failure(f"was not called: the problem is not JSON ({error})", retry=False) from None
+        try:
             async with asyncio.timeout(endpoint.timeout_s):
-                status, body = await self._post({"problem": problem, "response": response})
+                status, body = await self._post(request)
         except TimeoutError:
             reason = (
                 f"{endpoint.shown} did not answer within {endpoint.timeout_s:g} s (task.options.timeout_s)"
             )
-            raise _Failure(Verdict("timeout", 0.0, None, reason), retry=True) from None
-        except httpx.HTTPError as error:
+            raise _Failure(failed_verdict(reason, "timeout"), retry=True) from None
+        except Exception as error:
             raise self._failure(f"cannot be reached ({type(error).__name__}: {error})", retry=True) from None
-        except (TypeError, ValueError) as error:
-            raise self._failure(f"was not called: the problem is not JSON ({error})", retry=False) from None
         if status != httpx.codes.OK:
             retry = status == httpx.codes.TOO_MANY_REQUESTS or status >= 500
             raise self._failure(f"answered with status {status}: {_shown(body)}", retry)
         try:
-            reply = json.loads(body)
-        except ValueError:
-            raise self._failure(f"answered with text that is not JSON: {_shown(body)}", retry=False) from None
-        if not isinstance(reply, dict):
-            raise self._failure(f"answered with JSON that is not an object: {_shown(body)}", retry=False)
-        try:
-            return verdict_of(reply, endpoint.correct_from)
+            return read_reply(body, endpoint.correct_from)
         except ValueError as error:
-            raise self._failure(f"answered with an invalid verdict: {error}", retry=False) from None
+            raise self._failure(f"answered with {error}", retry=False) from None
 
-    async def _post(self, request: dict[str, Any]) -> tuple[int, bytes]:
+    async def _post(self, request: str) -> tuple[int, bytes]:
+        """Return the status and the body of the reply. A body that is too long is cut, and is then not JSON."""
         assert self._client is not None, "call start first"
-        body = json.dumps(request)  # with \\u escapes, which can express halves of surrogate pairs
-        async with self._client.stream(
-            "POST", self._endpoint.url, content=body, headers={"Content-Type": "application/json"}
-        ) as reply:
+        # A compressed body of a few kilobytes may unpack to gigabytes.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        async with self._client.stream("POST", self._endpoint.url, content=request, headers=headers) as reply:
             received = bytearray()
-            async for part in reply.aiter_bytes():
+            async for part in reply.aiter_raw():
                 received += part
                 if len(received) > MAX_REPLY_BYTES:
                     break
-            return reply.status_code, bytes(received)
+            return reply.status_code, bytes(received[: MAX_REPLY_BYTES + 1])
 
     def _failure(self, what: str, retry: bool) -> _Failure:
-        return _Failure(Verdict("error", 0.0, None, f"{self._endpoint.shown} {shown_text(what)}"), retry)
+        return _Failure(failed_verdict(f"{self._endpoint.shown} {shown_text(what)}"), retry)
+
+
+def read_reply(body: bytes, correct_from: float) -> Verdict:
+    """Return the verdict that the body of a reply means. This is the wall: any body is a verdict or a ValueError.
+
+    Raises:
+        ValueError: if it is no verdict, whatever exception that causes. The message says what it is instead.
+    """
+    if len(body) > MAX_REPLY_BYTES:
+        raise ValueError(f"more than {MAX_REPLY_BYTES} bytes: {_shown(body)}")
+    try:
+        reply = json.loads(body)
+    except Exception as error:  # ValueError, RecursionError, MemoryError: whatever the parser raises
+        raise ValueError(f"text that is not JSON: {_shown(body)} ({type(error).__name__})") from None
+    if not isinstance(reply, dict):
+        raise ValueError(f"JSON that is not an object: {_shown(body)}")
+    try:
+        return verdict_of(reply, correct_from)
+    except Exception as error:
+        raise ValueError(f"an invalid verdict: {str(error) or type(error).__name__}") from None
 
 
 def _shown(body: bytes) -> str:
-    text = " ".join(body.decode("utf-8", "replace").split())
+    text = " ".join(body[:1000].decode("utf-8", "replace").split())
     return repr(text if len(text) <= 100 else f"{text[:100]}…")

@@ -85,7 +85,9 @@ def outcomes(verdicts: list[Verdict]) -> list[str]:
         ("raise_keyboard_interrupt", "error", "KeyboardInterrupt"),
         ("raise_unprintable", "error", "Unprintable"),
         ("give_none", "error", "TypeError: the verifier gave None, which is not a Verdict"),
-        ("give_nan", "error", "the verifier gave the outcome 'correct' and the reward nan"),
+        ("give_nan", "error", "the verifier returned the reward nan"),
+        ("give_a_huge_number", "error", "the verifier returned a reward beyond the largest float"),
+        ("give_an_unusable_text", "error", "RuntimeError: no words"),
         ("give_an_unknown_outcome", "error", "the verifier gave the outcome 'perhaps'"),
     ],
 )
@@ -155,7 +157,8 @@ async def test_texts_of_any_kind_and_length_are_transferred() -> None:
     texts = ["", "\ud800 half a pair", "\0", "∫" * 300_000, "\"}]'"]
     async with sandboxed() as sandbox:
         verdicts = await scored_by(sandbox, {"any": ("problem",)}, texts)
-    assert [verdict.answer for verdict in verdicts] == [text[:4000] for text in texts]
+    expected = ["", "\\ud800 half a pair", "\\u0000", "∫" * 4000, "\"}]'"]
+    assert [verdict.answer for verdict in verdicts] == expected
 
 
 async def test_in_a_batch_one_failure_costs_one_verdict() -> None:

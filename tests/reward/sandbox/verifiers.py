@@ -165,6 +165,8 @@ GIVEN: dict[str, Any] = {
     "give_none": None,
     "give_nan": Verdict("correct", float("nan"), None, ""),
     "give_an_unknown_outcome": Verdict("perhaps", 1.0, None, ""),  # type: ignore[arg-type]
+    "give_a_huge_number": Verdict("correct", 10**400, None, ""),
+    "give_an_unusable_text": Verdict("correct", 1.0, Unprintable(), ""),  # type: ignore[arg-type]
 }
 
 

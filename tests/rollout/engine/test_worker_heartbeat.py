@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.core.actor_options import EngineOptions
 from rollout.engine import worker as worker_module
-from rollout.engine.worker import RolloutWorker
+from rollout.engine.worker import RolloutWorker, decoded
 from rollout.weights import pull
 from rollout.weights.node_files import NodeWeightFiles
 
@@ -92,8 +94,55 @@ async def test_an_idle_engine_sends_heartbeats(worker: RolloutWorker) -> None:
 
 
 async def test_an_engine_sends_heartbeats_during_an_update(worker: RolloutWorker) -> None:
-    worker._engine = Engine(itertools.repeat(5))
+    """The engine is not even asked: while it loads weights, it answers nothing."""
+
+    class Loading(Engine):
+        async def is_sleeping(self) -> bool:
+            raise AssertionError("it would not answer")
+
+    worker._engine = Loading(itertools.repeat(5))
     worker._sampling.add(asyncio.ensure_future(asyncio.Event().wait()))
     worker._updating = True
     for _ in range(3):
         assert await worker.collect(0.001) == []
+
+
+async def test_an_engine_sends_heartbeats_while_it_falls_asleep(worker: RolloutWorker) -> None:
+    asleep = asyncio.Event()
+
+    class FallingAsleep(Engine):
+        async def is_sleeping(self) -> bool:
+            await asleep.wait()
+            return True
+
+        async def sleep(self, level: int, mode: str) -> None:
+            await asleep.wait()
+
+    worker._engine = FallingAsleep(itertools.repeat(5))
+    sleeping = asyncio.ensure_future(worker.sleep())
+    for _ in range(3):
+        assert await worker.collect(0.001) == []
+    asleep.set()
+    await sleeping
+    assert await worker.collect(0.001) == []
+
+
+class Tokenizer:
+    """Knows the ids below 3, of which 1 is half of a surrogate pair. It refuses others, each in its own way."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        if any(token_id > 2 for token_id in token_ids):
+            raise self._error
+        return "".join("a\ud83d\0"[token_id] for token_id in token_ids)
+
+
+@pytest.mark.parametrize("error", [TypeError(), KeyError(7), OverflowError(), IndexError(), RuntimeError()])
+@given(token_ids=st.lists(st.integers(0, 2**40)))
+def test_any_sampled_tokens_have_a_text(error: Exception, token_ids: list[int]) -> None:
+    text = decoded(Tokenizer(error), token_ids)
+    text.encode()
+    assert text == "".join({0: "a", 1: "\\ud83d", 2: "\0"}.get(token_id, "\ufffd") for token_id in token_ids)

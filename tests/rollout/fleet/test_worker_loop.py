@@ -46,6 +46,9 @@ class Worker:
     mute: bool = False
     deaf: bool = False
     """True if calls of `collect` never return."""
+    update_s: float = 0.0
+    """The duration of an update. The worker answers nothing else meanwhile."""
+    updating: bool = False
     calls: list[str] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -55,6 +58,10 @@ class Worker:
 
     async def do_update_weights(self, version: PolicyVersion) -> LogprobGap:
         self.calls.append(f"pull {version.version}")
+        self.updating = True
+        await asyncio.sleep(self.update_s)
+        self.updating = False
+        self.news.set()
         return self.gap
 
     async def do_sleep(self) -> None:
@@ -77,7 +84,9 @@ class Worker:
             async with asyncio.timeout(max_wait_s):
                 await self.news.wait()
         except TimeoutError:
-            return []
+            if not self.updating:
+                return []
+            await self.news.wait()
         self.news.clear()
         sampled, self.sampled = self.sampled, []
         return sampled
@@ -145,6 +154,22 @@ async def test_a_worker_updates_before_it_samples_and_ends_when_it_is_drained() 
         there.context.scheduler.announce()
         await serving
     assert there.context.state[NAME].state is WorkerState.DRAINING
+
+
+async def test_an_update_may_take_longer_than_silence_and_no_longer_than_its_own_deadline() -> None:
+    async with asyncio.TaskGroup() as background:
+        there, worker = scene(background, silence_timeout_s=0.1, update_timeout_s=60.0), Worker(update_s=0.5)
+        serving = background.create_task(there.serve(worker))
+        await there.context.scheduler.wait_until(lambda: there.buffer.scored_groups == 4)
+        there.context.state.drain(NAME)
+        there.context.scheduler.announce()
+        await serving
+    assert there.events == []
+    async with asyncio.TaskGroup() as background:
+        there = scene(background, silence_timeout_s=0.1, update_timeout_s=0.4)
+        with pytest.raises(ExceptionGroup) as lost:
+            await there.serve(Worker(update_s=60.0))
+    assert "rollout.update_timeout_s" in str(first_cause(lost.value))
 
 
 @given(st.integers(1, 5000), st.integers(1, 64), st.integers(1, 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 from collections.abc import Iterator
@@ -64,6 +65,12 @@ class Handler(BaseHTTPRequestHandler):
                 self.end_headers()
                 while not service.closing.wait(0.05):
                     self.wfile.write(b" ")
+            case ["compressed"]:  # although the client did not accept that
+                assert self.headers["Accept-Encoding"] == "identity"
+                self.send_response(200)
+                self.send_header("Content-Encoding", "gzip")
+                self.end_headers()
+                self.wfile.write(gzip.compress(b'{"reward": 1}'))
             case ["hang up"]:
                 self.connection.close()
             case ["slow"]:
@@ -122,7 +129,7 @@ async def test_the_reply_of_the_service_is_the_verdict(service: Service) -> None
         Verdict("correct", 1.0, "4", ""),
         Verdict("incorrect", 0.0, "5", ""),
         Verdict("correct", 0.5, None, "nearly"),
-        Verdict("incorrect", 0.0, "\ud800", ""),
+        Verdict("incorrect", 0.0, "\\ud800", ""),
     ]
 
 
@@ -148,7 +155,13 @@ async def test_the_reply_of_the_service_is_the_verdict(service: Service) -> None
         ('body:{"reward": "1"}', "error", "answered with an invalid verdict: ", 1),
         ('body:{"reward": NaN}', "error", "answered with an invalid verdict: ", 1),
         ('body:{"score": 1}', "error", "answered with an invalid verdict: ", 1),
-        ("body:" + "x" * 2**22, "error", "answered with text that is not JSON: 'xxx", 1),
+        ("body:" + "x" * 2**22, "error", "answered with more than 1048576 bytes: 'xxx", 1),
+        ('body:{"reward": 1' + "0" * 400 + "}", "error", "answered with an invalid verdict: ", 1),
+        ('body:{"reward": 1' + "0" * 5000 + "}", "error", "answered with text that is not JSON: ", 1),
+        ('body:{"reward": 1e309}', "error", "answered with an invalid verdict: ", 1),
+        ("body:" + "[" * 200_000, "error", "answered with text that is not JSON: ", 1),
+        ("body:" + '{"a":' * 150_000, "error", "answered with text that is not JSON: ", 1),
+        ("compressed", "error", "answered with text that is not JSON: ", 1),
     ],
 )
 async def test_an_invalid_verdict_is_an_error_and_not_a_zero(
