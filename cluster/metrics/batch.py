@@ -25,7 +25,7 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
         if has_outcome.any():  # without such a response there is no mean, and the key is left out
             length_by_outcome[f"response_length/{outcome}_mean"] = float(lengths[has_outcome].mean())
     return {
-        "reward/mean": float(np.mean([verdict.reward for verdict in valid])) if valid else math.nan,
+        "reward/mean": _mean([verdict.reward for verdict in valid]) if valid else math.nan,
         "reward/correct_fraction": sum(verdict.outcome == "correct" for verdict in verdicts) / len(verdicts),
         "reward/error_fraction": 1 - len(valid) / len(verdicts),
         "reward/timeout_fraction": sum(verdict.outcome == "timeout" for verdict in verdicts) / len(verdicts),
@@ -40,6 +40,14 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
         "staleness/mean": float(staleness.mean()),
         "staleness/max": float(staleness.max()),
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean of finite values, which is finite although their sum may not be."""
+    array = np.array(values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = float(array.mean())
+    return mean if math.isfinite(mean) else float((array / len(array)).sum())
 
 
 def batch_distributions(
