@@ -4,7 +4,8 @@ Requests are pickled, since a problem may be any object. Replies are JSON and ar
 that users and models wrote, and that code may write into any file descriptor.
 
     frame    = length (4 bytes) · serial (8 bytes) · body (length bytes)
-    request  = the runner's specification and the memory limit, once; then [(problem, response), …]
+    request  = the runner's specification and the memory limit, once;
+               then ([problem, …], [(index of its problem, response), …]), each problem pickled for itself
     reply    = {"ready": batched} or {"failed": reason}, once;
                then {"verdicts": [[index, outcome, reward, answer, reason], …], "done": bool, "children": bool}
 
@@ -17,12 +18,14 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import pickle
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cluster.core.text import valid_text
 from cluster.core.types import IndexedVerdicts, Verdict
+from reward.sandbox.keeper import EXIT_STATUS, OUT_OF_MEMORY, PROGRESS_NUMBERS
 from reward.verdicts import MAX_REASON_CHARACTERS, checked_verdict
 
 HEADER = struct.Struct("!IQ")
@@ -151,13 +154,13 @@ def unpack(entry: Any, items: int) -> tuple[int, Verdict]:
 
 
 class Progress:
-    """Numbers in memory that a verifier process and its parent share.
+    """Numbers in memory that a verifier process, its keeper and the parent share.
 
     The process writes the range of items, `[begin, end)`, that it is scoring, and the time at which it began. The
-    parent writes `cut`: the items from there on were given to other processes.
+    parent writes `cut`: the items from there on were given to other processes. The keeper writes how the process ended.
     """
 
-    BYTES = 4 * 8
+    BYTES = PROGRESS_NUMBERS * 8
 
     def __init__(self, fd: int) -> None:
         self._numbers = memoryview(mmap.mmap(fd, self.BYTES)).cast("q")
@@ -169,10 +172,9 @@ class Progress:
         os.ftruncate(fd, cls.BYTES)
         return cls(fd), fd
 
-    def reset(self, items: int, now_ns: int) -> None:
+    def reset(self, items: int) -> None:
         """Record a new batch of `items` items, none of which has begun."""
-        self._numbers[0] = self._numbers[1] = 0
-        self._numbers[2] = now_ns
+        self._numbers[0] = self._numbers[1] = self._numbers[2] = 0
         self._numbers[3] = items
 
     def begin(self, begin: int, end: int, now_ns: int) -> None:
@@ -184,9 +186,10 @@ class Progress:
         return range(self._numbers[0], self._numbers[1])
 
     @property
-    def since_ns(self) -> int:
-        """The start time in ns of `time.monotonic_ns()`, a clock that all processes of a machine share."""
-        return self._numbers[2]
+    def since_ns(self) -> int | None:
+        """The time at which the current items began, in ns of `time.monotonic_ns()`, a clock that all processes of a
+        machine share. None if none has begun."""
+        return self._numbers[2] or None
 
     @property
     def cut(self) -> int:
@@ -195,3 +198,20 @@ class Progress:
     @cut.setter
     def cut(self, end: int) -> None:
         self._numbers[3] = end
+
+    @property
+    def exit_status(self) -> int | None:
+        """The wait status of the process; None while it runs."""
+        return self._numbers[EXIT_STATUS] - 1 if self._numbers[EXIT_STATUS] else None
+
+    @property
+    def out_of_memory(self) -> bool:
+        """True if the kernel has killed a process because of the memory limit."""
+        return bool(self._numbers[OUT_OF_MEMORY])
+
+
+def pack_request(items: Sequence[tuple[bytes, str]]) -> bytes:
+    """Return (pickled problem, response) pairs as the body of a request. Each different problem is sent once."""
+    places: dict[bytes, int] = {}
+    pairs = [(places.setdefault(problem, len(places)), response) for problem, response in items]
+    return pickle.dumps((list(places), pairs))

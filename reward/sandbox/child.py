@@ -1,4 +1,4 @@
-"""The verifier process: `python -m reward.sandbox.child SOCKET_FD PROGRESS_FD`. `process.py` is its parent's side.
+"""The verifier process, which `keeper.py` forks. `process.py` is the other end of its channel.
 
 The process reads a runner's specification, makes the runner, and scores batch after batch until the socket ends. It
 does not guard against a verifier that hangs or breaks the process: the parent notices that and kills the process.
@@ -6,13 +6,11 @@ does not guard against a verifier that hangs or breaks the process: the parent n
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
 import pickle
 import resource
-import signal
 import socket
 import sys
 import time
@@ -24,12 +22,10 @@ from reward.verdicts import describe_error, error_verdict
 
 FLUSH_NS = 5_000_000
 """The time that a verdict may wait in order to be sent together with later ones."""
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def main(socket_fd: int, progress_fd: int) -> None:
     """Serve the parent's requests until the socket ends."""
-    _die_with_parent()
     _forbid_forks_of_forks()
     for fd in (socket_fd, progress_fd):
         os.set_inheritable(fd, False)
@@ -47,13 +43,6 @@ def main(socket_fd: int, progress_fd: int) -> None:
     gc.freeze()  # imported objects stay alive, so the garbage collector need not visit them again
     while True:
         _Batch(runner, channel, progress, *_receive(channel)).run()
-
-
-def _die_with_parent() -> None:
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Descendants of the verifier stay below this process, so that they can be found and killed with it.
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _forbid_forks_of_forks() -> None:
@@ -75,6 +64,7 @@ def _prepare(spec: RunnerSpec, memory_mib: int) -> VerifierRunner:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # files in shared memory, and memfd, too
     sys.path[:0] = [path for path in spec.search_path if path not in sys.path]
     return spec.make()
 
@@ -105,8 +95,10 @@ class _Batch:
         self._channel = channel
         self._progress = progress
         self._serial = serial
-        self._items: list[tuple[Any, str]] = pickle.loads(body)
-        self._missing = set(range(len(self._items)))
+        self._problems: list[bytes]
+        self._pairs: list[tuple[int, str]]
+        self._problems, self._pairs = pickle.loads(body)
+        self._missing = set(range(len(self._pairs)))
         self._finished: list[list[Any]] = []
         self._flushed_ns = time.monotonic_ns()
         self._process_id = os.getpid()
@@ -121,14 +113,16 @@ class _Batch:
             if index >= self._progress.cut:
                 break
             self._progress.begin(index, index + 1, now_ns)
-            self._finished.append(self._score(index, *self._items[index]))
+            self._finished.append(self._score(index, *self._pairs[index]))
         self._flush(done=True, children=_has_children())
 
     def _score_together(self) -> None:
         """Score all items in one call. `run` scores the items alone that have no verdict afterwards."""
-        self._progress.begin(0, len(self._items), time.monotonic_ns())
+        self._progress.begin(0, len(self._pairs), time.monotonic_ns())
         try:
-            problems, responses = zip(*self._items, strict=True)
+            unpickled = [pickle.loads(problem) for problem in self._problems]
+            problems = [unpickled[place] for place, _ in self._pairs]
+            responses = [response for _, response in self._pairs]
             for verdicts in self._runner.score_batch(problems, responses):
                 self._end_if_forked()
                 entries = [pack(index, verdict) for index, verdict in verdicts if index in self._missing]
@@ -141,9 +135,10 @@ class _Batch:
         finally:
             self._end_if_forked()
 
-    def _score(self, index: int, problem: Any, response: str) -> list[Any]:
+    def _score(self, index: int, problem: int, response: str) -> list[Any]:
+        """Return the packed verdict on one response. A verifier may change its problem, so each call has its own."""
         try:
-            return pack(index, self._runner.score(problem, response))
+            return pack(index, self._runner.score(pickle.loads(self._problems[problem]), response))
         except BaseException as error:  # SystemExit and KeyboardInterrupt are failures of the verifier, too
             return pack(index, error_verdict(error))
         finally:
@@ -168,7 +163,3 @@ def _has_children() -> bool:
     except ChildProcessError:
         return False
     return True
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,30 +1,40 @@
-"""One verifier process, seen from its parent: start it, send requests, read replies, kill it and its descendants."""
+"""One verifier process, seen from the sandbox: start it with its keeper, send requests, read replies, end both."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
+import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import psutil
-
 from cluster.core.secrets import verifier_environment
-from reward.sandbox.channel import Progress, ProtocolError, ReplyParser, frame
+from reward.sandbox.cgroup import Cgroup
+from reward.sandbox.channel import Progress, ProtocolError, ReplyParser, RunnerFailedError, frame, read_start
+from reward.sandbox.processes import descendants, how_it_ended, memory_bytes, sweep, with_environment
 from reward.sandbox.spec import Limits, RunnerSpec
 
+logger = logging.getLogger(__name__)
+
 TAG = "HPO_VERIFIER_PROCESS"
-"""The environment variable that identifies the descendants of a process after that process is gone."""
-_KILL_ROUNDS = 50
+"""The environment variable that identifies the descendants of a process after its keeper is gone."""
+MARGIN = 1.06
+"""The factor by which the kernel's limit is above the configured one, so that a verifier gets a MemoryError first."""
+MAX_UNREAD_REPLIES = 1000
+KEEPER_TIMEOUT_S = 20.0
+"""The time in which a keeper ends everything below it. It is longer than its own deadline for that."""
 _LAST_REPLIES_S = 0.1
+_LONGEST_WAIT_FOR_STATUS_S = 2.0
+"""The time in which the keeper says how the process ended whose channel has ended."""
 
 
 class ProcessFailedError(RuntimeError):
@@ -37,38 +47,53 @@ class VerifierProcess:
     process = VerifierProcess(spec, limits)
     try:
         batched = await process.ready()
-        process.send([(problem, response), …])
+        process.send(pack_request([(pickled_problem, response), …]), items)
         reply = await process.reply(within_s=0.1)    # repeat until a reply says "done"
     finally:
-        process.kill()
+        await process.end()
     """
 
     def __init__(self, spec: RunnerSpec, limits: Limits) -> None:
         self._limits = limits
+        self._memory_bytes = limits.memory_mib * 2**20
         self._serial = 0
-        self._tag = uuid.uuid4().hex
         self._received: asyncio.Queue[tuple[int, dict[str, Any]] | ProcessFailedError] = asyncio.Queue()
-        self.progress, progress_fd = Progress.create()
-        ours, theirs = socket.socketpair()
-        # -P: a file in the working directory must not shadow a module of this project.
-        command = [sys.executable, "-P", "-m", "reward.sandbox.child", str(theirs.fileno()), str(progress_fd)]
-        try:
-            self._process = subprocess.Popen(
-                command,
-                env=_environment(self._tag),
-                pass_fds=(theirs.fileno(), progress_fd),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a process group that can be killed as one, and that no Ctrl-C reaches
-            )
-        finally:
-            theirs.close()
-            os.close(progress_fd)
-        self._socket = ours
-        self._exit_fd = os.pidfd_open(self._process.pid)
-        self._transport: asyncio.WriteTransport | None = None
+        self._tag = uuid.uuid4().hex
         self._first_request = pickle.dumps((spec, limits.memory_mib))
+        self._transport: asyncio.WriteTransport | None = None
+        self._ended = False
+        with contextlib.ExitStack() as undo:  # of whatever was made before something fails
+            self._directory = tempfile.mkdtemp(prefix="hpo-verifier-")
+            undo.callback(shutil.rmtree, self._directory, ignore_errors=True)
+            self._cgroup = Cgroup.create(f"hpo-verifier-{self._tag}", int(MARGIN * self._memory_bytes))
+            if self._cgroup is not None:
+                undo.callback(self._cgroup.remove)
+            self.progress, progress_fd = Progress.create()
+            self._socket, theirs = socket.socketpair()
+            undo.callback(self._socket.close)
+            try:
+                self._keeper = self._start(theirs.fileno(), progress_fd)
+            finally:
+                theirs.close()
+                os.close(progress_fd)
+            undo.callback(self._keeper.wait)
+            undo.callback(self._keeper.terminate)
+            self._exit_fd = os.pidfd_open(self._keeper.pid)
+            undo.pop_all()
+
+    def _start(self, socket_fd: int, progress_fd: int) -> subprocess.Popen[bytes]:
+        fds = (socket_fd, progress_fd)
+        group = "" if self._cgroup is None else str(self._cgroup.path)
+        return subprocess.Popen(
+            # -P: a file in the working directory must not shadow a module of this project.
+            [sys.executable, "-P", "-m", "reward.sandbox.keeper", *map(str, fds), str(os.getpid()), group],
+            env=_environment(self._tag, self._directory),
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # no Ctrl-C reaches it
+        )
 
     async def ready(self) -> bool:
         """Wait until the runner is made. Return True if it takes batches.
@@ -78,32 +103,24 @@ class VerifierProcess:
         """
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_unix_connection(
-            lambda: _Listener(self._received, self._ended), sock=self._socket
+            lambda: _Listener(self._received, self._note_end), sock=self._socket
         )
         # A fork of the verifier may hold the socket open after the process itself is gone.
-        loop.add_reader(self._exit_fd, self._ended)
+        loop.add_reader(self._exit_fd, self._note_end)
         self._send(self._first_request)
         try:
-            reply = await self.reply(self._limits.start_timeout_s)
+            return read_start(await self.reply(self._limits.start_timeout_s))
         except TimeoutError:
             raise ProcessFailedError(
                 f"the verifier was not ready after {self._limits.start_timeout_s:g} s"
             ) from None
-        if "failed" in reply:
-            raise ProcessFailedError(str(reply["failed"]))
-        return bool(reply.get("ready"))
+        except (RunnerFailedError, ProtocolError) as error:
+            raise ProcessFailedError(str(error)) from None
 
-    def send(self, items: Sequence[tuple[Any, str]]) -> None:
-        """Send (problem, response) pairs to be scored. Only one batch may be in progress.
-
-        Raises:
-            ProcessFailedError: if a problem cannot be pickled.
-        """
-        self.progress.reset(len(items), time.monotonic_ns())
-        try:
-            self._send(pickle.dumps(items))
-        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
-            raise ProcessFailedError(f"a problem cannot be sent to a verifier process: {error}") from None
+    def send(self, request: bytes, items: int) -> None:
+        """Send a batch of `items` items to be scored. Only one batch may be in progress."""
+        self.progress.reset(items)
+        self._send(request)
 
     async def reply(self, within_s: float) -> dict[str, Any]:
         """Return the next reply to the latest request.
@@ -121,36 +138,92 @@ class VerifierProcess:
             raise ProcessFailedError("something was written into the channel of the verifier process")
         return reply
 
-    def count_children(self) -> int:
-        """Return the number of descendants of the process that still exist."""
-        return len(_descendants(self._process.pid))
+    def excess(self) -> str | None:
+        """Return which limit the process and its descendants exceed together, or None."""
+        below = descendants(self._keeper.pid, ended=True)
+        if len(below) - 1 > self._limits.child_processes:
+            return f"the verifier had more than {self._limits.child_processes} processes running"
+        killed = self._cgroup is not None and self._cgroup.was_out_of_memory()
+        if killed or memory_bytes(below) > self._memory_bytes:
+            return _OUT_OF_MEMORY
+        return None
 
-    def kill(self) -> None:
-        """Kill the process and its descendants, and wait for it. May be called again."""
-        if self._process.returncode is not None:
+    async def end(self) -> None:
+        """End the process, its keeper and all descendants. May be called again.
+
+        If the calling task is cancelled, it still waits for that: a keeper that is killed at its work leaves programs.
+        """
+        if self._ended:
             return
-        _kill_with_descendants(self._process, self._tag)
-        asyncio.get_running_loop().remove_reader(self._exit_fd)
-        os.close(self._exit_fd)
-        if self._transport is not None:
-            self._transport.abort()
-        self._socket.close()
+        self._ended = True
+        ending = asyncio.ensure_future(self._end())
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await ending
+            raise
+
+    async def _end(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._exit_fd)
+        gone = asyncio.Event()
+        loop.add_reader(self._exit_fd, gone.set)
+        try:
+            for number in (signal.SIGTERM, signal.SIGCONT):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._exit_fd, number)
+            async with asyncio.timeout(KEEPER_TIMEOUT_S):
+                await gone.wait()
+        except TimeoutError:
+            logger.warning("the keeper of a verifier process did not end within %g s", KEEPER_TIMEOUT_S)
+        finally:
+            loop.remove_reader(self._exit_fd)
+            os.close(self._exit_fd)
+            if self._transport is not None:
+                self._transport.abort()
+            self._socket.close()
+        self._finish()
+
+    def _finish(self) -> None:
+        """Do what a keeper has left undone that was killed, or that cannot be scheduled."""
+        swept = self._keeper.poll() == 0
+        self._keeper.kill()
+        self._keeper.wait()
+        if not swept:
+            cgroup, tag = self._cgroup, f"{TAG}={self._tag}".encode()
+            sweep(lambda: with_environment(tag) | (cgroup.members() if cgroup else set()))
+            if cgroup is not None:
+                cgroup.remove()
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def _send(self, body: bytes) -> None:
         assert self._transport is not None, "not ready"
         self._serial += 1
         self._transport.write(frame(self._serial, body))
 
-    def _ended(self) -> None:
+    def _note_end(self) -> None:
         """Report the end of the process or of its channel after a delay, in which last replies and both ends arrive."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._exit_fd)
-        loop.call_later(_LAST_REPLIES_S, self._report_end)
+        if not self._ended:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._exit_fd)
+            loop.call_later(_LAST_REPLIES_S, self._report_end, _LONGEST_WAIT_FOR_STATUS_S)
 
-    def _report_end(self) -> None:
-        if self._process.returncode is None:  # otherwise it was killed in the meantime, and no call waits
-            how = _how_it_ended(self._process.pid) or "the verifier closed the channel of its process"
-            self._received.put_nowait(ProcessFailedError(how))
+    def _report_end(self, patience_s: float) -> None:
+        status = self.progress.exit_status
+        if status is None and patience_s > 0 and not self._ended:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_LAST_REPLIES_S, self._report_end, patience_s - _LAST_REPLIES_S)
+            return
+        if self.progress.out_of_memory:
+            how = _OUT_OF_MEMORY
+        elif status is not None:
+            how = how_it_ended(status)
+        else:
+            how = "the verifier closed the channel of its process"
+        self._received.put_nowait(ProcessFailedError(how))
+
+
+_OUT_OF_MEMORY = "the verifier and its processes took more than reward.verifier_memory_mib together"
 
 
 class _Listener(asyncio.Protocol):
@@ -160,84 +233,35 @@ class _Listener(asyncio.Protocol):
         self._received = received
         self._ended = ended
         self._parser = ReplyParser()
+        self._transport: asyncio.ReadTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.ReadTransport)
+        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         try:
             for reply in self._parser.feed(data):
                 self._received.put_nowait(reply)
+            if self._received.qsize() > MAX_UNREAD_REPLIES:
+                raise ProtocolError(f"more than {MAX_UNREAD_REPLIES} unexpected replies")
         except ProtocolError as error:
+            assert self._transport is not None
+            self._transport.pause_reading()  # what follows cannot be read, and must not fill the memory
             self._received.put_nowait(ProcessFailedError(f"the verifier process sent {error}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended()
 
 
-def _environment(tag: str) -> dict[str, str]:
-    """Return this process's environment without its secrets, with its search path, and with one thread for numpy."""
+def _environment(tag: str, directory: str) -> dict[str, str]:
+    """Return this process's environment without its secrets, with its search path, a temporary directory, and one
+    thread for numpy."""
     ours = {
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
+        "TMPDIR": directory,
         TAG: tag,
     }
     return {**verifier_environment(os.environ), **ours}
-
-
-# --- killing a process with all its descendants
-
-
-def _kill_with_descendants(process: subprocess.Popen[bytes], tag: str) -> None:
-    """Kill `process`, the leader of its group whose environment holds `TAG=tag`, and wait for it."""
-    killed: set[psutil.Process] = set()
-    for _ in range(_KILL_ROUNDS):  # a process that is started during one round is found in the next
-        # The process itself is killed last: it adopts descendants whose parents die, so they can still be found.
-        os.killpg(process.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-        found = _descendants(process.pid) if _how_it_ended(process.pid) is None else _with_tag(tag)
-        if not (new := {child for child in found if _is_running(child)} - killed):
-            break
-        for child in new:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        killed |= new
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _descendants(process_id: int) -> list[psutil.Process]:
-    """Return all existing descendants of a process."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(process_id).children(recursive=True)
-    return []
-
-
-def _how_it_ended(process_id: int) -> str | None:
-    """Return how a child process ended, in words, or None while it runs.
-
-    The process is not reaped, so its id cannot be reused.
-    """
-    ended = os.waitid(os.P_PID, process_id, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if ended is None:
-        return None
-    if ended.si_code == os.CLD_EXITED:
-        return f"the verifier ended its process with exit code {ended.si_status}"
-    return f"the verifier's process died of {signal.Signals(ended.si_status).name}"
-
-
-def _with_tag(tag: str) -> list[psutil.Process]:
-    """Return the processes of this machine that inherited `tag`.
-
-    Descendants of a dead process cannot be found as its children.
-    """
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(TAG) == tag:
-                found.append(process)
-    return found
-
-
-def _is_running(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False

@@ -74,6 +74,11 @@ def outcomes(verdicts: list[Verdict]) -> list[str]:
         ("memory_bomb", "error", "MemoryError: more than reward.verifier_memory_mib"),
         ("exit_at_once", "error", "the verifier ended its process with exit code 3"),
         ("crash", "error", "the verifier's process died of SIGSEGV"),
+        ("die_of_a_realtime_signal", "error", "the verifier's process died of SIGRTMIN+1"),
+        ("kill_its_group", "error", "the verifier's process died of SIGKILL"),
+        ("kill_its_keeper", "error", "the verifier"),
+        ("escape_and_exit", "error", "the verifier ended its process with exit code 3"),
+        ("flood_the_channel", "error", "something was written into the channel of the verifier process"),
         ("close_everything", "error", "the verifier "),
         ("write_garbage", "error", "the verifier process sent a reply of 4294967295 bytes"),
         ("forge_a_reply", "error", "something was written into the channel of the verifier process"),
@@ -113,7 +118,7 @@ async def test_many_failures_together_cost_only_their_own_verdicts() -> None:
         "raise_system_exit",
     ]
     texts = [text for deed in deeds for text in (deed, *(f"{deed} {i}" for i in range(8)))]
-    async with sandboxed(processes=3) as sandbox:
+    async with sandboxed(processes=3, timeout_s=4.0) as sandbox:
         verdicts = dict(zip(texts, await scored_by(sandbox, "a problem", texts), strict=True))
     expected = ["timeout", "error", "error", "error", "correct", "error"]
     assert outcomes([verdicts[deed] for deed in deeds]) == expected

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 import signal
+import stat
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -66,6 +70,100 @@ def memory_bomb() -> None:
     hoard = []
     while True:
         hoard.append(bytearray(2**24))
+
+
+def fill_shared_mapping() -> None:
+    hoard = []
+    while True:
+        hoard.append(mmap.mmap(-1, 2**24))
+        hoard[-1].write(b"x" * 2**24)
+
+
+def fill_memfd() -> None:
+    fds = []
+    while True:
+        fds.append(os.memfd_create("hoard"))
+        os.write(fds[-1], b"x" * 2**24)
+
+
+def fill_one_memfd() -> None:
+    fd = os.memfd_create("hoard")
+    while True:
+        os.write(fd, b"x" * 2**24)
+
+
+def fill_shared_files() -> None:
+    hoard = []
+    while True:
+        hoard.append(tempfile.TemporaryFile(dir="/dev/shm"))
+        hoard[-1].write(b"x" * 2**24)
+        hoard[-1].flush()
+
+
+def fill_children() -> None:
+    """Six children take 64 MiB each, and none of them takes too much."""
+    for _ in range(6):
+        if os.fork() == 0:
+            hoard = [b"x" * 2**20 for _ in range(64)]
+            time.sleep(600)
+            os._exit(len(hoard))
+    time.sleep(600)
+
+
+def die_of_a_realtime_signal() -> None:
+    os.kill(os.getpid(), 35)
+
+
+def kill_its_group() -> None:
+    os.killpg(0, signal.SIGKILL)
+
+
+def kill_its_keeper() -> None:
+    os.kill(os.getppid(), signal.SIGKILL)
+    hang()
+
+
+def escape() -> Verdict:
+    """Leave a program in a session of its own, without a parent and without an environment. Return its id."""
+    program = (
+        "import os, sys; os.fork() and os._exit(0); os.setsid(); print(os.getpid(), flush=True); os.close(1);"
+    )
+    program += "import time; time.sleep(600)"
+    left = subprocess.run(
+        [sys.executable, "-S", "-c", program],
+        env={},
+        stdout=subprocess.PIPE,
+        check=True,
+        start_new_session=True,
+    )
+    return Verdict("correct", 1.0, left.stdout.decode().strip(), "")
+
+
+def leave_a_file() -> Verdict:
+    """Return the directory of a temporary file that is left."""
+    fd, name = tempfile.mkstemp()
+    os.close(fd)
+    return Verdict("correct", 1.0, os.path.dirname(name), "")
+
+
+def escape_and_exit() -> None:
+    escape()
+    os._exit(3)
+
+
+def flood_the_channel() -> None:
+    """Write well-formed replies without verdicts, for ever."""
+    from reward.sandbox.channel import frame
+
+    body = b'{"verdicts": [], "done": false, "children": false}'
+    while True:
+        for fd in range(3, 100):
+            for serial in range(2, 6):
+                try:
+                    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                        os.write(fd, frame(serial, body))
+                except OSError:
+                    continue
 
 
 def exit_at_once() -> None:
@@ -144,6 +242,18 @@ DEEDS: dict[str, Callable[[], Any]] = {
         leave_a_daemon_and_exit,
         fork_bomb,
         memory_bomb,
+        fill_shared_mapping,
+        fill_memfd,
+        fill_one_memfd,
+        fill_shared_files,
+        fill_children,
+        die_of_a_realtime_signal,
+        kill_its_group,
+        kill_its_keeper,
+        escape,
+        escape_and_exit,
+        leave_a_file,
+        flood_the_channel,
         exit_at_once,
         crash,
         alarm,
@@ -180,6 +290,10 @@ class Obedient:
             return GIVEN[response]
         if response in DEEDS:
             return DEEDS[response]() or CORRECT
+        if isinstance(problem, list) and problem and problem[0] == "consumed":
+            problem.clear()  # as a verifier may do that pops what it has read
+        elif problem == []:
+            raise ValueError("another response has consumed the problem")
         return Verdict("incorrect", 0.0, response, f"scored by {os.getpid()}")
 
     def score_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[Any]:
