@@ -1,4 +1,4 @@
-"""How long verdicts may take: the deadline of a call follows from its responses, and load does not look like a hang.
+"""The time that verdicts may take: the deadline of a call follows from its responses, so load is not taken for a hang.
 
 Each response has a clock of its own inside the reward actor, from the moment at which its scoring begins. A call of an
 actor ends when the last of its responses ends, behind those of earlier calls.

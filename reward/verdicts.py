@@ -52,8 +52,9 @@ def checked_verdict(outcome: object, reward: object, answer: object, reason: obj
     if known is None:
         refuse_renamed(outcome, "the verifier gave a verdict of an earlier version")
         raise ValueError(f"the verifier gave the outcome {_shown(outcome)}")
+    number = reward if type(reward) is float and math.isfinite(reward) else number_of(reward)
     found = None if answer is None else valid_text(_text(answer), MAX_ANSWER_CHARACTERS)
-    return Verdict(known, number_of(reward), found, valid_text(_text(reason), MAX_REASON_CHARACTERS))
+    return Verdict(known, number, found, valid_text(_text(reason), MAX_REASON_CHARACTERS))
 
 
 def verdict_of(returned: Any, correct_from: float) -> Verdict:

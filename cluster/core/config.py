@@ -279,7 +279,8 @@ class RewardConfig(Section):
     """The maximum time for one verdict, in seconds, from the start of the verification. After it the process is
     killed."""
     verifier_memory_mib: Annotated[int, Field(ge=64, le=MAX_COUNT, strict=True)] = 1024
-    """The memory limit of one verifier process, in MiB, including its imports (40 MiB without any)."""
+    """The memory limit of one verifier process and the programs that it starts, in MiB, including imports (40 MiB
+    without any) and shared memory."""
     max_error_fraction: Fraction = 0.2
     """The maximum fraction of a batch's responses on which the verifier may fail or time out. The run stops when it
     is exceeded."""

@@ -28,8 +28,11 @@ def valid_text(text: str, limit: int) -> str:
 
     Each control character, except tab and line feed, and each half of a surrogate pair is written as `\u001b`.
     """
-    text = str.__str__(text)[:limit]
-    if _UNSAFE.search(text) is None:
+    if type(text) is not str or len(text) > limit:
+        text = str.__str__(text)[:limit]
+    if (
+        text.isprintable() or _UNSAFE.search(text) is None
+    ):  # the first test is faster, and nearly always enough
         return text
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)[:limit]
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.core.types import Verdict
 from reward.sandbox.channel import ProtocolError, Scored, pack_request, read_verdicts
+from reward.sandbox.items import Item
 from reward.sandbox.process import ProcessFailedError, VerifierProcess
 from reward.sandbox.spec import Limits
 from reward.verdicts import describe_error, failed_verdict
-
-if TYPE_CHECKING:
-    from reward.sandbox.pool import Item
 
 PATIENCE_S = 0.04
 """The time that an item may take before those that its process has not begun are given to other processes."""

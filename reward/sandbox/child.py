@@ -98,6 +98,7 @@ class _Batch:
         self._problems: list[bytes]
         self._pairs: list[tuple[int, str]]
         self._problems, self._pairs = pickle.loads(body)
+        self._unchangeable: dict[int, Any] = {}
         self._missing = set(range(len(self._pairs)))
         self._finished: list[list[Any]] = []
         self._flushed_ns = time.monotonic_ns()
@@ -136,13 +137,21 @@ class _Batch:
             self._end_if_forked()
 
     def _score(self, index: int, problem: int, response: str) -> list[Any]:
-        """Return the packed verdict on one response. A verifier may change its problem, so each call has its own."""
         try:
-            return pack(index, self._runner.score(pickle.loads(self._problems[problem]), response))
+            return pack(index, self._runner.score(self._problem(problem), response))
         except BaseException as error:  # SystemExit and KeyboardInterrupt are failures of the verifier, too
             return pack(index, error_verdict(error))
         finally:
             self._end_if_forked()
+
+    def _problem(self, place: int) -> Any:
+        """Return a problem. A verifier may change it, so each call gets its own, unless it cannot be changed."""
+        if place in self._unchangeable:
+            return self._unchangeable[place]
+        problem = pickle.loads(self._problems[place])
+        if _cannot_change(problem):
+            self._unchangeable[place] = problem
+        return problem
 
     def _end_if_forked(self) -> None:
         """End this process if it is a fork: a verifier that forked returns twice, and only the original may answer."""
@@ -154,6 +163,18 @@ class _Batch:
         self._channel.sendall(frame(self._serial, json.dumps(reply).encode()))
         self._finished = []
         self._flushed_ns = time.monotonic_ns()
+
+
+def _cannot_change(problem: Any) -> bool:
+    """Return True for text, numbers, and frozen data classes of such values."""
+    parameters = getattr(type(problem), "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
+        return isinstance(problem, str | bytes | int | float | None)
+    try:
+        hash(problem)  # lists and dictionaries inside it have no hash
+    except TypeError:
+        return False
+    return True
 
 
 def _has_children() -> bool:

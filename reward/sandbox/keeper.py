@@ -1,4 +1,4 @@
-"""The keeper of one verifier process: `python -m reward.sandbox.keeper SOCKET_FD PROGRESS_FD PARENT_ID CGROUP`.
+"""The keeper of one verifier process: `python -m reward.sandbox.keeper MODULE SOCKET_FD PROGRESS_FD PARENT_ID CGROUP`.
 
     sandbox (process.py) ─▶ keeper ─▶ verifier process (child.py) ─▶ whatever the verifier starts
 
@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from reward.sandbox.cgroup import Cgroup
@@ -29,14 +30,14 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM}
 
 
-def main(socket_fd: int, progress_fd: int, parent_id: int, cgroup: Cgroup | None) -> None:
-    """Fork the verifier process, and end with it or with the parent."""
+def main(module: str, socket_fd: int, progress_fd: int, parent_id: int, cgroup: Cgroup | None) -> None:
+    """Fork the process that runs `module`, and end with it or with the parent."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     die_with_parent(parent_id, signal.SIGTERM)
     keeper_id = os.getpid()
     verifier_id = os.fork()
     if not verifier_id:
-        _run_verifier(socket_fd, progress_fd, keeper_id, cgroup)
+        _run_verifier(module, socket_fd, progress_fd, keeper_id, cgroup)
         return
     os.close(socket_fd)
     numbers = memoryview(mmap.mmap(progress_fd, PROGRESS_NUMBERS * 8)).cast("q")
@@ -64,15 +65,15 @@ def die_with_parent(parent_id: int, number: signal.Signals) -> None:
         os._exit(1)  # it has ended already
 
 
-def _run_verifier(socket_fd: int, progress_fd: int, keeper_id: int, cgroup: Cgroup | None) -> None:
+def _run_verifier(
+    module: str, socket_fd: int, progress_fd: int, keeper_id: int, cgroup: Cgroup | None
+) -> None:
     os.setsid()  # a verifier that kills its process group must not kill the keeper
     die_with_parent(keeper_id, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     if cgroup is not None:
         cgroup.join()
-    from reward.sandbox import child
-
-    child.main(socket_fd, progress_fd)
+    import_module(module).main(socket_fd, progress_fd)  # after the fork: it is large
 
 
 def _wait(verifier_id: int) -> int:
@@ -86,5 +87,6 @@ def _wait(verifier_id: int) -> int:
 
 
 if __name__ == "__main__":
-    socket_fd, progress_fd, parent_id = map(int, sys.argv[1:4])
-    main(socket_fd, progress_fd, parent_id, Cgroup(Path(sys.argv[4])) if sys.argv[4] else None)
+    name, *numbers, group = sys.argv[1:]
+    socket, progress, parent = map(int, numbers)
+    main(name, socket, progress, parent, Cgroup(Path(group)) if group else None)

@@ -84,9 +84,10 @@ class VerifierProcess:
     def _start(self, socket_fd: int, progress_fd: int) -> subprocess.Popen[bytes]:
         fds = (socket_fd, progress_fd)
         group = "" if self._cgroup is None else str(self._cgroup.path)
+        # -P: a file in the working directory must not shadow a module of this project.
+        keeper = [sys.executable, "-P", "-m", "reward.sandbox.keeper"]
         return subprocess.Popen(
-            # -P: a file in the working directory must not shadow a module of this project.
-            [sys.executable, "-P", "-m", "reward.sandbox.keeper", *map(str, fds), str(os.getpid()), group],
+            [*keeper, "reward.sandbox.child", *map(str, fds), str(os.getpid()), group],
             env=_environment(self._tag, self._directory),
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
@@ -210,7 +211,8 @@ class VerifierProcess:
 
     def _report_end(self, patience_s: float) -> None:
         status = self.progress.exit_status
-        if status is None and patience_s > 0 and not self._ended:
+        keeper_runs = self._keeper.poll() is None
+        if status is None and keeper_runs and patience_s > 0 and not self._ended:
             loop = asyncio.get_running_loop()
             loop.call_later(_LAST_REPLIES_S, self._report_end, patience_s - _LAST_REPLIES_S)
             return
@@ -218,8 +220,10 @@ class VerifierProcess:
             how = _OUT_OF_MEMORY
         elif status is not None:
             how = how_it_ended(status)
-        else:
+        elif keeper_runs:
             how = "the verifier closed the channel of its process"
+        else:
+            how = "the verifier or its machine killed the keeper of its process"
         self._received.put_nowait(ProcessFailedError(how))
 
 

@@ -54,7 +54,8 @@ class Limits:
     timeout_s: float = 5.0
     """The time for one verdict, from the moment its computation begins."""
     memory_mib: int = 1024
-    """The data memory (heap, private mappings) of one process, imports included. The interpreter alone takes 40 MiB."""
+    """The memory of one process and its descendants together, imports and shared memory included. The interpreter alone
+    takes 40 MiB. Each process has this limit on its data memory (heap, private mappings), and on its files."""
     child_processes: int = 64
     """The number of child processes that may run at the same time."""
     recycle_after: int = 100_000

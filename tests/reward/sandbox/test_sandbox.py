@@ -76,7 +76,7 @@ def outcomes(verdicts: list[Verdict]) -> list[str]:
         ("crash", "error", "the verifier's process died of SIGSEGV"),
         ("die_of_a_realtime_signal", "error", "the verifier's process died of SIGRTMIN+1"),
         ("kill_its_group", "error", "the verifier's process died of SIGKILL"),
-        ("kill_its_keeper", "error", "the verifier"),
+        ("kill_its_keeper", "error", "the verifier or its machine killed the keeper of its process"),
         ("escape_and_exit", "error", "the verifier ended its process with exit code 3"),
         ("flood_the_channel", "error", "something was written into the channel of the verifier process"),
         ("close_everything", "error", "the verifier "),
@@ -97,7 +97,7 @@ def outcomes(verdicts: list[Verdict]) -> list[str]:
     ],
 )
 async def test_a_failing_verifier_costs_only_its_own_verdict(deed: str, outcome: str, reason: str) -> None:
-    async with sandboxed() as sandbox:
+    async with sandboxed(timeout_s=1.0 if outcome == "timeout" else 60.0) as sandbox:
         before = [f"before {i}" for i in range(20)]
         after = [f"after {i}" for i in range(20)]
         verdicts = await scored_by(sandbox, "a problem", [*before, deed, *after])
@@ -118,7 +118,7 @@ async def test_many_failures_together_cost_only_their_own_verdicts() -> None:
         "raise_system_exit",
     ]
     texts = [text for deed in deeds for text in (deed, *(f"{deed} {i}" for i in range(8)))]
-    async with sandboxed(processes=3, timeout_s=4.0) as sandbox:
+    async with sandboxed(processes=3, timeout_s=6.0) as sandbox:
         verdicts = dict(zip(texts, await scored_by(sandbox, "a problem", texts), strict=True))
     expected = ["timeout", "error", "error", "error", "correct", "error"]
     assert outcomes([verdicts[deed] for deed in deeds]) == expected

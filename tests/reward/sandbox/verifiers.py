@@ -152,7 +152,7 @@ def escape_and_exit() -> None:
 
 
 def flood_the_channel() -> None:
-    """Write well-formed replies without verdicts, for ever."""
+    """Write well-formed replies without verdicts, indefinitely."""
     from reward.sandbox.channel import frame
 
     body = b'{"verdicts": [], "done": false, "children": false}'
