@@ -79,19 +79,24 @@ class Batch:
 
     def _request(self) -> bytes:
         """Return the request, or nothing if no item is left. Items whose problem cannot be pickled get an error."""
-        sent: list[tuple[bytes, str]] = []
-        able: list[Item] = []
-        for item in self._items:
-            try:
-                sent.append((item.pickled_problem, item.response))
-            except Exception as error:
-                what = f"the problem cannot be sent to a verifier process: {describe_error(error)}"
-                item.settle(failed_verdict(what))
-                self.settled += 1
-            else:
-                able.append(item)
+        try:
+            return pack_request([(item.pickled_problem, item.response) for item in self._items])
+        except Exception:  # of the class of a problem; which one it is shows below
+            able = [item for item in self._items if self._can_be_sent(item)]
+        if len(able) == len(self._items):
+            raise ProcessFailedError("the problems cannot be sent to a verifier process together")
         self._items, self.outstanding = able, dict(enumerate(able))
-        return pack_request(sent) if sent else b""
+        return self._request() if able else b""
+
+    def _can_be_sent(self, item: Item) -> bool:
+        try:
+            pack_request([(item.pickled_problem, item.response)])
+        except Exception as error:
+            what = f"the problem cannot be sent to a verifier process: {describe_error(error)}"
+            item.settle(failed_verdict(what))
+            self.settled += 1
+            return False
+        return True
 
     def _patience_s(self) -> float:
         """Return the time until something is to be done if no reply arrives."""
