@@ -136,6 +136,8 @@ def _from_full_verdict(returned: Mapping[str, Any], correct_from: float) -> Verd
     refuse_renamed(returned.get("outcome"), prefix)
     try:
         full = FullVerdict.model_validate(returned)
+    except OverflowError:
+        raise ValueError(f"{prefix}: reward: a number beyond the largest float") from None
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         field = ".".join(map(str, detail["loc"][:1]))

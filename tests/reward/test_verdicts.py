@@ -61,6 +61,9 @@ def test_the_smallest_correct_reward_is_a_setting() -> None:
         ({"reward": None}, "without a reward or an outcome"),
         ({"reward": "1"}, "reward: "),
         ({"reward": float("nan")}, "reward: "),
+        (10**400, "beyond the largest float"),
+        ({"reward": 10**400}, "beyond the largest float"),
+        ({"reward": 10**5000}, "cannot be shown.*beyond the largest float"),
         ({"reward": 1, "outcome": "perhaps"}, "outcome: input should be 'correct'"),
         ({"score": 1}, "score: extra inputs are not permitted"),
         ({"reward": 1, "answer": 7}, "answer: input should be a valid string"),
@@ -80,7 +83,14 @@ def test_an_outcome_of_an_earlier_version_gets_its_present_name(renamed: str, ou
 
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.complex_numbers(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just("reward"), inner),
     max_leaves=6,
 )

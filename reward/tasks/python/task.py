@@ -105,7 +105,7 @@ class PythonTask(DatasetProblems):
             return error_verdict(returned)
         try:
             return self._verdict(returned)
-        except ValueError as error:
+        except Exception as error:  # also of the value's own class
             return error_verdict(error)
 
 
