@@ -80,7 +80,7 @@ class Batch:
     def _request(self) -> bytes:
         """Return the request, or nothing if no item is left. Items whose problem cannot be pickled get an error."""
         try:
-            return pack_request([(item.pickled_problem, item.response) for item in self._items])
+            return pack_request([(item.call.pickled(item.problem), item.response) for item in self._items])
         except Exception:  # of the class of a problem; which one it is shows below
             able = [item for item in self._items if self._can_be_sent(item)]
         if len(able) == len(self._items):
@@ -90,7 +90,7 @@ class Batch:
 
     def _can_be_sent(self, item: Item) -> bool:
         try:
-            pack_request([(item.pickled_problem, item.response)])
+            pack_request([(item.call.pickled(item.problem), item.response)])
         except Exception as error:
             what = f"the problem cannot be sent to a verifier process: {describe_error(error)}"
             item.settle(failed_verdict(what))

@@ -60,7 +60,3 @@ class Item:
 
     def settle(self, verdict: Verdict) -> None:
         self.call.settle(self.index, verdict)
-
-    @property
-    def pickled_problem(self) -> bytes:
-        return self.call.pickled(self.problem)
