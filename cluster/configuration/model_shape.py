@@ -99,6 +99,8 @@ class ModelShape:
         known = known.get("text_config") or known
         if any(known.get(name) for name in _EXPERTS):
             raise UnknownShapeError("it is a mixture of experts")
+        if known.get("attn_logit_softcapping"):
+            raise UnknownShapeError("it caps the scores of its attention, which then stay in memory")
         missing = [name for name in _NEEDED if not isinstance(known.get(name), int)]
         if missing:
             raise UnknownShapeError(f"its config.json has no {', '.join(missing)}")

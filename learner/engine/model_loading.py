@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, core_model_loading
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, core_model_loading
 
 from learner.model.partitioned import is_partitioned
 
@@ -20,7 +20,9 @@ def load_model(model: str, dtype: torch.dtype, device: torch.device, **options: 
     Args:
         options: other arguments of transformers' `from_pretrained`.
     """
-    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **options)
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model, dtype=dtype, **_attention_of(model) | options
+    )
     return loaded.to(device)
 
 
@@ -40,7 +42,9 @@ def load_partitioned(
     """
     partition = _Partitioner(dtype, device, config)
     with _each_parameter_partitioned(partition):
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **options)
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype, **_attention_of(model) | options
+        )
     for parameter in loaded.parameters():
         if not is_partitioned(parameter):  # tied, or not in the files
             partition(parameter)
@@ -48,6 +52,15 @@ def load_partitioned(
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     return loaded
+
+
+def _attention_of(model: str) -> dict[str, str]:
+    """Return the argument with the attention that computes what the engines do, where transformers' choice does not.
+
+    Its SDPA ignores a cap of the scores (Gemma 2).
+    """
+    text = AutoConfig.from_pretrained(model).get_text_config()
+    return {"attn_implementation": "eager"} if getattr(text, "attn_logit_softcapping", None) else {}
 
 
 def complete_partition(model: nn.Module) -> None:

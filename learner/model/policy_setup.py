@@ -95,11 +95,12 @@ def prefix_sharing_fault(model: PreTrainedModel, policy: nn.Module) -> str | Non
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         return f"{type(model).__name__} does not accept positions"
     before = model.config._attn_implementation
+    own = without_gradient(model, lambda: _logprobs_alone(model, policy))
     model.set_attn_implementation(ATTENTION)
     if model.config._attn_implementation != ATTENTION:
         return f"{type(model).__name__} accepts no attention function but its own"
     try:
-        fault: str | None = without_gradient(model, lambda: _differences(model, policy))
+        fault: str | None = without_gradient(model, lambda: _differences(model, policy, own))
     except Exception as error:  # a model's code may fail in any way on such a mask
         fault = f"{type(model).__name__} cannot compute it ({type(error).__name__}: {error})"
     if fault is not None:
@@ -107,12 +108,15 @@ def prefix_sharing_fault(model: PreTrainedModel, policy: nn.Module) -> str | Non
     return fault
 
 
-def _differences(model: PreTrainedModel, policy: nn.Module) -> str | None:
+def _differences(model: PreTrainedModel, policy: nn.Module, own: list[np.ndarray]) -> str | None:
+    """Compare the attention of shared prefixes with itself, and with the log-probabilities of the model's own one."""
     name = type(model).__name__
     bundles = _bundles(model.get_input_embeddings().num_embeddings)
     shared = _logprobs(policy, bundles, model.device)
-    alone = _logprobs(policy, tuple((sample,) for bundle in bundles for sample in bundle), model.device)
+    alone = _logprobs_alone(model, policy)
     limit = _LARGEST_DIFFERENCE.get(model.dtype, _LARGEST_DIFFERENCE_16)
+    if not (difference := _mean_difference(own, alone)) <= limit:
+        return f"{name} computes another attention of its own (log-probabilities differ by {difference:.2g} on average)"
     if not (difference := _mean_difference(shared, alone)) <= limit:
         return f"{name} then gives log-probabilities that differ by {difference:.2g} on average"
     # The other responses are computed in the same shapes as before, so this comparison is exact in 16 bits too (except
@@ -144,6 +148,11 @@ def _bundles(vocabulary: int) -> MicroBatch:
         )
 
     return bundle(9, 6, 1, 5), bundle(7, 3, 4)
+
+
+def _logprobs_alone(model: PreTrainedModel, policy: nn.Module) -> list[np.ndarray]:
+    bundles = _bundles(model.get_input_embeddings().num_embeddings)
+    return _logprobs(policy, tuple((sample,) for bundle in bundles for sample in bundle), model.device)
 
 
 def _logprobs(policy: nn.Module, micro_batch: MicroBatch, device: torch.device) -> list[np.ndarray]:

@@ -29,6 +29,9 @@ def prefix_obstacle(known: Mapping[str, Any], max_context_tokens: int | None) ->
     if known.get("alibi") or kind in ("bloom", "mpt"):
         return f"{kind} encodes positions as distances between columns (ALiBi)"
 
+    if known.get("attn_logit_softcapping"):
+        return f"{kind} caps the scores of its attention (attn_logit_softcapping)"
+
     kinds = {str(layer) for key in _LAYER_KINDS for layer in known.get(key) or ()}
     if other := sorted(kinds - _FULL - {"sliding_attention"}):
         return f"{kind} has layers of other kinds than full attention ({', '.join(other)})"

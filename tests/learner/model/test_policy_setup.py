@@ -16,7 +16,7 @@ from cluster.core.config import LearnerConfig
 from cluster.core.types import TrainingSample
 from learner.model.batching import MicroBatch, shard
 from learner.model.policy import Policy, TokenBatch, response_logprobs
-from learner.model.policy_setup import forward_cost, prepare_policy
+from learner.model.policy_setup import forward_cost, prefix_sharing_fault, prepare_policy
 from learner.model.prefix_support import prefix_obstacle
 from learner.model.shared_prefix import ATTENTION
 from tests.builders import tiny_model
@@ -77,7 +77,7 @@ def test_off_leaves_the_model_alone() -> None:
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        ("gemma2", {"final_logit_softcapping": 2.0, "head_dim": 8}),
+        ("gemma2", {"final_logit_softcapping": 2.0, "attn_logit_softcapping": None, "head_dim": 8}),
         ("cohere", {"logit_scale": 0.5}),
         ("granite", {"logits_scaling": 4.0}),
     ],
@@ -169,6 +169,16 @@ def test_costs_are_counted_from_the_models_sizes() -> None:
     assert forward_cost(tiny_model("llama", tied=True)).per_pair == forward_cost(model).per_pair
 
 
+def test_an_attention_that_differs_from_the_models_own_is_found() -> None:
+    """Even if shared prompts agree with it: transformers hands a cap of the scores to every attention function."""
+    model = tiny_model("gemma2", head_dim=8, attn_logit_softcapping=0.5)
+    model.set_attn_implementation("eager")
+    fault = prefix_sharing_fault(model, Policy(model))
+    assert fault is not None
+    assert "another attention of its own" in fault
+    assert model.config._attn_implementation == "eager"
+
+
 # --- By the configuration alone
 
 
@@ -190,6 +200,8 @@ def test_costs_are_counted_from_the_models_sizes() -> None:
         ({"model_type": "falcon", "alibi": False}, 100, True),
         ({"model_type": "falcon_h1", "mamba_d_state": 16}, 100, False),
         ({"model_type": "t5", "is_encoder_decoder": True}, 100, False),
+        ({"model_type": "gemma2", "attn_logit_softcapping": 50.0}, 100, False),
+        ({"model_type": "gemma2", "attn_logit_softcapping": None}, 100, True),
         ({}, None, True),
     ],
 )

@@ -35,7 +35,7 @@ ARCHITECTURES = {
     "gpt2": {"tied": True},  # learned positions
     "gpt_neox": {},
     "phi": {},  # an output layer with a bias
-    "gemma2": {"head_dim": 8, "sliding_window": 64},  # capped logits
+    "gemma2": {"head_dim": 8, "sliding_window": 64, "attn_logit_softcapping": None},  # capped logits
 }
 
 
