@@ -12,8 +12,8 @@ Measured on a probe: below 0.001 for any token in float32; in bfloat16 with two 
 TF32_ATTENTION_GAP_LIMIT = 5e-3
 """The same limit for float32 if the engines are on GPUs, where vLLM's attention in float32 (Triton) multiplies in TF32.
 
-Simulated on CPU with models of 1M and 135M parameters, whose attention alone got factors cut to TF32: at most 0.0015 on
-average, and 0.011 for a token."""
+Simulated on CPU with SmolLM2-135M, whose attention alone got factors cut to TF32: 0.0005 on average, and 0.013 for a
+token (tests/learner/model/test_tf32_gap.py)."""
 LARGEST_TO_MEAN_GAP = 10.0
 """The limit of a token of the probe, as a multiple of the limit of the mean. Measured: 6 to 8 in bfloat16."""
 
