@@ -131,7 +131,7 @@ def _state(config: RunConfig, shape: ModelShape) -> list[Part]:
     }
     gradients = by_stage.get(stage, 4 * trained / ranks)
     reference = 0.0
-    if config.objective.kl_coefficient and learner.lora_rank is None:
+    if _has_reference(config) and (on_device or learner.offload != "parameters"):
         reference = width * shape.parameters / (ranks if stage == 3 else 1)
     return [
         Part("weights", weights),
@@ -144,6 +144,11 @@ def _state(config: RunConfig, shape: ModelShape) -> list[Part]:
         Part("weight buffers", _shared_buffers(config, shape)),
         Part("process", CUDA_PROCESS if learner.gpus_per_rank else CPU_LEARNER),
     ]
+
+
+def _has_reference(config: RunConfig) -> bool:
+    """Return True if the objective compares the policy with a second model (learner/engine/reference_policy.py)."""
+    return bool(config.objective.kl_coefficient) and config.learner.lora_rank is None
 
 
 def _keeps_state(config: RunConfig) -> bool:
@@ -284,7 +289,8 @@ def offloaded_bytes(config: RunConfig, shape: ModelShape) -> float:
         return 0
     optimizer = 16 * trained / learner.ranks  # float32: weights, moments, gradients
     parameters = element_size(config) * shape.parameters / learner.ranks
-    return optimizer + (parameters if learner.offload == "parameters" else 0)
+    models = 2 if _has_reference(config) else 1
+    return optimizer + (models * parameters if learner.offload == "parameters" else 0)
 
 
 # --- Engines.

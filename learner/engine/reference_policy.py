@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.core.actor_options import LearnerOptions
+from learner.engine.deepspeed_engine import deepspeed_config
 from learner.engine.model_loading import load_model, load_partitioned
 from learner.model.adapters import adapters_disabled
 from learner.model.partitioned import gathered_in_forward
@@ -49,9 +50,9 @@ class WithoutAdapters:
 class FrozenModel:
     """A second model, without gradients or optimizer state.
 
-    It takes at most the memory of its weights. With ZeRO 3 they are partitioned over the ranks, like the learner's own.
-    Otherwise, on CPU, transformers maps the model's safetensors files into memory if nothing has to be converted, so
-    that all ranks of a machine share the kernel's single copy. On GPU every rank holds all weights.
+    It takes at most the memory of its weights. With ZeRO 3 they are partitioned over the ranks and offloaded, like the
+    learner's own. Otherwise, on CPU, transformers maps the model's safetensors files into memory if nothing has to be
+    converted, so that all ranks of a machine share the kernel's single copy. On GPU every rank holds all weights.
     """
 
     def __init__(self, engine: DeepSpeedEngine, options: LearnerOptions) -> None:
@@ -79,10 +80,12 @@ class FrozenModel:
 
 
 def _inference_config(options: LearnerOptions) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for inference with ZeRO 3: an engine without an optimizer."""
+    """Return DeepSpeed's configuration for inference with ZeRO 3: an engine without an optimizer. Its weights are where
+    the learner's own are."""
+    zero = deepspeed_config(options.learner, options.dtype)["zero_optimization"]
     return {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3},
+        "zero_optimization": {name: zero[name] for name in ("stage", "offload_param") if name in zero},
         "bf16": {"enabled": options.dtype == "bfloat16"},
         "steps_per_print": 10**9,
     }

@@ -25,10 +25,11 @@ from cluster.configuration.memory import (
     layer_activation_bytes,
     learner_memory,
     learner_resident,
+    offloaded_bytes,
     shared_memory,
 )
 from cluster.configuration.model_shape import ModelShape, UnknownShapeError, find_shape
-from cluster.core.config import ACTOR_ROLES, RunConfig
+from cluster.core.config import ACTOR_ROLES, ObjectiveConfig, RunConfig
 from cluster.models.published import PUBLISHED
 from learner.engine.deepspeed_engine import deepspeed_config
 from tests.cluster.configuration.runs import run_config
@@ -248,6 +249,17 @@ def test_rank_0_keeps_a_copy_of_a_version_in_host_memory(transport: str) -> None
     assert host_bytes(config, QWEN, ACTOR_ROLES) == copied_bytes(config, QWEN)
     assert copied_bytes(run({"gpus_per_rank": 0}), QWEN) == 0
     assert copied_bytes(run({"lora_rank": 16}), QWEN) < 0.1 * copied_bytes(config, QWEN)
+
+
+def test_a_reference_is_where_the_weights_are() -> None:
+    """Under ZeRO 3 with offloaded parameters both are in host memory, and on the GPU in every other case."""
+    for offload in ("none", "optimizer", "parameters"):
+        config = run({"zero_stage": 3, "ranks": 2, "offload": offload})
+        compared = config.model_copy(update={"objective": ObjectiveConfig(kl_coefficient=0.1)})
+        on_gpu = learner_memory(compared, QWEN).total - learner_memory(config, QWEN).total
+        on_host = offloaded_bytes(compared, QWEN) - offloaded_bytes(config, QWEN)
+        expected = (0, QWEN.parameters) if offload == "parameters" else (QWEN.parameters, 0)
+        assert (on_gpu, on_host) == pytest.approx(expected)
 
 
 def test_a_learner_of_sleeping_engines_does_not_keep_gathered_weights() -> None:
