@@ -36,6 +36,7 @@ from cluster.core.types import (
 from cluster.core.weight_transport import EngineRoute, WeightReceiver, transport_part
 from rollout.engine.response_clock import ResponseClock
 from rollout.engine.vllm_args import vllm_arguments
+from rollout.engine.weights_digest import WeightsDigest, device_model, digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class RolloutWorker:
         self._version = LOADED_VERSION
         self._ending = False
         self._updating = False
-        """True while the engine loads weights or falls asleep. The caller of that limits its time."""
+        """True while the engine loads weights, digests them or falls asleep. The caller of that limits its time."""
         self._asleep = False
         self._sampled_tokens: dict[str, int] = {}
         """The number of tokens of each running request, when it was last observed."""
@@ -152,8 +153,8 @@ class RolloutWorker:
 
         After the first response the call waits up to `gather_s` for others in flight, so that fewer calls are needed.
         If no response ends within `max_wait_s`, it returns an empty list as a heartbeat, but only if the engine answers
-        and makes progress. If the engine hangs, the call does not return. While the engine updates or falls asleep, it
-        is not asked, since it cannot answer: the update has its own deadline.
+        and makes progress. If the engine hangs, the call does not return. While the engine updates, digests its weights
+        or falls asleep, it is not asked, since it cannot answer: each of these has its own deadline.
 
         Raises:
             Exception: the error of a response that could not be sampled although the engine is alive.
@@ -246,6 +247,20 @@ class RolloutWorker:
         """Return the gap between the served weights and the learner's values for `version`, over all tokens."""
         served = [await self._score(tokens) for tokens in version.probe_tokens]
         return logprob_gap(served, version.probe_logprobs)
+
+    async def weights_digest(self) -> WeightsDigest | None:
+        """Return a digest of all parameters of the engine, or None if this build of vLLM cannot compute checksums.
+
+        The engine copies its parameters to the host for this, and does nothing else meanwhile.
+        """
+        if not hasattr(self._engine, "compute_weight_checksums"):
+            return None
+        self._updating = True
+        try:
+            checksums = await self._guarded(self._engine.compute_weight_checksums())
+        finally:
+            self._updating = False
+        return digest_of(device_model(self._options.on_gpu), checksums)
 
     async def version(self) -> int:
         """Return the weight version that is served; `LOADED_VERSION` before the first update. Also a sign of life."""

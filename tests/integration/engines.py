@@ -25,6 +25,7 @@ from learner.model.policy import Policy, sequence_logprobs
 from learner.model.supervised import character_tokenizer
 from reward.tasks.countdown.starter import ANSWER_TAGS, COMPACT_CHARACTERS
 from rollout.engine.response_clock import ResponseClock
+from rollout.engine.weights_digest import WeightsDigest
 from rollout.engine.worker import RolloutWorker
 
 MAX_TOKENS = 512
@@ -59,6 +60,9 @@ class Engines:
     async def reload_as_vllm_does(self, model: Path) -> None:
         """Load weights with vLLM's own method, without `EngineExtension`."""
         await self._worker._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
+
+    async def weights_digest(self) -> WeightsDigest | None:
+        return await self._worker.weights_digest()
 
     async def update_weights(self, version: PolicyVersion, route: Any = None) -> LogprobGap:
         return await self._worker.update_weights(version, route)
