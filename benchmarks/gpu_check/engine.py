@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.gpu_check.findings import Findings, Settings
 from cluster.core.actor_options import EngineOptions
-from cluster.core.types import PolicyVersion, Prompt, Response, Sampling
+from cluster.core.types import LogprobGap, PolicyVersion, Prompt, Response, Sampling
 from cluster.core.weight_transport import EngineRoute, WeightTransport
 
 MAX_TOKENS = 512
@@ -126,6 +126,8 @@ async def _engine(
         await _check_sampling(worker, findings)
         findings.begin("a reload")
         await _check_probe(worker, findings, versions, dtype)
+        findings.begin("checksums of the weights")
+        await _check_digests(worker, findings, versions)
         findings.begin("an update during sampling")
         await _check_update_during_sampling(worker, findings, versions[2], dtype)
         if settings.on_gpu:
@@ -181,9 +183,28 @@ async def _check_probe(
     stale = await worker._probe_gap(loaded)
     findings.check(
         "the probe tells served weights from stale ones",
-        stale > 2 * GAP_LIMITS[dtype],
-        f"|Δ log p| against the former version is at most {stale:.3g}",
+        stale.largest > 2 * GAP_LIMITS[dtype],
+        f"|Δ log p| against the former version is at most {stale.largest:.3g}",
         "Report it: a worker that serves stale weights would go unnoticed on this machine.",
+    )
+
+
+async def _check_digests(worker: Any, findings: Findings, versions: Sequence[PolicyVersion]) -> None:
+    """Load two versions in turn. The probe of `_check_probe` allows for rounding, and this does not."""
+    digests = []
+    for version in (*versions[:2], *versions[:2]):
+        async with asyncio.timeout(WAIT_S):
+            await worker.update_weights(version)
+        async with asyncio.timeout(WAIT_S):
+            digests.append(await worker.weights_digest())
+    if None in digests:
+        findings.note("this build of vLLM computes no checksums of weights: they are not compared")
+        return
+    findings.check(
+        "equal weights have equal checksums, and others have others",
+        digests[0] == digests[2] != digests[1] == digests[3],
+        f"the checksums of versions 0, 1, 0, 1: {', '.join(digest[:8] for digest in digests)}",
+        "Do not train with this engine, and report it: a reload leaves something of the former weights.",
     )
 
 
@@ -229,10 +250,10 @@ async def _check_sleep(worker: Any, findings: Findings, version: PolicyVersion, 
     await _check_sampling(worker, findings)
 
 
-def _check_gap(findings: Findings, name: str, gap: float, dtype: str) -> None:
+def _check_gap(findings: Findings, name: str, gap: LogprobGap, dtype: str) -> None:
     findings.check(
         name,
-        gap <= GAP_LIMITS[dtype],  # also False for NaN
-        f"|Δ log p| on the probe is at most {gap:.3g}, limit {GAP_LIMITS[dtype]:g} in {dtype}",
+        gap.largest <= GAP_LIMITS[dtype],  # also False for NaN
+        f"|Δ log p| on the probe is at most {gap.largest:.3g}, limit {GAP_LIMITS[dtype]:g} in {dtype}",
         "Do not train with this engine. Set model.dtype: float32 to see whether it is rounding, and report it.",
     )

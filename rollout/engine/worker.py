@@ -36,7 +36,7 @@ from cluster.core.types import (
 from cluster.core.weight_transport import EngineRoute, WeightReceiver, transport_part
 from rollout.engine.response_clock import ResponseClock
 from rollout.engine.vllm_args import vllm_arguments
-from rollout.engine.weights_digest import WeightsDigest, device_model, digest_of
+from rollout.engine.weights_digest import digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -248,10 +248,11 @@ class RolloutWorker:
         served = [await self._score(tokens) for tokens in version.probe_tokens]
         return logprob_gap(served, version.probe_logprobs)
 
-    async def weights_digest(self) -> WeightsDigest | None:
+    async def weights_digest(self) -> str | None:
         """Return a digest of all parameters of the engine, or None if this build of vLLM cannot compute checksums.
 
-        The engine copies its parameters to the host for this, and does nothing else meanwhile.
+        The engine copies its parameters to the host for this, about 10 s for a model of 15 GB, and does nothing else
+        meanwhile. So it is no part of an update: the GPU check compares digests (benchmarks/gpu_check/engine.py).
         """
         if not hasattr(self._engine, "compute_weight_checksums"):
             return None
@@ -260,7 +261,7 @@ class RolloutWorker:
             checksums = await self._guarded(self._engine.compute_weight_checksums())
         finally:
             self._updating = False
-        return digest_of(device_model(self._options.on_gpu), checksums)
+        return digest_of(checksums)
 
     async def version(self) -> int:
         """Return the weight version that is served; `LOADED_VERSION` before the first update. Also a sign of life."""

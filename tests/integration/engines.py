@@ -25,7 +25,6 @@ from learner.model.policy import Policy, sequence_logprobs
 from learner.model.supervised import character_tokenizer
 from reward.tasks.countdown.starter import ANSWER_TAGS, COMPACT_CHARACTERS
 from rollout.engine.response_clock import ResponseClock
-from rollout.engine.weights_digest import WeightsDigest
 from rollout.engine.worker import RolloutWorker
 
 MAX_TOKENS = 512
@@ -61,7 +60,7 @@ class Engines:
         """Load weights with vLLM's own method, without `EngineExtension`."""
         await self._worker._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
 
-    async def weights_digest(self) -> WeightsDigest | None:
+    async def weights_digest(self) -> str | None:
         return await self._worker.weights_digest()
 
     async def update_weights(self, version: PolicyVersion, route: Any = None) -> LogprobGap:
