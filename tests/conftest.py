@@ -10,9 +10,10 @@ import yaml
 
 
 def pytest_configure() -> None:
-    """Restore the default handler of SIGINT, so that tests of Ctrl-C work wherever pytest runs. The background jobs of
-    a shell, and the processes that they start, ignore SIGINT."""
+    """Restore the default handlers of SIGINT and SIGHUP, so that tests of signals work wherever pytest runs. The
+    background jobs of a shell ignore SIGINT, and `nohup` lets its command ignore SIGHUP, with all their processes."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -97,10 +97,10 @@ async def test_a_long_queue_of_slow_responses_is_no_hang() -> None:
         async def score(self, requests: Sequence[tuple[Any, str]]) -> AsyncIterator[IndexedVerdicts]:
             for index in range(len(requests)):
                 async with self.processes:
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.1)
                 yield [(index, Verdict("correct", 1.0, None, ""))]
 
-    pool = RewardPool([Actor(Handle(Slow(TaskConfig(), RewardConfig(), [])))], 0.5, True, Pace(2, 0.02))
+    pool = RewardPool([Actor(Handle(Slow(TaskConfig(), RewardConfig(), [])))], 4.0, True, Pace(2, 0.1))
     scored = await asyncio.gather(*(all_verdicts(pool, [CORRECT] * 16) for _ in range(8)))
     assert [len(verdicts) for verdicts in scored] == [16] * 8
 

@@ -139,6 +139,14 @@ def escape() -> Verdict:
     return Verdict("correct", 1.0, left.stdout.decode().strip(), "")
 
 
+def escape_and_hang() -> None:
+    """Leave a program, write its id into the file `program` of the temporary directory, and hang."""
+    fd, name = tempfile.mkstemp()
+    os.write(fd, (escape().answer or "").encode())
+    os.rename(name, os.path.join(os.path.dirname(name), "program"))
+    hang()
+
+
 def leave_a_file() -> Verdict:
     """Return the directory of a temporary file that is left."""
     fd, name = tempfile.mkstemp()
@@ -252,6 +260,7 @@ DEEDS: dict[str, Callable[[], Any]] = {
         kill_its_keeper,
         escape,
         escape_and_exit,
+        escape_and_hang,
         leave_a_file,
         flood_the_channel,
         exit_at_once,
