@@ -17,8 +17,9 @@ READY := $(VENV)/.ready-$(PLATFORM)
 READY_TEST := $(VENV)/.ready-$(PLATFORM)-test
 
 PYTEST = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
-# Integration tests start real clusters and need all cores, so they run alone. The other tests run in parallel.
-SIDE_BY_SIDE := --ignore tests/integration --numprocesses logical --maxprocesses 4 --dist loadfile
+# Each process has at most one cluster at a time. Files are taken in the order of their names, so that the long ones of
+# tests/integration are not the last ones.
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 SHELL := bash
 MAKEFLAGS += --no-print-directory
@@ -40,7 +41,7 @@ demo: setup ## set up, then train the demonstration (configs/demo.yaml)
 
 test: setup-test lint typecheck ## set up, then run the linter, the type checker and all tests except the slow ones
 	@echo "==> running the tests"
-	@$(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) $(SIDE_BY_SIDE) --durations 10 && $(PYTEST) --durations 20 tests/integration)
+	@$(PYTEST) $(or $(ARGS),$(SIDE_BY_SIDE) --durations 30)
 
 test-slow: setup-test ## run the slow tests: SmolLM2-135M, the resume drill, a new user's session on three nodes
 	@echo "==> running the slow tests"

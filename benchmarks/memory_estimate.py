@@ -68,7 +68,11 @@ def main() -> None:
         settings = dict(SETTINGS)
         if arguments.smoke:
             model = stack.enter_context(Case(TINY, 1, 2, (8, 8), (8, 8), 64, 1).model_directory())
-            settings |= {"model.source": str(model), "task.options.style": "compact"}
+            settings |= {
+                "model.source": str(model),
+                "model.max_context_tokens": 256,
+                "task.options.style": "compact",
+            }
         for name in cases:
             write_cases("memory_estimate", {name: measured(settings | CASES[name])}, arguments.output)
 

@@ -10,6 +10,7 @@ import gc
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.configuration.memory import learner_memory
 from cluster.configuration.model_shape import ModelShape
@@ -87,17 +88,21 @@ def test_the_estimate_agrees_with_what_was_counted(ranks: int, stage: int, dtype
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_count_is_repeatable(tmp_path: Path) -> None:
-    """In ZeRO 3 the peak depends on the time at which the other rank arrives: it was 17.3 and 17.9 in float32."""
-    tiny_model("llama", initializer_range=0.02, max_position_embeddings=512, **SIZES).float().save_pretrained(
-        tmp_path / "model"
-    )
-    counted, _ = in_ranks(2, tmp_path, count, str(tmp_path / "model"))
+    """The peak depends on the time at which the other rank arrives, above all in ZeRO 3: it was 12.9 and 14.1 in
+    bfloat16. The largest values are kept."""
+    model = tiny_model("llama", initializer_range=0.02, max_position_embeddings=512, **SIZES)
+    for dtype in ("float32", "bfloat16"):
+        model.to(getattr(torch, dtype)).save_pretrained(tmp_path / dtype)
+    counted, _ = in_ranks(2, tmp_path, count, str(tmp_path))
     for (stage, dtype), size in zip(CASES, counted, strict=True):
-        assert size / SHAPE.parameters == pytest.approx(COUNTED[2, stage, dtype], rel=0.05)
+        assert 0.85 <= size / SHAPE.parameters / COUNTED[2, stage, dtype] <= 1.05, (stage, dtype)
 
 
-def count(model: str) -> list[int]:
-    """Return the peak of the allocations of this rank for each case."""
+def count(models: str) -> list[int]:
+    """Return the peak of the allocations of this rank for each case. `models` has the model in both types.
+
+    The file of the other type is loaded: on a CPU the weights of a file of the same type are mapped and not allocated.
+    """
     import os
 
     from benchmarks.gpu_check.models import random_bundle
@@ -109,7 +114,8 @@ def count(model: str) -> list[int]:
     for stage, dtype in CASES:
         config = run_of(2, stage, dtype)
         on_cpu = config.learner.model_copy(update={"gpus_per_rank": 0.0})
-        options = LearnerOptions(model, dtype, 1.0, 0, on_cpu, config.objective, (), 1)
+        other = {"float32": "bfloat16", "bfloat16": "float32"}[dtype]
+        options = LearnerOptions(str(Path(models) / other), dtype, 1.0, 0, on_cpu, config.objective, (), 1)
         with allocations() as counted:
             engine, _ = deepspeed_engine.build_engine(options)
             bundle = random_bundle(TOKENS // 2, (TOKENS - TOKENS // 2 + 1,), SIZES["vocab_size"])
