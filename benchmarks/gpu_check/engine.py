@@ -41,7 +41,7 @@ class FileReceiver:
 
     @asynccontextmanager
     async def arriving(self, version: PolicyVersion, route: Any = None) -> AsyncIterator[EngineRoute]:
-        yield EngineRoute("rollout.weights.pull:FileSource", (version.weights,))
+        yield EngineRoute("rollout.weights.pull:FileSource", (version.weights, version.version))
 
     def close(self) -> None:
         pass
@@ -85,7 +85,8 @@ def learner_side(settings: Settings, dtype: str) -> tuple[str, list[PolicyVersio
         character_tokenizer("0123456789+-*/()=", (), MAX_TOKENS).save_pretrained(directory)
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
         path = scratch / f"{version}.safetensors"
-        save_file({name: each.detach().contiguous() for name, each in model.named_parameters()}, path)
+        weights = {name: each.detach().contiguous() for name, each in model.named_parameters()}
+        save_file(weights, path, metadata={"version": str(version)})
         policy = Policy(model).to(device_of(settings))
         logprobs = tuple(sequence_logprobs(policy, tokens, device_of(settings)) for tokens in probe)
         versions.append(PolicyVersion(version, str(path), probe, logprobs))

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from cluster.core.secrets import verifier_environment
 from reward.sandbox.cgroup import Cgroup
@@ -240,8 +240,8 @@ class _Listener(asyncio.Protocol):
         self._transport: asyncio.ReadTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.ReadTransport)
-        self._transport = transport
+        # Not checked: uvloop's transports, which Ray's actors use, are of another class.
+        self._transport = cast("asyncio.ReadTransport", transport)
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import uvloop
 
 from reward.sandbox import batch
 from reward.sandbox.cgroup import Cgroup
@@ -200,6 +201,15 @@ async def test_a_verifier_that_can_be_started_again_scores_again(
                     return
                 await asyncio.sleep(0.1)
     raise AssertionError("it did not start again")
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_a_sandbox_works_in_the_loop_of_rays_actors_too(runner: Callable[[Any], Any]) -> None:
+    async def score() -> list[str]:
+        async with Sandbox(SPEC, LIMITS, 1) as sandbox:
+            return [verdict.outcome for verdict in await scored_by(sandbox, None, ["a", "exit_at_once", "b"])]
+
+    assert runner(score()) == ["incorrect", "error", "incorrect"]
 
 
 async def test_an_idle_sandbox_uses_no_processor() -> None:
