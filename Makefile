@@ -17,9 +17,9 @@ READY := $(VENV)/.ready-$(PLATFORM)
 READY_TEST := $(VENV)/.ready-$(PLATFORM)-test
 
 PYTEST = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
-# Each process has at most one cluster at a time. Files are taken in the order of their names, so that the long ones of
-# tests/integration are not the last ones.
-SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Two files at a time, or more on a machine with more cores. The files of tests/integration have a cluster each, and their
+# processes have loaded nothing before: Ray reads its environment once.
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile
 
 SHELL := bash
 MAKEFLAGS += --no-print-directory
@@ -41,7 +41,9 @@ demo: setup ## set up, then train the demonstration (configs/demo.yaml)
 
 test: setup-test lint typecheck ## set up, then run the linter, the type checker and all tests except the slow ones
 	@echo "==> running the tests"
-	@$(PYTEST) $(or $(ARGS),$(SIDE_BY_SIDE) --durations 30)
+	@$(if $(ARGS),$(PYTEST) $(ARGS),\
+		$(PYTEST) $(SIDE_BY_SIDE) --ignore tests/integration --durations 10 && \
+		$(PYTEST) $(SIDE_BY_SIDE) --no-loadscope-reorder --durations 20 tests/integration)
 
 test-slow: setup-test ## run the slow tests: SmolLM2-135M, the resume drill, a new user's session on three nodes
 	@echo "==> running the slow tests"

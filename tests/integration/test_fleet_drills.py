@@ -171,6 +171,7 @@ async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
     async with run.run() as (fleet, training), listening(run.config.name, fleet, say, say):
         with pytest.raises(RunIsLiveError, match="with the name run is already live"):
             await listening(run.config.name, fleet, say, say).__aenter__()
+        directory.write_config(run.config)
         directory.ray_address_file.write_text(ray.get_runtime_context().gcs_address)
         done = await asyncio.to_thread(scale, directory.path, 2)
         assert (done.returncode, done.stdout) == (0, "rollout workers: 1 → 2; starting rollout-1\n"), done
@@ -190,7 +191,7 @@ async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
     assert "no Ray cluster answers at 127.0.0.1:1" in done.stderr
     done = await asyncio.to_thread(scale, tmp_path / "nowhere", 2)
     assert done.returncode == 2
-    assert "does not contain the address of its Ray cluster" in done.stderr
+    assert "nowhere" in done.stderr
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def cluster() -> Iterator[Cluster]:
     Their files are not in the folder where the address `auto` would find them.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp") as directory,
+        tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True) as directory,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("RAY_TMPDIR", directory)

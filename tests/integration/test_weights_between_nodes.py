@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.drill]
 def cluster() -> Iterator[Cluster]:
     """Start a head, where weights are published, and a node for workers."""
     with (
-        tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp") as directory,
+        tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True) as directory,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("RAY_TMPDIR", directory)
