@@ -11,12 +11,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import uvloop
 
 from reward.sandbox import batch
 from reward.sandbox.cgroup import Cgroup
@@ -203,7 +203,7 @@ async def test_a_verifier_that_can_be_started_again_scores_again(
     raise AssertionError("it did not start again")
 
 
-@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize("runner", [asyncio.run, import_module("uvloop").run])
 def test_a_sandbox_works_in_the_loop_of_rays_actors_too(runner: Callable[[Any], Any]) -> None:
     async def score() -> list[str]:
         async with Sandbox(SPEC, LIMITS, 1) as sandbox:

@@ -102,11 +102,9 @@ def fill_shared_files() -> None:
 
 def fill_children() -> None:
     """Six children take 64 MiB each, and none of them takes too much."""
-    for _ in range(6):
-        if os.fork() == 0:
-            hoard = [b"x" * 2**20 for _ in range(64)]
-            time.sleep(600)
-            os._exit(len(hoard))
+    hoard = "import time; hoard = [b'x' * 2**20 for _ in range(64)]; time.sleep(600)"
+    for _ in range(6):  # not by a fork, which may wait forever for a lock that another thread holds
+        subprocess.Popen([sys.executable, "-S", "-c", hoard])
     time.sleep(600)
 
 
