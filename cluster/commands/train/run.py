@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,25 @@ def _trained(
             console.stage("reading the prompts")
             dataset = load_dataset(config, model)
             graph = ActorGraph(config, run_directory, model)
-            controller = run_to_the_end(_run(graph, dataset, checkpoints, newest, tracker, console))
+            with directory_loss_first(tracker):
+                controller = run_to_the_end(_run(graph, dataset, checkpoints, newest, tracker, console))
         summary = _summary(config, run_directory, controller, time.monotonic() - started)
         tracker.finish(summary)
     return summary
+
+
+@contextmanager
+def directory_loss_first(tracker: Tracker) -> Iterator[None]:
+    """Let a failure of the block be the loss of the run directory if that is lost, whatever has failed because of it.
+
+    Raises:
+        RunDirectoryLostError: if the block fails and the directory is gone, or no longer this process's.
+    """
+    try:
+        yield
+    except TRAINING_ERRORS:
+        tracker.check()
+        raise
 
 
 def refuse_damaged(run: RunDirectory) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import datetime, tzinfo
 from pathlib import Path
+from typing import cast
 
 import pytest
 from typer.testing import CliRunner
 
 from cluster.commands.options import CheckedRun
-from cluster.commands.train.run import set_aside
+from cluster.commands.train.run import directory_loss_first, set_aside
 from cluster.configuration.device_defaults import Choice
 from cluster.core.config import RunConfig
 from cluster.run_state.checkpoints import CheckpointStore, learner_state
@@ -21,8 +22,10 @@ from cluster.run_state.lock_file import LockFile, is_held
 from cluster.run_state.run_directory import RunDirectory
 from cluster.run_state.run_lock import RunDirectoryLostError, RunInUseError, lock_paths
 from cluster.runtime.signals import Terminated
+from cluster.tracking import Tracker
 from launch import app
 from learner.state.state_description import StateDescription
+from learner.state.state_files import CheckpointError
 from tests.builders import make_progress
 
 cli = CliRunner()
@@ -331,6 +334,21 @@ def test_a_reader_that_comes_during_the_move_is_respected_too(
         with pytest.raises(RunInUseError):
             set_aside(RunConfig(name="sound", directory=earlier.path.parent))
         assert (path / "COMPLETE").exists()
+
+
+@pytest.mark.parametrize(
+    "failure", [FileNotFoundError("checkpoints/step-000001"), CheckpointError("no space")]
+)
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_lost_directory_is_named_whatever_failed_because_of_it(failure: Exception, is_lost: bool) -> None:
+    class Directory:
+        def check(self) -> None:
+            if is_lost:
+                raise RunDirectoryLostError("runs/sound was deleted")
+
+    expected = RunDirectoryLostError if is_lost else type(failure)
+    with pytest.raises(expected), directory_loss_first(cast("Tracker", Directory())):
+        raise failure
 
 
 @pytest.mark.parametrize(
