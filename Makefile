@@ -17,8 +17,8 @@ READY := $(VENV)/.ready-$(PLATFORM)
 READY_TEST := $(VENV)/.ready-$(PLATFORM)-test
 
 PYTEST = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
-# Two files at a time, or more on a machine with more cores. The files of tests/integration have a cluster each, and their
-# processes have loaded nothing before: Ray reads its environment once.
+# Two files at a time, or more on a machine with more cores. Each file of tests/integration has a cluster of its own, in
+# a process that has imported nothing before, because Ray reads its environment when it is imported.
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile
 
 SHELL := bash

@@ -35,24 +35,26 @@ class BroadcastSender:
         if isinstance(request, OfferRequest):
             return self._pull.publish(version, tensors)
         try:
-            self._broadcast(request, version, tensors)
+            self._transfer(request, version, tensors)
         except FAILURES as failure:
-            self._leave_channel()
-            return failure_text(failure)
+            text = " ".join(str(failure).split()) or type(failure).__name__
+            self._leave_channel(text)
+            return text
         return ""
 
-    def _broadcast(self, spec: ChannelSpec, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> None:
+    def _transfer(self, spec: ChannelSpec, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> None:
+        """Send the tensors to the members of a channel.
+
+        Raises:
+            FAILURES: if some member has not received them.
+        """
         if self._channel is None or self._channel.spec != spec:
             self._leave_channel()
             self._channel = WeightChannel(spec, 0, self._device)
         send_in_buckets(self._channel.broadcast, version.layout, tensors.items(), self._device)
 
-    def _leave_channel(self) -> None:
+    def _leave_channel(self, failure: str = "") -> None:
+        """Close the channel. The members notice a failure by themselves, as the group's other ends."""
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
-
-
-def failure_text(failure: Exception) -> str:
-    """Return what went wrong as one line, which is never empty."""
-    return " ".join(str(failure).split()) or type(failure).__name__

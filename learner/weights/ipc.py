@@ -14,44 +14,36 @@ from cluster.core.shared_channel import BUFFERS, ServingChannel
 from cluster.core.shared_memory import SharedMemory, allocate
 from cluster.core.types import PolicyVersion, WeightLayout
 from cluster.core.weight_buckets import BUCKET_BYTES, plan_buckets, send_in_buckets
-from cluster.core.weight_channel import FAILURES, ChannelSpec, OfferRequest
-from learner.weights.broadcast import failure_text
-from learner.weights.pull import PullSender
+from cluster.core.weight_channel import ChannelSpec, OfferRequest
+from learner.weights.broadcast import BroadcastSender
 
 
-class IpcSender:
-    """A `RequestedSender` that works in every rank. Its requests are those of `BroadcastSender`: a version stays in the
-    learner's memory until engines take it, and rank 0 offers it in the object store to workers in no channel.
+class IpcSender(BroadcastSender):
+    """A `RequestedSender` that works in every rank. Rank 0 alone offers a version to workers in no channel.
 
     Without `rank` and `ranks`, those of torch's process group are taken.
     """
 
     def __init__(self, device: torch.device, rank: int | None = None, ranks: int | None = None) -> None:
-        self._device = device
+        super().__init__(device)
         self._rank = torch.distributed.get_rank() if rank is None else rank
         self._ranks = torch.distributed.get_world_size() if ranks is None else ranks
-        self._pull = PullSender(device)
-        self._channel: ServingChannel | None = None
+        self._serving: ServingChannel | None = None
         """The channel to the engines that took the last version."""
         self._memory: SharedMemory | None = None
         """The buffers. All channels use the same memory, because a process that hangs may still have mapped it."""
 
-    def publish(self, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> PolicyVersion:
-        return version
-
     def send(
         self, request: ChannelSpec | OfferRequest, version: PolicyVersion, tensors: Mapping[str, Tensor]
     ) -> str | PolicyVersion:
-        if isinstance(request, OfferRequest):
-            return self._pull.publish(version, tensors) if self._rank == 0 else ""
-        try:
-            channel = self._joined(request, version)
-            send_in_buckets(channel.broadcast, version.layout, tensors.items(), self._device)
-            channel.finish()
-        except FAILURES as failure:
-            self._leave_channel(failure_text(failure))
-            return failure_text(failure)
-        return ""
+        if isinstance(request, OfferRequest) and self._rank != 0:
+            return ""
+        return super().send(request, version, tensors)
+
+    def _transfer(self, spec: ChannelSpec, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> None:
+        channel = self._joined(spec, version)
+        send_in_buckets(channel.broadcast, version.layout, tensors.items(), self._device)
+        channel.finish()
 
     def _joined(self, spec: ChannelSpec, version: PolicyVersion) -> ServingChannel:
         """Return the channel of `spec`."""
@@ -61,13 +53,13 @@ class IpcSender:
                 self._memory = allocate(BUFFERS * buffer_bytes(version.layout), self._device)
             return self._memory
 
-        if self._channel is None or self._channel.spec != spec:
+        if self._serving is None or self._serving.spec != spec:
             self._leave_channel()
-            self._channel = ServingChannel(spec, self._rank, self._ranks, self._device, memory)
-        return self._channel
+            self._serving = ServingChannel(spec, self._rank, self._ranks, self._device, memory)
+        return self._serving
 
     def _leave_channel(self, failure: str = "") -> None:
-        channel, self._channel = self._channel, None
+        channel, self._serving = self._serving, None
         if channel is not None:
             channel.close(failure)
 

@@ -66,9 +66,7 @@ def decoded(tokenizer: Any, token_ids: Sequence[int]) -> str:
     """
     try:
         return utf8_text(tokenizer.decode(token_ids, skip_special_tokens=True))
-    except (
-        Exception
-    ) as error:  # each tokenizer has its own: TypeError, KeyError, OverflowError, UnicodeDecodeError
+    except Exception as error:  # TypeError, KeyError, OverflowError, …: each tokenizer has its own
         logger.warning("the tokenizer cannot decode a response as a whole: %r", error)
     return "".join(_decoded_token(tokenizer, token_id) for token_id in token_ids)
 
@@ -251,8 +249,8 @@ class RolloutWorker:
     async def weights_digest(self) -> str | None:
         """Return a digest of all parameters of the engine, or None if this build of vLLM cannot compute checksums.
 
-        The engine copies its parameters to the host for this, about 10 s for a model of 15 GB, and does nothing else
-        meanwhile. So it is no part of an update: the GPU check compares digests (benchmarks/gpu_check/engine.py).
+        The engine copies all of them to the host for this and hashes them there, and does nothing else meanwhile. So
+        it is no part of an update: the GPU check compares digests (benchmarks/gpu_check/engine.py).
         """
         if not hasattr(self._engine, "compute_weight_checksums"):
             return None

@@ -191,7 +191,11 @@ async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
     assert "no Ray cluster answers at 127.0.0.1:1" in done.stderr
     done = await asyncio.to_thread(scale, tmp_path / "nowhere", 2)
     assert done.returncode == 2
-    assert "nowhere" in done.stderr
+    assert "nowhere: this is not a run directory" in done.stderr
+    directory.ray_address_file.unlink()
+    done = await asyncio.to_thread(scale, directory.path, 2)
+    assert done.returncode == 2
+    assert "does not contain the address of its Ray cluster" in done.stderr
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ def cluster() -> Iterator[Cluster]:
     Their files are not in the folder where the address `auto` would find them.
     """
     with (
+        # A process of a node that is ending may still write its log.
         tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True) as directory,
         pytest.MonkeyPatch.context() as patch,
     ):

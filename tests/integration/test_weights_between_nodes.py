@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.drill]
 def cluster() -> Iterator[Cluster]:
     """Start a head, where weights are published, and a node for workers."""
     with (
+        # A process of a node that is ending may still write its log.
         tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True) as directory,
         pytest.MonkeyPatch.context() as patch,
     ):

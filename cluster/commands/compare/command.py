@@ -12,7 +12,6 @@ from rich.console import Console
 from cluster.commands.exits import EXIT_FAILED, exit_code_of, how_ended, refuse
 from cluster.commands.options import TRAIN_PANEL, Address
 from cluster.core.project import ROOT
-from cluster.run_state.run_lock import RunInUseError
 from cluster.runtime.signals import answer_signals
 
 
@@ -60,7 +59,7 @@ def compare(
     command = [sys.executable, str(ROOT / "launch.py")]
     try:
         complete = run_comparison(comparison, command, side_by_side, terminal, only_table=only_table)
-    except (OtherSettingsError, RunInUseError) as error:
+    except OtherSettingsError as error:
         refuse(error)
     except KeyboardInterrupt as interruption:
         terminal.print(f"{how_ended(interruption)}; the same command resumes the comparison")

@@ -88,14 +88,15 @@ def test_the_estimate_agrees_with_what_was_counted(ranks: int, stage: int, dtype
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_count_is_repeatable(tmp_path: Path) -> None:
-    """The peak depends on the time at which the other rank arrives, above all in ZeRO 3: it was 12.9 and 14.1 in
-    bfloat16. The largest values are kept."""
+    """In ZeRO 3 the peak depends on the time at which the other rank arrives: in bfloat16 it was 14.1 on a busy machine
+    and is 12.9 on a quiet one. The largest values are kept."""
     model = tiny_model("llama", initializer_range=0.02, max_position_embeddings=512, **SIZES)
     for dtype in ("float32", "bfloat16"):
         model.to(getattr(torch, dtype)).save_pretrained(tmp_path / dtype)
     counted, _ = in_ranks(2, tmp_path, count, str(tmp_path))
     for (stage, dtype), size in zip(CASES, counted, strict=True):
-        assert 0.85 <= size / SHAPE.parameters / COUNTED[2, stage, dtype] <= 1.05, (stage, dtype)
+        least = 0.9 if stage == 3 else 0.95
+        assert least <= size / SHAPE.parameters / COUNTED[2, stage, dtype] <= 1.05, (stage, dtype)
 
 
 def count(models: str) -> list[int]:
