@@ -129,12 +129,22 @@ class Rewards:
 
 @dataclass
 class CountingLearner:
+    """A learner that counts its steps.
+
+    It begins step `held_step` only after `released` is set: a test that acts on a live run holds the run's last step,
+    because no number of steps outlasts a slow machine.
+    """
+
     learn_s: float = 0.0
     weight_bytes: int = 1
     versions: list[int] = field(default_factory=list)
+    held_step: int | None = None
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def learn(self, mini_batches: Sequence[TrainingBatch]) -> dict[str, float]:
         await asyncio.sleep(self.learn_s)
+        if self.versions[-1] + 1 == self.held_step:
+            await self.released.wait()
         # The batch may be empty: groups with zero reward variance give no gradient signal.
         sampled = [one.sampler_logprobs for batch in mini_batches for one in batch.samples] or [np.empty(0)]
         gaps = np.abs(np.concatenate(sampled) - logprob(self.versions[-1]))
@@ -220,6 +230,13 @@ class Simulation:
     async def finish(self) -> None:
         async with self.run() as (_, training):
             await training
+
+    def hold(self) -> None:
+        """Let the run wait before its last step until `release` is called."""
+        self.learner.held_step = self.config.steps
+
+    def release(self) -> None:
+        self.learner.released.set()
 
 
 def assert_complete(config: RunConfig) -> list[dict[str, Any]]:

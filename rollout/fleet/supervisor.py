@@ -341,8 +341,8 @@ class WorkerLoop:
             if suspicious and self._state in (WorkerState.STALE, WorkerState.HEALTHY):
                 self._context.state.silent(self._name)
                 self._context.scheduler.announce(self._process)
-                silent_s = self._rollout.silence_timeout_s / 2
-                self._context.on_event(f"{self._name} has not answered for {silent_s:g} s")
+                silent_s = time.monotonic() - asked_at
+                self._context.on_event(f"{self._name} has not answered for {silent_s:.1f} s")
             if not await self._silence.answered(answer, asked_at):
                 raise TimeoutError(
                     f"waited {time.monotonic() - asked_at:.0f} s for any sign of life of {self._name} "

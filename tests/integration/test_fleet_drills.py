@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -68,20 +69,24 @@ async def test_fifty_kills(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=400, workers=4, max_staleness=1, max_consecutive_failures=10)
     order, kills = random.Random(0), 0
     run.learner.learn_s = 1.0
+    run.hold()
     async with run.run() as (fleet, training):
         while kills < 50:
             await asyncio.sleep(2)
-            assert not training.done()
+            assert not training.done(), training
             if fleet.process_ids:
                 kills += kill(order.choice(sorted(fleet.process_ids.values())))
         run.learner.learn_s = 0.0
+        run.release()
         await training
     assert fleet.state.restarts >= 50
     assert_complete(run.config)
 
 
 async def test_a_wedged_worker_is_suspected_and_replaced(tmp_path: Path) -> None:
-    run = simulation(tmp_path, steps=40, silence_timeout_s=4.0)
+    # A worker may be stopped in the middle of an update, to which the other limit applies.
+    run = simulation(tmp_path, steps=40, silence_timeout_s=4.0, update_timeout_s=4.0)
+    run.hold()
     async with run.run() as (fleet, training):
         await until(fleet, UP, 3)
         name, process = next(iter(fleet.process_ids.items()))
@@ -90,22 +95,24 @@ async def test_a_wedged_worker_is_suspected_and_replaced(tmp_path: Path) -> None
         assert fleet.state[name].state is WorkerState.SUSPECT
         async with asyncio.timeout(150):
             await fleet.wait_until(lambda: fleet.state[name].incarnation == 1)
+        run.release()
         await training
-    assert any(f"{name} was lost" in event and "silence_timeout_s" in event for event in run.events), (
-        run.events
-    )
+    limit = r"rollout\.(silence|update)_timeout_s"
+    assert any(re.search(rf"{name} was lost .*{limit}", event) for event in run.events), run.events
     assert_complete(run.config)
 
 
 @pytest.mark.slow
 async def test_all_workers_are_killed_at_once(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=20)
+    run.hold()
     async with run.run() as (fleet, training):
         await until(fleet, UP, 3)
         for process in fleet.process_ids.values():
             os.kill(process, signal.SIGKILL)
         async with asyncio.timeout(150):
             await fleet.wait_until(lambda: fleet.state.restarts == 3)
+        run.release()
         await training
     assert_complete(run.config)
 
@@ -136,6 +143,7 @@ async def test_engines_sleep_while_the_learner_learns(tmp_path: Path) -> None:
 
 async def test_the_fleet_grows_and_shrinks_under_load(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=60, workers=1, max_staleness=1)
+    run.hold()
     async with run.run() as (fleet, training):
         await until(fleet, UP, 1)
         assert len(fleet.resize(4).added) == 3
@@ -143,7 +151,7 @@ async def test_the_fleet_grows_and_shrinks_under_load(tmp_path: Path) -> None:
         assert len(fleet.resize(1).drained) == 3
         await until(fleet, {WorkerState.RETIRED}, 3)
         assert len(fleet.process_ids) == 1
-        assert not training.done(), "the run must still sample"
+        run.release()
         await training
     assert fleet.state.restarts == 0, "a drained worker must not be killed"
     assert_complete(run.config)
@@ -168,6 +176,7 @@ async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=40, workers=1)
     directory = RunDirectory(run.config.run_directory)
     say = run.events.append
+    run.hold()
     async with run.run() as (fleet, training), listening(run.config.name, fleet, say, say):
         with pytest.raises(RunIsLiveError, match="with the name run is already live"):
             await listening(run.config.name, fleet, say, say).__aenter__()
@@ -179,6 +188,7 @@ async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
         done = await asyncio.to_thread(scale, directory.path, 1)
         assert done.stdout.startswith("rollout workers: 2 → 1; draining rollout-"), done
         await until(fleet, {WorkerState.RETIRED}, 1)
+        run.release()
         await training
     assert_complete(run.config)
 
@@ -201,8 +211,10 @@ async def test_a_live_run_is_scaled_by_command(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_a_fleet_that_is_too_small_grows_automatically(tmp_path: Path) -> None:
     run = simulation(tmp_path, steps=60, workers=1, max_workers=2, inflight_prompts_per_worker=2)
+    run.hold()
     async with run.run() as (fleet, training):
         await until(fleet, UP, 2)
+        run.release()
         await training
         with pytest.raises(ValueError, match=r"rollout\.max_workers = 2"):
             fleet.resize(3)
@@ -233,9 +245,10 @@ async def test_the_controller_is_killed_and_the_run_resumed(tmp_path: Path) -> N
     run.config = run.config.model_copy(
         update={"checkpoint": run.config.checkpoint.model_copy(update={"every_steps": 5})}
     )
-    async with run.run() as (fleet, training):
+    run.hold()
+    async with run.run() as (fleet, _):
         async with asyncio.timeout(150):
             await fleet.wait_until(lambda: 13 in run.learner.versions)
-        assert not training.done()
+    run.release()
     await run.finish()
     assert_complete(run.config)
