@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.configuration.device_defaults import with_device_defaults
+from cluster.configuration.chosen_defaults import with_device_defaults
 from cluster.configuration.gpu_checks import check_gpus
 from cluster.configuration.loading import load_config
 from cluster.configuration.memory import GIB, shared_memory

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from cluster.commands.exits import refuse
-from cluster.configuration.device_defaults import Choice
+from cluster.configuration.chosen_defaults import Choice
 from cluster.configuration.loading import load_config
 from cluster.configuration.machine import Machine
-from cluster.configuration.machine_checks import for_its_devices
+from cluster.configuration.machine_checks import with_chosen_defaults
 from cluster.configuration.preflight import preflight
 from cluster.core.config import ACTOR_ROLES, ActorRole, RunConfig
 
@@ -52,7 +52,7 @@ class CheckedRun:
     @property
     def chosen(self) -> str:
         """The choices in one line; empty if there were no choices."""
-        return f"chosen for this device: {', '.join(map(str, self.choices))}" if self.choices else ""
+        return f"chosen by default: {', '.join(map(str, self.choices))}" if self.choices else ""
 
 
 def checked_run(
@@ -72,7 +72,7 @@ def checked_run(
     loaded = load_config(config_file, [*(overrides or []), *at_address])
     if not loaded.readable:
         refuse(*loaded.problems)
-    config, choices = for_its_devices(loaded.config, machine)
+    config, choices = with_chosen_defaults(loaded.config, machine)
     problems = [*loaded.problems, *preflight(config, actors, machine)]
     if problems:
         refuse(*problems)

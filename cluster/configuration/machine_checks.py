@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator
 
 import psutil
 
+from cluster.configuration.chosen_defaults import Choice, with_device_defaults, with_model_defaults
 from cluster.configuration.device_checks import capability_problems
-from cluster.configuration.device_defaults import Choice, with_device_defaults
 from cluster.configuration.devices import read_devices, visible_devices
 from cluster.configuration.machine import Machine, this_machine
 from cluster.configuration.memory import (
@@ -21,6 +21,7 @@ from cluster.configuration.memory import (
     shared_memory,
 )
 from cluster.configuration.memory_checks import check_gpu_memory
+from cluster.configuration.model_checks import context_limit
 from cluster.configuration.model_shape import ModelShape, UnknownShapeError, find_shape
 from cluster.core.config import ActorRole, RunConfig
 from cluster.core.gpu_slots import take_gpus
@@ -50,11 +51,13 @@ def known_shape(config: RunConfig) -> ModelShape | None:
         return None
 
 
-def for_its_devices(
+def with_chosen_defaults(
     config: RunConfig, described: Machine | None = None
 ) -> tuple[RunConfig, tuple[Choice, ...]]:
-    """Return the configuration with the settings for the devices on which it runs, and the choices."""
-    return with_device_defaults(config, known_shape(config), target_machine(config, described))
+    """Return the configuration with the settings for its model and the devices on which it runs, and the choices."""
+    config, for_model = with_model_defaults(config, *context_limit(config))
+    config, for_devices = with_device_defaults(config, known_shape(config), target_machine(config, described))
+    return config, for_model + for_devices
 
 
 def check_described(config: RunConfig, machine: Machine, roles: Collection[ActorRole]) -> Iterator[Problem]:

@@ -37,7 +37,7 @@ def check_model(config: RunConfig, elsewhere: bool = False) -> Iterator[Problem]
 
 def check_context(config: RunConfig) -> Iterator[Problem]:
     """Report a context that is longer than the model supports."""
-    limit, reason = _context_limit(config)
+    limit, reason = context_limit(config)
     if limit is not None and config.model.max_context_tokens > limit:
         yield Problem(
             "model.max_context_tokens",
@@ -46,7 +46,7 @@ def check_context(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _context_limit(config: RunConfig) -> tuple[int | None, str]:
+def context_limit(config: RunConfig) -> tuple[int | None, str]:
     """Return the longest context of the model, which is None if it is not known, and the model that sets it."""
     if config.model.source == "starter":
         starter = find_starter(config.task.name)

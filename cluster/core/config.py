@@ -50,7 +50,8 @@ class ModelConfig(Section):
     log-probabilities differ by about 0.05 per token. float32 is computed without TF32 on GPUs, except in vLLM's
     attention, and is several times slower there than bfloat16."""
     max_context_tokens: Count = 1024
-    """The maximum length of a prompt and its response together, in tokens."""
+    """The maximum length of a prompt and its response together, in tokens. The default is lower for a model that
+    supports fewer."""
     cache_directory: Path = Path("~/.cache/hpo-trainer")
     """The directory of starter models and converted GGUF files. `~` is expanded."""
 
@@ -82,7 +83,8 @@ class RolloutConfig(Section):
     temperature: Positive = 1.0
     """The sampling temperature. The learner divides its logits by the same value."""
     max_response_tokens: Count = 256
-    """The maximum length of a response, in tokens. A response that reaches it is truncated."""
+    """The maximum length of a response, in tokens. A response that reaches it is truncated. The default is half of the
+    context where the model supports no more than 256 tokens."""
     max_staleness: CountOrZero = 0
     """The maximum difference, in weight versions, between the weights that sampled a response and the weights that
     are trained on it. 0 is exactly on-policy."""

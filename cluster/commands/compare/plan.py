@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field
 
 from cluster.configuration.loading import load_config, read_yaml, validate
-from cluster.configuration.machine_checks import for_its_devices
+from cluster.configuration.machine_checks import with_chosen_defaults
 from cluster.configuration.preflight import preflight
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
@@ -142,7 +142,7 @@ def _plan(
         f"tracking.wandb_group={comparison.name}",
     ]
     loaded = load_config(base, arguments)
-    config, _ = for_its_devices(loaded.config)  # as the training chooses them
+    config, _ = with_chosen_defaults(loaded.config)  # as the training chooses them
     problems = list(loaded.problems)
     if loaded.readable and seed == comparison.seeds[0]:  # the runs with other seeds have the same problems
         problems += preflight(config)

@@ -24,7 +24,7 @@ from cluster.commands.doctor.assessment import (
     pins,
 )
 from cluster.commands.doctor.facts import MachineFacts, machine_facts
-from cluster.configuration.machine_checks import for_its_devices, known_shape
+from cluster.configuration.machine_checks import known_shape, with_chosen_defaults
 from cluster.configuration.memory import GIB, shared_memory, version_bytes
 from cluster.configuration.preflight import preflight
 from cluster.core.config import ClusterConfig, RunConfig
@@ -46,7 +46,7 @@ def examine(
     """Yield all findings about this machine, or about the cluster at `address`, and about a run if one is given."""
     pinned = _pins()
     if config is not None:
-        config, _ = for_its_devices(config)
+        config, _ = with_chosen_defaults(config)
     published_gib = _published_gib(config)
     packages = [*(name for name in pinned if name not in VLLM), *VLLM]
     config_or_default = config or RunConfig()

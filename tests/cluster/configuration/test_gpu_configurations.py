@@ -54,7 +54,7 @@ def test_it_passes_for_its_machine(file: Path, tmp_path: Path) -> None:
     arguments = ["check", str(file), *overrides(file, tmp_path), "--machine", machine_of(file)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "chosen for this device: model.dtype=bfloat16 (the default on GPUs)" in result.output
+    assert "chosen by default: model.dtype=bfloat16 (the default on GPUs)" in result.output
     assert "learner rank" in result.output
     assert "/dev/shm" in result.output
 

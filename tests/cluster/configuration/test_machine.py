@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.configuration.device_defaults import with_device_defaults
+from cluster.configuration.chosen_defaults import with_device_defaults
 from cluster.configuration.devices import Devices, Gpu
 from cluster.configuration.machine import Machine, parse_machine, this_machine
 from cluster.configuration.memory import CUDA_GRAPHS, CUDA_PROCESS

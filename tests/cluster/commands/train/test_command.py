@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from cluster.commands.options import CheckedRun
 from cluster.commands.train.run import directory_loss_first, set_aside
-from cluster.configuration.device_defaults import Choice
+from cluster.configuration.chosen_defaults import Choice
 from cluster.core.config import RunConfig
 from cluster.run_state.checkpoints import CheckpointStore, learner_state
 from cluster.run_state.lock_file import LockFile, is_held
@@ -73,15 +73,13 @@ def test_a_run_begins_with_the_settings_that_were_chosen_for_its_device(
     """There is no GPU here, so the choice is given."""
     started = training(None)
     result = cli.invoke(app, ["train", str(sound)])
-    assert "chosen for this device" not in result.output
+    assert "chosen by default" not in result.output
     choice = Choice("model.dtype", "bfloat16", "the default on GPUs")
     monkeypatch.setattr(
         "cluster.commands.train.command.checked_run", lambda *_: CheckedRun(started[0], (choice,))
     )
     result = cli.invoke(app, ["train", str(sound)])
-    assert "chosen for this device: model.dtype=bfloat16 (the default on GPUs)" in " ".join(
-        result.output.split()
-    )
+    assert "chosen by default: model.dtype=bfloat16 (the default on GPUs)" in " ".join(result.output.split())
 
 
 def test_train_refuses_what_check_refuses(sound: Path, training: Training) -> None:

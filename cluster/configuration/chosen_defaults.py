@@ -1,4 +1,4 @@
-"""Choose the settings whose best value depends on the device, where the user has not set them. Pure.
+"""Choose the settings whose best value depends on the device or on the model, where the user has not set them. Pure.
 
 A setting counts as set if the file or the command line names it, with whatever value.
 """
@@ -26,6 +26,26 @@ class Choice:
     def __str__(self) -> str:
         value = str(self.value).lower() if isinstance(self.value, bool) else self.value
         return f"{self.setting}={value} ({self.reason})"
+
+
+def with_model_defaults(
+    config: RunConfig, limit: int | None, reason: str
+) -> tuple[RunConfig, tuple[Choice, ...]]:
+    """Return the configuration with a context that the model supports, and the choices.
+
+    Args:
+        limit: The longest context of the model, or None if it is not known.
+        reason: The end of a sentence about the limit, such as "the starter model supports".
+    """
+    model, rollout, choices = config.model, config.rollout, []
+    if limit is None or limit >= model.max_context_tokens or "max_context_tokens" in model.model_fields_set:
+        return config, ()
+    choices.append(Choice("model.max_context_tokens", limit, f"all that {reason}"))
+    if rollout.max_response_tokens >= limit and "max_response_tokens" not in rollout.model_fields_set:
+        choices.append(Choice("rollout.max_response_tokens", limit // 2, "half of the context"))
+        rollout = rollout.model_copy(update={"max_response_tokens": limit // 2})
+    model = model.model_copy(update={"max_context_tokens": limit})
+    return config.model_copy(update={"model": model, "rollout": rollout}), tuple(choices)
 
 
 def with_device_defaults(
