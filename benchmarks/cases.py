@@ -105,7 +105,7 @@ class Case:
 def vocabulary_size(model: Path) -> int:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(model).vocab_size
+    return int(AutoConfig.from_pretrained(model).vocab_size)
 
 
 GROUP_512 = Case(SMOLLM2, 1, 8, (512, 512), (48, 48), 2304, 3)

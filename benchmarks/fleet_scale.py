@@ -90,7 +90,8 @@ def in_its_own_process(case: str, steps: int, smoke: bool) -> dict[str, Any]:
     ]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     (line,) = [line for line in process.stdout.splitlines() if line.startswith("FOUND ")]
-    return json.loads(line.removeprefix("FOUND "))
+    found: dict[str, Any] = json.loads(line.removeprefix("FOUND "))
+    return found
 
 
 def measure(workers: int, steps: int, smoke: bool) -> dict[str, Any]:

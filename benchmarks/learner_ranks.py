@@ -19,7 +19,7 @@ import asyncio
 import math
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -86,11 +86,15 @@ def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
         return steps
 
     stack = AsyncExitStack()
+
+    def complete(step: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        runner.run(step())
+
     with asyncio.Runner() as runner, tempfile.TemporaryDirectory() as directory:
         try:
             steps = runner.run(start_all(stack, Path(directory)))
             seconds = seconds_in_turn(
-                {way: lambda step=step: runner.run(step()) for way, step in steps.items()}, case.repeats
+                {way: partial(complete, step) for way, step in steps.items()}, case.repeats
             )
         finally:
             runner.run(stack.aclose())

@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def make_steps(
         def step() -> float:
             (micro_batches,) = shard(samples, 1, replace(packing, prefix_sharing=sharing))
             (sums,) = rank.learn([micro_batches])
-            return sums["grad_norm"]
+            return float(sums["grad_norm"])
 
         return step
 
@@ -124,9 +125,11 @@ def measure(steps: dict[str, Any], repeats: int) -> dict[str, Any]:
     compared if the tokens are the same."""
     norms: dict[str, list[float]] = {way: [] for way in steps}
     steps["shared"]()
-    seconds = seconds_in_turn(
-        {way: lambda way=way: norms[way].append(steps[way]()) for way in steps}, repeats
-    )
+
+    def step(way: str) -> None:
+        norms[way].append(steps[way]())
+
+    seconds = seconds_in_turn({way: partial(step, way) for way in steps}, repeats)
     same = [norm for way, values in norms.items() if way != "floor" for norm in values]
     if not math.isclose(max(same), min(same), rel_tol=1e-3):
         raise AssertionError(f"the ways do not compute the same gradient: {norms}")

@@ -83,7 +83,7 @@ def measured(settings: Mapping[str, Any]) -> dict[str, Any]:
         given = [f"{key}={value}" for key, value in {**settings, "directory": directory}.items()]
         log = Path(directory) / "log"
         with open(log, "w") as output:
-            command = [sys.executable, PROJECT / "launch.py", "train", CONFIG_FILE, *given]
+            command = [sys.executable, str(PROJECT / "launch.py"), "train", str(CONFIG_FILE), *given]
             run = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
             peak = peak_of_learner(run)
         if run.returncode:

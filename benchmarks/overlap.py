@@ -84,7 +84,13 @@ def run(model: str, steps: int, max_staleness: int, prompts: int) -> list[dict[s
             "tracking.wandb": "disabled",
         }
         given = [f"{key}={value}" for key, value in settings.items()]
-        command = [sys.executable, PROJECT / "launch.py", "train", PROJECT / "configs" / "demo.yaml", *given]
+        command = [
+            sys.executable,
+            str(PROJECT / "launch.py"),
+            "train",
+            str(PROJECT / "configs/demo.yaml"),
+            *given,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"the run failed:\n{done.stdout}\n{done.stderr}")

@@ -70,7 +70,7 @@ def trl(model: Any, samples: Sequence[TrainingSample], micro_batch_tokens: int, 
         directory: where it may write.
     """
     from datasets import Dataset
-    from trl import GRPOConfig
+    from trl import GRPOConfig  # type: ignore[attr-defined]
 
     parts = _parts(samples, micro_batch_tokens)
     config = GRPOConfig(

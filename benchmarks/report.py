@@ -114,7 +114,7 @@ def write_cases(name: str, cases: Mapping[str, Mapping[str, Any]], output: Path 
     path = output or RESULTS / f"{name}.json"
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for case, found in cases.items():
-        report[case] = conditions() | found
+        report[case] = {**conditions(), **found}
         if summary := found.get("targets") or found.get("ratios"):
             print(f"  {summary}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -64,9 +64,9 @@ async def scored_by(sandbox: Sandbox, problem: Any, responses: Sequence[str]) ->
 async def verdicts_per_s(processes: int, groups: int, repeats: int) -> list[float]:
     """Return the rates of `repeats` batches of `groups` × 16 responses, after one warm-up batch."""
     task = CountdownTask(CountdownOptions())
-    puzzles = (task.problems("train") * (groups // 100 + 1))[:groups]
+    puzzles = list(itertools.islice(itertools.cycle(task.problems("train")), groups))
     spec = RunnerSpec("reward.runners:task_runner", ("countdown", {}, ()))
-    rates = []
+    rates: list[float] = []
     async with Sandbox(spec, Limits(), processes) as sandbox:
         for _ in range(repeats + 1):
             started = time.perf_counter()

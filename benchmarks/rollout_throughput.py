@@ -20,9 +20,10 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,11 +159,15 @@ def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
         return ways
 
     stack = AsyncExitStack()
+
+    def complete(way: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        runner.run(way())
+
     with asyncio.Runner() as runner:
         try:
             ways = runner.run(start(stack))
             seconds = seconds_in_turn(
-                {name: lambda way=way: runner.run(way()) for name, way in ways.items()}, sizes.repeats
+                {name: partial(complete, way) for name, way in ways.items()}, sizes.repeats
             )
         finally:
             runner.run(stack.aclose())

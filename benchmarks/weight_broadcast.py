@@ -20,10 +20,11 @@ import multiprocessing
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def receive(spec: ChannelSpec, rank: int, layout: list[WeightLayout], orders: Co
     with closing(connection):
         while (order := orders.recv()) is not None:
             if order == "sockets":
-                connection.recv_into(memory, size, socket.MSG_WAITALL)
+                connection.recv_into(memory.data, size, socket.MSG_WAITALL)
             else:
                 broadcast = shared.broadcast if order == "shared" else channel.broadcast
                 for _ in receive_in_buckets(broadcast, layout, CPU, WAYS[order]):
@@ -79,7 +80,7 @@ def receive(spec: ChannelSpec, rank: int, layout: list[WeightLayout], orders: Co
     shared.close()
 
 
-def measure(shapes: list[tuple[str, tuple[int, ...]]], repeats: int) -> dict[str, Any]:
+def measure(shapes: Sequence[tuple[str, tuple[int, ...]]], repeats: int) -> dict[str, Any]:
     layout = [WeightLayout(name, "float32", shape) for name, shape in shapes]
     weights = {name: torch.randn(shape) for name, shape in shapes}
     size = sum(weight.nbytes for weight in weights.values())
@@ -112,10 +113,14 @@ def measure(shapes: list[tuple[str, tuple[int, ...]]], repeats: int) -> dict[str
             send_in_buckets(broadcast, layout, weights.items(), CPU, WAYS[name])
             shared.finish()
 
+        def copy_all() -> None:
+            for copy in copies:
+                np.copyto(copy, source)
+
         ways: dict[str, Callable[[], None]] = {
-            **{name: lambda name=name: ordered(name, lambda: send(name)) for name in WAYS},
+            **{name: partial(ordered, name, partial(send, name)) for name in WAYS},
             "sockets": lambda: ordered("sockets", send_by_sockets),
-            "copy": lambda: [np.copyto(copy, source) for copy in copies] and None,
+            "copy": copy_all,
         }
         for way in ways.values():  # once to warm up
             way()

@@ -41,7 +41,7 @@ from cluster.core.types import PolicyVersion, Prompt, Sampling
 from learner.engine.rank import LearnerRank
 from rollout.engine.worker import RolloutWorker
 
-CASES = {"tiny": STARTER, "smollm2": SMOLLM2}
+CASES: dict[str, str | dict[str, Any]] = {"tiny": STARTER, "smollm2": SMOLLM2}
 WORKERS = 2
 TARGETS = [Target("copy / (publish + fetch)", 1 / 3), Target("reload / pause", 1 / 1.2)]
 PROBE = tuple(tuple(3 + index % 20 for index in range(100)) for _ in range(2))
@@ -95,6 +95,7 @@ def copy_seconds(size: int) -> dict[str, float]:
 
 async def measure(model: Path, repeats: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = defaultdict(list)
+    size = 0
     async with AsyncExitStack() as stack:
         rank, workers = await start(stack, model)
         for turn in range(repeats + 1):  # the first one is a warm-up

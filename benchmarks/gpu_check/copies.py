@@ -105,7 +105,7 @@ def _writes(findings: Findings, source: torch.Tensor, size: int) -> None:
 
             def write(descriptor: int, begin: int, end: int) -> None:
                 while begin < end:
-                    begin += os.pwrite(descriptor, data[begin:end], begin)
+                    begin += os.pwrite(descriptor, data[begin:end].data, begin)
 
             def all_parts(descriptor: int = file.fileno(), bounds: list[int] = bounds) -> None:
                 os.ftruncate(descriptor, 0)

@@ -144,7 +144,8 @@ def count_peak(sizes: Mapping[str, Any], dtype: torch.dtype, tokens: int, checkp
         logprobs_N, _ = head(hidden_1LD[0, tokens // 2 :], response, 1.0)
         del hidden_1LD
         logprobs_N.sum().backward()
-    return live.peak
+    peak: int = live.peak
+    return peak
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -185,7 +186,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _identity(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 class _FusedAttention(torch.autograd.Function):

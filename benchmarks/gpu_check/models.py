@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def relative_difference(some: Mapping[str, torch.Tensor], others: Mapping[str, t
         float((some[name].double() - other.double()).square().sum()) for name, other in others.items()
     )
     size = sum(float(other.double().square().sum()) for other in others.values())
-    return (difference / size) ** 0.5
+    return math.sqrt(difference / size)
 
 
 # --- Peak memory.
