@@ -19,7 +19,7 @@ import asyncio
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import DEMONSTRATION, SMALL_GROUPS, Case, vocabulary_size
-from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn, write_cases
+from benchmarks.report import Target, checked, complete, medians, ratios, seconds_in_turn, write_cases
 from cluster.core.actor_options import LearnerOptions
 from cluster.core.config import LearnerConfig, ObjectiveConfig, RunConfig
 from cluster.core.types import TrainingBatch
@@ -86,15 +86,11 @@ def measure(case: Case, model: Path, zero_stage: Any) -> dict[str, Any]:
         return steps
 
     stack = AsyncExitStack()
-
-    def complete(step: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        runner.run(step())
-
     with asyncio.Runner() as runner, tempfile.TemporaryDirectory() as directory:
         try:
             steps = runner.run(start_all(stack, Path(directory)))
             seconds = seconds_in_turn(
-                {way: partial(complete, step) for way, step in steps.items()}, case.repeats
+                {way: partial(complete, runner, step) for way, step in steps.items()}, case.repeats
             )
         finally:
             runner.run(stack.aclose())

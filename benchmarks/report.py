@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -11,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,6 +28,11 @@ class Target:
 
     ratio: str
     at_least: float
+
+
+def complete(runner: asyncio.Runner, way: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    """Run one variant that is a coroutine function."""
+    runner.run(way())
 
 
 def seconds_in_turn(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

@@ -20,7 +20,7 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,7 @@ from cluster.core.actor_options import EngineOptions
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.cases import SMOLLM2, STARTER, TINY, Case
-from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn, write_cases
+from benchmarks.report import Target, checked, complete, medians, ratios, seconds_in_turn, write_cases
 from cluster.core.actor import Actor
 from cluster.core.config import RunConfig
 from cluster.core.types import Prompt
@@ -159,15 +159,11 @@ def measure(sizes: Sizes, model: Path) -> dict[str, Any]:
         return ways
 
     stack = AsyncExitStack()
-
-    def complete(way: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        runner.run(way())
-
     with asyncio.Runner() as runner:
         try:
             ways = runner.run(start(stack))
             seconds = seconds_in_turn(
-                {name: partial(complete, way) for name, way in ways.items()}, sizes.repeats
+                {name: partial(complete, runner, way) for name, way in ways.items()}, sizes.repeats
             )
         finally:
             runner.run(stack.aclose())

@@ -152,7 +152,9 @@ def _kept_parameters(query: str) -> Iterator[str]:
 
 def _is_host(host: str) -> bool:
     if _HOST_NAME.fullmatch(host):
-        return True
+        return all(
+            0 < len(label) < 64 for label in host.removesuffix(".").split(".")
+        )  # else no name server knows it
     try:
         ipaddress.ip_address(host)
     except ValueError:

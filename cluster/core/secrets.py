@@ -16,9 +16,9 @@ from contextlib import contextmanager
 HUB_VARIABLES = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN")
 """The variables in which the hub's library finds its token. Only the process that downloads the model needs them."""
 _WORDS = re.compile(
-    r"_(APIKEYS?|AUTHORIZATION|AUTHTOKEN|BEARER|COOKIE|CREDENTIALS?|CREDS|DSN|JWT|KEYFILE|KUBECONFIG|NETRC|OTP|PASS"
-    r"|PASSCODE|PASSPHRASE|PASSWD|PASSWORDS?|PAT|PGPASSFILE|PRIVKEY|PW|PWD|SECRETS?|SECRETKEY|SIG|SIGNATURE|TOKEN"
-    r"|TOKENFILE|(API|ACCESS|PRIVATE|SECRET|ENCRYPTION)_KEYS?)_"
+    r"_(APIKEYS?|AUTHORIZATION|AUTHTOKEN|BEARER|COOKIE|CONNECTION_STRING|CREDENTIALS?|CREDS|DSN|JWT|KEYFILE|KUBECONFIG"
+    r"|NETRC|OTP|PASS|PASSCODE|PASSPHRASE|PASSWD|PASSWORDS?|PAT|PGPASSFILE|PRIVKEY|PW|PWD|SAS|SECRETS?|SECRETKEY"
+    r"|SESSION_ID|SIG|SIGNATURE|SK|TOKEN|TOKENFILE|WEBHOOK|(API|ACCESS|PRIVATE|SECRET|ENCRYPTION)_KEYS?|KEYS?_?[0-9]+)_"
 )
 """Words of names. A plural such as MAX_TOKENS is a number of tokens, and PWD alone is the working directory."""
 _PREFIXES = (
@@ -32,6 +32,8 @@ _PREFIXES = (
     "VAULT_",
     "CI_JOB_",
     "SSH_",
+    "KRB5",
+    "X509_",
 )
 _ENDINGS = (
     "TOKEN",
@@ -47,7 +49,16 @@ _ENDINGS = (
 )
 _PLURALS = re.compile(r"(API|ACCESS|AUTH|REFRESH|SESSION|BEARER|DEPLOY|HUB|HF)_?TOKENS")
 _ORDINARY = ("PWD", "OLDPWD")
-_USERINFO = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@]+@")
+_SECRET_VALUE = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@]+@"  # a URL with a user
+    r"|(?<![A-Za-z0-9])(hf_|gh[opsur]_|github_pat_|glpat-|xox[abprs]-|sk-|sk_live_|rk_live_|pypi-|npm_)[A-Za-z0-9_-]{12}"
+    r"|(?<![A-Za-z0-9])(AKIA|ASIA)[A-Z0-9]{12}"
+    r"|(?<![A-Za-z0-9])AIza[A-Za-z0-9_-]{30}"
+    r"|eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}\."  # a JSON web token
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|(?i:(account|access|shared)_?key|password|pwd|token|secret|sig)\s*=\s*[^\s;&]"  # connection strings, queries
+)
+"""Values that are secrets whatever their names: addresses with a password, and keys with the marks of their issuers."""
 _hidden: dict[str, str] = {}
 """The hub's variables that this process had in its environment when it started."""
 
@@ -71,12 +82,12 @@ def secret_names(environment: Mapping[str, str]) -> list[str]:
 
 
 def verifier_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the part of an environment that a verifier process gets: no secret by name, no address with a password,
-    and no variable of Ray, with which it could reach the cluster."""
+    """Return the part of an environment that a verifier process gets: no secret by name or by value, and no variable
+    of Ray, with which it could reach the cluster."""
     return {
         name: value
         for name, value in environment.items()
-        if not (is_secret_name(name) or name.startswith("RAY_") or _USERINFO.search(value))
+        if not (is_secret_name(name) or name.startswith("RAY_") or _SECRET_VALUE.search(value))
     }
 
 

@@ -1,12 +1,17 @@
-"""Text from other sources, made safe to print: the output of a model, and the log of a job. Torch-free, Ray-free.
+"""Text from other sources, made safe to print: the output of a model, and the log of a job. Values as JSON. Torch-free,
+Ray-free.
 
 The functions do not escape markup; the modules that write HTML do.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 _ESCAPES = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # operating system commands: window titles, links, the clipboard
@@ -59,3 +64,26 @@ def visible_text(text: object, limit: int | None = None) -> str:
         else f"\\u{ord(character):04x}"
         for character in shown
     )
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return `value` as JSON that every program can read.
+
+    NaN and infinity, which JSON lacks, become null. Scalars of NumPy and torch become numbers, keys become strings, and
+    values of other types become strings.
+    """
+    return json.dumps(_jsonable(value), indent=indent, allow_nan=False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if value is None or isinstance(value, str | int):
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return number if math.isfinite(number) else None

@@ -222,7 +222,8 @@ class CheckpointStore:
     def _is_own(self, path: Path) -> bool:
         """Return whether the store has made the directory, and may delete it. It has not made links, and copies of
         another step's checkpoint."""
-        if not re.fullmatch(rf"step-\d{{6,}}(\.discarded-{_RANDOM})?", path.name):
+        name = re.fullmatch(rf"step-([0-9]{{6,}})(\.discarded-{_RANDOM})?", path.name)
+        if not name or path.name.partition(".")[0] != self._path(int(name[1])).name:
             return False
         if not _is_directory(path):
             return False

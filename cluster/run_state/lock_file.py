@@ -32,7 +32,9 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Annotated, Self
+
+from pydantic import Field, TypeAdapter
 
 from cluster.core import ending
 from cluster.core.files import LockAttempt, attempt_lock, is_at
@@ -51,6 +53,8 @@ LONGEST_WAIT_S = 3 * STALE_AFTER_S
 TOLD_AFTER_S = 1.0
 """The time after which a waiting caller is told why."""
 _POLL_S = 0.1
+_LATEST_S = 253_402_300_799
+"""The last second of the year 9999, which is the last one that has a date."""
 
 
 class LockHeldError(RuntimeError):
@@ -70,7 +74,7 @@ class Holder:
     started: str
     """The start time of the process, because a process id is used again."""
     command: str
-    since: float
+    since: Annotated[float, Field(ge=0, le=_LATEST_S)]
 
     @staticmethod
     def present() -> Holder:
@@ -81,11 +85,11 @@ class Holder:
 
     @staticmethod
     def read(file: IO[str]) -> Holder | None:
-        """Read the record of a file; None if it has no complete one."""
+        """Read the record of a file; None if it has no valid one."""
         try:
             file.seek(0)
-            return Holder(**json.loads(file.read()))
-        except (TypeError, ValueError, OSError):
+            return _HOLDER.validate_json(file.read(), strict=True)
+        except (ValueError, OSError):
             return None
 
     @property
@@ -98,6 +102,9 @@ class Holder:
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
         return plain_text(f"`{self.command}` (process {self.process} on {self.host}, since {since})")
+
+
+_HOLDER = TypeAdapter(Holder)
 
 
 class LockFile:

@@ -6,8 +6,6 @@ Other modules ask this module for a path and never join one themselves. Torch-fr
 from __future__ import annotations
 
 import json
-import math
-import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from cluster.core.errors import RefusedError
 from cluster.core.files import write_atomically
 from cluster.core.reading import FIX, read_mapping, read_object, read_text, shown_path
 from cluster.core.renamed import current_settings
+from cluster.core.text import json_text
 
 README = """\
 # {name}
@@ -264,13 +263,8 @@ class RunDirectory:
         return differences(self.read_config(), config)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the results atomically, which marks the run as finished.
-
-        NaN and infinity become null, NumPy's scalars become numbers, and other values that JSON lacks become strings.
-        """
-        write_atomically(
-            self.summary_file, json.dumps(_jsonable(summary), indent=2, allow_nan=False) + "\n", durable=True
-        )
+        """Write the results atomically, which marks the run as finished. Values are written as by `json_text`."""
+        write_atomically(self.summary_file, json_text(summary, indent=2) + "\n", durable=True)
 
     def read_summary(self) -> dict[str, Any]:
         """Read the results of a finished run.
@@ -321,15 +315,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, numbers.Real):
-        return float(value) if math.isfinite(value) else None
-    return str(value)

@@ -74,9 +74,15 @@ def probe(address: str) -> None:
 
     Raises:
         OSError: if no server listens there.
+        ClusterRefusedError: if it is the address of a job server.
         AddressError: if it is not an address.
     """
     parsed = parse_address(address)
+    if parsed.scheme.startswith("http"):
+        raise ClusterRefusedError(
+            f"{shown_url(address)} is a job server: launch.py submit sends a run to it. To connect from one of the "
+            "cluster's own machines, give --address HOST:6379"
+        )
     if not parsed.scheme and parsed.host and parsed.port:
         with socket.create_connection((parsed.host, parsed.port), timeout=PROBE_TIMEOUT_S):
             pass
@@ -91,13 +97,10 @@ def explained_connection(address: str) -> Iterator[None]:
         ClusterRefusedError: if the cluster does not accept this process.
         AddressError: if `address` is not an address.
     """
-    if parse_address(address).scheme.startswith("http"):
-        raise ClusterRefusedError(
-            f"{shown_url(address)} is a job server: use launch.py submit to send a run to it. To connect from one of "
-            "the cluster's own machines, give --address HOST:6379"
-        )
     try:
         probe(address)
+    except ClusterRefusedError:
+        raise
     except OSError as error:
         raise ConnectionError(
             f"no Ray cluster listens at {address} ({error.strerror or error}): check on the head node that it is up "

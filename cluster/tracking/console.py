@@ -7,8 +7,6 @@ a whole.
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import sys
 import time
@@ -26,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.core.output import TolerantStream, tolerant
-from cluster.core.text import plain_text
+from cluster.core.text import json_text, plain_text
 from cluster.tracking.console_view import View, live, plain_line, summary_rows
 from cluster.tracking.formats import duration
 
@@ -213,12 +211,11 @@ class JsonConsole(RunConsole):
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self._end_stage()
         self._training = True
-        known = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        self._write("step", step=step, metrics=known)
+        self._write("step", step=step, metrics=metrics)
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         self._end_stage()
-        self._write("summary", summary=dict(summary))
+        self._write("summary", summary=summary)
 
     def _line(self, text: str, kind: str = "event") -> None:
         self._write(kind, text=text)
@@ -227,7 +224,7 @@ class JsonConsole(RunConsole):
         self._stage = None
 
     def _write(self, kind: str, **content: Any) -> None:
-        line = json.dumps({"kind": kind, "time": round(time.time(), 3), **content}, default=str)
+        line = json_text({"kind": kind, "time": round(time.time(), 3), **content})
         print(line, file=self._output, flush=True)
         self._continue(self._output, line)
 

@@ -7,12 +7,12 @@ STEM.html    correct and incorrect responses side by side
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.core.files import write_atomically
+from cluster.core.text import json_text
 from cluster.core.types import CategoryOf, ScoredGroup
 from cluster.tracking.pages import transcript_page
 from cluster.tracking.transcripts import record
@@ -30,7 +30,7 @@ def write_evaluation(
         OSError: if a file cannot be written.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(stem.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
+    write_atomically(stem.with_suffix(".json"), json_text(report, indent=2) + "\n")
     write_atomically(stem.with_suffix(".jsonl"), "".join(f"{line}\n" for line in _lines(groups, category_of)))
     title = f"{report['task']}, {report['split']}: {report['model']}"
     write_atomically(stem.with_suffix(".html"), transcript_page(title, groups, category_of, SHOWN_RESPONSES))
@@ -40,4 +40,4 @@ def _lines(groups: Sequence[ScoredGroup], category_of: CategoryOf) -> Iterator[s
     """Yield one line per group. JSON escapes every line break that a model wrote."""
     for group in groups:
         pairs = list(zip(group.responses, group.verdicts, strict=True))
-        yield json.dumps(record(group, pairs, category_of(group.prompt.problem)))
+        yield json_text(record(group, pairs, category_of(group.prompt.problem)))

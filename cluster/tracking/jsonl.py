@@ -19,6 +19,7 @@ from cluster.core.errors import RefusedError
 from cluster.core.files import write_atomically
 from cluster.core.reading import FIX, RECORD_MIB, object_of, open_regular, read_bytes, shown_path
 from cluster.core.renamed import current_row
+from cluster.core.text import json_text
 from cluster.run_state.run_lock import RunDirectoryLostError
 
 _LISTS = ("prompts", "dropped")
@@ -73,12 +74,12 @@ class MetricsFile:
                 f"and on resume call truncate_after(<the checkpoint's step>) first"
             )
         row: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
-        row |= {key: _finite(value) for key, value in metrics.items()}
+        row |= metrics
         if prompts:
             row["prompts"] = list(prompts)
         if dropped:
             row["dropped"] = {reason: list(ids) for reason, ids in dropped.items()}
-        self._stream.write(json.dumps(row, allow_nan=False) + "\n")
+        self._stream.write(f"{json_text(row)}\n")
         self._stream.flush()
         self._last_step = step
 
@@ -112,7 +113,8 @@ class MetricsFile:
 
         After a crash in between, moved lines may be in both files, but none is lost.
         """
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        with self._path.open(encoding="utf-8", newline="\n") as stream:  # as `read_metrics` divides it
+            lines = stream.readlines()
         later = [line for line in lines if json.loads(line)["step"] > step]
         if later:
             with self._superseded.open("a", encoding="utf-8") as stream:
@@ -193,12 +195,6 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
         elif key not in _LISTS and not (isinstance(value, int | float) and abs(value) <= _LARGEST):
             raise RefusedError(f"{where}: the value of {key[:40]!r} is not a number; {FIX}")
     return row
-
-
-def _finite(value: float) -> float | None:
-    """Return a finite number, or None. Scalars of NumPy and torch, which `json` refuses, become Python's."""
-    number = value if isinstance(value, int) else float(value)
-    return number if math.isfinite(number) else None
 
 
 def _cut_half_written_line(path: Path) -> None:

@@ -5,7 +5,6 @@ Correct and incorrect responses to the same prompt are shown next to each other,
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from cluster.core.errors import RefusedError
 from cluster.core.files import write_atomically
 from cluster.core.reading import FIX, RECORD_MIB, object_of, read_text, shown_path
 from cluster.core.renamed import current_transcript
-from cluster.core.text import visible_text
+from cluster.core.text import json_text, visible_text
 from cluster.core.types import Response, ScoredGroup, Verdict
 
 Pair = tuple[Response, Verdict]
@@ -32,7 +31,7 @@ def write_transcripts(file: Path, step: int, groups: Sequence[ScoredGroup], resp
         OSError: if a file cannot be written.
     """
     write_atomically(file, render(step, groups, responses))
-    lines = [json.dumps(record(group, pairs)) for group, pairs in choose(groups, responses)]
+    lines = [json_text(record(group, pairs)) for group, pairs in choose(groups, responses)]
     write_atomically(file.with_suffix(".jsonl"), "".join(f"{line}\n" for line in lines))
 
 
@@ -42,7 +41,7 @@ def write_batch(file: Path, groups: Sequence[ScoredGroup]) -> None:
     Raises:
         OSError: if the file cannot be written.
     """
-    lines = [json.dumps(_with_tokens(group)) for group in groups]
+    lines = [json_text(_with_tokens(group)) for group in groups]
     write_atomically(file, "".join(f"{line}\n" for line in lines), durable=True)
 
 

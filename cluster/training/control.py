@@ -23,7 +23,7 @@ import ray
 from cluster.core.actor import Actor
 from cluster.core.failures import trimmed
 from cluster.runtime.auth import token_sources
-from cluster.runtime.connect import probe
+from cluster.runtime.connect import ClusterRefusedError, probe
 from rollout.fleet.fleet import RolloutFleet
 
 NAMESPACE = "hpo-trainer"
@@ -205,6 +205,8 @@ def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str
         )
     try:
         probe(address)
+    except ClusterRefusedError as error:
+        raise NoLiveRunError(str(error)) from error
     except OSError as error:
         raise NoLiveRunError(
             f"no Ray cluster answers at {address}: the run {name} has ended, or its cluster has another --address"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from cluster.commands.compare.trials import State, Trial, last_line, run_trials,
 from cluster.commands.report.figures import png
 from cluster.core.files import write_atomically
 from cluster.core.project import code_version
+from cluster.core.text import json_text
 from cluster.metrics.run_measures import PASS_AT_1, REWARD, Row, curve
 from cluster.run_state.run_directory import RunDirectory
 from cluster.run_state.run_lock import run_lock
@@ -103,7 +103,7 @@ def write_results(comparison: Comparison) -> Results:
         for name, figure in figures(results, rows):
             plots.append(f"{name}.png")
             write_atomically(comparison.directory / plots[-1], png(figure))
-    write_atomically(comparison.directory / "comparison.json", json.dumps(as_json(results), indent=1) + "\n")
+    write_atomically(comparison.directory / "comparison.json", json_text(as_json(results), indent=1) + "\n")
     write_atomically(comparison.directory / "comparison.md", as_markdown(results, code_version(), plots))
     return results
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -10,6 +9,7 @@ from rich.console import Console
 
 from cluster.commands.exits import explained_exits
 from cluster.commands.options import EVALUATE_PANEL, Address, AsJson, ConfigFile, Overrides, checked_config
+from cluster.core.text import json_text
 from cluster.core.types import Split
 from cluster.run_state.run_directory import RunDirectory
 
@@ -59,7 +59,7 @@ def evaluate(
     ):
         report = run_evaluation(config, split, console)
     if as_json:
-        typer.echo(json.dumps(report))
+        typer.echo(json_text(report))
     else:
         for table in report_tables(report):
             terminal.print(table)

@@ -97,6 +97,12 @@ SECRETS = (
     ),
     *(
         "service?account*.json",
+        "*credentials*.json",
+        "stored_tokens",
+        "auth.json",
+        ".dockerconfig*",
+        ".config",
+        ".cache",
         "client_secret*",
         "*.secret",
         "*.secrets",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -23,6 +23,8 @@ FIRST_PAUSE_S = 0.5
 """The pause before the first retry. It doubles for each further one, up to `LONGEST_PAUSE_S`."""
 LONGEST_PAUSE_S = 30.0
 MAX_REPLY_BYTES = 2**20
+SHORTEST_SECRET = 4
+"""The length from which a token is removed from replies. A shorter one is a part of many words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,16 @@ def pause_s(attempt: int) -> float:
     return min(FIRST_PAUSE_S * 2.0 ** min(attempt, 10), LONGEST_PAUSE_S)
 
 
+def _quoted_forms(header: tuple[str, str] | None) -> list[str]:
+    """Return the texts by which a reply may quote the token: the header's value, its last word (the token itself), and
+    both as Python and JSON write them."""
+    if header is None:
+        return []
+    texts = {header[1], *header[1].split()[-1:]}
+    forms = {form for text in texts for form in (text, repr(text)[1:-1], json.dumps(text)[1:-1])}
+    return sorted((form for form in forms if len(form) >= SHORTEST_SECRET), key=len, reverse=True)
+
+
 class _Failure(Exception):
     """The service gave no verdict. With `retry` a later attempt may succeed."""
 
@@ -65,6 +77,7 @@ class HttpScorer:
         self._endpoint = endpoint
         self._slots = asyncio.Semaphore(endpoint.concurrency)
         self._client: httpx.AsyncClient | None = None
+        self._secrets = _quoted_forms(endpoint.header)
 
     @property
     def pace(self) -> Pace:
@@ -76,7 +89,7 @@ class HttpScorer:
         """Open the client. No request is made yet.
 
         Raises:
-            RuntimeError: if the proxies of the environment cannot be used.
+            RuntimeError: if the proxies or the certificates of the environment cannot be used.
         """
         header = self._endpoint.header
         try:
@@ -85,11 +98,16 @@ class HttpScorer:
                 limits=httpx.Limits(max_connections=self._endpoint.concurrency),
                 headers=[header] if header else None,
             )
-        except Exception as error:  # ImportError, ValueError, InvalidURL: whatever httpx makes of a proxy
+        except Exception as error:  # whatever httpx makes of a proxy or of a file of certificates
+            why = shown_text(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            if isinstance(error, OSError):  # also ssl.SSLError
+                raise RuntimeError(
+                    "the certificates of the environment (SSL_CERT_FILE, SSL_CERT_DIR) cannot be read "
+                    f"({why}): correct the variable, or unset it"
+                ) from None
             raise RuntimeError(
-                "a proxy of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used "
-                f"({shown_text(str(error).splitlines()[0] if str(error) else type(error).__name__)}): correct it, or "
-                f"add the host of {self._endpoint.shown} to NO_PROXY"
+                f"a proxy of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used ({why}): correct it, "
+                f"or add the host of {self._endpoint.shown} to NO_PROXY"
             ) from None
 
     async def close(self) -> None:
@@ -112,6 +130,19 @@ class HttpScorer:
                 task.cancel()
 
     async def _score(self, problem: Any, response: str) -> Verdict:
+        """Return the service's verdict, whose texts do not quote the token, however the reply has escaped it."""
+        verdict = await self._answered(problem, response)
+        if not self._secrets:
+            return verdict
+        answer = None if verdict.answer is None else self._without_token(verdict.answer)
+        return replace(verdict, answer=answer, reason=self._without_token(verdict.reason))
+
+    def _without_token(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "[token]")
+        return text
+
+    async def _answered(self, problem: Any, response: str) -> Verdict:
         for attempt in range(self._endpoint.retries + 1):
             try:
                 async with self._slots:
@@ -149,7 +180,8 @@ class HttpScorer:
             raise self._failure(f"answered with {error}", retry=False) from None
 
     async def _post(self, request: str) -> tuple[int, bytes]:
-        """Return the status and the body of the reply. A body that is too long is cut, and is then not JSON."""
+        """Return the status and the body of the reply, without the token. A body that is too long is cut, and is then
+        not JSON."""
         assert self._client is not None, "call start first"
         # A compressed body of a few kilobytes may unpack to gigabytes.
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -159,7 +191,11 @@ class HttpScorer:
                 received += part
                 if len(received) > MAX_REPLY_BYTES:
                     break
-            return reply.status_code, bytes(received[: MAX_REPLY_BYTES + 1])
+        # Here and not only in the verdict, because a message quotes a part of the body, which may end in the token.
+        body = bytes(received[: MAX_REPLY_BYTES + 1])
+        for secret in self._secrets:
+            body = body.replace(secret.encode(), b"[token]")
+        return reply.status_code, body
 
     def _failure(self, what: str, retry: bool) -> _Failure:
         return _Failure(failed_verdict(f"{self._endpoint.shown} {shown_text(what)}"), retry)

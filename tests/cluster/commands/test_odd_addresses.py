@@ -29,6 +29,9 @@ MALFORMED = (
     "ftp://host:1",
     "host:1\n",
     "a" * 300 + ":1",
+    "a..b:6379",
+    "ray://a..b:1",
+    "a" * 64 + ".example:6379",
     "user:PLANTED@host:6379",
     "\x00:1",
 )
@@ -54,6 +57,13 @@ def test_scale_refuses_a_malformed_address_wherever_it_comes_from(tmp_path: Path
     assert refused(result)
     assert "ray_address: " in result.stderr
     assert "PLANTED" not in result.output
+
+
+def test_scale_refuses_a_job_server(tmp_path: Path) -> None:
+    run = made(config_of(tmp_path))
+    result = run_command("scale", run.path, "--rollout-workers", 2, "--address", "http://127.0.0.1:8265")
+    assert refused(result)
+    assert "is a job server" in result.stderr
 
 
 @pytest.mark.parametrize(

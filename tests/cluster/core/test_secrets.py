@@ -41,6 +41,16 @@ KNOWN = [
         "KUBECONFIG",
         "PGPASSWORD",
     ),
+    *(
+        "SLACK_WEBHOOK_URL",
+        "STRIPE_SK",
+        "STORAGE_CONNECTION_STRING",
+        "SAS_URL",
+        "SESSION_ID",
+        "X_KEY1",
+        "X_KEY_2",
+    ),
+    *("X509_USER_PROXY", "KRB5CCNAME"),
     *("SSH_AUTH_SOCK", "DATABASE_DSN", "NETRC", "KAGGLE_KEY", "openai_api_key", "hfToken", "SENTRY_DSN"),
 ]
 ORDINARY = [
@@ -62,6 +72,7 @@ ORDINARY = [
         "HF_HUB_OFFLINE",
         "WANDB_MODE",
     ),
+    *("SORT_KEY_FUNCTION", "TASK_ID", "SKIP", "KEYBOARD"),
     *("NCCL_SOCKET_IFNAME", "TMPDIR", "LANG", "VIRTUAL_ENV", "DS_ACCELERATOR", "HTTP_PROXY", "MONKEY"),
 ]
 
@@ -135,6 +146,44 @@ def test_a_verifier_process_has_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_p
     reason = asyncio.run(reported())
     assert reason == "is passed on, secret: False"
     assert not [name for name in verifier_environment(os.environ) if name.startswith("RAY_")]
+
+
+RANDOM = st.text("abcdefghijkmnpqrstuvwxyzABCDEFGHIJKLMNPQRSTUVWXYZ23456789", min_size=40, max_size=60)
+
+
+@given(
+    st.sampled_from(
+        ["hf_", "ghp_", "github_pat_", "glpat-", "xoxb-", "sk-", "sk-proj-", "pypi-", "AIza", "npm_"]
+    ),
+    RANDOM,
+    st.sampled_from(["{}", "Bearer {}", "--token {}", "key: {}"]),
+)
+def test_a_key_is_recognized_by_its_value(mark: str, rest: str, around: str) -> None:
+    assert verifier_environment({"INNOCENT": around.format(mark + rest)}) == {}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "AKIA2EXAMPLE3KEY4567",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl",
+        "-----BEGIN RSA PRIVATE KEY-----\nMIIE",
+        "DefaultEndpointsProtocol=https;AccountName=x;AccountKey=PLANTED",
+        "Server=x;Password=PLANTED",
+        "http://host/x?token=PLANTED",
+        "postgres://user:PLANTED@host/db",
+    ],
+)
+def test_other_secrets_are_recognized_by_their_values(value: str) -> None:
+    assert verifier_environment({"INNOCENT": value}) == {}
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["/usr/bin:/bin", "C.UTF-8", "http://proxy:3128", "task-123456789012", "shf_conversion_table_v2", "1"],
+)
+def test_ordinary_values_are_passed_on(value: str) -> None:
+    assert verifier_environment({"INNOCENT": value}) == {"INNOCENT": value}
 
 
 SECRET_URLS = st.builds(

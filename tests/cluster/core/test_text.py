@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.core.text import plain_text, visible_text
+from cluster.core.text import json_text, plain_text, visible_text
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,25 @@ def test_visible_text_stays(text: str) -> None:
 
 def test_escapes_are_written_out() -> None:
     assert visible_text("\x1b[31mred\u202e") == "\\u001b[31mred\\u202e"
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.floats(width=32).map(np.float32)
+    | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner),
+)
+
+
+@given(VALUES)
+def test_every_value_is_json_that_every_program_reads(value: object) -> None:
+    """Strict parsers refuse NaN and Infinity, which Python's writes unless it is told otherwise."""
+
+    def refused(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads(json_text(value), parse_constant=refused)

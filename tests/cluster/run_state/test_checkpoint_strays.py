@@ -25,6 +25,14 @@ def a_copy_named_as_another_step(directory: Path) -> Path:
     return shutil.copytree(directory / "step-000100", directory / "step-000900")
 
 
+def a_copy_with_more_zeros(directory: Path) -> Path:
+    return shutil.copytree(directory / "step-000050", directory / "step-0000050")
+
+
+def a_copy_with_other_digits(directory: Path) -> Path:
+    return shutil.copytree(directory / "step-000050", directory / "step-٠٠٠٠٥٠")
+
+
 def a_backup(directory: Path) -> Path:
     return shutil.copytree(directory / "step-000050", directory / "step-000050.backup")
 
@@ -68,6 +76,8 @@ def a_note(name: str) -> Callable[[Path], Path]:
 STRAYS: list[Callable[[Path], Path]] = [
     a_copy,
     a_copy_named_as_another_step,
+    a_copy_with_more_zeros,
+    a_copy_with_other_digits,
     a_backup,
     a_link,
     a_link_with_the_name_of_a_step,

@@ -247,7 +247,22 @@ def test_a_record_from_the_future_becomes_stale_too(path: Path, hasty: None) -> 
     LockFile.take(path).release()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": "x"}'])
+def damaged(**changes: str) -> str:
+    """Return a complete record with other values, which are JSON."""
+    values = {"host": '"x"', "boot": '"b"', "namespace": '"n"', "process": "1", "started": '"1"'}
+    values |= {"command": '"train"', "since": "1e9"} | changes
+    return "{" + ", ".join(f'"{key}": {value}' for key, value in values.items()) + "}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", '{"host": "x"}', "[" * 100_000),
+        *(damaged(since=since) for since in ("NaN", "1e300", "Infinity", "-1", '"now"', "null", "9" * 5000)),
+        *(damaged(process=process) for process in ('"1"', "null", "[1]", "1.5")),
+        *(damaged(command=command) for command in ("1", "null", '["train"]')),
+    ],
+)
 def test_an_incomplete_record_counts_as_one_of_another_machine(path: Path, hasty: None, content: str) -> None:
     """Its process may have been killed after it made the file, or may be about to write the record."""
     path.parent.mkdir()

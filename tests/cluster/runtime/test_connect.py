@@ -75,7 +75,7 @@ def test_a_refusal_by_the_cluster_is_one_line(
     ("address", "said"),
     [
         ("127.0.0.1:1", "no Ray cluster listens at 127.0.0.1:1"),
-        ("http://head:8265", "use launch.py submit to send a run to it"),
+        ("http://head:8265", "is a job server: launch.py submit sends a run to it"),
     ],
 )
 def test_an_address_without_a_cluster_fails_at_once(address: str, said: str) -> None:

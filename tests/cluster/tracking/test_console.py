@@ -310,14 +310,14 @@ def test_everything_is_a_line() -> None:
         console.step(2, {"reward/mean": 0.25, "objective/loss": math.nan})
         console.event("a\nb \x1b[31m")
         console.warning("lost")
-        console.summary({"pass_at_1": 0.5, "where": Path("runs")})
+        console.summary({"pass_at_1": 0.5, "where": Path("runs"), "loss": math.inf})
     assert told(stream) == [
         {"kind": "stage", "text": "building the model: 1 %"},
         {"kind": "stage", "text": "training"},
         {"kind": "step", "step": 2, "metrics": {"reward/mean": 0.25, "objective/loss": None}},
         {"kind": "event", "text": "a\nb \x1b[31m"},
         {"kind": "warning", "text": "lost"},
-        {"kind": "summary", "summary": {"pass_at_1": 0.5, "where": "runs"}},
+        {"kind": "summary", "summary": {"pass_at_1": 0.5, "where": "runs", "loss": None}},
     ]
     assert "\x1b" not in stream.getvalue()
 

@@ -93,6 +93,18 @@ def test_logging_continues_after_a_truncation(tmp_path: Path) -> None:
     assert [row["x"] for row in rows(paths(tmp_path)[1])] == [3, 4]
 
 
+@pytest.mark.parametrize("content", ['"a\u2028b": 1', '"a\u2029b": 1', '"a\x85b": 1', '\r"a": 1'])
+def test_only_a_line_feed_ends_a_line(tmp_path: Path, content: str) -> None:
+    """Another program may write characters that our JSON escapes, and that `str.splitlines` takes for line breaks."""
+    path = paths(tmp_path)[0]
+    lines = [f'{{"step": {step}, "time": 1, {content}}}\n' for step in range(3)]
+    path.write_text("".join(lines), newline="")
+    with MetricsFile(*paths(tmp_path)) as metrics:
+        assert metrics.truncate_after(0) == 2
+    assert path.read_bytes() == lines[0].encode()
+    assert paths(tmp_path)[1].read_bytes() == "".join(lines[1:]).encode()
+
+
 @pytest.mark.parametrize("step", [2, 1])
 def test_an_existing_step_is_refused(tmp_path: Path, step: int) -> None:
     with MetricsFile(*paths(tmp_path)) as metrics:

@@ -161,6 +161,13 @@ PLANTED = [
         "prod.env",
         "db_password",
     ),
+    *(
+        "application_default_credentials.json",
+        ".cache/huggingface/stored_tokens",
+        ".config/gh/hosts.yml",
+        "auth.json",
+        ".dockerconfigjson",
+    ),
 ]
 SENT = [
     "tokenizer.json",

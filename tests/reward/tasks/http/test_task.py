@@ -267,6 +267,26 @@ async def test_the_token_comes_from_a_variable(
     assert headers[0].get("Authorization") == "Bearer PLANTED" or headers[0].get("X-Api-Key") == "PLANTED"
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "status:500:debug page, Authorization was Bearer PLANTED-PLANTED",
+        "status:400:" + 90 * "x" + "PLANTED-PLANTED",  # a message quotes the first 100 characters
+        "body:PLANTED-PLANTED",
+        "body:" + json.dumps({"reward": 1, "reason": "for PLANTED-PLANTED", "answer": "PLANTED-PLANTED"}),
+        "body:" + json.dumps({"reward": 1, "reason": "PLANTED-PLANTED"}).replace("PLANTED", r"PL\u0041NTED"),
+        "body:" + json.dumps({"reward": 1, "PLANTED-PLANTED": 1}),
+    ],
+)
+@pytest.mark.parametrize("header", ["", "X-Api-Key: ", "Authorization: Bearer "])
+async def test_a_token_that_the_service_sends_back_is_not_in_the_verdict(
+    service: Service, header: str, reply: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCORER_TOKEN", f"{header}PLANTED-PLANTED")
+    (verdict,) = await verdicts(service.url, [reply], token_variable="SCORER_TOKEN", retries=0)
+    assert "PLANT" not in f"{verdict.reason} {verdict.answer}"
+
+
 @pytest.mark.parametrize("value", [None, "", "two\nlines", "é"])
 def test_a_token_that_cannot_be_sent_is_refused(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SCORER_TOKEN", raising=False)
