@@ -1,7 +1,8 @@
 """Compare the memory that `launch.py check` estimates for a learner rank with that of real runs on the CPU.
 
 Each case is a run of two steps: from the second step on, the optimizer's moments exist during backward. Meanwhile the
-memory of the learner's process is read every 10 ms, without the shared memory that holds published weights.
+memory of the learner's process is read every 10 ms, without the shared memory that holds published weights. A shaping
+reward that depends on the text of a response gives every group variance, because groups without it are not computed.
 
     plain            SmolLM2-135M, float32, ZeRO 2, as configs/countdown_smollm2.yaml, with larger micro-batches
     checkpointing    the same with gradient checkpointing
@@ -32,10 +33,14 @@ from benchmarks.report import Target, checked, write_cases
 from cluster.configuration.loading import load_config
 from cluster.configuration.memory import GIB, learner_memory
 from cluster.configuration.model_shape import find_shape
+from cluster.run_state.run_directory import RunDirectory
+from cluster.tracking import read_metrics
 
 PROJECT = Path(__file__).parents[1]
 CONFIG_FILE = PROJECT / "configs" / "countdown_smollm2.yaml"
 INTERVAL_S = 0.01
+VARIED = "import zlib\ndef reward(problem, response): return zlib.crc32(response.encode()) % 1000 / 1000\n"
+"""A module with a reward that differs between the responses of a group."""
 TARGET = Target("smaller / larger of measured and estimated", 0.85)
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"learner.gradient_checkpointing": False},
@@ -81,14 +86,18 @@ def measured(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Run a training. Return the measured and the estimated memory of its learner rank."""
     with tempfile.TemporaryDirectory() as directory:
         given = [f"{key}={value}" for key, value in {**settings, "directory": directory}.items()]
+        given.append("reward.shaping=[{function: 'varied:reward', weight: 1.0}]")
+        (Path(directory) / "varied.py").write_text(VARIED)
         log = Path(directory) / "log"
         with open(log, "w") as output:
             command = [sys.executable, str(PROJECT / "launch.py"), "train", str(CONFIG_FILE), *given]
-            run = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            run = subprocess.Popen(command, cwd=directory, stdout=output, stderr=subprocess.STDOUT)
             peak = peak_of_learner(run)
         if run.returncode:
             raise SystemExit(f"the run failed:\n{log.read_text()}")
-    config = load_config(CONFIG_FILE, given).config
+        config = load_config(CONFIG_FILE, given).config
+        rows = list(read_metrics(RunDirectory(config.run_directory).metrics_file))[1:]
+    assert all(row["reward/zero_variance_fraction"] == 0 for row in rows), rows
     estimate = learner_memory(config, find_shape(config))
     found = {TARGET.ratio: round(min(peak, estimate.total) / max(peak, estimate.total), 3)}
     return {

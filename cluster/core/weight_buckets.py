@@ -12,6 +12,7 @@ our own could make it hold the whole model.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -110,16 +111,41 @@ def receive_in_buckets(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield name and tensor of everything that the learner sends with the same `layout` and `capacity`.
 
-    The tensors of a bucket share its memory. Each bucket has memory of its own, because an engine may keep a tensor.
+    The tensors of a bucket share its memory. An engine may keep a tensor, so memory is used again only when no tensor
+    in it is left.
     """
     import torch
 
-    for bucket in plan_buckets(layout, capacity):
-        buffer = torch.empty(bucket.size, dtype=torch.uint8, device=device)
+    buckets = plan_buckets(layout, capacity)
+    memory = _ReusedMemory(max((bucket.size for bucket in buckets), default=0))
+    for bucket in buckets:
+        if bucket.size and device.type == "cpu":
+            buffer = memory.take()[: bucket.size]
+        else:
+            buffer = torch.empty(bucket.size, dtype=torch.uint8, device=device)
         if bucket.size:
             broadcast(buffer)
         for slot in bucket.slots:
             yield slot.layout.name, _view(buffer, slot)
+        del buffer
+
+
+class _ReusedMemory:
+    """Memory for one bucket after the other on the CPU, where the kernel takes longer to provide new pages than the
+    bytes take to arrive. On GPUs torch keeps memory that was released."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._free: list[bytearray] = []
+
+    def take(self) -> torch.Tensor:
+        """Return a tensor, uint8 [size]. Its memory is free again when the last tensor that shares it is gone."""
+        import torch
+
+        memory = self._free.pop() if self._free else bytearray(self._size)
+        view = memoryview(memory)  # which torch holds as long as a tensor uses the memory
+        weakref.finalize(view, self._free.append, memory).atexit = False
+        return torch.frombuffer(view, dtype=torch.uint8)
 
 
 def _packed(bucket: Bucket, source: Iterator[tuple[str, torch.Tensor]], buffer: torch.Tensor) -> torch.Tensor:

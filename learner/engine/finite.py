@@ -89,14 +89,14 @@ def _refuse(tensors: Iterable[tuple[str, Tensor]], what: str) -> None:
     import torch
 
     checked = [(name, tensor) for name, tensor in tensors if tensor.numel() and tensor.is_floating_point()]
-    # The largest magnitude is NaN if any element is. It takes one pass, without a copy of the tensor.
-    largest = [torch.linalg.vector_norm(tensor, math.inf).float() for _, tensor in checked]
+    # The extremes are NaN if any element is. They take one pass at the speed of memory, without a copy of the tensor.
+    extremes = [torch.stack(torch.aminmax(tensor)).float() for _, tensor in checked]
     by_device: dict[torch.device, list[int]] = {}
-    for index, value in enumerate(largest):
+    for index, value in enumerate(extremes):
         by_device.setdefault(value.device, []).append(index)
     found: set[str] = set()
     for indices in by_device.values():  # one synchronization for each device
-        finite = torch.stack([largest[index] for index in indices]).isfinite().tolist()
+        finite = torch.stack([extremes[index] for index in indices]).isfinite().all(dim=1).tolist()
         found |= {checked[index][0] for index, good in zip(indices, finite, strict=True) if not good}
     if found:
         names = sorted(found)

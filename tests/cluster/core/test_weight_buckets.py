@@ -110,6 +110,29 @@ def test_a_tensor_that_is_kept_is_not_overwritten() -> None:
     assert all(bits(kept[name]) == bits(tensor) for name, tensor in tensors.items())
 
 
+@given(LAYOUTS, CAPACITIES, st.sets(st.integers(0, 11)))
+def test_memory_is_used_again_only_without_tensors_in_it(
+    layout: list[WeightLayout], capacity: int, kept: set[int]
+) -> None:
+    """Some tensors are kept, as slices of which Python knows nothing more: the memory they use stays as it is."""
+    tensors, parts = weights(layout), {}
+    for index, (name, tensor) in enumerate(received(layout, sent(layout, tensors, capacity), capacity)):
+        if index in kept:
+            parts[name] = torch.nn.Parameter(tensor.view(-1).view(torch.uint8), requires_grad=False).data[:]
+        del tensor
+    assert all(part.tolist() == bits(tensors[name]) for name, part in parts.items())
+
+
+def test_the_memory_of_a_bucket_is_used_again() -> None:
+    """Each page that the kernel provides costs as much as copying it several times."""
+    layout = [WeightLayout(f"weight {index}", "uint8", (1000,)) for index in range(50)]
+    places = set()
+    for _, tensor in received(layout, sent(layout, weights(layout), 1), 1):
+        places.add(tensor.data_ptr())
+        del tensor
+    assert len(places) <= 2
+
+
 def test_tensors_that_are_parts_of_others_are_sent_as_they_are_described() -> None:
     whole = torch.arange(12.0).view(3, 4)
     tensors = {"rows": whole[1:], "columns": whole[:, 1], "turned": whole.T}
