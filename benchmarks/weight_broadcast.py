@@ -39,7 +39,13 @@ from benchmarks.report import Target, checked, medians, ratios, seconds_in_turn,
 from cluster.core.shared_channel import BUFFERS, MemberChannel, ServingChannel
 from cluster.core.shared_memory import allocate
 from cluster.core.types import WeightLayout
-from cluster.core.weight_buckets import BUCKET_BYTES, plan_buckets, receive_in_buckets, send_in_buckets
+from cluster.core.weight_buckets import (
+    BUCKET_BYTES,
+    BucketMemory,
+    plan_buckets,
+    receive_in_buckets,
+    send_in_buckets,
+)
 from cluster.core.weight_channel import ChannelSpec, WeightChannel
 
 RECEIVERS = 2
@@ -63,7 +69,7 @@ def receive(spec: ChannelSpec, rank: int, layout: list[WeightLayout], orders: Co
     channel = WeightChannel(spec, rank, CPU)
     shared = MemberChannel(replace(spec, number=spec.number + 1), rank, CPU)
     size = sum(bucket.size for bucket in plan_buckets(layout, 1))
-    memory = np.ones(size, dtype=np.uint8)
+    memory, buckets = np.ones(size, dtype=np.uint8), BucketMemory(CPU)
     listener = socket.create_server((ADDRESS, 0))
     orders.send(listener.getsockname()[1])
     connection, _ = listener.accept()
@@ -73,7 +79,7 @@ def receive(spec: ChannelSpec, rank: int, layout: list[WeightLayout], orders: Co
                 connection.recv_into(memory.data, size, socket.MSG_WAITALL)
             else:
                 broadcast = shared.broadcast if order == "shared" else channel.broadcast
-                for _ in receive_in_buckets(broadcast, layout, CPU, WAYS[order]):
+                for _ in receive_in_buckets(broadcast, layout, buckets, WAYS[order]):
                     pass
             orders.send("received")
     channel.close()
@@ -108,9 +114,11 @@ def measure(shapes: Sequence[tuple[str, tuple[int, ...]]], repeats: int) -> dict
             for thread in threads:
                 thread.join()
 
+        buckets = BucketMemory(CPU)
+
         def send(name: str) -> None:
             broadcast = shared.broadcast if name == "shared" else channel.broadcast
-            send_in_buckets(broadcast, layout, weights.items(), CPU, WAYS[name])
+            send_in_buckets(broadcast, layout, weights.items(), buckets, WAYS[name])
             shared.finish()
 
         def copy_all() -> None:

@@ -2,8 +2,8 @@
 
 Both sides compute the same plan from the layout of the version, so nothing but weights travels:
 
-    send_in_buckets(broadcast, layout, weights.items(), device)              # the learner
-    for name, tensor in receive_in_buckets(broadcast, layout, device):       # each process of an engine
+    send_in_buckets(broadcast, layout, weights.items(), memory)              # the learner
+    for name, tensor in receive_in_buckets(broadcast, layout, memory):       # each process of an engine
         ...
 
 The order of the tensors is kept. An engine may hold a tensor until the rest of its layer has arrived, so an order of
@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from cluster.core.types import WeightLayout
 
@@ -77,28 +79,51 @@ def plan_buckets(layout: Sequence[WeightLayout], capacity: int = BUCKET_BYTES) -
     return [*buckets, Bucket(tuple(slots))] if slots else buckets
 
 
+class BucketMemory:
+    """Memory for the buckets of one process, bucket after bucket and version after version.
+
+    On the CPU it is kept, because the kernel takes longer to provide new pages than the bytes take to arrive. On GPUs
+    torch keeps what was released.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._free: list[np.ndarray] = []
+
+    def take(self, size: int, plan: Sequence[Bucket]) -> torch.Tensor:
+        """Return a tensor, uint8 [size], for a bucket of `plan`. Its memory is free again when the last tensor that
+        shares it is gone."""
+        import torch
+
+        if self.device.type != "cpu" or not size:
+            return torch.empty(size, dtype=torch.uint8, device=self.device)
+        memory = self._free.pop() if self._free else np.empty(0, dtype=np.uint8)
+        if len(memory) < size:
+            memory = np.empty(max(bucket.size for bucket in plan), dtype=np.uint8)
+        view = memory.data  # which torch holds as long as a tensor uses the memory
+        weakref.finalize(view, self._free.append, memory).atexit = False
+        return torch.frombuffer(view, dtype=torch.uint8)[:size]
+
+
 def send_in_buckets(
     broadcast: Broadcast,
     layout: Sequence[WeightLayout],
     tensors: Iterable[tuple[str, torch.Tensor]],
-    device: torch.device,
+    memory: BucketMemory,
     capacity: int = BUCKET_BYTES,
 ) -> None:
-    """Broadcast `tensors`, which are in the order of `layout`. Only one bucket at a time has memory on `device`.
+    """Broadcast `tensors`, which are in the order of `layout`. Only one bucket at a time has memory on the device.
 
     Raises:
         ValueError: if a tensor is not the one that the layout describes. The receivers would misread it.
     """
-    import torch
-
-    buckets = plan_buckets(layout, capacity)
-    largest = max((bucket.size for bucket in buckets if not bucket.is_one_tensor), default=0)
-    buffer = torch.empty(largest, dtype=torch.uint8, device=device)
+    packed_buckets = [bucket for bucket in plan_buckets(layout, capacity) if not bucket.is_one_tensor]
+    buffer = memory.take(max((bucket.size for bucket in packed_buckets), default=0), packed_buckets)
     source = iter(tensors)
-    for bucket in buckets:
+    for bucket in plan_buckets(layout, capacity):
         packed = _packed(bucket, source, buffer)
         if bucket.size:
-            broadcast(packed.to(device))
+            broadcast(packed.to(memory.device))
     if (left := next(source, None)) is not None:
         raise ValueError(f"the published layout lacks the weight {left[0]}")
 
@@ -106,7 +131,7 @@ def send_in_buckets(
 def receive_in_buckets(
     broadcast: Broadcast,
     layout: Sequence[WeightLayout],
-    device: torch.device,
+    memory: BucketMemory,
     capacity: int = BUCKET_BYTES,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield name and tensor of everything that the learner sends with the same `layout` and `capacity`.
@@ -114,38 +139,14 @@ def receive_in_buckets(
     The tensors of a bucket share its memory. An engine may keep a tensor, so memory is used again only when no tensor
     in it is left.
     """
-    import torch
-
     buckets = plan_buckets(layout, capacity)
-    memory = _ReusedMemory(max((bucket.size for bucket in buckets), default=0))
     for bucket in buckets:
-        if bucket.size and device.type == "cpu":
-            buffer = memory.take()[: bucket.size]
-        else:
-            buffer = torch.empty(bucket.size, dtype=torch.uint8, device=device)
+        buffer = memory.take(bucket.size, buckets)
         if bucket.size:
             broadcast(buffer)
         for slot in bucket.slots:
             yield slot.layout.name, _view(buffer, slot)
         del buffer
-
-
-class _ReusedMemory:
-    """Memory for one bucket after the other on the CPU, where the kernel takes longer to provide new pages than the
-    bytes take to arrive. On GPUs torch keeps memory that was released."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._free: list[bytearray] = []
-
-    def take(self) -> torch.Tensor:
-        """Return a tensor, uint8 [size]. Its memory is free again when the last tensor that shares it is gone."""
-        import torch
-
-        memory = self._free.pop() if self._free else bytearray(self._size)
-        view = memoryview(memory)  # which torch holds as long as a tensor uses the memory
-        weakref.finalize(view, self._free.append, memory).atexit = False
-        return torch.frombuffer(view, dtype=torch.uint8)
 
 
 def _packed(bucket: Bucket, source: Iterator[tuple[str, torch.Tensor]], buffer: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cluster.core.types import PolicyVersion
-from cluster.core.weight_buckets import send_in_buckets
+from cluster.core.weight_buckets import BucketMemory, send_in_buckets
 from cluster.core.weight_channel import FAILURES, ChannelSpec, OfferRequest, WeightChannel
 from learner.weights.pull import PullSender
 
@@ -22,6 +22,7 @@ class BroadcastSender:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._buckets = BucketMemory(device)
         self._pull = PullSender(device)
         self._channel: WeightChannel | None = None
         """The channel to the engines that took the last broadcast."""
@@ -51,7 +52,7 @@ class BroadcastSender:
         if self._channel is None or self._channel.spec != spec:
             self._leave_channel()
             self._channel = WeightChannel(spec, 0, self._device)
-        send_in_buckets(self._channel.broadcast, version.layout, tensors.items(), self._device)
+        send_in_buckets(self._channel.broadcast, version.layout, tensors.items(), self._buckets)
 
     def _leave_channel(self, failure: str = "") -> None:
         """Close the channel. The members notice a failure by themselves, as the group's other ends."""

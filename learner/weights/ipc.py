@@ -42,7 +42,7 @@ class IpcSender(BroadcastSender):
 
     def _transfer(self, spec: ChannelSpec, version: PolicyVersion, tensors: Mapping[str, Tensor]) -> None:
         channel = self._joined(spec, version)
-        send_in_buckets(channel.broadcast, version.layout, tensors.items(), self._device)
+        send_in_buckets(channel.broadcast, version.layout, tensors.items(), self._buckets)
         channel.finish()
 
     def _joined(self, spec: ChannelSpec, version: PolicyVersion) -> ServingChannel:

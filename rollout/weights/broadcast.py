@@ -20,7 +20,7 @@ import ray
 
 from cluster.core.deadlines import within
 from cluster.core.types import LogprobGap, PolicyVersion, WeightLayout
-from cluster.core.weight_buckets import receive_in_buckets
+from cluster.core.weight_buckets import BucketMemory, receive_in_buckets
 from cluster.core.weight_channel import FAILURES, ChannelSpec, OfferRequest, WeightChannel
 from cluster.core.weight_transport import (
     CoordinatorContext,
@@ -173,6 +173,7 @@ class ChannelSource:
 
     def __init__(self, device: torch.device, rank: int) -> None:
         self._device = device
+        self._buckets = BucketMemory(device)
         self._rank = rank
         """The rank of this process in its engine."""
         self._channel: Channel | None = None
@@ -183,7 +184,7 @@ class ChannelSource:
         address, port, number, size, timeout_s, names, first_rank = arguments
         spec = ChannelSpec(address, port, number, size, timeout_s, tuple(names))
         channel = self._joined(spec, first_rank + self._rank)
-        return receive_in_buckets(channel.broadcast, layout, self._device)
+        return receive_in_buckets(channel.broadcast, layout, self._buckets)
 
     def close(self) -> None:
         channel, self._channel = self._channel, None

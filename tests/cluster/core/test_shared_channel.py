@@ -28,7 +28,7 @@ from cluster.core.peer_process import own_process
 from cluster.core.shared_channel import BUFFERS, MemberChannel, ServingChannel, assign
 from cluster.core.shared_memory import SharedMemory, allocate
 from cluster.core.types import WeightLayout
-from cluster.core.weight_buckets import receive_in_buckets, send_in_buckets
+from cluster.core.weight_buckets import BucketMemory, receive_in_buckets, send_in_buckets
 from cluster.core.weight_channel import FAILURES, Arrival, ChannelSpec
 
 ADDRESS = "127.0.0.1"
@@ -135,13 +135,15 @@ def test_versions_travel_in_buckets_over_one_channel(
 
     def receive(at: ChannelSpec) -> list[dict[str, torch.Tensor]]:
         channel = MemberChannel(at, 1, CPU)
-        return [dict(receive_in_buckets(channel.broadcast, layout, CPU, capacity)) for _ in versions]
+        return [
+            dict(receive_in_buckets(channel.broadcast, layout, BucketMemory(CPU), capacity)) for _ in versions
+        ]
 
     with opened_store() as store, ThreadPoolExecutor(1) as threads:
         taking = threads.submit(receive, spec(store, 1))
         channel = ServingChannel(spec(store, 1), 0, 1, CPU, memory)
         for weights in versions:
-            send_in_buckets(channel.broadcast, layout, weights.items(), CPU, capacity)
+            send_in_buckets(channel.broadcast, layout, weights.items(), BucketMemory(CPU), capacity)
             channel.finish()
         for found, weights in zip(taking.result(), versions, strict=True):
             assert list(found) == list(weights)
