@@ -6,8 +6,9 @@ reward that depends on the text of a response gives every group variance, becaus
 
     plain            SmolLM2-135M, float32, ZeRO 2, as configs/countdown_smollm2.yaml, with larger micro-batches
     checkpointing    the same with gradient checkpointing
+    adapters         the same as plain with low-rank adapters
 
-    python benchmarks/memory_estimate.py               # 6 minutes on two cores
+    python benchmarks/memory_estimate.py               # 10 minutes on two cores
 
 Target: the smaller one of measured and estimated memory is at least 0.85 of the larger one.
 """
@@ -45,6 +46,7 @@ TARGET = Target("smaller / larger of measured and estimated", 0.85)
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"learner.gradient_checkpointing": False},
     "checkpointing": {"learner.gradient_checkpointing": True},
+    "adapters": {"learner.gradient_checkpointing": False, "learner.lora_rank": 16},
 }
 SETTINGS: dict[str, Any] = {
     "name": "memory",

@@ -21,8 +21,9 @@ from benchmarks.report import RESULTS
 DOCS = RESULTS.parents[1] / "docs"
 DOCUMENTS = {
     "learner.md": ("learner_ranks", "learner_speed", "logprob_memory"),
-    "rollouts.md": ("rollout_throughput", "weight_publication", "overlap"),
+    "rollouts.md": ("rollout_throughput", "weight_publication", "weight_broadcast", "overlap"),
     "fleet.md": ("fleet_scale",),
+    "gpu.md": ("memory_estimate",),
 }
 """The benchmarks of each document. Benchmarks without targets (docs/rewards.md) are described in the text."""
 MARKS = "<!-- benchmarks/table.py writes from here -->\n", "<!-- to here -->"
@@ -85,6 +86,9 @@ def _median_rows(name: str, case: str, kept: dict[str, Any]) -> Iterator[str]:
         medians = ", ".join(f"{way} {seconds:.3g} s" for way, seconds in kept["median_s"].items())
         times = len(next(iter(kept["seconds"].values())))
         yield f"| {name} | {case} | {times} | {medians} | {kept['commit']} |"
+    if "measured_gib" in kept:
+        sizes = f"measured {kept['measured_gib']:.2f} GiB, estimated {kept['estimated_gib']:.2f} GiB"
+        yield f"| {name} | {case} | 1 | {sizes} | {kept['commit']} |"
 
 
 if __name__ == "__main__":

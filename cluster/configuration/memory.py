@@ -11,8 +11,8 @@ activations stays with the process, the first phase and the larger one of the ot
 
 Sizes follow from the model's shape. The activations were counted on meta tensors, and the allocations of DeepSpeed's
 engines on CPU (tests/cluster/configuration/test_memory.py, tests/learner/engine/test_counted_memory.py). The total of a
-rank on the CPU is not confirmed by a committed result. No GPU was available: what CUDA, NCCL and vLLM reserve for
-themselves is taken from their sources.
+rank on the CPU was compared with real runs (benchmarks/memory_estimate.py). No GPU was available: what CUDA, NCCL and
+vLLM reserve for themselves is taken from their sources.
 """
 
 from __future__ import annotations
