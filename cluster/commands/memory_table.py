@@ -11,6 +11,7 @@ from cluster.configuration.memory import (
     Memory,
     copied_bytes,
     engine_memory,
+    exported_bytes,
     learner_memory,
     offloaded_bytes,
     shared_memory,
@@ -62,7 +63,9 @@ def memory_table(config: RunConfig, shape: ModelShape, machine: Machine | None) 
     if offloaded := offloaded_bytes(config, shape):
         table.add_row("  in host memory", _gib(offloaded), "", "offloaded state")
     if copied := copied_bytes(config, shape):
-        table.add_row("  rank 0 in host memory", _gib(copied), "", "pinned copy of the published weights")
+        exported = exported_bytes(config, shape)
+        parts = f"pinned copy of the published weights {_gib(copied)}, export of the model {_gib(exported)}"
+        table.add_row("  rank 0 in host memory", _gib(copied + exported), "", parts)
     _add_engine(table, config, shape, gpu_gib)
     _add(table, "/dev/shm of a node", shared_memory(config, shape), None)
     return table

@@ -16,6 +16,7 @@ from cluster.configuration.memory import (
     GIB,
     copied_bytes,
     engine_memory,
+    exported_bytes,
     learner_memory,
     offloaded_bytes,
     shared_memory,
@@ -106,7 +107,8 @@ def host_bytes(config: RunConfig, shape: ModelShape, roles: Collection[ActorRole
     if "learner" in roles and not config.learner.gpus_per_rank:
         total += config.learner.ranks * learner_memory(config, shape).total
     elif "learner" in roles:
-        total += config.learner.ranks * offloaded_bytes(config, shape) + copied_bytes(config, shape)
+        total += config.learner.ranks * offloaded_bytes(config, shape)
+        total += copied_bytes(config, shape) + exported_bytes(config, shape)
     if "rollout" in roles and not config.rollout.gpus_per_worker:
         total += config.rollout.workers * engine_memory(config, shape).total
     return total

@@ -1,6 +1,6 @@
 """Estimate the memory of a run: of each learner rank, of each engine, and of shared memory. Pure and torch-free.
 
-A learner rank always holds its state, and needs the largest of three phases beside it (on the CPU, where the memory of
+A learner rank always holds its state, and needs the largest of these phases beside it (on the CPU, where the memory of
 activations stays with the process, the first phase and the larger one of the others):
 
     state               weights, float32 copy, moments, accumulated gradients, reference, buffers for engines, process
@@ -8,6 +8,7 @@ activations stays with the process, the first phase and the larger one of the ot
                         new gradients before they are added to the accumulated ones (on the CPU a phase of its own)
     + optimizer step    copies of the gradients that DeepSpeed makes, bucket
     + publication       the weights that ZeRO 3 gathers at a time
+    + export            the whole model in the host's memory (on the CPU a phase of its own)
 
 Sizes follow from the model's shape. The activations were counted on meta tensors, and the allocations of DeepSpeed's
 engines on CPU (tests/cluster/configuration/test_memory.py, tests/learner/engine/test_counted_memory.py). The total of a
@@ -175,7 +176,8 @@ def _phases(config: RunConfig, shape: ModelShape) -> list[list[Part]]:
             1 if _is_plain(config) else 2
         )  # the C library keeps freed memory
         end = [Part("new gradients", new), Part("bucket", max(full, bucket))]
-        return [backward, end, [Part("optimizer step", copies)], [Part("publication", publication)]]
+        export = [Part("export", exported_bytes(config, shape))]
+        return [backward, end, [Part("optimizer step", copies)], [Part("publication", publication)], export]
     # In bfloat16, and in ZeRO 3, each gradient is added to the accumulated ones at once.
     new = 4 * trained / learner.ranks if stage == 2 and width == 4 and on_device else 0
     backward += [
@@ -280,6 +282,12 @@ def copied_bytes(config: RunConfig, shape: ModelShape) -> float:
     """Return the bytes of the copy of a version in the host's memory of rank 0. With the transport broadcast it exists
     from the first worker on that pulls."""
     return PINNED_WASTE * version_bytes(config, shape) if config.learner.gpus_per_rank else 0
+
+
+def exported_bytes(config: RunConfig, shape: ModelShape) -> float:
+    """Return the bytes of the whole model, with merged adapters, that rank 0 copies into the host's memory to write the
+    final model."""
+    return element_size(config) * shape.parameters
 
 
 def offloaded_bytes(config: RunConfig, shape: ModelShape) -> float:
