@@ -1,14 +1,14 @@
 """Estimate the memory of a run: of each learner rank, of each engine, and of shared memory. Pure and torch-free.
 
 A learner rank always holds its state, and needs the largest of these phases beside it (on the CPU, where the memory of
-activations stays with the process, the first phase and the larger one of the others):
+activations stays with the process, the first phase and the largest of the others):
 
     state               weights, float32 copy, moments, accumulated gradients, reference, buffers for engines, process
     + backward          activations of one micro-batch, one layer's gradients, blocks of logits, bucket and its copy,
                         new gradients before they are added to the accumulated ones (on the CPU a phase of its own)
     + optimizer step    copies of the gradients that DeepSpeed makes, bucket
     + publication       the weights that ZeRO 3 gathers at a time
-    + export            the whole model in the host's memory (on the CPU a phase of its own)
+    + export            the whole model, which rank 0 copies into the host's memory (on GPUs it is counted there)
 
 Sizes follow from the model's shape. The activations were counted on meta tensors, and the allocations of DeepSpeed's
 engines on CPU (tests/cluster/configuration/test_memory.py, tests/learner/engine/test_counted_memory.py). The total of a

@@ -152,9 +152,10 @@ def _kept_parameters(query: str) -> Iterator[str]:
 
 def _is_host(host: str) -> bool:
     if _HOST_NAME.fullmatch(host):
-        return all(
-            0 < len(label) < 64 for label in host.removesuffix(".").split(".")
-        )  # else no name server knows it
+        labels = host.removesuffix(".").split(
+            "."
+        )  # the socket library raises UnicodeError for impossible ones
+        return all(0 < len(label) < 64 for label in labels)
     try:
         ipaddress.ip_address(host)
     except ValueError:

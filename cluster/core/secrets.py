@@ -51,7 +51,9 @@ _PLURALS = re.compile(r"(API|ACCESS|AUTH|REFRESH|SESSION|BEARER|DEPLOY|HUB|HF)_?
 _ORDINARY = ("PWD", "OLDPWD")
 _SECRET_VALUE = re.compile(
     r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@]+@"  # a URL with a user
-    r"|(?<![A-Za-z0-9])(hf_|gh[opsur]_|github_pat_|glpat-|xox[abprs]-|sk-|sk_live_|rk_live_|pypi-|npm_)[A-Za-z0-9_-]{12}"
+    # The mark of an issuer and then random letters and digits. A folder such as hf_models_cache has no such part.
+    r"|(?<![A-Za-z0-9])(hf_|gh[opsur]_|github_pat_|glpat-|xox[abprs]-|sk-|sk_live_|rk_live_|pypi-|npm_)[A-Za-z0-9_-]*?"
+    r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{16}"
     r"|(?<![A-Za-z0-9])(AKIA|ASIA)[A-Z0-9]{12}"
     r"|(?<![A-Za-z0-9])AIza[A-Za-z0-9_-]{30}"
     r"|eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}\."  # a JSON web token

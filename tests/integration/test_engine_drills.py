@@ -281,7 +281,7 @@ async def test_one_run_survives_all_failures_of_engines(
         run.events.clear()
         name, process = next(iter(fleet.process_ids.items()))
         os.kill(process, signal.SIGSTOP)
-        await run.hears(fleet, f"{name} was lost", "_timeout_s")
+        await run.hears(fleet, f"{name} was lost", "for any sign of life of")
         await all_up(fleet)
 
         run.events.clear()

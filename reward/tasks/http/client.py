@@ -23,8 +23,8 @@ FIRST_PAUSE_S = 0.5
 """The pause before the first retry. It doubles for each further one, up to `LONGEST_PAUSE_S`."""
 LONGEST_PAUSE_S = 30.0
 MAX_REPLY_BYTES = 2**20
-SHORTEST_SECRET = 4
-"""The length from which a token is removed from replies. A shorter one is a part of many words."""
+SHORTEST_SECRET = 8
+"""The length from which a token is removed from replies. A shorter one may be a part of numbers and names in them."""
 
 
 @dataclass(frozen=True, slots=True)

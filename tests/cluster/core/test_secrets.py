@@ -148,7 +148,8 @@ def test_a_verifier_process_has_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not [name for name in verifier_environment(os.environ) if name.startswith("RAY_")]
 
 
-RANDOM = st.text("abcdefghijkmnpqrstuvwxyzABCDEFGHIJKLMNPQRSTUVWXYZ23456789", min_size=40, max_size=60)
+LETTERS = st.text("abcdefghijkmnpqrstuvwxyzABCDEFGHIJKLMNPQRSTUVWXYZ", min_size=20, max_size=30)
+RANDOM = st.builds("{}{}{}".format, LETTERS, st.integers(0, 10**6), LETTERS)
 
 
 @given(
@@ -180,7 +181,17 @@ def test_other_secrets_are_recognized_by_their_values(value: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["/usr/bin:/bin", "C.UTF-8", "http://proxy:3128", "task-123456789012", "shf_conversion_table_v2", "1"],
+    [
+        "/usr/bin:/bin",
+        "C.UTF-8",
+        "http://proxy:3128",
+        "task-123456789012",
+        "shf_conversion_table_v2",
+        "1",
+        "/data/hf_models_cache_directory/hub:/x",
+        "/opt/sk-learn-experiments-2024/bin",
+        "/work/hf_datasets-v2",
+    ],
 )
 def test_ordinary_values_are_passed_on(value: str) -> None:
     assert verifier_environment({"INNOCENT": value}) == {"INNOCENT": value}

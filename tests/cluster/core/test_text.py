@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import unicodedata
 
 import numpy as np
@@ -67,6 +68,20 @@ VALUES = st.recursive(
     | st.binary(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner),
 )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (math.nan, "null"),
+        (np.float32(0.5), "0.5"),
+        (b"1.5", "\"b'1.5'\""),
+        (np.arange(2), '"[0 1]"'),
+        ({1: (2,)}, '{"1": [2]}'),
+    ],
+)
+def test_values_that_json_lacks(value: object, text: str) -> None:
+    assert json_text(value) == text
 
 
 @given(VALUES)
