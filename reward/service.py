@@ -2,8 +2,9 @@
 
     RewardPool ─▶ RewardActor ─▶ scorer: a sandbox of verifier processes, a remote service, or both
 
-A verifier that raises, exceeds its time limit or breaks its process gives a verdict with the outcome "error" or
-"timeout". Such a response is counted and excluded from its group's statistics; it does not get a reward of 0.
+A verifier that raises, or breaks its process, gives a verdict with the outcome "error". Such a response is counted and
+excluded from its group's statistics; it does not get a reward of 0. A response that takes the verifier to its limit of
+time or memory gets the outcome "limit", and counts as not correct.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ class RewardActor:
         failures: Counter[str] = Counter()
         missing = len(requests)
         async for verdicts in self._scorer.score(requests):
-            failures.update(v.reason for _, v in verdicts if v.outcome in ("error", "timeout"))
+            failures.update(v.reason for _, v in verdicts if v.outcome in ("error", "limit"))
             missing -= len(verdicts)
             yield verdicts
             if missing:

@@ -35,7 +35,7 @@ class FullVerdict(BaseModel):
     reward: Number | StrictBool | None = None
     """By default 1 for the outcome "correct", else 0."""
     outcome: Outcome | None = None
-    """By default decided by the reward. "error" excludes the response from the statistics."""
+    """By default decided by the reward. "error" excludes the response from the statistics; "limit" does not."""
     answer: str | None = None
     """The answer found in the response, for transcripts and majority votes."""
     reason: str = ""
@@ -103,8 +103,8 @@ def refuse_renamed(outcome: object, prefix: str) -> None:
 
 
 def error_verdict(error: BaseException) -> Verdict:
-    """Return the verdict on a response whose verifier raised `error`."""
-    return failed_verdict(describe_error(error))
+    """Return the verdict on a response whose verifier raised `error`. Too little memory is a limit."""
+    return failed_verdict(describe_error(error), "limit" if isinstance(error, MemoryError) else "error")
 
 
 def failed_verdict(reason: str, outcome: Outcome = "error") -> Verdict:

@@ -23,7 +23,7 @@ def verifier_problem(
         verdict = asyncio.run(_score_empty_response(task, reward, search_path, problem))
     except (RuntimeError, ValueError) as error:  # those that `start` and `make_scorer` document
         return str(error)
-    if verdict.outcome in ("error", "timeout"):
+    if verdict.outcome in ("error", "limit"):
         return f"the verifier gave no verdict on an empty response: {verdict.reason}"
     return None
 

@@ -42,7 +42,8 @@ METRICS = {
     "reward/zero_variance_share": "reward/zero_variance_fraction",
     "reward/dropped_share": "reward/dropped_fraction",
     "reward/error_share": "reward/error_fraction",
-    "reward/timeout_share": "reward/timeout_fraction",
+    "reward/timeout_share": "reward/limit_fraction",
+    "reward/timeout_fraction": "reward/limit_fraction",
     "objective/positive_share": "objective/positive_fraction",
     "objective/negative_share": "objective/negative_fraction",
     "objective/push_positive": "objective/advantage_mass_positive",
@@ -66,7 +67,7 @@ METRICS = {
 SPLITS = {"held_out": "eval"}
 """The present name of the renamed split of a task's problems."""
 
-OUTCOMES = {"right": "correct", "wrong": "incorrect"}
+OUTCOMES = {"right": "correct", "wrong": "incorrect", "timeout": "limit"}
 """The present name of each renamed outcome of a verdict."""
 
 DROP_REASONS = {"all right": "all correct", "all wrong": "all incorrect", "not judged": "no verdict"}

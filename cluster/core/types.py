@@ -11,7 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-Outcome = Literal["correct", "incorrect", "error", "timeout"]
+Outcome = Literal["correct", "incorrect", "limit", "error"]
+"""The result of a verifier: `limit` if the response took it to its limit of time or memory, `error` if it failed.
+
+A limit counts as not correct, since otherwise a model could avoid bad rewards by answers that no verifier can finish.
+An error leaves the statistics, because the verifier, a service or the machine causes it."""
 FinishReason = Literal["stop", "length"]
 Split = Literal["train", "eval"]
 """The part of a dataset: for training or for evaluation."""
@@ -98,6 +102,11 @@ class Verdict:
     answer: str | None
     reason: str
 
+    @property
+    def is_valid(self) -> bool:
+        """True if the verdict enters the statistics; False if the verifier failed."""
+        return self.outcome != "error"
+
 
 IndexedVerdicts = Sequence[tuple[int, Verdict]]
 """Verdicts, each with the index of its response in the request."""
@@ -143,7 +152,7 @@ class ScoredGroup:
     @property
     def valid(self) -> int:
         """The number of responses with a known outcome; on the remaining ones the verifier failed."""
-        return sum(verdict.outcome in ("correct", "incorrect") for verdict in self.verdicts)
+        return sum(verdict.is_valid for verdict in self.verdicts)
 
     @property
     def correct(self) -> int:

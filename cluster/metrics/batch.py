@@ -18,7 +18,7 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
     lengths = np.array([len(response.token_ids) for response in responses])
     staleness = np.array([learner_version - response.min_version for response in responses])
     missing = int((~np.isfinite(np.concatenate([response.logprobs for response in responses]))).sum())
-    valid = [verdict for verdict in verdicts if verdict.outcome in ("correct", "incorrect")]
+    valid = [verdict for verdict in verdicts if verdict.is_valid]
     length_by_outcome = {}
     for outcome in ("correct", "incorrect"):
         has_outcome = np.array([verdict.outcome == outcome for verdict in verdicts])
@@ -28,7 +28,7 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
         "reward/mean": _mean([verdict.reward for verdict in valid]) if valid else math.nan,
         "reward/correct_fraction": sum(verdict.outcome == "correct" for verdict in verdicts) / len(verdicts),
         "reward/error_fraction": 1 - len(valid) / len(verdicts),
-        "reward/timeout_fraction": sum(verdict.outcome == "timeout" for verdict in verdicts) / len(verdicts),
+        "reward/limit_fraction": sum(verdict.outcome == "limit" for verdict in verdicts) / len(verdicts),
         "response_length/mean": float(lengths.mean()),
         **length_by_outcome,
         "response_length/std": float(lengths.std()),

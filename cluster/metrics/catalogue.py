@@ -97,13 +97,13 @@ _REWARD = Section(
         Metric("reward/overlong_penalty_mean", "mean soft over-long penalty that was added to the rewards"),
         Metric(
             "reward/error_fraction",
-            "fraction of the batch's responses whose verifier failed",
+            "fraction of the batch's responses whose verifier failed; they are not trained on",
             "fraction",
             "max",
         ),
         Metric(
-            "reward/timeout_fraction",
-            "fraction of the batch's responses whose verifier timed out; they count in `reward/error_fraction` too",
+            "reward/limit_fraction",
+            "fraction of the batch's responses that took the verifier to a limit; they count as not correct",
             "fraction",
             "max",
         ),
@@ -113,7 +113,9 @@ _REWARD = Section(
         Chart(
             "groups with zero reward variance", ("reward/zero_variance_fraction", "reward/dropped_fraction")
         ),
-        Chart("responses without a verdict", ("reward/error_fraction", "reward/timeout_fraction")),
+        Chart(
+            "responses that the verifier could not finish", ("reward/error_fraction", "reward/limit_fraction")
+        ),
     ),
 )
 

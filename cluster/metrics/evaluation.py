@@ -31,7 +31,7 @@ def categories_of(config: RunConfig) -> CategoryOf:
 
 
 def evaluation_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Return pass@1 (the mean over prompts of the fraction of correct responses among the valid ones), its standard
+    """Return pass@1 (the mean over prompts of the fraction of correct responses), its standard
     error over the prompts (which are the random sample), and the mean length of the responses (tokens)."""
     by_prompt = np.array(pass_at_k_estimates(groups, 1))
     responses = [response for group in groups for response in group.responses]
@@ -51,7 +51,7 @@ def evaluation_report(
 ) -> dict[str, Any]:
     """Return the report on the scored `groups`, ready for JSON.
 
-    Values that cannot be estimated are None: an interval from one prompt, and pass@k if no prompt has k valid
+    Values that cannot be estimated are None: an interval from one prompt, and pass@k if no prompt has k
     responses.
     """
     metrics = evaluation_metrics(groups)
@@ -86,12 +86,12 @@ def _rates(groups: Sequence[ScoredGroup]) -> dict[str, Any]:
     """Return pass@k and maj@k by k, with their intervals."""
     passed = {k: pass_at_k_estimates(groups, k) for k in powers_of_two(len(groups[0].responses))}
     voted = {k: majority_estimates(groups, k) for k in majority_ks(groups)}
-    valid = sum(group.valid for group in groups)
+    responses = sum(len(group.verdicts) for group in groups)
     return {
         "pass_at_k": {str(k): _mean(estimates) for k, estimates in passed.items()},
-        "pass_at_k_interval": {str(k): _interval(estimates, valid) for k, estimates in passed.items()},
+        "pass_at_k_interval": {str(k): _interval(estimates, responses) for k, estimates in passed.items()},
         "majority_at_k": {str(k): _mean(estimates) for k, estimates in voted.items()},
-        "majority_at_k_interval": {str(k): _interval(estimates, valid) for k, estimates in voted.items()},
+        "majority_at_k_interval": {str(k): _interval(estimates, responses) for k, estimates in voted.items()},
     }
 
 
@@ -99,8 +99,8 @@ def _mean(estimates: Sequence[float]) -> float | None:
     return fmean(estimates) if estimates else None
 
 
-def _interval(estimates: Sequence[float], valid: int) -> list[float] | None:
-    found = interval(estimates, valid)
+def _interval(estimates: Sequence[float], responses: int) -> list[float] | None:
+    found = interval(estimates, responses)
     return None if found is None else list(found)
 
 

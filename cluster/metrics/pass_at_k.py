@@ -12,23 +12,23 @@ _SMALLEST_VOTE = 3
 """The smallest k of maj@k: with two different answers the vote is a tie, so maj@2 equals pass@1."""
 
 
-def pass_at_k(valid: int, correct: int, k: int) -> float:
-    """Estimate pass@k from `valid` responses to one prompt, `correct` of which are correct: 1 − C(n − c, k) / C(n, k).
+def pass_at_k(responses: int, correct: int, k: int) -> float:
+    """Estimate pass@k from `responses` to one prompt, `correct` of which are correct: 1 − C(n − c, k) / C(n, k).
 
     This is the fraction, among all choices of k of the n responses, of those with at least one correct response. It is
     unbiased, while the plain 1 − (1 − c/n)^k is too low. Source: Chen et al. 2021, arXiv 2107.03374, section 2.1. For
     k = 1 it is c / n.
 
     Raises:
-        ValueError: unless 0 ≤ correct ≤ valid and 1 ≤ k ≤ valid.
+        ValueError: unless 0 ≤ correct ≤ responses and 1 ≤ k ≤ responses.
     """
-    if not (0 <= correct <= valid and 1 <= k <= valid):
+    if not (0 <= correct <= responses and 1 <= k <= responses):
         raise ValueError(
-            f"pass@{k} cannot be estimated from {valid} valid responses with {correct} correct ones"
+            f"pass@{k} cannot be estimated from {responses} responses with {correct} correct ones"
         )
-    choices = math.comb(valid, k)
+    choices = math.comb(responses, k)
     # Integers up to the division, so that no rounding errors add up.
-    return (choices - math.comb(valid - correct, k)) / choices
+    return (choices - math.comb(responses - correct, k)) / choices
 
 
 def powers_of_two(largest: int) -> list[int]:
@@ -37,13 +37,13 @@ def powers_of_two(largest: int) -> list[int]:
 
 
 def pass_at_k_estimates(groups: Sequence[ScoredGroup], k: int) -> list[float]:
-    """Return pass@k of each prompt of `groups`. Responses whose verifier failed do not count; prompts with fewer than
-    k valid responses are left out."""
-    return [pass_at_k(group.valid, group.correct, k) for group in groups if group.valid >= k]
+    """Return pass@k of each prompt of `groups`. A response whose verifier failed counts as not correct: a model must
+    not gain by answers that a verifier fails on. Prompts with fewer than k responses are left out."""
+    return [pass_at_k(len(group.verdicts), group.correct, k) for group in groups if len(group.verdicts) >= k]
 
 
 def mean_pass_at_k(groups: Sequence[ScoredGroup], k: int) -> float:
-    """Return the mean pass@k over the prompts of `groups` with at least k valid responses; NaN without such prompts."""
+    """Return the mean pass@k over the prompts of `groups` with at least k responses; NaN without such prompts."""
     estimates = pass_at_k_estimates(groups, k)
     return math.fsum(estimates) / len(estimates) if estimates else math.nan
 
@@ -69,7 +69,7 @@ def majority_at_k(answers: Mapping[str, int], correct: Mapping[str, int], abstai
     """
     responses = sum(answers.values()) + abstained
     if not 1 <= k <= responses:
-        raise ValueError(f"maj@{k} cannot be computed from {responses} valid responses")
+        raise ValueError(f"maj@{k} cannot be computed from {responses} responses")
     won = math.fsum(
         correct[answer] / answers[answer] * _choices_won(answer, answers, abstained, k)
         for answer in correct
@@ -99,9 +99,9 @@ def _choices_won(answer: str, answers: Mapping[str, int], abstained: int, k: int
 
 
 def majority_estimates(groups: Sequence[ScoredGroup], k: int) -> list[float]:
-    """Return maj@k of each prompt of `groups`. Responses whose verifier failed do not count; prompts with fewer than k
-    valid responses are left out."""
-    return [_group_majority(group, k) for group in groups if group.valid >= k]
+    """Return maj@k of each prompt of `groups`. A response whose verifier failed does not vote, like one without an
+    answer. Prompts with fewer than k responses are left out."""
+    return [_group_majority(group, k) for group in groups if len(group.verdicts) >= k]
 
 
 def majority_ks(groups: Sequence[ScoredGroup]) -> list[int]:
@@ -115,11 +115,9 @@ def majority_ks(groups: Sequence[ScoredGroup]) -> list[int]:
 
 
 def _group_majority(group: ScoredGroup, k: int) -> float:
-    valid: list[Verdict] = [
-        verdict for verdict in group.verdicts if verdict.outcome in ("correct", "incorrect")
-    ]
+    valid: list[Verdict] = [verdict for verdict in group.verdicts if verdict.is_valid]
     answers = Counter(verdict.answer for verdict in valid if verdict.answer is not None)
     correct = Counter(
         verdict.answer for verdict in valid if verdict.answer is not None and verdict.outcome == "correct"
     )
-    return majority_at_k(answers, correct, len(valid) - answers.total(), k)
+    return majority_at_k(answers, correct, len(group.verdicts) - answers.total(), k)

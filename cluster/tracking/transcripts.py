@@ -19,7 +19,7 @@ from cluster.core.types import Response, ScoredGroup, Verdict
 
 Pair = tuple[Response, Verdict]
 
-MARKS = {"correct": "✓ correct", "incorrect": "✗ incorrect", "error": "⚠ error", "timeout": "⏱ timeout"}
+MARKS = {"correct": "✓ correct", "incorrect": "✗ incorrect", "error": "⚠ error", "limit": "⏱ limit"}
 SHOWN_CHARACTERS = 6000
 """The number of characters of a text that are shown; longer texts are cut."""
 

@@ -163,7 +163,7 @@ def refuse_failed_verdicts(groups: Sequence[ScoredGroup], max_error_fraction: fl
         VerifierFailureError: if it failed, or timed out, on more. The message gives the most frequent reason.
     """
     verdicts = [verdict for group in groups for verdict in group.verdicts]
-    failed = [verdict for verdict in verdicts if verdict.outcome in ("error", "timeout")]
+    failed = [verdict for verdict in verdicts if verdict.outcome in ("error", "limit")]
     if len(failed) <= max_error_fraction * len(verdicts):
         return
     ((outcome, reason), count), *others = Counter(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cluster.core.config import ObjectiveConfig
-from cluster.core.types import ScoredGroup, TrainingBatch, TrainingSample
+from cluster.core.types import ScoredGroup, TrainingBatch, TrainingSample, Verdict
 from learner.objective.objectives import Scaling, resolve, sign_fractions
 
 STD_EPSILON = 1e-4
@@ -25,6 +25,13 @@ LARGE_REWARD = 1e100
 of larger numbers may overflow."""
 LARGEST_ADVANTAGE = 1e20
 """The limit of an advantage that is not scaled. The learner computes in float32, where a larger one could overflow."""
+
+
+def _rewards(verdicts: Sequence[Verdict]) -> list[float]:
+    """Return the reward of each response of a group. One that took the verifier to a limit has no reward of its own; it
+    gets the smallest one of its group, and at most 0, so that it never pays to be hard to verify."""
+    smallest = min([0.0, *(verdict.reward for verdict in verdicts if verdict.is_valid)])
+    return [smallest if verdict.outcome == "limit" else verdict.reward for verdict in verdicts]
 
 
 def build_training_batch(
@@ -42,10 +49,8 @@ def build_training_batch(
         max_response_tokens: the length limit under which the responses were sampled.
     """
     objective = resolve(config)
-    rewards = np.array([[verdict.reward for verdict in group.verdicts] for group in groups])
-    valid = np.array(
-        [[verdict.outcome in ("correct", "incorrect") for verdict in group.verdicts] for group in groups]
-    )
+    rewards = np.array([_rewards(group.verdicts) for group in groups])
+    valid = np.array([[verdict.is_valid for verdict in group.verdicts] for group in groups])
     lengths = np.array([[len(response.token_ids) for response in group.responses] for group in groups])
     truncated = np.array(
         [[response.finish_reason == "length" for response in group.responses] for group in groups]

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from cluster.core.types import Verdict
+from cluster.core.types import Outcome, Verdict
 from reward.sandbox.channel import ProtocolError, Scored, pack_request, read_verdicts
 from reward.sandbox.items import Item
-from reward.sandbox.process import ProcessFailedError, VerifierProcess
+from reward.sandbox.process import LimitExceededError, ProcessFailedError, VerifierProcess
 from reward.sandbox.spec import Limits
 from reward.verdicts import describe_error, failed_verdict
 
@@ -74,7 +74,7 @@ class Batch:
                 if self._is_out_of_time():
                     return False
         except ProcessFailedError as failure:
-            self._handle_death(str(failure))
+            self._handle_death(failure)
             return False
 
     def _request(self) -> bytes:
@@ -146,7 +146,7 @@ class Batch:
             return False
         reason = f"no verdict within {self._limits.timeout_s:g} s (reward.verifier_timeout_s)"
         if len(self.outstanding) == 1:
-            self._conclude(failed_verdict(reason, "timeout"))
+            self._conclude(failed_verdict(reason, "limit"))
         else:  # scored in one call: one of them may be responsible
             self._suspect_all()
         return True
@@ -162,12 +162,13 @@ class Batch:
         if slow:
             self._inspection_pause_s = min(1.5 * self._inspection_pause_s, LONGEST_INSPECTION_PAUSE_S)
         if excess := self._process.excess():
-            raise ProcessFailedError(excess)
+            raise LimitExceededError(excess)
 
-    def _handle_death(self, reason: str) -> None:
+    def _handle_death(self, failure: ProcessFailedError) -> None:
         """Blame the item if it was alone for the second time; otherwise any of the items may be responsible."""
         if len(self.outstanding) == 1 and next(iter(self.outstanding.values())).alone:
-            self._conclude(failed_verdict(reason))
+            outcome: Outcome = "limit" if isinstance(failure, LimitExceededError) else "error"
+            self._conclude(failed_verdict(str(failure), outcome))
         else:
             self._suspect_all()
 

@@ -41,6 +41,10 @@ class ProcessFailedError(RuntimeError):
     """The process has ended, or has sent an invalid reply. It cannot be used any more."""
 
 
+class LimitExceededError(ProcessFailedError):
+    """The process and its descendants took more than a limit allows."""
+
+
 class VerifierProcess:
     """Usage, within an event loop:
 
@@ -217,8 +221,9 @@ class VerifierProcess:
             loop.call_later(_LAST_REPLIES_S, self._report_end, patience_s - _LAST_REPLIES_S)
             return
         if self.progress.out_of_memory:
-            how = _OUT_OF_MEMORY
-        elif status is not None:
+            self._received.put_nowait(LimitExceededError(_OUT_OF_MEMORY))
+            return
+        if status is not None:
             how = how_it_ended(status)
         elif keeper_runs:
             how = "the verifier closed the channel of its process"

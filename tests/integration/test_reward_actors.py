@@ -100,7 +100,7 @@ async def test_groups_are_scored_concurrently_and_no_process_is_left(
     async with graph.rewards() as rewards:
         requests = [answers(row, [f"{row}", "no", "hang" if row == 0 else "no"]) for row in range(8)]
         first, *others = await asyncio.gather(*(all_verdicts(rewards, each) for each in requests))
-    assert [verdict.outcome for verdict in first] == ["correct", "incorrect", "timeout"]
+    assert [verdict.outcome for verdict in first] == ["correct", "incorrect", "limit"]
     for row, verdicts in enumerate(others, start=1):
         assert [verdict.outcome for verdict in verdicts] == ["correct", "incorrect", "incorrect"]
         assert verdicts[0].answer == f"{row}"

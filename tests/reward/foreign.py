@@ -47,7 +47,7 @@ TEXTS = (
         "correct",
         "incorrect",
         "error",
-        "timeout",
+        "limit",
         "right",
         "wrong",
         "perhaps",

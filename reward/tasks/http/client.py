@@ -168,7 +168,7 @@ class HttpScorer:
             reason = (
                 f"{endpoint.shown} did not answer within {endpoint.timeout_s:g} s (task.options.timeout_s)"
             )
-            raise _Failure(failed_verdict(reason, "timeout"), retry=True) from None
+            raise _Failure(failed_verdict(reason), retry=True) from None
         except Exception as error:
             raise self._failure(f"cannot be reached ({type(error).__name__}: {error})", retry=True) from None
         if status != httpx.codes.OK:

@@ -35,7 +35,7 @@ def test_the_metrics_of_a_batch() -> None:
             "reward/mean": 3 / 6,  # of the responses with a verdict
             "reward/correct_fraction": 3 / 8,  # of all responses
             "reward/error_fraction": 2 / 8,
-            "reward/timeout_fraction": 0.0,
+            "reward/limit_fraction": 0.0,
             "response_length/mean": 5.0,
             "response_length/correct_mean": (2 + 5 + 5) / 3,
             "response_length/incorrect_mean": (4 + 6 + 5) / 3,

@@ -9,6 +9,8 @@ from dataclasses import replace
 from io import StringIO
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from cluster.commands.evaluate.tables import report_tables
@@ -58,15 +60,15 @@ def test_the_report_as_json() -> None:
         "temperature": 1.0,
         "max_response_tokens": 256,
         "seed": 7,
-        "pass_at_1": pytest.approx((1 / 3 + 1) / 2),
-        "pass_at_1_stderr": pytest.approx(1 / 3),  # deviation 2/3 / √2, over √2
-        "pass_at_k": {"1": pytest.approx(2 / 3), "2": pytest.approx((2 / 3 + 1) / 2)},
+        "pass_at_1": pytest.approx((1 / 3 + 2 / 3) / 2),
+        "pass_at_1_stderr": pytest.approx(1 / 6),  # deviation 1/3 / √2, over √2
+        "pass_at_k": {"1": pytest.approx(1 / 2), "2": pytest.approx((2 / 3 + 1) / 2)},
         "pass_at_k_interval": {
-            "1": list(interval([1 / 3, 1], 5) or ()),
-            "2": list(interval([2 / 3, 1], 5) or ()),
+            "1": list(interval([1 / 3, 2 / 3], 6) or ()),
+            "2": list(interval([2 / 3, 1], 6) or ()),
         },
-        "majority_at_k": {"3": 0.0},
-        "majority_at_k_interval": {"3": None},
+        "majority_at_k": {"3": 0.5},
+        "majority_at_k_interval": {"3": list(interval([0.0, 1.0], 6) or ())},
         "intervals": {"confidence": CONFIDENCE, "method": METHOD},
         "categories": {},
         "truncated_fraction": pytest.approx(1 / 3),
@@ -80,9 +82,9 @@ def test_the_tables_of_the_report() -> None:
         ["model", "./[bold]model"],
         ["evaluated on", "countdown, eval: 2 prompts × 3 responses"],
         ["sampled with", "temperature 1, seed 7"],
-        ["pass@1", "66.7 % (0.5 … 99.9)"],
+        ["pass@1", "50.0 % (0.9 … 99.1)"],
         ["pass@2", "83.3 % (2.1 … 99.9)"],
-        ["maj@3", "0.0 %"],
+        ["maj@3", "50.0 % (0.2 … 99.8)"],
         ["mean length", "4.0 tokens"],
         ["truncated", "33 % at 256 tokens"],
         ["failed verdicts", "1"],
@@ -113,15 +115,15 @@ def test_each_category_has_its_own_numbers() -> None:
 def test_unknown_values_are_null_and_shown_as_question_marks() -> None:
     unseeded = make_prompt()
     unseeded = replace(unseeded, sampling=replace(unseeded.sampling, seed=None))
-    nothing_scored = [make_group([None, None], prompt=unseeded)]
-    report = evaluation_report(CONFIG, "eval", nothing_scored, no_category)
+    one_prompt = [make_group([None, None], prompt=unseeded)]
+    report = evaluation_report(CONFIG, "eval", one_prompt, no_category)
     unknown = {key for key, value in report.items() if value is None}
-    assert unknown == {"seed", "pass_at_1", "pass_at_1_stderr"}
-    assert report["pass_at_k"] == {"1": None, "2": None}
+    assert unknown == {"seed", "pass_at_1_stderr"}
+    assert report["pass_at_k"] == {"1": 0.0, "2": 0.0}
+    assert report["pass_at_k_interval"] == {"1": None, "2": None}
     assert report["failed_verdicts"] == 2
     assert not any(isinstance(value, float) and math.isnan(value) for value in report.values())
-    assert shown(nothing_scored).count("?") == 2
-    assert "no seed" in shown(nothing_scored)
+    assert "no seed" in shown(one_prompt)
 
 
 def test_pass_at_1_is_the_mean_over_prompts() -> None:
@@ -139,12 +141,26 @@ def test_pass_at_1_is_the_mean_over_prompts() -> None:
     )
 
 
-def test_a_failed_verifier_does_not_count_against_the_model() -> None:
-    """This holds for single responses, and for a prompt on whose responses the verifier always failed."""
-    failed = [make_group([1.0, None, 0.0, None]), make_group([None, None])]
-    assert evaluation_metrics(failed)["eval/pass_at_1"] == 1 / 2
-    assert evaluation_metrics(failed)["eval/error_fraction"] == pytest.approx(4 / 6)
-    assert math.isnan(evaluation_metrics(failed[1:])["eval/pass_at_1"])
+@given(
+    st.lists(st.lists(st.sampled_from([1.0, 0.0]), min_size=4, max_size=4), min_size=1, max_size=5), st.data()
+)
+def test_a_verifier_that_fails_in_place_of_saying_incorrect_changes_no_result(
+    rewards: list[list[float]], data: st.DataObject
+) -> None:
+    """A model gains nothing by answers that the verifier fails on: neither on solved nor on unsolved prompts."""
+    failing = [
+        [None if reward == 0 and data.draw(st.booleans()) else reward for reward in group]
+        for group in rewards
+    ]
+    with_failures, without = (
+        evaluation_report(CONFIG, "eval", [make_group(group) for group in groups], no_category)
+        for groups in (failing, rewards)
+    )
+    assert with_failures.pop("failed_verdicts") == sum(group.count(None) for group in failing)
+    assert without.pop("failed_verdicts") == 0
+    for report in (with_failures, without):  # votes: a response without an answer abstains
+        del report["majority_at_k"], report["majority_at_k_interval"]
+    assert with_failures == without
 
 
 def test_one_prompt_has_no_standard_error() -> None:

@@ -68,12 +68,11 @@ def test_powers_of_two_up_to_the_number_of_responses(largest: int, ks: list[int]
     assert powers_of_two(largest) == ks
 
 
-def test_a_failed_verdict_is_neither_correct_nor_incorrect() -> None:
-    """1 of 2 and 2 of 3 valid responses are correct. Only the second prompt has enough of them for pass@3."""
+def test_a_failed_verdict_is_not_correct() -> None:
     groups = [make_group([1.0, 0.0, None, None]), make_group([1.0, 1.0, 0.0, None])]
-    assert mean_pass_at_k(groups, 1) == pytest.approx((1 / 2 + 2 / 3) / 2)
-    assert mean_pass_at_k(groups, 3) == 1
-    assert math.isnan(mean_pass_at_k(groups, 4))
+    assert mean_pass_at_k(groups, 1) == pytest.approx((1 / 4 + 2 / 4) / 2)
+    assert mean_pass_at_k(groups, 4) == 1
+    assert math.isnan(mean_pass_at_k(groups, 5))
 
 
 # --- maj@k
@@ -154,10 +153,10 @@ def voted(answers: Sequence[str | None], rewards: Sequence[float | None]) -> Sco
 
 
 def test_a_failed_verdict_has_no_vote() -> None:
-    """Two responses are correct and one is incorrect. The fourth has no verdict, so this prompt has no vote of four."""
-    group = voted(["C3", "C3", "C1", None], [1.0, 1.0, 0.0, None])
-    assert majority_estimates([group], 3) == [1]
-    assert majority_estimates([group], 4) == []
+    group = voted(["C3", "C1", "C1", None], [1.0, 0.0, 0.0, None])
+    assert majority_estimates([group], 4) == [0]
+    assert majority_estimates([group], 3) == [pytest.approx((1 / 2 + 1 / 2 + 0 + 0) / 4)]
+    assert majority_estimates([group], 5) == []
 
 
 def test_prompts_have_equal_weight() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cluster.core.types import Group, Outcome, Prompt, Response, Sampling, ScoredGroup, Verdict, VersionSpan
 from cluster.tracking.transcripts import choose, render, write_transcripts
 
-OUTCOMES = st.lists(st.sampled_from(["correct", "incorrect", "error", "timeout"]), min_size=1, max_size=8)
+OUTCOMES = st.lists(st.sampled_from(["correct", "incorrect", "error", "limit"]), min_size=1, max_size=8)
 
 
 HOSTILE = st.lists(st.sampled_from(["`", "```", "````", "\n", "\n```\n", "# ", " ", "<!--", "é"])).map(

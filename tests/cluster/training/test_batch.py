@@ -228,24 +228,24 @@ def scored(*verdicts: Verdict) -> list[ScoredGroup]:
 
 
 ERROR = Verdict("error", 0.0, None, "KeyError: 'answer' (mine.py:7)")
-TIMEOUT = Verdict("timeout", 0.0, None, "no verdict within 5 s")
+LIMIT = Verdict("limit", 0.0, None, "no verdict within 5 s")
 
 
 def test_the_run_continues_up_to_the_allowed_fraction_of_failures() -> None:
-    refuse_failed_verdicts(scored(ERROR, TIMEOUT), 0.2, "in step 3")
+    refuse_failed_verdicts(scored(ERROR, LIMIT), 0.2, "in step 3")
     refuse_failed_verdicts(scored(*[ERROR] * 10), 1.0, "in step 3")
     refuse_failed_verdicts(scored(), 0.0, "in step 3")
 
 
 def test_more_failures_stop_the_run_and_the_most_frequent_reason_is_named() -> None:
     with pytest.raises(VerifierFailureError) as refusal:
-        refuse_failed_verdicts(scored(TIMEOUT, ERROR, ERROR), 0.2, "in step 3")
+        refuse_failed_verdicts(scored(LIMIT, ERROR, ERROR), 0.2, "in step 3")
     assert str(refusal.value) == (
         "in step 3, the verifier failed on 3 of 10 responses (reward.max_error_fraction: 0.2); on 2 of them with the "
         "error: KeyError: 'answer' (mine.py:7) (1 other reasons are in the transcripts and logs)"
     )
-    with pytest.raises(VerifierFailureError, match=r"on 1 of them with the timeout: no verdict within 5 s$"):
-        refuse_failed_verdicts(scored(TIMEOUT), 0.0, "in step 3")
+    with pytest.raises(VerifierFailureError, match=r"on 1 of them with the limit: no verdict within 5 s$"):
+        refuse_failed_verdicts(scored(LIMIT), 0.0, "in step 3")
 
 
 @pytest.mark.parametrize(("missing", "stops"), [(0, False), (1, False), (2, True), (100, True)])

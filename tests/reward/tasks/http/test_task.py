@@ -136,8 +136,8 @@ async def test_the_reply_of_the_service_is_the_verdict(service: Service) -> None
 @pytest.mark.parametrize(
     ("response", "outcome", "reason", "attempts"),
     [
-        ("hang", "timeout", "did not answer within 0.3 s (task.options.timeout_s)", 3),
-        ("drip", "timeout", "did not answer within 0.3 s", 3),
+        ("hang", "error", "did not answer within 0.3 s (task.options.timeout_s)", 3),
+        ("drip", "error", "did not answer within 0.3 s", 3),
         ("hang up", "error", "cannot be reached (RemoteProtocolError", 3),
         ("status:500:oh no", "error", "answered with status 500: 'oh no'", 3),
         ("status:429:", "error", "answered with status 429: ''", 3),
@@ -168,7 +168,7 @@ async def test_an_invalid_verdict_is_an_error_and_not_a_zero(
     service: Service, response: str, outcome: str, reason: str, attempts: int
 ) -> None:
     verdict, other = await verdicts(
-        service.url, [response, "4"], timeout_s=0.3 if outcome == "timeout" else 30
+        service.url, [response, "4"], timeout_s=0.3 if "did not answer within" in reason else 30
     )
     assert (verdict.outcome, verdict.reward) == (outcome, 0.0)
     assert f"{service.url} {reason}" in verdict.reason
