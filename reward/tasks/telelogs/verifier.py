@@ -1,7 +1,7 @@
 r"""The verifier of TeleLogs responses. The answer is the label in the last complete `\boxed{…}`.
 
-The following is tolerated around the label: doubled braces, spaces, `$`, a full stop, \text{…} and similar commands,
-and lower case. The bare number is accepted if the labels are C1 … C8, because the published prompts ask for the number
+The following is tolerated around the label: doubled braces, parentheses, spaces, `$`, a full stop, \text{…}, \textit{…}
+and similar commands, a lowered digit (`C_3`), and lower case. The bare number is accepted if the labels are C1 … C8, because the published prompts ask for the number
 of the cause. Exactly one label must remain. Everything else is incorrect: two labels, a label with words, digits of
 other scripts.
 """
@@ -17,8 +17,9 @@ from reward.tasks.telelogs.causes import LABELS
 MAX_ANSWER_CHARACTERS = 64
 
 _OPEN = "\\boxed{"
-_STYLES = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mathsf|bf|rm)(?![a-zA-Z])")
-_WRAPPING = " \t\r\n$.{}"
+_STYLES = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:bf|it|rm|sf|tt)|emph|bf|it|rm)(?![a-zA-Z])")
+_WRAPPING = " \t\r\n$.{}()"
+_LOWERED = re.compile(r"_\{?(?=[0-9]$)")
 _LABEL = re.compile(r"[A-Z]?[0-9]")
 
 
@@ -76,7 +77,7 @@ def _closing_brace(text: str, start: int, end: int) -> int | None:
 
 def _label_in(boxed: str, labels: Sequence[str]) -> str | None:
     """Return the one label that `boxed` contains, in the spelling of the prompt, or None."""
-    text = _STYLES.sub("", boxed).strip(_WRAPPING)
+    text = _LOWERED.sub("", _STYLES.sub("", boxed).strip(_WRAPPING))
     if not text.isascii():  # upper() would turn some letters of other scripts into ASCII
         return None
     text = text.upper()
