@@ -40,6 +40,7 @@ def run(script: str, *options: str) -> str:
         "logprob_memory.py",
         "reward_throughput.py",
         "telelogs_problems.py",
+        "math_verdicts.py",
         "fleet_scale.py",
         "weight_broadcast.py",
         *(pytest.param(script, marks=pytest.mark.slow) for script in WITH_ENGINES),

@@ -1,0 +1,126 @@
+"""References of all kinds, and a generator of answers that might be correct for too many of them.
+
+The answers come from a grammar with zero, infinity, undefined operations, limits, lists and relations. `hits` returns
+the references that an answer is correct for; `excused` those pairs of references that mean the same.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cache
+
+from reward.tasks.math.cleaning import clean, without_blanks
+from reward.tasks.math.comparison import equal_forms
+from reward.tasks.math.forms import Form
+from reward.tasks.math.reading import read
+
+REFERENCES: Sequence[str] = (
+    *(str(number) for number in range(-20, 100)),
+    *(f"{number}.5" for number in range(10)),
+    *(rf"\frac{{{number}}}{{7}}" for number in range(1, 20) if number % 7),
+    *(rf"\sqrt{{{number}}}" for number in (2, 3, 5, 6, 7, 10, 11, 13, 14, 15, 17, 19)),
+    *(r"\pi", r"2\pi", "e", r"\frac{\pi}{3}", r"1+\sqrt2", r"\ln 2", r"\sqrt[3]{2}", r"\frac{1+\sqrt5}{2}"),
+    *("x^2", "2x+1", "x", "y", r"\frac{x}{y}", "x=4", "y=2x", "x^2+y^2=1", "n(n+1)", r"\sin x", "2^n"),
+    *("(1,2)", "(0,0)", "[0,1]", r"(0,\infty)", r"\{1,2\}", "1,2", r"(-\infty,1)\cup(3,\infty)", "x>3"),
+    *(r"\begin{pmatrix}1\\2\end{pmatrix}", "3:4", "12:30", "2023-01-05", "10:00 p.m."),
+    *(
+        r"\text{yes}",
+        "A",
+        "B",
+        r"\text{Monday}",
+        "1011_2",
+        "5 cm",
+        "2 hours",
+        r"50\%",
+        r"\$12.40",
+        r"30^\circ",
+    ),
+    *(
+        "3+4i",
+        "i",
+        r"\infty",
+        r"-\infty",
+        "10^{20}",
+        "2^{100}",
+        r"\frac{1}{2^{99}}",
+        "0.001",
+        r"1, 2, \ldots, n",
+    ),
+)
+_ATOMS = (
+    "0",
+    "1",
+    "2",
+    "3",
+    "7",
+    "-1",
+    "0.5",
+    "10",
+    "100",
+    r"\infty",
+    r"\pi",
+    "x",
+    "nan",
+    "e",
+    "i",
+    "9^9",
+    "0",
+)
+_SHAPES = (
+    "|{}|", r"\frac{{{}}}{{{}}}", "{}/{}", "{}/{}/{}", "({})+({})", "({})-({})", r"{} \cdot {}", r"\log({})",
+    r"\max({},{})", r"\lim_{{x\to {}}} {}", r"\sqrt{{{}}}", "({})^{{{}}}", r"\tan({})", "({})!", r"\lfloor {} \rfloor",
+    r"\left|{}\right|", "x = {}", r"{} \text{{ or }} {}", "{}, {}", r"\pm {}", "({}, {})", "{} = {}", "{} < {}",
+    r"\int_0^{{{}}} x dx", r"\sum_{{n=0}}^{{{}}} {}", r"\{{{}\}}", r"{} \mod {}", r"\binom{{{}}}{{{}}}", r"{}\%",
+    "{}{}", "[{}, {}]", r"{} \cup {}", r"\begin{{pmatrix}}{}\\{}\end{{pmatrix}}", r"\arg({})", r"\gcd({},{})", "{} cm",
+    "{}:{}", "{}_{}", r"\text{{{}}}", r"\overline{{{}}}", r"x \in {}", r"{}^\circ", "{} ... {}", r"\min({},{})",
+)  # fmt: skip
+
+
+def answer(chance: random.Random, depth: int = 0) -> str:
+    """Return a random answer of the grammar."""
+    if depth > 3 or chance.random() < 0.35:
+        return chance.choice(_ATOMS)
+    shape = chance.choice(_SHAPES)
+    return shape.format(*(answer(chance, depth + 1) for _ in range(shape.count("{}"))))
+
+
+@cache
+def _read_references() -> list[tuple[str, str, Form]]:
+    return [(text, without_blanks(clean(text)), read(clean(text))) for text in REFERENCES]
+
+
+def hits(text: str) -> list[str]:
+    """Return the references that an answer is correct for."""
+    cleaned = clean(text)
+    plain, form = without_blanks(cleaned), read(cleaned)
+    return [
+        reference
+        for reference, expected, expected_form in _read_references()
+        if plain == expected or equal_forms(expected_form, form)
+    ]
+
+
+@cache
+def same_reference() -> frozenset[frozenset[str]]:
+    """Return the pairs of references that mean the same, such as `2` and `2 hours`."""
+    return frozenset(
+        frozenset((reference, other))
+        for reference in REFERENCES
+        for other in hits(reference)
+        if other != reference
+    )
+
+
+def too_many(text: str) -> list[str]:
+    """Return the references that an answer is correct for, if they do not all mean the same; else nothing.
+
+    A percentage is correct for two numbers, 50 % for 50 and for 0.5.
+    """
+    found = hits(text)
+    limit = 2 if "%" in text else 1
+    different: list[str] = []
+    for one in found:
+        if not any(frozenset((one, other)) in same_reference() for other in different):
+            different.append(one)
+    return found if len(different) > limit else []

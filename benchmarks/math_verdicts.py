@@ -1,0 +1,163 @@
+"""The verdicts of the `math` task: precision and recall on a corpus, and a search for answers that are always correct.
+
+    python benchmarks/math_verdicts.py            about twenty minutes on one core
+    python benchmarks/math_verdicts.py --smoke    a few answers, to check that it works
+
+The corpus (`math_corpus/`) has pairs of a reference and a response with the correct verdict. Its second half was
+written separately and was not looked at while the comparison was written. Both halves are also given to `math-verify`
+(parse and verify, with the same extraction of answers), which earlier versions used. The canary compares random answers
+of a grammar (`math_canary.py`) with references of all kinds. No answer may be correct for references that differ. The
+verdicts on the corpus are computed again in processes with different hash seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import math_canary
+from benchmarks.report import write_cases
+from reward.tasks.math.answers import last_answer, reference_answer
+from reward.tasks.math.comparison import equal
+
+CORPUS = Path(__file__).parent / "math_corpus"
+HALVES = ("seen", "unseen")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A reference and a response with the verdict that it deserves."""
+
+    reference: str
+    response: str
+    correct: bool
+
+
+def pairs(half: str) -> list[Pair]:
+    lines = (CORPUS / f"{half}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = map(json.loads, lines)
+    return [Pair(row["reference"], row["response"], row["outcome"] == "correct") for row in rows]
+
+
+def is_correct(pair: Pair) -> bool:
+    answer = last_answer(pair.response)
+    return answer is not None and equal(reference_answer(pair.reference), answer)
+
+
+def by_math_verify(pair: Pair) -> bool:
+    """Return the verdict of math-verify with its own time limits. An exception is not an acceptance."""
+    from math_verify import parse, verify
+
+    answer = last_answer(pair.response)
+    if answer is None:
+        return False
+    expected, found = (parse(f"\\boxed{{{text}}}") for text in (reference_answer(pair.reference), answer))
+    return bool(verify(expected, found))
+
+
+def table(half: Iterable[Pair], verdict: Callable[[Pair], bool]) -> dict[str, Any]:
+    """Count the verdicts on one half of the corpus."""
+    slowest_s, count = 0.0, Counter[tuple[bool, bool]]()
+    for pair in half:
+        started = time.process_time()
+        count[verdict(pair), pair.correct] += 1
+        slowest_s = max(slowest_s, time.process_time() - started)
+    accepted, correct = count[True, True] + count[True, False], count[True, True] + count[False, True]
+    return {
+        "pairs": count.total(),
+        "false_accepts": count[True, False],
+        "false_rejects": count[False, True],
+        "precision": round(count[True, True] / accepted, 4),
+        "recall": round(count[True, True] / correct, 4),
+        "slowest_cpu_s": round(slowest_s, 2),
+    }
+
+
+def canary(answers: int, seed: int) -> dict[str, Any]:
+    """Compare random answers with all references."""
+    chance, distinct, slowest_s = random.Random(seed), set[str](), 0.0
+    too_many: dict[str, list[str]] = {}
+    correct = Counter[int]()
+    while len(distinct) < answers:
+        text = math_canary.answer(chance)
+        if text in distinct:
+            continue
+        distinct.add(text)
+        started = time.process_time()
+        if found := math_canary.too_many(text):
+            too_many[text] = found
+        correct[len(math_canary.hits(text))] += 1
+        slowest_s = max(slowest_s, time.process_time() - started)
+        if len(distinct) % 1000 == 0:
+            print(f"  {len(distinct)} answers, {len(too_many)} correct for too many", flush=True)
+    return {
+        "answers": len(distinct),
+        "references": len(math_canary.REFERENCES),
+        "correct_for_too_many": too_many,
+        "answers_by_number_of_references": {str(number): correct[number] for number in sorted(correct)},
+        "slowest_cpu_s": round(slowest_s, 2),
+    }
+
+
+def digest() -> str:
+    """Return a hash of all verdicts on the corpus, in an order that depends on the hash seed of the process."""
+    every = sorted((pair for half in HALVES for pair in pairs(half)), key=lambda pair: hash(pair.response))
+    verdicts = {(pair.reference, pair.response): is_correct(pair) for pair in every}
+    return hashlib.sha256(repr(sorted(verdicts.items())).encode()).hexdigest()
+
+
+def in_processes(count: int) -> dict[str, Any]:
+    """Compute the verdicts in processes with different hash seeds."""
+    found = Counter[str]()
+    for seed in range(count):
+        environment = os.environ | {"PYTHONHASHSEED": str(seed)}
+        command = [sys.executable, __file__, "--digest"]
+        run = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=600
+        )
+        found[run.stdout] += 1
+    return {"processes": count, "different_results": len(found)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--answers", type=int, default=20_000, help="random answers of the grammar")
+    parser.add_argument("--processes", type=int, default=20, help="processes with different hash seeds")
+    parser.add_argument(
+        "--digest", action="store_true", help="print a hash of the verdicts on the corpus, and end"
+    )
+    parser.add_argument("--output", type=Path, help="the file of the report")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes")
+    arguments = parser.parse_args()
+    if arguments.digest:
+        print(digest())
+        return
+    every = 10 if arguments.smoke else 1
+    corpus = {
+        f"{name}, {half}": table(pairs(half)[::every], verdict)
+        for half in HALVES
+        for name, verdict in (("the task", is_correct), ("math-verify", by_math_verify))
+    }
+    print(json.dumps(corpus, indent=1), flush=True)
+    answers, processes = (20, 1) if arguments.smoke else (arguments.answers, arguments.processes)
+    cases = {"corpus": corpus, "canary": canary(answers, seed=0), "hash_seeds": in_processes(processes)}
+    write_cases("math_verdicts", cases, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

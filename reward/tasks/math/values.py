@@ -1,0 +1,378 @@
+"""The value of an expression, as an exact fraction or to any number of digits.
+
+Every intermediate value is a finite number of bounded size, or there is no value. An expression with a division by
+zero therefore equals nothing, and `9^{9^{9^9}}` takes no time.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+MAX_EXACT_BITS = 20_000
+"""The longest numerator or denominator of an exact value."""
+MAX_EXPONENT = 10**9
+"""The largest binary exponent of a value."""
+MAX_NODES = 1000
+"""The largest number of operations and numbers in an expression."""
+MAX_ARGUMENT_BITS = 5000
+"""The largest size of the argument of a function such as the sine, which needs all digits of it."""
+MAX_TERMS = 2000
+"""The largest number of terms in a sum or product."""
+
+_LARGE = frozenset(("Abs", "UnevaluatedExpr", "conjugate", "im", "log", "re"))
+"""The functions that take numbers of any size."""
+_UNCOMPUTABLE = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
+"""The exceptions of sympy and mpmath on expressions that make no sense, such as the sine of a set."""
+
+Exact = Callable[[list[Fraction]], Fraction]
+
+
+class NoValueError(ValueError):
+    """An expression has no finite value, or none that can be computed."""
+
+
+class _NotExactError(Exception):
+    """A value is not rational, or a fraction that is too long."""
+
+
+def exact_value(tree: Any) -> Fraction | None:
+    """Return the value of a tree without unknowns if it is rational, else None.
+
+    Raises:
+        NoValueError: if it is infinite or undefined.
+    """
+    value: Fraction | None = _value_or_raise(_exact_or_error(tree))
+    return value
+
+
+@lru_cache(maxsize=4096)
+def _exact_or_error(tree: Any) -> Fraction | NoValueError | None:
+    try:
+        return _exact(tree)
+    except NoValueError as error:
+        return error
+    except (_NotExactError, *_UNCOMPUTABLE):
+        return None
+
+
+def _value_or_raise(value: Any) -> Any:
+    """Raise an error that was kept in place of a value, since a reference is compared often."""
+    if isinstance(value, NoValueError):
+        raise value
+    return value
+
+
+def _exact(tree: Any) -> Fraction:
+    import sympy
+
+    if isinstance(tree, sympy.Rational):
+        if tree.q == 0:
+            raise NoValueError("a division by zero")
+        return Fraction(int(tree.p), int(tree.q))
+    if isinstance(tree, sympy.UnevaluatedExpr):
+        return _exact(tree.args[0])
+    name = type(tree).__name__
+    if isinstance(tree, sympy.Pow):
+        return _exact_power(_exact(tree.base), _exact(tree.exp))
+    if name not in _EXACT:
+        raise _NotExactError
+    return _bounded(_EXACT[name]([_exact(argument) for argument in tree.args]))
+
+
+def _bounded(value: Fraction) -> Fraction:
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_EXACT_BITS:
+        raise _NotExactError
+    return value
+
+
+def _exact_power(base: Fraction, exponent: Fraction) -> Fraction:
+    if exponent.denominator != 1:
+        raise _NotExactError
+    power = exponent.numerator
+    if base == 0 and power <= 0:
+        raise NoValueError("0 to the power of 0, or a division by zero")
+    size = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if base not in (0, 1, -1) and size * abs(power) > MAX_EXACT_BITS:
+        raise _NotExactError
+    return base ** (power if base not in (1, -1) else power % 2 or 2)
+
+
+def _factorial(values: list[Fraction]) -> Fraction:
+    (value,) = values
+    if value < 0:
+        raise NoValueError("the factorial of a negative number")
+    if value.denominator != 1 or value > 1000:
+        raise _NotExactError
+    return Fraction(math.factorial(value.numerator))
+
+
+def _binomial(values: list[Fraction]) -> Fraction:
+    top, bottom = values
+    if top.denominator != 1 or bottom.denominator != 1 or not 0 <= top <= 1000 or bottom < 0:
+        raise _NotExactError
+    return Fraction(math.comb(top.numerator, bottom.numerator))
+
+
+def _remainder(values: list[Fraction]) -> Fraction:
+    if values[1] == 0:
+        raise NoValueError("a remainder of a division by zero")
+    return values[0] % values[1]
+
+
+_EXACT: Mapping[str, Exact] = {
+    "Add": lambda values: sum(values, Fraction(0)),
+    "Mul": lambda values: math.prod(values, start=Fraction(1)),
+    "Abs": lambda values: abs(values[0]),
+    "floor": lambda values: Fraction(math.floor(values[0])),
+    "ceiling": lambda values: Fraction(math.ceil(values[0])),
+    "Max": max,
+    "Min": min,
+    "factorial": _factorial,
+    "binomial": _binomial,
+    "Mod": _remainder,
+}
+
+
+def names_of(tree: Any) -> frozenset[str]:
+    """Return the names of the unknowns in a tree. The imaginary unit is none, nor is the index of a sum.
+
+    Raises:
+        NoValueError: if the tree has more than `MAX_NODES` nodes, or one that no value is computed for.
+    """
+    import sympy
+
+    names, rest, visited = set(), [(tree, frozenset({"i"}))], 0
+    while rest:
+        node, known = rest.pop()
+        visited += 1
+        if visited > MAX_NODES or not isinstance(node, sympy.Expr):
+            raise NoValueError("it is too large, or no expression")
+        if isinstance(node, sympy.Symbol):
+            names |= {node.name} - known
+        elif isinstance(node, (sympy.Sum, sympy.Product)):
+            if len(node.limits) != 1 or len(node.limits[0]) != 3:
+                raise NoValueError("a sum without limits")
+            ((index, low, high),) = node.limits
+            rest += [(node.function, known | {index.name}), (low, known), (high, known)]
+        else:
+            rest += [(argument, known) for argument in node.args]
+    return frozenset(names)
+
+
+def needs_whole_numbers(tree: Any) -> bool:
+    """Return whether a part of a tree is only computed for whole numbers."""
+    import sympy
+
+    parts = (sympy.factorial, sympy.binomial, sympy.Sum, sympy.Product)
+    return isinstance(tree, parts) or any(map(needs_whole_numbers, tree.args))
+
+
+Place = tuple[tuple[str, Fraction], ...]
+"""A value for each unknown, by its name."""
+
+
+def places(names: frozenset[str], count: int, whole: bool = False) -> list[Place]:
+    """Return values for unknowns: the same in every process, of both signs, at no special places.
+
+    With `whole` they are whole numbers from 3 to 40, as factorials and the limits of sums need them.
+    """
+    chosen = []
+    for index in range(count):
+        place = []
+        for name in sorted(names):
+            chance = random.Random(f"{name}/{index}")  # a text seeds it the same in every process
+            size = Fraction(chance.randrange(300_007, 2_900_003), 1_000_003)
+            if whole:
+                place.append((name, Fraction(chance.randrange(3, 41))))
+                continue
+            place.append((name, -size if index % 2 and chance.random() < 0.7 else size))
+        chosen.append(tuple(place))
+    return chosen
+
+
+def numeric_value(tree: Any, place: Place, digits: int) -> Any:
+    """Return the value of a tree as a complex number of mpmath.
+
+    Args:
+        tree: An expression of sympy.
+        place: The values of its unknowns.
+        digits: The decimal digits of the computation.
+
+    Raises:
+        NoValueError: if it has no finite value there.
+    """
+    return _value_or_raise(_numeric_or_error(tree, place, digits))
+
+
+@lru_cache(maxsize=16384)
+def _numeric_or_error(tree: Any, place: Place, digits: int) -> Any:
+    from mpmath import mp
+    from mpmath.libmp import NoConvergence
+
+    with mp.workdps(digits):
+        try:
+            return _Evaluation(mp, dict(place)).value(tree)
+        except NoValueError as error:
+            return error
+        except (*_UNCOMPUTABLE, NoConvergence) as error:
+            return NoValueError(f"it cannot be computed ({type(error).__name__})")
+
+
+class _Evaluation:
+    """One evaluation of a tree with mpmath."""
+
+    def __init__(self, mp: Any, place: dict[str, Fraction]) -> None:
+        self._mp = mp
+        self._point = {name: mp.mpf(value.numerator) / value.denominator for name, value in place.items()}
+        self._functions = _functions(mp)
+
+    def value(self, tree: Any) -> Any:
+        return self._checked(self._value(tree))
+
+    def _checked(self, number: Any) -> Any:
+        mp = self._mp
+        number = mp.mpmathify(number)
+        if not mp.isfinite(number):
+            raise NoValueError("it is infinite or undefined")
+        if number != 0 and abs(mp.mag(number)) > MAX_EXPONENT:
+            raise NoValueError("it is too large or too small")
+        return number
+
+    def _value(self, tree: Any) -> Any:
+        import sympy
+
+        mp = self._mp
+        match tree:
+            case sympy.Rational():
+                if tree.q == 0:
+                    raise NoValueError("a division by zero")
+                return mp.mpf(int(tree.p)) / int(tree.q)
+            case sympy.Float():
+                return mp.mpf(str(tree))
+            case sympy.Symbol():
+                return self._unknown(tree.name)
+            case sympy.NumberSymbol():
+                return {"Pi": mp.pi, "Exp1": mp.e, "GoldenRatio": mp.phi}[type(tree).__name__] * mp.one
+            case sympy.core.numbers.ImaginaryUnit():
+                return mp.j
+            case sympy.Add():
+                return mp.fsum([self.value(term) for term in tree.args])
+            case sympy.Mul():
+                return mp.fprod([self.value(factor) for factor in tree.args])
+            case sympy.Pow():
+                return self._power(self.value(tree.base), self.value(tree.exp), tree.exp)
+            case sympy.Sum() | sympy.Product():
+                return self._series(tree)
+        name = type(tree).__name__
+        if name not in self._functions:
+            raise NoValueError(f"{name} is not computed")
+        arguments = [self.value(argument) for argument in tree.args]
+        if (
+            any(argument != 0 and mp.mag(argument) > MAX_ARGUMENT_BITS for argument in arguments)
+            and name not in _LARGE
+        ):
+            raise NoValueError(f"{name} is not computed for numbers of this size")
+        return self._functions[name](*arguments)
+
+    def _unknown(self, name: str) -> Any:
+        if name == "i" and name not in self._point:
+            return self._mp.j
+        if name not in self._point:
+            raise NoValueError(f"{name} has no value")
+        return self._point[name]
+
+    def _power(self, base: Any, exponent: Any, written: Any) -> Any:
+        mp = self._mp
+        if base == 0:
+            if mp.re(exponent) <= 0:
+                raise NoValueError("0 to the power of 0, or a division by zero")
+            return mp.zero
+        if abs(exponent) * max(1, abs(mp.mag(base))) > MAX_EXPONENT:
+            raise NoValueError("a power that is too large or too small")
+        if _is_odd_root(written) and mp.im(base) == 0 and base < 0:  # the cube root of -8 is -2 in schools
+            return -mp.power(-base, exponent)
+        return mp.power(base, exponent)
+
+    def _series(self, tree: Any) -> Any:
+        mp = self._mp
+        ((index, low, high),) = tree.limits  # checked by `names_of`
+        first, last = self.value(low), self.value(high)
+        if max(abs(first), abs(last)) > 10**9:
+            raise NoValueError("a sum with large limits")
+        if first != int(mp.re(first)) or last != int(mp.re(last)) or last - first >= MAX_TERMS:
+            raise NoValueError("a sum of too many terms")
+        outer = self._point.get(index.name)
+        terms = []
+        for value in range(int(mp.re(first)), int(mp.re(last)) + 1):
+            self._point[index.name] = mp.mpf(value)
+            terms.append(self.value(tree.function))
+        if outer is None:
+            self._point.pop(index.name, None)
+        else:
+            self._point[index.name] = outer
+        return mp.fsum(terms) if type(tree).__name__ == "Sum" else mp.fprod(terms)
+
+
+def _is_odd_root(exponent: Any) -> bool:
+    return (
+        bool(getattr(exponent, "is_Rational", False))
+        and exponent.p == 1
+        and exponent.q % 2 == 1
+        and exponent.q > 1
+    )
+
+
+def _functions(mp: Any) -> Mapping[str, Callable[..., Any]]:
+    def log(value: Any, base: Any = None) -> Any:
+        if value == 0 or (base is not None and base in (0, 1)):
+            raise NoValueError("a logarithm of zero")
+        return mp.log(value) if base is None else mp.log(value) / mp.log(base)
+
+    def integer(value: Any, limit: int) -> Any:
+        if mp.im(value) != 0 or value != mp.floor(value) or not 0 <= value <= limit:
+            raise NoValueError("not computed for this number")
+        return value
+
+    def divided(over: Any, under: Any) -> Any:
+        if under == 0:
+            raise NoValueError("a division by zero")
+        return over / under
+
+    return {
+        "log": log,
+        "exp": lambda value: mp.exp(value) if abs(value) <= MAX_EXPONENT else mp.inf,
+        **{
+            name: getattr(mp, name) for name in ("sin", "cos", "sinh", "cosh", "tanh", "asin", "acos", "atan")
+        },
+        **{name: getattr(mp, name) for name in ("asinh", "acosh", "atanh", "floor", "re", "im")},
+        "tan": lambda value: divided(mp.sin(value), _not_tiny(mp, mp.cos(value))),
+        "sec": lambda value: divided(mp.one, _not_tiny(mp, mp.cos(value))),
+        "csc": lambda value: divided(mp.one, _not_tiny(mp, mp.sin(value))),
+        "cot": lambda value: divided(mp.cos(value), _not_tiny(mp, mp.sin(value))),
+        "ceiling": mp.ceil,
+        "Abs": abs,
+        "arg": mp.arg,
+        "conjugate": mp.conj,
+        "UnevaluatedExpr": lambda value: value,
+        "factorial": lambda value: mp.factorial(integer(value, 10**6)),
+        "binomial": lambda top, bottom: mp.binomial(integer(top, 10**6), integer(bottom, 10**6)),
+        "Max": lambda *values: max(map(_real, values)),
+        "Min": lambda *values: min(map(_real, values)),
+        "Mod": lambda value, by: mp.fmod(_real(value), by) if by else mp.nan,
+    }
+
+
+def _not_tiny(mp: Any, value: Any) -> Any:
+    """Return a number, or zero in place of one that rounding alone has made different from zero."""
+    return mp.zero if abs(value) < mp.mpf(10) ** (-mp.dps + 8) else value
+
+
+def _real(value: Any) -> Any:
+    if getattr(value, "imag", 0) != 0:
+        raise NoValueError("complex numbers have no order")
+    return value.real if hasattr(value, "real") else value
