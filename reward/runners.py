@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -54,15 +55,19 @@ class Shaping:
     def __bool__(self) -> bool:
         return bool(self._terms)
 
-    def reward(self, problem: Any, response: str) -> float:
-        """Return the reward to add.
+    def prepare(self, problem: Any) -> bytes:
+        """Return a problem as it is before the verifier, which may change it, has seen it."""
+        return pickle.dumps(problem) if self._terms else b""
+
+    def reward(self, prepared: bytes, response: str) -> float:
+        """Return the reward to add. Each function gets a problem of its own.
 
         Raises:
             ValueError: if a function does not return a finite number.
             Exception: whatever a function raises.
         """
         return math.fsum(
-            weight * number_of(self._event_loop.result(function(problem, response)))
+            weight * number_of(self._event_loop.result(function(pickle.loads(prepared), response)))
             for weight, function in self._terms
         )
 
@@ -79,17 +84,19 @@ class TaskRunner:
         self.batched = isinstance(task, BatchTask) and task.batched
 
     def score(self, problem: Any, response: str) -> Verdict:
-        return self._shaped(self._task.verify(problem, response), problem, response)
+        prepared = self._shaping.prepare(problem)
+        return self._shaped(self._task.verify(problem, response), prepared, response)
 
     def score_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[IndexedVerdicts]:
         assert isinstance(self._task, BatchTask)
+        prepared = [self._shaping.prepare(problem) for problem in problems]
         for verdicts in self._task.verify_batch(problems, responses):
-            yield [(i, self._shaped(verdict, problems[i], responses[i])) for i, verdict in verdicts]
+            yield [(i, self._shaped(verdict, prepared[i], responses[i])) for i, verdict in verdicts]
 
-    def _shaped(self, verdict: Verdict, problem: Any, response: str) -> Verdict:
+    def _shaped(self, verdict: Verdict, prepared: bytes, response: str) -> Verdict:
         if not self._shaping or verdict.outcome not in ("correct", "incorrect"):
             return verdict
-        return replace(verdict, reward=verdict.reward + self._shaping.reward(problem, response))
+        return replace(verdict, reward=verdict.reward + self._shaping.reward(prepared, response))
 
 
 class ShapingRunner:
@@ -101,7 +108,8 @@ class ShapingRunner:
         self._shaping = shaping
 
     def score(self, problem: Any, response: str) -> Verdict:
-        return Verdict("correct", self._shaping.reward(problem, response), None, "")
+        prepared = self._shaping.prepare(problem)
+        return Verdict("correct", self._shaping.reward(prepared, response), None, "")
 
     def score_batch(self, problems: Sequence[Any], responses: Sequence[str]) -> Iterator[IndexedVerdicts]:
         raise NotImplementedError("shaping functions take one response at a time")

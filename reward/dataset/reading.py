@@ -1,117 +1,66 @@
-"""Read the rows of a JSONL or Parquet file, or of a Hugging Face data set, each with its location. Torch-free."""
+"""Read the rows of a data file, a directory or a hub data set, each with its location. Torch-free.
+
+This is the wall between the libraries and the rest: whatever they raise leaves it as a DataError of one line.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
-Located = tuple[str, Row]
-"""A readable location, such as `data.jsonl:17`, and the row."""
+from reward.dataset.sources import UNDIVIDED, Splits, splits_of
+from reward.dataset.values import DataError, Located, one_line
 
-SHOWN_MISTAKES = 3
-SHOWN_FIELDS = 8
-
-
-def refuse(mistakes: Sequence[str]) -> None:
-    """Raise ValueError with the first mistakes and the number of further ones, if there are any."""
-    if not mistakes:
-        return
-    rest = len(mistakes) - SHOWN_MISTAKES
-    raise ValueError("; ".join(mistakes[:SHOWN_MISTAKES]) + (f"; and {rest} more" if rest > 0 else ""))
+_KINDS = "name a file (.jsonl, .json, .csv, .tsv, .parquet), a directory with such files, or a hub id"
+_LOGIN = "accept the terms of gated data on the hub and log in with `hf auth login`"
 
 
 def read_rows(source: str, subset: str | None, split: str) -> list[Located]:
-    """Return all rows of `source`: a `.jsonl` or `.parquet` file, a directory that `datasets` can load, or a hub id.
+    """Return all rows of `source`: a data file, a directory, or a hub id.
 
-    `subset` and `split` select part of a Hugging Face data set; files have neither.
+    `subset` and `split` select part of a directory or a hub data set; a file has neither.
 
     Raises:
-        ValueError: if the source does not exist, has another format than its name says, or is empty.
+        DataError: if the source does not exist, cannot be read as it is, or is empty.
     """
-    path = Path(source).expanduser()
-    match path.suffix:
-        case ".jsonl" | ".ndjson":
-            rows = list(read_jsonl(_existing(path)))
-        case ".parquet":
-            rows = read_parquet(_existing(path))
-        case _:
-            rows = _read_data_set(source, path, subset, split)
+    with _wall(source):
+        rows = _selected(splits_of(source, subset), split, source)
     if not rows:
-        raise ValueError(f"{source} contains no rows")
+        raise DataError(f"{source} contains no rows")
     return rows
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise ValueError(f"there is no file {path} (searched from {Path.cwd()})")
-    return path
-
-
-def read_jsonl(path: Path) -> Iterator[Located]:
-    """Yield every object of a JSONL file. Empty lines are skipped.
+def read_splits(source: str) -> dict[str, list[Located]]:
+    """Return the rows of all splits of `source` by the names of the splits; a file has one without a name.
 
     Raises:
-        ValueError: after the last row, if some lines are not objects.
+        DataError: if the source does not exist, cannot be read as it is, or is empty.
     """
-    mistakes = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        where = f"{path.name}:{number}"
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            row = json.loads(text) if text else None
-        except UnicodeDecodeError as error:
-            mistakes.append(f"{where}: byte {error.start + 1} is not UTF-8")
-            continue
-        except json.JSONDecodeError as error:
-            mistakes.append(f"{where}: not JSON ({error.msg} at column {error.colno})")
-            continue
-        # numbers with thousands of digits, lists nested a thousand deep
-        except (ValueError, RecursionError) as error:
-            mistakes.append(f"{where}: not readable as JSON ({error})")
-            continue
-        if isinstance(row, dict):
-            yield where, row
-        elif text:
-            mistakes.append(f"{where}: not an object but {text[:40]}")
-    refuse(mistakes)
+    with _wall(source):
+        found = {name: read() for name, read in splits_of(source, None).items()}
+    if not any(found.values()):
+        raise DataError(f"{source} contains no rows")
+    return found
 
 
-def read_parquet(path: Path) -> list[Located]:
-    """Return every row of a Parquet file.
-
-    Raises:
-        ValueError: if it is not a Parquet file.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path.name} cannot be read as a Parquet file ({_first_line(error)})") from None
-    return [(f"{path.name}, row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
+def _wall(source: str) -> AbstractContextManager[None]:
+    exists = Path(source).expanduser().exists()
+    return one_line(f"the data set {source}", "" if exists else f"; {_KINDS}; {_LOGIN}")
 
 
-def _read_data_set(source: str, path: Path, subset: str | None, split: str) -> list[Located]:
-    import datasets
+def _selected(splits: Splits, split: str, source: str) -> list[Located]:
+    """Return the rows of one split, or of an expression of `datasets` such as `train[:100]` or `train+test`."""
+    if UNDIVIDED in splits:
+        return splits[UNDIVIDED]()
+    if split in splits:
+        return splits[split]()
+    names = sorted(splits)
+    if split == "all":
+        return [row for name in names for row in splits[name]()]
+    if not any(sign in split for sign in "[+"):
+        raise DataError(f"the data {source} have no split {split!r} (splits: {', '.join(names)})")
+    from datasets import ReadInstruction
 
-    try:
-        if (path / "state.json").is_file() or (
-            path / "dataset_dict.json"
-        ).is_file():  # written by save_to_disk
-            loaded = datasets.load_from_disk(str(path))
-            rows = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        else:
-            rows = datasets.load_dataset(str(path) if path.is_dir() else source, subset, split=split)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        kind = "" if path.is_dir() else "; a file's name ends in .jsonl or .parquet"
-        raise ValueError(f"the data set {source} cannot be loaded ({_first_line(error)}){kind}") from None
-    return [(f"{source}, {split} row {number}", row) for number, row in enumerate(rows, start=1)]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+    rows = {name: splits[name]() for name in names if name in split}
+    parts = ReadInstruction.from_spec(split).to_absolute({name: len(found) for name, found in rows.items()})
+    return [row for part in parts for row in rows[part.splitname][part.from_ : part.to]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,8 @@ from pydantic import Field
 
 from cluster.core.schema import Count, Section
 from cluster.core.types import Split
-from reward.dataset.reading import SHOWN_FIELDS, Located, Row, read_rows, refuse
+from reward.dataset.reading import read_rows
+from reward.dataset.values import SHOWN_FIELDS, DataError, Located, Row, gap, is_missing, is_text, refuse
 from reward.task import ChatMessages, Example, Sample
 
 SUM = Sample(
@@ -31,11 +32,13 @@ class DatasetOptions(Section):
     """The options that all tasks with prompts from a data set share."""
 
     data: str | None = None
-    """A `.jsonl` or `.parquet` file, a directory that `datasets` can load, or a hub id such as `openai/gsm8k`."""
+    """A file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`), a directory with such files, or a hub id such as
+    `openai/gsm8k`. Cells of CSV files are text."""
     data_subset: str | None = None
     """The subset ("config") of a data set on the hub."""
     data_split: str = "train"
-    """The split of a Hugging Face data set to read. Without `eval_data` its rows are divided into train and eval."""
+    """The split of a directory or hub data set to read. Without `eval_data` its rows are divided into train and
+    eval."""
     eval_data: str | None = None
     """The source of the eval prompts, if not `data`. `eval_data_split` selects its split, if it has splits."""
     eval_data_split: str = "test"
@@ -67,24 +70,29 @@ class Rows:
     """One line for each reason to leave rows out."""
 
 
-def load_rows(options: DatasetOptions, needed: Sequence[str] = ()) -> Rows:
+def load_rows(
+    options: DatasetOptions, needed: Sequence[str] = (), check_row: Callable[[Row], None] | None = None
+) -> Rows:
     """Read the data that `options` names.
 
     Args:
         options: the source of the data and the way to split it.
-        needed: fields that every row must have, in addition to the prompt.
+        needed: fields in which every row must have a value, in addition to the prompt.
+        check_row: a function that raises ValueError if the task cannot use a row.
 
     Raises:
-        ValueError: if the data do not exist or a row is invalid. The message says where.
+        DataError: if the data do not exist or a row is invalid. The message says where.
     """
     if options.data is None:
-        raise ValueError("name the data: set task.options.data to a .jsonl or .parquet file, or a hub id")
+        raise DataError("name the data: set task.options.data to a .jsonl, .csv or .parquet file, or a hub id")
     notes: list[str] = []
-    rows = _usable(options.data, options.data_split, options, needed, notes)
+    rows = _usable(options.data, options.data_split, options, needed, check_row, notes)
     if options.eval_data is None:
         eval_rows = {key: row for key, row in rows.items() if is_eval(key, options.eval_fraction)}
     else:
-        eval_rows = _usable(options.eval_data, options.eval_data_split, options, needed, notes)
+        eval_rows = _usable(
+            options.eval_data, options.eval_data_split, options, needed, check_row, notes
+        )
         if both := eval_rows.keys() & rows.keys():
             notes.append(f"{options.data}: {len(both)} prompts are also eval prompts, and are not trained on")
     return Rows(
@@ -121,11 +129,18 @@ def render(row: Row, options: DatasetOptions) -> str | ChatMessages:
 
 
 def _usable(
-    source: str, split: str, options: DatasetOptions, needed: Sequence[str], notes: list[str]
+    source: str,
+    split: str,
+    options: DatasetOptions,
+    needed: Sequence[str],
+    check_row: Callable[[Row], None] | None,
+    notes: list[str],
 ) -> dict[str, Row]:
     """Return the valid rows by the keys of their prompts. Of equal prompts the first row counts."""
     rows = read_rows(source, options.data_subset, split)
-    refuse([mistake for row in rows if (mistake := _mistake(row, options, needed))])
+    refuse([mistake for row in rows if (mistake := _mistake(row, options, needed, check_row))])
+    if note := _gaps(source, rows):
+        notes.append(note)
     usable: dict[str, Row] = {}
     repeated: list[str] = []
     too_long: list[str] = []
@@ -151,34 +166,52 @@ def _usable(
     return usable
 
 
-def _mistake(located: Located, options: DatasetOptions, needed: Sequence[str]) -> str | None:
+def _gaps(source: str, rows: Sequence[Located]) -> str | None:
+    """Return a note on the fields that have a value in some rows only, or None.
+
+    A function or a service may need such a field, which only its author knows.
+    """
+    names = dict.fromkeys(name for _, row in rows for name in row)
+    found = []
+    for name in names:
+        gaps = [where for where, row in rows if is_missing(row.get(name))]
+        if 0 < len(gaps) < len(rows):
+            found.append(f"{name!r:.60} in {len(gaps)} of {len(rows)} rows, the first is {gaps[0]}")
+    if not found:
+        return None
+    rest = len(found) - SHOWN_FIELDS
+    more = f"; and {rest} more fields" if rest > 0 else ""
+    return f"{source}: fields without a value: {'; '.join(found[:SHOWN_FIELDS])}{more}"
+
+
+def _mistake(
+    located: Located,
+    options: DatasetOptions,
+    needed: Sequence[str],
+    check_row: Callable[[Row], None] | None,
+) -> str | None:
     """Return the mistake in a row, or None."""
     where, row = located
-    for name in (options.prompt_field, *needed):
-        if row.get(name) is None:
-            fields = ", ".join(list(row)[:SHOWN_FIELDS]) or "none"
-            return f"{where}: there is no field {name!r} (fields: {fields})"
-    prompt = row[options.prompt_field]
+    found = next((reason for name in (options.prompt_field, *needed) if (reason := gap(row, name))), None)
+    found = found or _prompt_mistake(row[options.prompt_field], options)
+    if found is None and check_row is not None:
+        try:
+            check_row(row)
+        except ValueError as error:
+            found = str(error)
+    return found and f"{where}: {found}"
+
+
+def _prompt_mistake(prompt: Any, options: DatasetOptions) -> str | None:
     if isinstance(prompt, str):
-        if not prompt.strip():
-            return f"{where}: the prompt is empty"
-        return None if _is_text(prompt) else f"{where}: the prompt contains half of a surrogate pair"
+        return None
     if not _is_conversation(prompt):
-        return f"{where}: the prompt must be text, or chat messages that each have a role and a content"
+        return "the prompt must be text, or chat messages that each have a role and a content"
     if options.style == "plain":
-        return f"{where}: the prompt is chat messages, which need style: chat"
-    if not all(_is_text(message["content"]) for message in prompt):
-        return f"{where}: the prompt contains half of a surrogate pair"
-    return None if prompt[-1]["content"].strip() else f"{where}: the last message is empty"
-
-
-def _is_text(prompt: str) -> bool:
-    """Return True if the prompt can be tokenized. JSON can escape half of a surrogate pair, which is not text."""
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return "the prompt is chat messages, which need style: chat"
+    if not all(is_text(message["content"]) for message in prompt):
+        return "the prompt contains half of a surrogate pair"
+    return "the last message is empty" if is_missing(prompt[-1]["content"]) else None
 
 
 def _is_conversation(prompt: Any) -> bool:
@@ -202,7 +235,7 @@ class DatasetProblems:
     """The base class of tasks whose problems are rows."""
 
     fields: tuple[str, ...] = ()
-    """Fields that every row must have, in addition to the prompt."""
+    """Fields in which every row must have a value, in addition to the prompt."""
 
     def __init__(self, options: DatasetOptions) -> None:
         self._data = options
@@ -212,6 +245,13 @@ class DatasetProblems:
         rows = self._loaded()
         return rows.train if split == "train" else rows.eval
 
+    def check_row(self, row: Row) -> None:
+        """Check a row when the data are read. A task overrides this to refuse rows that its verifier cannot use.
+
+        Raises:
+            ValueError: if the task cannot use the row. The message becomes `FILE:ROW: message`.
+        """
+
     def render(self, problem: Row) -> str | ChatMessages:
         return render(problem, self._data)
 
@@ -220,10 +260,10 @@ class DatasetProblems:
 
     def category(self, problem: Row) -> str | None:
         field = self._data.category_field
-        return None if field is None or problem.get(field) is None else str(problem[field])
+        return None if field is None or is_missing(problem.get(field)) else str(problem[field])
 
     def _loaded(self) -> Rows:
         """Read the rows at the first use: verifier processes need none."""
         if self._rows is None:
-            self._rows = load_rows(self._data, self.fields)
+            self._rows = load_rows(self._data, self.fields, self.check_row)
         return self._rows

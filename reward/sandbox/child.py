@@ -121,8 +121,7 @@ class _Batch:
         """Score all items in one call. `run` scores the items alone that have no verdict afterwards."""
         self._progress.begin(0, len(self._pairs), time.monotonic_ns())
         try:
-            unpickled = [pickle.loads(problem) for problem in self._problems]
-            problems = [unpickled[place] for place, _ in self._pairs]
+            problems = [self._problem(place) for place, _ in self._pairs]
             responses = [response for _, response in self._pairs]
             for verdicts in self._runner.score_batch(problems, responses):
                 self._end_if_forked()

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from reward.dataset.reading import SHOWN_FIELDS, read_rows, refuse
+from reward.dataset.reading import read_rows
+from reward.dataset.values import gap, refuse
 from reward.tasks.countdown.puzzles import Puzzle
 
 
@@ -24,7 +25,7 @@ class Published:
 
 
 def read_puzzles(source: str, split: str) -> Published:
-    """Return all puzzles of `source`: a `.jsonl` or `.parquet` file, a directory that `datasets` can load, or a hub id.
+    """Return all puzzles of `source`: a `.jsonl`, `.json` or `.parquet` file, a directory with such files, or a hub id.
 
     Raises:
         ValueError: if the data do not exist, or a row is not a puzzle. The message says where.
@@ -58,10 +59,8 @@ def read_puzzles(source: str, split: str) -> Published:
 def _puzzle(row: dict[str, Any]) -> Puzzle:
     """Return the puzzle of a row, or raise ValueError with the reason."""
     for field in ("target", "nums"):
-        if row.get(field) is None:
-            raise ValueError(
-                f"there is no field {field!r} (fields: {', '.join(list(row)[:SHOWN_FIELDS]) or 'none'})"
-            )
+        if reason := gap(row, field):
+            raise ValueError(reason)
     target, numbers = row["target"], row["nums"]
     if not _is_whole(target):
         raise ValueError(f"'target' must be a whole number, not {target!r:.60}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set, ValuesView
 from dataclasses import replace
 from typing import Any
 
@@ -88,7 +88,12 @@ class PythonTask(DatasetProblems):
     def _verdicts_of_many(self, problems: Sequence[Any], responses: Sequence[str]) -> list[Verdict]:
         assert self._function is not None, "call load_verifier first"
         rewards = self._event_loop.result(self._function(list(problems), list(responses)))
-        if isinstance(rewards, str | dict) or not hasattr(rewards, "__len__"):
+        if isinstance(rewards, Set | Mapping | ValuesView):
+            raise ValueError(
+                f"the verifier returned a {type(rewards).__name__}, whose order says nothing about the responses; "
+                "return a list"
+            )
+        if isinstance(rewards, str | bytes) or not hasattr(rewards, "__len__"):
             raise ValueError(
                 f"the verifier returned {rewards!r:.100} for {len(responses)} responses, not a list"
             )

@@ -6,18 +6,15 @@ the row. The data are never part of this repository, because everybody has to ac
 
 from __future__ import annotations
 
-import csv
-import itertools
-import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cluster.core.types import Split
-from reward.dataset.reading import read_jsonl, read_parquet
+from reward.dataset.reading import read_splits
+from reward.dataset.values import DataError, Located, gap, refuse
 from reward.tasks.telelogs.causes import LABELS
 from reward.tasks.telelogs.problem import (
     PUBLISHED,
@@ -28,14 +25,8 @@ from reward.tasks.telelogs.problem import (
     split_of,
 )
 
-RawRows = Iterable[tuple[str, Mapping[str, Any]]]
-"""Pairs of a row's location and the row, which has not been validated."""
-
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
 FIELDS = ("question", "answer")
-# The names of files and published splits, and the split that each belongs to here.
+# The names of published splits, and the split that each belongs to here.
 _SPLIT_NAMES: Mapping[str, Split] = {"train": "train", "test": "eval"}
 # The list of causes: eight consecutive lines.
 _LIST_OF_CAUSES = re.compile("".join(rf"^ *{label} *[:.)] *(\S.*)\n" for label in LABELS), re.MULTILINE)
@@ -73,7 +64,7 @@ def load_problems(source: str, eval_fraction: float, randomize_seed: int | None)
     Raises:
         ValueError: if there is nothing to read, or a row is invalid.
     """
-    parts = read_source(source)
+    parts = read_splits(source)
     if len({_SPLIT_NAMES.get(name) for name in parts} - {None}) == 2:
         found: dict[Split, list[Row]] = {"train": [], "eval": []}
         for name, rows in parts.items():
@@ -109,21 +100,28 @@ def _first_of_each(rows: Sequence[Row]) -> dict[str, Row]:
     return first
 
 
-def _valid(rows: RawRows) -> Iterator[Row]:
-    """Yield the validated rows, or raise ValueError for the first invalid one."""
+def _valid(rows: Iterable[Located]) -> list[Row]:
+    """Return the validated rows, or raise DataError for the invalid ones."""
+    valid: list[Row] = []
+    mistakes: list[str] = []
     for where, row in rows:
-        if not isinstance(row, Mapping):
-            raise ValueError(f"{where}: not a mapping with the fields question and answer")
-        for field in FIELDS:
-            value = row.get(field)
-            if value is None:
-                raise ValueError(f"{where}: the field {field!r} is missing")
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{where}: the field {field!r} must be a non-empty text")
-        answer = row["answer"].strip().upper()
-        if answer not in LABELS:
-            raise ValueError(f"{where}: the answer {row['answer'][:40]!r} is not one of C1 … C8")
-        yield Row(row["question"], answer, where)
+        if mistake := _mistake(row):
+            mistakes.append(f"{where}: {mistake}")
+        else:
+            valid.append(Row(row["question"], row["answer"].strip().upper(), where))
+    refuse(mistakes)
+    return valid
+
+
+def _mistake(row: dict[str, Any]) -> str | None:
+    for field in FIELDS:
+        if reason := gap(row, field):
+            return reason
+        if not isinstance(row[field], str):
+            return f"the field {field!r} must be text, not {row[field]!r:.40}"
+    if row["answer"].strip().upper() not in LABELS:
+        return f"the answer {row['answer'][:40]!r} is not one of C1 … C8"
+    return None
 
 
 def _problem(row: Row, randomize_seed: int | None) -> Problem:
@@ -142,7 +140,7 @@ def _with_options(row: Row, options: Sequence[Option]) -> str:
     """Return the question with its list of causes replaced."""
     lists = list(_LIST_OF_CAUSES.finditer(row.question))
     if len(lists) != 1:
-        raise ValueError(
+        raise DataError(
             f"{row.where}: the list of causes C1 … C8 was not found, so its labels cannot be randomized; "
             "set task.options.randomized_labels to false"
         )
@@ -151,81 +149,3 @@ def _with_options(row: Row, options: Sequence[Option]) -> str:
     before, after = row.question[: lists[0].start()], row.question[lists[0].end() :]
     counted = re.sub(r"\b(8|eight)\b(?=[\w\s-]{0,20}causes)", str(len(options)), before, flags=re.IGNORECASE)
     return counted + written + after
-
-
-# --- reading the rows
-
-
-def read_source(source: str) -> dict[str, RawRows]:
-    """Return the parts of a file, a directory or a hub data set, by name.
-
-    Files whose names contain `train` or `test` form the part of that name.
-
-    Raises:
-        ValueError: if there is nothing to read; for some mistakes only when the rows are read.
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return {path.stem: _read_file(path)}
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-        if not files:
-            raise ValueError(f"{source}: no {', '.join(SUFFIXES)} file in this directory")
-        parts: dict[str, RawRows] = {}
-        for file in files:
-            name = _part_name(file)
-            parts[name] = itertools.chain(parts.get(name, ()), _read_file(file))
-        return parts
-    if _HUB_ID.fullmatch(source):
-        return _read_hub(source)
-    raise ValueError(f"{source}: there is no such file, and it is not a hub id such as netop/TeleLogs")
-
-
-def _part_name(file: Path) -> str:
-    """Return `train` for `train-00000-of-00001.parquet` or `telelogs_train.jsonl`, otherwise the whole name."""
-    words = re.split(r"[-_.\s]", file.stem.lower())
-    return next((name for name in ("train", "test") if name in words), file.stem)
-
-
-def _read_file(file: Path) -> RawRows:
-    if file.suffix not in SUFFIXES:
-        raise ValueError(f"{file}: the file name must end in {', '.join(SUFFIXES)}")
-    if file.suffix == ".jsonl":
-        return read_jsonl(file)
-    if file.suffix == ".parquet":
-        return read_parquet(file)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    if file.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True))
-        return ((f"{file}, row {n}", row) for n, row in enumerate(reader, start=1))
-    try:
-        rows = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from None
-    if not isinstance(rows, list):
-        raise ValueError(f"{file}: not a list of rows")
-    return ((f"{file}, row {n}", row) for n, row in enumerate(rows, start=1))
-
-
-def _read_hub(source: str) -> dict[str, RawRows]:
-    from datasets import load_dataset  # slow to import
-
-    try:
-        parts = load_dataset(source)
-    except Exception as error:  # many types: no network, no access, no such data set
-        raise ValueError(
-            f"{source}: could not be loaded from the hub ({_one_line(error)}); accept its terms there and log in with "
-            "`hf auth login`, or name a local file"
-        ) from error
-    return {name: _numbered(f"{source}, {name}", rows) for name, rows in parts.items()}
-
-
-def _numbered(name: str, rows: Iterable[Mapping[str, Any]]) -> RawRows:
-    return ((f"{name} row {n}", row) for n, row in enumerate(rows, start=1))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -92,7 +92,7 @@ def test_the_options_select_puzzles(tmp_path: Path) -> None:
             {"target": 3, "nums": "1 2"},
             "'nums' must be a list of whole numbers, none of them negative, not '1 2'",
         ),
-        ({"target": 3, "nums": []}, "'nums' must be a list"),
+        ({"target": 3, "nums": []}, "the field 'nums' is empty"),
         ({"target": 3, "nums": [1, -2]}, "'nums' must be a list"),
         ({"target": 3, "nums": [1, 2.0]}, "'nums' must be a list"),
     ],

@@ -19,6 +19,7 @@ from reward.tasks.telelogs.generator import GeneratedProblems, GeneratorOptions
 from reward.tasks.telelogs.problem import PUBLISHED, Problem, randomized_options
 from reward.tasks.telelogs.solver import solve
 from reward.tasks.telelogs.task import TeleLogsOptions, TeleLogsTask
+from tests.reward.dataset.hub import serve_as_hub
 
 ROWS = [
     {"question": p.question, "answer": p.answer} for p in GeneratedProblems(GeneratorOptions("train"), 40)
@@ -195,17 +196,17 @@ GOOD = '{"question": "q", "answer": "C1"}\n'
     [
         ("a.jsonl", GOOD + '{"question": "q"', r"a\.jsonl:2: not JSON"),
         ("a.jsonl", GOOD + "\n[1]", r"a\.jsonl:3: not an object but \[1\]"),
-        ("a.jsonl", GOOD + '{"answer": "C1"}', "jsonl:2: the field 'question' is missing"),
-        ("a.jsonl", GOOD + '{"question": "q", "answer": null}', "jsonl:2: the field 'answer' is missing"),
+        ("a.jsonl", GOOD + '{"answer": "C1"}', "jsonl:2: there is no field 'question'"),
+        ("a.jsonl", GOOD + '{"question": "q", "answer": null}', "jsonl:2: the field 'answer' has no value"),
         (
             "a.jsonl",
             GOOD + '{"question": " ", "answer": "C1"}',
-            "jsonl:2: the field 'question' must be a non-empty text",
+            "jsonl:2: the field 'question' is empty",
         ),
         (
             "a.jsonl",
             GOOD + '{"question": "q", "answer": 3}',
-            "jsonl:2: the field 'answer' must be a non-empty text",
+            "jsonl:2: the field 'answer' must be text, not 3",
         ),
         (
             "a.jsonl",
@@ -213,12 +214,12 @@ GOOD = '{"question": "q", "answer": "C1"}\n'
             "jsonl:2: the answer 'C9' is not one of C1 … C8",
         ),
         ("a.jsonl", b"\xff\xfe{}", r"a\.jsonl:1: byte 1 is not UTF-8"),
-        ("a.json", '{"question": "q"}', r"a\.json: not a list of rows"),
-        ("a.json", "[", r"a\.json: not JSON"),
-        ("a.csv", "question,answer\nq,C1\nq,\n", "row 2: the field 'answer' must be a non-empty text"),
-        ("a.csv", "question,label\nq,C1\n", "row 1: the field 'answer' is missing"),
-        ("a.parquet", b"no parquet", r"a\.parquet cannot be read as a Parquet file"),
-        ("a.txt", "q", r"a\.txt: the file name must end in \.jsonl"),
+        ("a.json", '{"question": "q"}', r"a\.json:1: there is no field 'answer'"),
+        ("a.json", "[", r"a\.json, row 1: not JSON"),
+        ("a.csv", "question,answer\nq,C1\nq,\n", "row 2: the field 'answer' is empty"),
+        ("a.csv", "question,label\nq,C1\n", "row 1: there is no field 'answer'"),
+        ("a.parquet", b"no parquet", r"a\.parquet cannot be read \(Arrow"),
+        ("a.txt", "q", r"a\.txt: the name of a data file ends in \.jsonl"),
     ],
 )
 def test_a_mistake_in_the_data_is_one_line_with_its_location(
@@ -233,32 +234,27 @@ def test_a_mistake_in_the_data_is_one_line_with_its_location(
 
 
 def test_missing_data_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no such file, and it is not a hub id"):
+    with pytest.raises(ValueError, match="there is no file"):
         task(data=str(tmp_path / "none.jsonl")).problems("train")
-    with pytest.raises(ValueError, match=r"no \.jsonl, \.json, \.csv, \.parquet file in this directory"):
+    with pytest.raises(ValueError, match="doesn't contain any data files"):
         task(data=str(tmp_path)).problems("train")
 
 
-def test_both_splits_are_loaded_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def load_dataset(name: str) -> dict[str, Any]:
-        asked.append(name)
-        return {"train": ROWS[:30], "test": ROWS[30:]}
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+def test_both_splits_are_loaded_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(tmp_path / "train.jsonl", ROWS[:30])
+    write_jsonl(tmp_path / "test.jsonl", ROWS[30:])
+    serve_as_hub(monkeypatch, {"netop/TeleLogs": tmp_path})
     built = task(data="netop/TeleLogs")
     assert [p.question for p in built.problems("eval")] == [row["question"] for row in ROWS[30:]]
-    assert asked == ["netop/TeleLogs"]
 
 
 def test_a_refusal_of_the_hub_is_one_line_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(name: str) -> None:
-        raise ConnectionError("gated\nrepository")
+    def refuse(name: str, subset: str | None) -> None:
+        raise RuntimeError("gated\nrepository")
 
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.load_dataset_builder", refuse)
     with pytest.raises(
-        ValueError, match=r"netop/TeleLogs: could not be loaded.*gated repository.*log in"
+        ValueError, match=r"netop/TeleLogs cannot be read.*gated repository.*log in"
     ) as raised:
         task(data="netop/TeleLogs").problems("train")
     assert len(str(raised.value).splitlines()) == 1
