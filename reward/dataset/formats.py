@@ -1,7 +1,7 @@
 """The readers of data files: JSON lines, JSON, CSV and Parquet. Each returns all rows, with their locations.
 
-A reader raises DataError, which names the row, for the mistakes that it knows. `read_file` turns whatever else a library
-raises into one.
+A reader raises DataError, which names the row, for the mistakes that it knows. `read_file` turns whatever else a
+library raises into one.
 """
 
 from __future__ import annotations
@@ -137,16 +137,18 @@ def read_json(data: bytes, name: str) -> Iterator[Located]:
         try:
             yield from read_jsonl(data, name)
         except DataError as error:
-            raise DataError(f"{error} (a .json file is a list of objects, or has an object on each line)") from None
+            raise DataError(
+                f"{error} (a .json file is a list of objects, or has an object on each line)"
+            ) from None
         return
     text = _decoded(data, name)
-    position = text.index("[") + 1
+    position = _next(text, text.index("[") + 1)
+    closed = text.startswith("]", position)
     mistakes: list[str] = []
-    number, after = 0, "["
-    while not (after == "]" or (after == "[" and text.startswith("]", _next(text, position)))):
+    number = 0
+    while not closed:
         number += 1
         where = f"{name}, row {number}"
-        position = _next(text, position)
         try:
             row, end = _DECODER.raw_decode(text, position)
             if isinstance(row, dict):
@@ -154,17 +156,20 @@ def read_json(data: bytes, name: str) -> Iterator[Located]:
             else:
                 mistakes.append(f"{where}: not an object but {text[position : min(end, position + 40)]}")
             position = _next(text, end)
-            after = text[position : position + 1]
-            if after not in (",", "]") or not after:
+            closed = text.startswith("]", position)
+            if not closed and not text.startswith(",", position):
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
-            position += 1
         except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})") from None
+            raise DataError(
+                f"{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})"
+            ) from None
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not readable as JSON ({error})") from None
-    if after == "]" and _next(text, position) < len(text):
+        if not closed:
+            position = _next(text, position + 1)
+    if _next(text, position + 1) < len(text):
         raise DataError(f"{name}: text follows the list of {number} rows")
     refuse(mistakes)
 
@@ -215,7 +220,9 @@ def read_csv(data: bytes, name: str, delimiter: str) -> Iterator[Located]:
                     break
         except csv.Error as error:
             reason = str(error).partition(" - ")[0]
-            raise DataError(f"{name}, row {number + 1}: not CSV ({reason}, up to line {reader.line_num})") from None
+            raise DataError(
+                f"{name}, row {number + 1}: not CSV ({reason}, up to line {reader.line_num})"
+            ) from None
     refuse(mistakes)
 
 

@@ -84,15 +84,15 @@ def load_rows(
         DataError: if the data do not exist or a row is invalid. The message says where.
     """
     if options.data is None:
-        raise DataError("name the data: set task.options.data to a .jsonl, .csv or .parquet file, or a hub id")
+        raise DataError(
+            "name the data: set task.options.data to a .jsonl, .csv or .parquet file, or a hub id"
+        )
     notes: list[str] = []
     rows = _usable(options.data, options.data_split, options, needed, check_row, notes)
     if options.eval_data is None:
         eval_rows = {key: row for key, row in rows.items() if is_eval(key, options.eval_fraction)}
     else:
-        eval_rows = _usable(
-            options.eval_data, options.eval_data_split, options, needed, check_row, notes
-        )
+        eval_rows = _usable(options.eval_data, options.eval_data_split, options, needed, check_row, notes)
         if both := eval_rows.keys() & rows.keys():
             notes.append(f"{options.data}: {len(both)} prompts are also eval prompts, and are not trained on")
     return Rows(

@@ -70,7 +70,9 @@ def _arrow_rows(dataset: Any, where: str) -> list[Located]:
 def _refuse_several_formats(directory: Path, source: str) -> None:
     """Raise DataError if a directory has files of several formats, of which `datasets` would drop all but one."""
     files = [path for path in directory.rglob("*") if not _is_hidden(path.relative_to(directory))]
-    found = {_format_of(file.name) for file in files if file.name not in _IGNORED_JSON and file.is_file()} - {None}
+    found = {_format_of(file.name) for file in files if file.name not in _IGNORED_JSON and file.is_file()} - {
+        None
+    }
     if len(found) > 1:
         raise DataError(
             f"{source} has data files of several formats ({', '.join(sorted(map(str, found)))}): name one file, or "

@@ -1,7 +1,7 @@
 """The values of rows, the same for every source, and the errors of the readers. Torch-free.
 
-A row has the types of JSON: text, whole numbers, finite floats, true and false, None, lists, and objects with text keys.
-Columns of other formats are converted once, here:
+A row has the types of JSON: text, whole numbers, finite floats, true and false, None, lists, and objects with text
+keys. Columns of other formats are converted once, here:
 
     NaN, infinity                   None, as null
     date, time, timestamp           text in ISO 8601, as JSON has them
