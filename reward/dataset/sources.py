@@ -40,7 +40,9 @@ def splits_of(source: str, subset: str | None) -> Splits:
         DataError: if there is no such source, or it cannot be read as it is.
         Exception: whatever `datasets` and its libraries raise.
     """
-    path = Path(source).expanduser()
+    if not source.strip():
+        raise DataError("the source of the data is empty text; name a file, a directory or a hub id")
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return _saved(path, source)
@@ -68,7 +70,13 @@ def _arrow_rows(dataset: Any, where: str) -> list[Located]:
 
 
 def _refuse_several_formats(directory: Path, source: str) -> None:
-    """Raise DataError if a directory has files of several formats, of which `datasets` would drop all but one."""
+    """Raise DataError if a directory has files of several formats, of which `datasets` would drop all but one.
+
+    A card that lists the data files makes the choice.
+    """
+    card = directory / "README.md"
+    if card.is_file() and b"data_files" in card.read_bytes():
+        return
     files = [path for path in directory.rglob("*") if not _is_hidden(path.relative_to(directory))]
     found = {_format_of(file.name) for file in files if file.name not in _IGNORED_JSON and file.is_file()} - {
         None

@@ -33,8 +33,8 @@ class CountdownOptions(Section):
     """The choice of puzzles, and the style of their prompts."""
 
     data: str | None = None
-    """The source of the puzzles, in rows with `target` and `nums`: a `.jsonl` or `.parquet` file, a directory that
-    `datasets` can load, or a hub id such as Jiayi-Pan/Countdown-Tasks-3to4. null generates puzzles."""
+    """The source of the puzzles, in rows with `target` and `nums`: a `.jsonl`, `.json` or `.parquet`
+    file, a directory with such files, or a hub id such as Jiayi-Pan/Countdown-Tasks-3to4. null generates puzzles."""
     data_split: str = "train"
     """The split of a Hugging Face data set to read. Its rows are divided into train and eval."""
     style: Literal["compact", "chat"] = "compact"

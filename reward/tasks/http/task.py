@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 
@@ -11,6 +12,7 @@ from cluster.core.addresses import url_problem
 from cluster.core.schema import Count, CountOrZero, Number, Seconds
 from cluster.core.secrets import is_secret_name
 from reward.dataset.rows import SUM, DatasetOptions, DatasetProblems
+from reward.dataset.values import Row
 from reward.task import Scorer
 from reward.tasks.http.client import Endpoint, HttpScorer
 
@@ -71,6 +73,18 @@ class HttpTask(DatasetProblems):
     def __init__(self, options: HttpOptions) -> None:
         super().__init__(options)
         self._options = options
+
+    def check_row(self, row: Row) -> None:
+        """Refuse a row that no request can contain.
+
+        Raises:
+            ValueError: if a field is binary, which JSON cannot express.
+        """
+        for name, value in row.items():
+            try:
+                json.dumps(value)
+            except TypeError:
+                raise ValueError(f"the field {name!r} is binary, and cannot be sent to a service") from None
 
     @property
     def variables(self) -> tuple[str, ...]:

@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward.dataset.reading import read_rows
-from reward.dataset.rows import DatasetOptions, Rows, is_eval, load_rows, prompt_key, render
+from reward.dataset.rows import (
+    DatasetOptions,
+    DatasetProblems,
+    Rows,
+    is_eval,
+    load_rows,
+    prompt_key,
+    render,
+)
+from reward.dataset.values import Row
+from reward.tasks.http.task import HttpOptions, HttpTask
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -128,15 +138,82 @@ def test_the_fields_that_a_task_needs_are_checked(tmp_path: Path) -> None:
         load_rows(options, needed=["answer"])
 
 
+missing = st.sampled_from([None, float("nan"), float("inf"), "", " \n", "\u200b", [], {}])
+
+
+@settings(max_examples=40)
+@given(value=missing, field=st.sampled_from(["prompt", "answer"]), place=st.integers(0, 3))
+def test_a_missing_value_is_refused_in_every_form(
+    tmp_path_factory: pytest.TempPathFactory, value: Any, field: str, place: int
+) -> None:
+    rows = numbered_rows(4)
+    rows[place][field] = value
+    path = tmp_path_factory.mktemp("data")
+    with pytest.raises(
+        ValueError, match=rf"^data.jsonl:{place + 1}: the field '{field}' (has no value|is empty)"
+    ):
+        load_rows(DatasetOptions(data=write(path / "data.jsonl", rows)), ["answer"])
+
+
+def test_a_missing_value_of_a_numeric_column_is_refused(tmp_path: Path) -> None:
+    """For it pandas writes NaN, not null."""
+    import pyarrow.parquet
+
+    table = pyarrow.table({"prompt": ["a", "b"], "answer": [1.0, float("nan")]})
+    pyarrow.parquet.write_table(table, tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match=r"^data.parquet, row 2: the field 'answer' has no value"):
+        load_rows(DatasetOptions(data=str(tmp_path / "data.parquet")), ["answer"])
+
+
+def test_a_field_that_some_rows_lack_is_noted(tmp_path: Path) -> None:
+    """A user's function may need it, and every response to such a row would fail or be compared with nothing."""
+    rows = [*numbered_rows(3), {"prompt": "a", "answer": ""}, {"prompt": "b", "level": 3}]
+    (note,) = loaded(tmp_path, rows).notes
+    assert note.endswith(
+        "fields without a value: 'answer' in 2 of 5 rows, the first is data.jsonl:4; "
+        "'level' in 4 of 5 rows, the first is data.jsonl:1"
+    )
+
+
+class Suspicious(DatasetProblems):
+    def check_row(self, row: Row) -> None:
+        if row["answer"] == "2":
+            raise ValueError("an answer of 2")
+
+
+def test_a_task_may_refuse_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", numbered_rows(20))
+    with pytest.raises(ValueError, match=r"^data.jsonl:2: an answer of 2$"):
+        Suspicious(DatasetOptions(data=path)).problems("train")
+
+
+def test_bytes_cannot_be_sent_to_a_service(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    table = pyarrow.table({"prompt": ["a", "b"], "image": [None, b"x"]})
+    pyarrow.parquet.write_table(table, tmp_path / "data.parquet")
+    path = str(tmp_path / "data.parquet")
+    assert load_rows(DatasetOptions(data=path)).train
+    with pytest.raises(ValueError, match=r"data.parquet, row 2: the field 'image' is binary"):
+        HttpTask(HttpOptions(data=path)).problems("train")
+
+
 def test_missing_and_misnamed_files_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     (tmp_path / "data.parquet").write_text("no parquet")
+    (tmp_path / "data.txt").write_text("no data")
     for source, mistake in {
         None: "name the data: set task.options.data",
         str(tmp_path / "nowhere.jsonl"): "there is no file",
         str(tmp_path / "data.parquet"): r"data.parquet cannot be read \(ArrowInvalid",
         str(tmp_path / "nowhere"): "there is no file",
         "no-user/no-dataset": "the data set no-user/no-dataset cannot be read",
+        "": "the source of the data is empty",
+        "~no such user/data": "there is no file",
+        "x" * 5000: "the data set xxx",
+        "a\0b.csv": "there is no file",
+        "\ud800": "there is no file",
+        str(tmp_path / "data.txt"): r"data.txt: the name of a data file ends in .jsonl",
     }.items():
         with pytest.raises(ValueError, match=mistake) as refusal:
             load_rows(DatasetOptions(data=source))

@@ -31,6 +31,44 @@ def many_and_one_is_nothing(problems: list[Problem], responses: list[str]) -> li
     return [None if text == "nothing" else 1.0 for text in responses]
 
 
+def emptying(problem: Problem, response: str) -> bool:
+    """Change the problem, as verifiers do that normalize it in place."""
+    problem["steps"].clear()
+    return bool(problem.pop("answer") == response)
+
+
+async def patient_and_emptying(problem: Problem, response: str) -> bool:
+    await asyncio.sleep(0.01)
+    return emptying(problem, response)
+
+
+def emptying_many(problems: list[Problem], responses: list[str]) -> list[float]:
+    return [float(emptying(problem, text)) for problem, text in zip(problems, responses, strict=True)]
+
+
+def steps_left(problem: Problem, response: str) -> int:
+    """A shaping function that changes the problem as well."""
+    left = len(problem["steps"])
+    emptying(problem, response)
+    return left
+
+
+def as_set(problems: list[Problem], responses: list[str]) -> Any:
+    return set(many(problems, responses))
+
+
+def as_keys(problems: list[Problem], responses: list[str]) -> Any:
+    return dict.fromkeys(many(problems, responses)).keys()
+
+
+def as_values(problems: list[Problem], responses: list[str]) -> Any:
+    return dict.fromkeys(many(problems, responses), 1.0).values()
+
+
+def as_dictionary(problems: list[Problem], responses: list[str]) -> Any:
+    return dict.fromkeys(many(problems, responses), 1.0)
+
+
 def too_few(problems: list[Problem], responses: list[str]) -> list[float]:
     return many(problems, responses)[:-1]
 

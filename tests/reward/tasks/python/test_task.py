@@ -11,7 +11,7 @@ import pytest
 
 from cluster.core.config import RewardConfig, TaskConfig
 from cluster.core.types import Verdict
-from reward.service import make_scorer
+from reward.service import make_scorer, score_in_order
 from reward.verifier_check import verifier_problem
 from tests.builders import scored_by
 
@@ -62,6 +62,10 @@ async def test_a_failure_is_one_responses_own() -> None:
         ("never_a_number", False, "the verifier returned the reward nan"),
         ("too_few", True, "the verifier returned 0 rewards for 1 responses"),
         ("no_list", True, "the verifier returned 1.0 for 1 responses, not a list"),
+        ("as_set", True, "the verifier returned a set, whose order says nothing about the responses"),
+        ("as_keys", True, "the verifier returned a dict_keys, whose order says nothing about the responses"),
+        ("as_values", True, "the verifier returned a dict_values, whose order says nothing"),
+        ("as_dictionary", True, "the verifier returned a dict, whose order says nothing about the responses"),
     ],
 )
 async def test_an_invalid_reward_is_an_error_and_not_a_zero(
@@ -70,6 +74,29 @@ async def test_an_invalid_reward_is_an_error_and_not_a_zero(
     (verdict,) = await verdicts(function, [""], batched=batched)
     assert verdict.outcome == "error"
     assert verdict.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("function", "batched"), [("emptying", False), ("patient_and_emptying", False), ("emptying_many", True)]
+)
+@pytest.mark.parametrize("shaped", [False, True])
+async def test_each_call_gets_a_problem_of_its_own(function: str, batched: bool, shaped: bool) -> None:
+    """A function may change its problem. Neither other calls nor the shaping functions see that, nor each other's."""
+    term = {"function": "tests.reward.tasks.python.rewards:steps_left", "weight": 0.1}
+    reward = RewardConfig.model_validate(
+        {"processes_per_worker": 1, "shaping": [term, term] if shaped else []}
+    )
+    same = {"prompt": "2 + 2?", "answer": "4", "steps": ["a", "b"]}
+    equal = [dict(same, steps=["a", "b"]) for _ in range(30)]
+    scorer = make_scorer(task(function, batched=batched), reward, [])
+    await scorer.start()
+    try:
+        scored = await score_in_order(scorer, [(problem, "4") for problem in [*[same] * 30, *equal]])
+    finally:
+        await scorer.close()
+    assert {verdict.reason for verdict in scored} == {""}
+    assert {verdict.outcome for verdict in scored} == {"correct"}
+    assert [verdict.reward for verdict in scored] == pytest.approx([1.4 if shaped else 1.0] * 60)
 
 
 def test_a_working_verifier_passes_the_check() -> None:
