@@ -17,7 +17,8 @@ from reward.pace import Pace
 STREAMS: dict[Split, str] = {"train": "train", "eval": "held_out"}
 """The words that seed each split's random numbers. They are data: with other words a seed would give other problems,
 and new evaluations could not be compared with old ones."""
-ChatMessages = list[dict[str, str]]
+ChatMessages = list[dict[str, Any]]
+"""Messages with a `role` and a `content`. Other fields, such as `tool_calls`, are for the chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,15 @@ class NotedTask(Protocol):
 
     def notes(self) -> Sequence[str]:
         """Return one line for each reason to leave rows out. `launch.py check` prints them."""
+        ...
+
+
+@runtime_checkable
+class LocatedTask(Protocol):
+    """A task that can say where in the data a problem is."""
+
+    def where(self, problem: Any) -> str:
+        """Return the location of a problem, such as `data.jsonl:17`."""
         ...
 
 
@@ -221,6 +231,8 @@ class StarterTask(Task, Protocol):
 
 def shown(prompt: str | ChatMessages, characters: int = 400) -> str:
     """Return a prompt as one printable line. The middle of a long prompt is left out."""
-    text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    text = (
+        prompt if isinstance(prompt, str) else "\n".join(message.get("content") or "" for message in prompt)
+    )
     half = characters // 2
     return repr(text if len(text) <= characters else f"{text[:half]} … {text[-half:]}")

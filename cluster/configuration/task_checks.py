@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.configuration.loading import validate
 from cluster.configuration.messages import closest
+from cluster.configuration.task_prompts import encoded_problems
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
 from cluster.models.source import ready_directory
@@ -18,6 +19,7 @@ from reward.dataset.rows import DatasetProblems
 from reward.registry import build_task, task_class, task_names
 from reward.task import NotedTask, Task
 from reward.verifier_check import verifier_problem
+from rollout.engine.chat_template import PromptError
 
 
 def check_task(config: RunConfig) -> Iterator[Problem]:
@@ -56,6 +58,9 @@ def _check_prompts(config: RunConfig, task: Task, problems: Sequence[Any]) -> It
     """Report prompts that cannot be encoded, or that do not fit into the context together with a response."""
     try:
         lengths = _prompt_tokens(config, task, problems)
+    except PromptError as error:
+        yield Problem("task", str(error))
+        return
     except ValueError as error:
         yield Problem("task", " ".join(str(error).split()), "change task.options or model.source")
         return
@@ -87,8 +92,7 @@ def _prompt_tokens(config: RunConfig, task: Task, problems: Sequence[Any]) -> li
         return []
     from rollout.engine.tokenizer import PromptEncoder
 
-    encoder = PromptEncoder(directory)
-    return [len(encoder.encode(task.render(problem)).token_ids) for problem in problems]
+    return [len(encoded.token_ids) for encoded in encoded_problems(PromptEncoder(directory), task, problems)]
 
 
 def _check_verifier(config: RunConfig, task: Task, problem: Any) -> Iterator[Problem]:

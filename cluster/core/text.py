@@ -75,6 +75,18 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return json.dumps(_jsonable(value), indent=indent, allow_nan=False)
 
 
+def without_nulls(value: Any) -> Any:
+    """Return a value of JSON without the fields of its objects that are null.
+
+    Parquet gives every row the fields of all rows, so that `{"role": "user"}` becomes `{"role": "user", "name": null}`.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [without_nulls(item) for item in value]
+    return value
+
+
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _jsonable(item) for key, item in value.items()}

@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from cluster.configuration.task_prompts import encoded_problems
 from cluster.core.config import RunConfig
 from cluster.core.types import Prompt, Sampling, Split
 from reward.registry import build_task
-from rollout.engine.tokenizer import EncodedPrompt, NoEndTokenError, PromptEncoder
+from rollout.engine.chat_template import PromptError
+from rollout.engine.tokenizer import EncodedPrompt, PromptEncoder
 
 
 class UnusablePromptError(ValueError):
-    """A prompt does not fit into the model's context, or no response to it could end."""
+    """A prompt does not fit into the model's context, cannot be rendered, or no response to it could end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +49,16 @@ def load_dataset(config: RunConfig, model: Path) -> Dataset:
     """Return all problems of the configured task, tokenized for the model in the directory `model`.
 
     Raises:
-        UnusablePromptError: if a prompt is too long, or the tokenizer has no end-of-sequence token. Preflight reports
-            both earlier, unless the model had to be downloaded first.
+        UnusablePromptError: if a prompt is too long, the model's chat template fails or leaves out a part of a prompt,
+            or the tokenizer has no end-of-sequence token. Preflight reports all this earlier, unless the model had to
+            be downloaded first.
     """
     task = build_task(config.task.name, config.task.options)
-    try:
-        encoder = PromptEncoder(model)
-    except NoEndTokenError as error:
-        raise UnusablePromptError(str(error)) from error
     max_prompt_tokens = config.model.max_context_tokens - config.rollout.max_response_tokens
 
     def encode(rows: Sequence[Any]) -> list[TokenizedProblem]:
-        problems = [TokenizedProblem(row, encoder.encode(task.render(row))) for row in rows]
+        encoded = encoded_problems(encoder, task, rows)
+        problems = [TokenizedProblem(row, prompt) for row, prompt in zip(rows, encoded, strict=True)]
         longest = max(len(problem.encoded.token_ids) for problem in problems)
         if longest > max_prompt_tokens:
             raise UnusablePromptError(
@@ -69,7 +69,11 @@ def load_dataset(config: RunConfig, model: Path) -> Dataset:
             )
         return problems
 
-    return Dataset(encode(task.problems("train")), encode(task.problems("eval")))
+    try:
+        encoder = PromptEncoder(model)
+        return Dataset(encode(task.problems("train")), encode(task.problems("eval")))
+    except PromptError as error:
+        raise UnusablePromptError(str(error)) from error
 
 
 def evaluation_prompts(config: RunConfig, dataset: Dataset, split: Split = "eval") -> list[Prompt]:

@@ -15,9 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cluster.core.schema import Count, Section
+from cluster.core.text import without_nulls
 from cluster.core.types import Split
+from reward.dataset.conversation import content_of, conversation_mistake, ends_with_assistant, with_options
 from reward.dataset.reading import read_rows
-from reward.dataset.values import SHOWN_FIELDS, DataError, Located, Row, gap, is_missing, is_text, refuse
+from reward.dataset.values import SHOWN_FIELDS, DataError, Located, Row, gap, is_missing, refuse
 from reward.task import ChatMessages, Example, Sample
 
 SUM = Sample(
@@ -53,7 +55,8 @@ class DatasetOptions(Section):
     system: str | None = None
     """A system message at the beginning of every conversation."""
     instruction: str | None = None
-    """A text that is appended to every prompt after an empty line, such as the format of the answer."""
+    """A text that is appended to every prompt after an empty line, such as the format of the answer. In chat messages
+    it follows the last message of the user."""
     category_field: str | None = None
     """The field with the category of a problem, such as `level` in MATH. Evaluations report each category."""
     max_prompt_characters: Count | None = None
@@ -67,7 +70,9 @@ class Rows:
     train: list[Row]
     eval: list[Row]
     notes: tuple[str, ...]
-    """One line for each reason to leave rows out."""
+    """One line for each reason to leave rows out, and one if the model continues messages of the assistant."""
+    locations: dict[str, str]
+    """The location of each row, such as `data.jsonl:17`, by the key of its prompt."""
 
 
 def load_rows(
@@ -88,17 +93,21 @@ def load_rows(
             "name the data: set task.options.data to a .jsonl, .csv or .parquet file, or a hub id"
         )
     notes: list[str] = []
-    rows = _usable(options.data, options.data_split, options, needed, check_row, notes)
+    locations: dict[str, str] = {}
+    rows = _usable(options.data, options.data_split, options, needed, check_row, notes, locations)
     if options.eval_data is None:
         eval_rows = {key: row for key, row in rows.items() if is_eval(key, options.eval_fraction)}
     else:
-        eval_rows = _usable(options.eval_data, options.eval_data_split, options, needed, check_row, notes)
+        eval_rows = _usable(
+            options.eval_data, options.eval_data_split, options, needed, check_row, notes, locations
+        )
         if both := eval_rows.keys() & rows.keys():
             notes.append(f"{options.data}: {len(both)} prompts are also eval prompts, and are not trained on")
     return Rows(
         train=[row for key, row in rows.items() if key not in eval_rows],
         eval=[eval_rows[key] for key in sorted(eval_rows)],
         notes=tuple(notes),
+        locations=locations,
     )
 
 
@@ -108,24 +117,25 @@ def is_eval(key: str, eval_fraction: float) -> bool:
 
 
 def prompt_key(prompt: str | ChatMessages) -> str:
-    """Return the hash of a prompt's content without surrounding blanks, as 64 hexadecimal digits."""
+    """Return the hash of a prompt's roles, contents without surrounding blanks, and calls of tools, as 64 hexadecimal
+    digits."""
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    content = [[message["role"], message["content"].strip()] for message in prompt]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    content = []
+    for message in prompt:
+        calls = without_nulls(message.get("tool_calls"))
+        content.append([message["role"], content_of(message).strip(), *([calls] if calls else [])])
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
 
 
 def render(row: Row, options: DatasetOptions) -> str | ChatMessages:
     """Return the prompt of a row in the style that the options name."""
     prompt = row[options.prompt_field]
-    tail = f"\n\n{options.instruction}" if options.instruction else ""
     if isinstance(prompt, str):
         if options.style == "plain":
-            return prompt + tail
+            return f"{prompt}\n\n{options.instruction}" if options.instruction else prompt
         prompt = [{"role": "user", "content": prompt}]
-    *before, last = prompt
-    system = [{"role": "system", "content": options.system}] if options.system else []
-    return [*system, *before, {**last, "content": last["content"] + tail}]
+    return with_options(prompt, options.system, options.instruction)
 
 
 def _usable(
@@ -135,8 +145,10 @@ def _usable(
     needed: Sequence[str],
     check_row: Callable[[Row], None] | None,
     notes: list[str],
+    locations: dict[str, str],
 ) -> dict[str, Row]:
-    """Return the valid rows by the keys of their prompts. Of equal prompts the first row counts."""
+    """Return the valid rows by the keys of their prompts, and add to `notes` and `locations`. Of equal prompts the first
+    row counts."""
     rows = read_rows(source, options.data_subset, split)
     refuse([mistake for row in rows if (mistake := _mistake(row, options, needed, check_row))])
     if note := _gaps(source, rows):
@@ -153,6 +165,7 @@ def _usable(
             repeated.append(where)
         else:
             usable[key] = row
+            locations[key] = where
     if repeated:
         notes.append(
             f"{source}: {len(repeated)} of {len(rows)} rows repeat an earlier prompt and are left out, "
@@ -162,6 +175,14 @@ def _usable(
         notes.append(
             f"{source}: {len(too_long)} of {len(rows)} prompts are longer than max_prompt_characters and are left out, "
             f"the first is {too_long[0]}"
+        )
+    continued = [
+        locations[key] for key, row in usable.items() if ends_with_assistant(row[options.prompt_field])
+    ]
+    if continued:
+        notes.append(
+            f"{source}: {len(continued)} of {len(usable)} prompts end with a message of the assistant, which the model "
+            f"continues, the first is {continued[0]}"
         )
     return usable
 
@@ -205,30 +226,17 @@ def _mistake(
 def _prompt_mistake(prompt: Any, options: DatasetOptions) -> str | None:
     if isinstance(prompt, str):
         return None
-    if not _is_conversation(prompt):
-        return "the prompt must be text, or chat messages that each have a role and a content"
+    if mistake := conversation_mistake(prompt):
+        return mistake
     if options.style == "plain":
         return "the prompt is chat messages, which need style: chat"
-    if not all(is_text(message["content"]) for message in prompt):
-        return "the prompt contains half of a surrogate pair"
-    return "the last message is empty" if is_missing(prompt[-1]["content"]) else None
-
-
-def _is_conversation(prompt: Any) -> bool:
-    return (
-        isinstance(prompt, list)
-        and bool(prompt)
-        and all(
-            isinstance(message, dict)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-            for message in prompt
-        )
-    )
+    if options.instruction and all(message["role"] != "user" for message in prompt):
+        return "the prompt has no message of the user, to which task.options.instruction could be appended"
+    return None
 
 
 def _characters(prompt: str | ChatMessages) -> int:
-    return len(prompt) if isinstance(prompt, str) else sum(len(message["content"]) for message in prompt)
+    return len(prompt) if isinstance(prompt, str) else sum(len(content_of(message)) for message in prompt)
 
 
 class DatasetProblems:
@@ -257,6 +265,9 @@ class DatasetProblems:
 
     def notes(self) -> Sequence[str]:
         return self._loaded().notes
+
+    def where(self, problem: Row) -> str:
+        return self._loaded().locations[prompt_key(problem[self._data.prompt_field])]
 
     def category(self, problem: Row) -> str | None:
         field = self._data.category_field
