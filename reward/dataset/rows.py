@@ -147,8 +147,8 @@ def _usable(
     notes: list[str],
     locations: dict[str, str],
 ) -> dict[str, Row]:
-    """Return the valid rows by the keys of their prompts, and add to `notes` and `locations`. Of equal prompts the first
-    row counts."""
+    """Return the valid rows by the keys of their prompts, and add to `notes` and `locations`. Of equal prompts the
+    first row counts."""
     rows = read_rows(source, options.data_subset, split)
     refuse([mistake for row in rows if (mistake := _mistake(row, options, needed, check_row))])
     if note := _gaps(source, rows):

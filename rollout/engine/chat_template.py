@@ -88,7 +88,9 @@ class ChatTemplate:
         position = 0
         for number, message in enumerate(messages):
             expected = _mark(number)
-            called = message.get("tool_calls") and _call_mark(number) in json.dumps(marked[number], default=str)
+            called = message.get("tool_calls") and _call_mark(number) in json.dumps(
+                marked[number], default=str
+            )
             if called and _call_mark(number) not in text:
                 return f"leaves out the tool calls of {_named(messages, number)}; choose a model that calls tools"
             if not message["content"].strip():

@@ -38,7 +38,9 @@ class PromptEncoder:
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
         except Exception as error:  # the types depend on the file that is missing or damaged
-            raise PromptError(f"the tokenizer in {directory} cannot be loaded ({_first_line(error)})") from error
+            raise PromptError(
+                f"the tokenizer in {directory} cannot be loaded ({_first_line(error)})"
+            ) from error
         self._directory = directory
         self._template = ChatTemplate(self._tokenizer, directory)
         if self._tokenizer.eos_token_id is None:

@@ -1,9 +1,9 @@
 r"""The verifier of TeleLogs responses. The answer is the label in the last complete `\boxed{…}`.
 
 The following is tolerated around the label: doubled braces, parentheses, spaces, `$`, a full stop, \text{…}, \textit{…}
-and similar commands, a lowered digit (`C_3`), and lower case. The bare number is accepted if the labels are C1 … C8, because the published prompts ask for the number
-of the cause. Exactly one label must remain. Everything else is incorrect: two labels, a label with words, digits of
-other scripts.
+and similar commands, a lowered digit (`C_3`), and lower case. The bare number is accepted if the labels are C1 … C8,
+because the published prompts ask for the number of the cause. Exactly one label must remain. Everything else is
+incorrect: two labels, a label with words, digits of other scripts.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.core.text import json_text, plain_text, visible_text
+from cluster.core.text import json_text, plain_text, visible_text, without_nulls
 
 
 @pytest.mark.parametrize(
@@ -92,3 +92,8 @@ def test_every_value_is_json_that_every_program_reads(value: object) -> None:
         raise AssertionError(constant)
 
     json.loads(json_text(value), parse_constant=refused)
+
+
+def test_fields_that_are_null_are_left_out() -> None:
+    value = {"a": None, "b": [{"c": None, "d": 0}, None, ""], "e": {}}
+    assert without_nulls(value) == {"b": [{"d": 0}, None, ""], "e": {}}

@@ -115,7 +115,7 @@ def test_notes_say_which_rows_are_left_out(tmp_path: Path) -> None:
         ),
         (b'{"prompt": 7}', "data.jsonl:1: the prompt must be text, or chat messages"),
         (b'{"prompt": []}', "data.jsonl:1: the field 'prompt' is empty"),
-        (b'{"prompt": [{"role": "user"}]}', "data.jsonl:1: the prompt must be text, or chat messages"),
+        (b'{"prompt": [{"role": "user"}]}', "data.jsonl:1: message 1 of the prompt has no content"),
         (b'{"prompt": [{"role": "user", "content": ""}]}', "data.jsonl:1: the last message is empty"),
         (b"", "contains no rows"),
         (b"\n\n", "contains no rows"),
