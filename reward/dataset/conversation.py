@@ -69,8 +69,8 @@ def _message_mistake(message: Any) -> str | None:
         return "is not an object with a role and a content"
     role = message.get("role")
     if role is None and "from" in message:
-        known = _known_role(message["from"]) or "user"
-        return f"has 'from' and 'value' (ShareGPT); write {{'role': '{known}', 'content': …}}"
+        name = _known_role(message["from"]) or "user"
+        return f"has 'from' and 'value' (ShareGPT); write {{'role': '{name}', 'content': …}}"
     if role is None:
         fields = ", ".join(map(str, list(message)[:SHOWN_FIELDS])) or "none"
         return f"has no role (fields: {fields})"

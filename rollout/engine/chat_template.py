@@ -175,7 +175,7 @@ def _changed_message(messages: Sequence[Message], text: str) -> str | None:
 
     Blanks are not compared, because most templates strip contents. A template may write a content as JSON, which is
     usual for results of tools, and may act on the words `/think` and `/no_think` and leave them out. Templates of
-    reasoning models leave out the reasoning of earlier messages of the assistant, as these models are trained to expect.
+    reasoning models leave out the reasoning of earlier messages of the assistant, which these models expect.
     """
     found = _without_blanks(text)
     for number, message in enumerate(messages):
@@ -208,8 +208,8 @@ class _TimeLimitError(BaseException):
 def _time_limit(limit_s: float) -> Iterator[None]:
     """Raise _TimeLimitError in the block when the process has computed for `limit_s`.
 
-    Only the main thread has signals; in another one there is no limit. The signal of computing time leaves alarms, which
-    others use, as they are.
+    Only the main thread has signals; in another one there is no limit. The signal of computing time leaves alarms,
+    which others use, as they are.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Chat templates in the style of several model families, written for the tests, and faults that can be put into each."""
+"""Chat templates in the style of several model families, written for the tests, and faults to put into each."""
 
 from __future__ import annotations
 

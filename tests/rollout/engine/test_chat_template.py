@@ -91,12 +91,12 @@ def test_only_the_reasoning_of_earlier_messages_may_be_left_out(
     tokenizer: Any, name: str, data: st.DataObject
 ) -> None:
     messages = data.draw(conversations(FAMILIES[name], reasoned))
-    try:
-        text = template_of(tokenizer, FAMILIES[name].template).render(messages)
-    except PromptError as error:
-        assert "</think>" in messages[-1]["content"], "a prefill cannot be continued if it is cut"
-        assert "cannot continue" in str(error)
+    template = template_of(tokenizer, FAMILIES[name].template)
+    if name == "deepseek" and "</think>" in messages[-1]["content"]:  # it cuts the message at the end, too
+        with pytest.raises(PromptError, match="changes the message of the assistant at the end"):
+            template.render(messages)
         return
+    text = template.render(messages)
     for message in messages[:-1]:
         answer = (
             message["content"].rpartition("</think>")[2]
