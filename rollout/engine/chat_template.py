@@ -66,11 +66,14 @@ class ChatTemplate:
             PromptError: if the template raises, does not end, or leaves out a part of the conversation.
         """
         messages = [{"content": "", **without_nulls(message)} for message in prompt]
-        if not messages or not all(isinstance(message["content"], str) for message in messages):
-            raise PromptError("the prompt must be one message or more, each with a content that is text")
+        texts = [value for message in messages for value in (message.get("role"), message["content"])]
+        if not messages or not all(isinstance(text, str) for text in texts):
+            raise PromptError(
+                "the prompt must be one message or more, each with a role and a content that are text"
+            )
         text = self._rendered(messages)
         form = tuple(
-            (message.get("role"), bool(message["content"].strip()), *sorted(map(str, message)))
+            (message["role"], bool(message["content"].strip()), *sorted(map(str, message)))
             for message in messages
         )
         if form not in self._faults:
@@ -98,10 +101,7 @@ class ChatTemplate:
             if expected not in text and expected in text.lower():
                 return f"changes the letters of {_named(messages, number)}"
             if expected not in text:
-                return (
-                    f"leaves out {_named(messages, number)}; write its text into a message of the user, or choose a "
-                    "model whose template has this role"
-                )
+                return f"leaves out {_named(messages, number)}; {_advice(message['role'])}"
             if message["role"] in _SYSTEM_ROLES:
                 continue  # some templates place it before the last message of the user
             if (position := text.find(expected, position)) < 0:
@@ -110,7 +110,7 @@ class ChatTemplate:
 
     def _rendered(self, messages: Sequence[Message]) -> str:
         """Return what the template makes of the messages. Whatever it raises is one PromptError."""
-        continued = messages[-1].get("role") == "assistant"
+        continued = messages[-1]["role"] == "assistant"
         try:
             with _time_limit(TIME_LIMIT_S):
                 text = self._tokenizer.apply_chat_template(
@@ -167,7 +167,16 @@ def _call_mark(number: int) -> str:
 
 def _named(messages: Sequence[Message], number: int) -> str:
     """Return a message in words, such as `the user message (message 3 of 5)`."""
-    return f"the {messages[number].get('role')} message (message {number + 1} of {len(messages)})"
+    return f"the {messages[number]['role']} message (message {number + 1} of {len(messages)})"
+
+
+def _advice(role: str) -> str:
+    """Return the way out for a message that the template leaves out."""
+    if role == "user":
+        return "choose a model for text, or correct the template"
+    if role == "developer":
+        return "write the role system, or choose a model whose template has this role"
+    return "write its text into a message of the user, or choose a model whose template has this role"
 
 
 def _changed_message(messages: Sequence[Message], text: str) -> str | None:

@@ -202,8 +202,18 @@ CHATML = FAMILIES["chatml"].template
             [*user("Q"), {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}, *user("R")],
             "leaves out the tool calls of the assistant message (message 2 of 3)",
         ),
-        (CHATML, [{"role": "user", "content": [{"type": "text", "text": "Q"}]}], "content that is text"),
+        (
+            CHATML,
+            [{"role": "user", "content": [{"type": "text", "text": "Q"}]}],
+            "a role and a content that are text",
+        ),
+        (CHATML, [{"content": "Q"}], "a role and a content that are text"),
         (CHATML, [], "one message or more"),
+        (
+            FAMILIES["phi"].template,
+            [{"role": "developer", "content": "S"}, *user("Q")],
+            "leaves out the developer message (message 1 of 2); write the role system",
+        ),
     ],
 )
 def test_the_line_says_what_is_lost(
