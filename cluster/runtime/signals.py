@@ -82,6 +82,12 @@ def answer_signals(forced_after_s: float = FORCED_AFTER_S) -> None:
             signal.signal(number, _received.handle)
 
 
+def note_signals() -> None:
+    """From now on, only note the first signal: the command has ended, and an exception would interrupt what the
+    interpreter cleans up at its exit. A second signal still hurries."""
+    _received.answer = lambda: None
+
+
 @contextmanager
 def answered_by(answer: Callable[[], object]) -> Iterator[None]:
     """Call `answer` at the first signal during the block, which has to end the block soon. Its exception is raised at

@@ -98,3 +98,36 @@ def test_a_command_under_nohup_survives_its_terminal(tmp_path) -> None:
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert "hurried False" in finish(process, child)
+
+
+ENDED = """
+import sys, time, weakref
+import launch
+from cluster.runtime.signals import answer_signals
+
+class Cleaned:
+    pass
+
+def clean():
+    print("ready", flush=True)
+    time.sleep(1)
+    print("cleaned", flush=True)
+
+kept = Cleaned()
+weakref.finalize(kept, clean)
+launch.app = answer_signals
+launch.main()
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_after_the_command_does_not_interrupt_the_exit(number: signal.Signals) -> None:
+    """Finalizers, which remove temporary directories, run when the interpreter ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDED], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert (output, errors, process.returncode) == ("cleaned\n", "", 0)
