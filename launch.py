@@ -18,7 +18,6 @@ from cluster.commands.train import command as train
 from cluster.commands.workspace import command as workspace
 from cluster.core.output import protect_standard_streams
 from cluster.core.project import code_version
-from cluster.runtime.signals import note_signals
 
 HELP = """\
 Train, evaluate and operate HPO/GRPO runs on Ray.
@@ -64,7 +63,6 @@ def main() -> None:
     try:
         app()
     finally:
-        note_signals()
         stdout.flush()
         if stdout.is_missed:
             typer.echo(f"the output could not be written: {stdout.lost}", err=True)

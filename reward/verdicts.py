@@ -6,6 +6,7 @@ every text is short and valid UTF-8, every reward is a finite float, and every o
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import traceback
@@ -103,8 +104,12 @@ def refuse_renamed(outcome: object, prefix: str) -> None:
 
 
 def error_verdict(error: BaseException) -> Verdict:
-    """Return the verdict on a response whose verifier raised `error`. Too little memory is a limit."""
-    return failed_verdict(describe_error(error), "limit" if isinstance(error, MemoryError) else "error")
+    """Return the verdict on a response whose verifier raised `error`. A limit of memory, or of a file's size, is a
+    limit."""
+    is_limit = isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EFBIG)
+    )
+    return failed_verdict(describe_error(error), "limit" if is_limit else "error")
 
 
 def failed_verdict(reason: str, outcome: Outcome = "error") -> Verdict:

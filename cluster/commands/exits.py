@@ -16,7 +16,7 @@ from cluster.core.errors import RefusedError
 from cluster.core.failures import trimmed
 from cluster.core.reading import shown_path
 from cluster.core.text import plain_text
-from cluster.runtime.signals import Terminated
+from cluster.runtime.signals import Terminated, note_signals
 
 if TYPE_CHECKING:
     from cluster.tracking import RunConsole
@@ -50,6 +50,8 @@ class ExplainedGroup(TyperGroup):
             if error.filename is None or isinstance(error, ConnectionError):
                 raise
             refuse(f"{shown_path(Path(os.fsdecode(error.filename)))}: {error.strerror}")
+        finally:
+            note_signals()
 
 
 @contextmanager

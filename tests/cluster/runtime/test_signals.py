@@ -102,7 +102,8 @@ def test_a_command_under_nohup_survives_its_terminal(tmp_path) -> None:
 
 ENDED = """
 import sys, time, weakref
-import launch
+import typer
+from cluster.commands.exits import ExplainedGroup
 from cluster.runtime.signals import answer_signals
 
 class Cleaned:
@@ -115,8 +116,17 @@ def clean():
 
 kept = Cleaned()
 weakref.finalize(kept, clean)
-launch.app = answer_signals
-launch.main()
+app = typer.Typer(cls=ExplainedGroup)
+
+@app.callback()
+def options():
+    pass
+
+@app.command()
+def command():
+    answer_signals()
+
+app(["command"])
 """
 
 

@@ -110,7 +110,7 @@ async def test_the_memory_cap_holds_for_all_memory_of_all_processes(
         monkeypatch.setattr(Cgroup, "create", lambda name, memory_bytes: None)
     async with Sandbox(SPEC, replace(LIMITS, timeout_s=240, memory_mib=128), 1) as sandbox:
         (verdict,) = await scored_by(sandbox, None, [deed])
-        assert verdict.outcome == "error"
+        assert verdict.outcome == "limit"
         expected = (
             "took more than reward.verifier_memory_mib together",
             "MemoryError",
