@@ -1,7 +1,7 @@
 """References of all kinds, and a generator of answers that might be correct for too many of them.
 
 The answers come from a grammar with zero, infinity, undefined operations, limits, lists and relations. `hits` returns
-the references that an answer is correct for; `excused` those pairs of references that mean the same.
+the references that an answer is correct for, and `too_many` those of an answer that is correct for different ones.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ REFERENCES: Sequence[str] = (
         r"1, 2, \ldots, n",
     ),
 )
+ZEROS = (r"\sin(\pi)", r"(\sqrt{2}\cdot\sqrt{2}-2)", r"(e^{i\pi}+1)", r"(\ln(e)-1)", r"\cos(\frac{\pi}{2})")
+"""Expressions whose value is zero, but differs from it by rounding errors."""
 _ATOMS = (
     "0",
     "1",
@@ -66,6 +68,7 @@ _ATOMS = (
     "i",
     "9^9",
     "0",
+    *ZEROS,
 )
 _SHAPES = (
     "|{}|", r"\frac{{{}}}{{{}}}", "{}/{}", "{}/{}/{}", "({})+({})", "({})-({})", r"{} \cdot {}", r"\log({})",

@@ -82,10 +82,11 @@ class Alerts:
         return f"{', '.join(wide)}: sampler and learner disagree" if wide else None
 
     def _verifier_errors(self, metrics: Mapping[str, float]) -> str | None:
-        fraction, limit = metrics.get("reward/error_fraction", 0.0), self._config.reward.max_error_fraction
+        fraction = metrics.get("reward/error_fraction", 0.0) + metrics.get("reward/limit_fraction", 0.0)
+        limit = self._config.reward.max_error_fraction
         if fraction <= NEAR_LIMIT * limit or not fraction:
             return None
-        return f"{fraction:.1%} of the responses have no verdict (limit: {limit:.0%}); see logs/reward-*.log"
+        return f"{fraction:.1%} of the responses could not be verified (limit: {limit:.0%}); see logs/reward-*.log"
 
     def _churn(self, metrics: Mapping[str, float]) -> str | None:
         if "fleet/restarts" not in metrics:

@@ -53,8 +53,8 @@ def _written(value: Any) -> str:
         )
     if not math.isfinite(value):
         raise ValueError(f"the reference is {value}")
-    exact = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
-    return f"{exact.normalize():f}"
+    digits = f"{Decimal(repr(value)) if isinstance(value, float) else Decimal(value):f}"
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
 def _marked(text: str) -> str | None:

@@ -69,8 +69,8 @@ _SYNONYMS = (
     (r"q?quad|enspace|(?:thin|med|thick|nobreak)?space|hfill|newline|[,;:> /]", " "),
     (r"[()\[\]]", " $ "),
     (
-        r"boldsymbol|bm|underline|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|left|right|middle|[bB]igg?[lr]?|(?:display|text|script)style|(?:no)?limits|(?:math)?strut|rm|bf|it"
-        r"|math(?:op|bin|rel)|nonumber|notag|centering|!|",
+        r"boldsymbol|bm|underline|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|left|right|middle|[bB]igg?[lr]?"
+        r"|(?:display|text|script)style|(?:no)?limits|(?:math)?strut|rm|bf|it|math(?:op|bin|rel)|nonumber|notag|centering|!|",
         "",
     ),
 )
@@ -80,7 +80,8 @@ _COMMAND = re.compile(r"\\([a-zA-Z]+\*?|.|$)", re.DOTALL)
 _EDGE = r"[\s*_`]"
 _DECORATION = re.compile(rf"^{_EDGE}+|{_EDGE}+$")
 _INTRODUCTION = re.compile(
-    r"^(?:(?:so|thus|hence|therefore)\b,?\s*)?(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|option|choice)\s*(?:is|:|=)\s*(?:option\s+)?"
+    r"^(?:(?:so|thus|hence|therefore)\b,?\s*)?(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|option|choice)\s*"
+    r"(?:is|:|=)\s*(?:option\s+)?"
     r"|^(?:=|:|\\approx(?![a-zA-Z])|(?:about|approximately|exactly|roughly)\b)\s*",
     re.IGNORECASE,
 )
@@ -97,6 +98,7 @@ _SENTENCE = re.compile(
     re.IGNORECASE,
 )
 _TEXT_BEFORE_NUMBER = re.compile(r"^\\text\s*\{[^{}\d$]*:\s*\}\s*(?=[-+]?(?:\\\$|\d|\\frac|\\sqrt))")
+_AFTER_PERCENT = re.compile(r"(?<=%)\s+(?:of|off)\b[^{}]*")
 _LARGE = re.compile(r"(?<=\d)\s*(?:\\text\s*\{\s*)?\b(thousand|million|billion|trillion)\b")
 _ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _ALNUM_GAP = re.compile(r"(?<=[^\W_])\s+(?=[^\W_])")
@@ -112,7 +114,7 @@ def clean(answer: str) -> str:
         text = _without_dollars(_without_sentence(text))
         text = _INTRODUCTION.sub("", text)
         text = _without_full_stop(without_group(text.strip()))
-        text = _without_sentence(text)
+        text = _AFTER_PERCENT.sub("", text)
         text = _TEXT_WITH_NUMBER.sub(r"\1", _NUMBER_AS_TEXT.sub(r"\1", text))
         text = _TEXT_BEFORE_NUMBER.sub("", text)
         text = _LARGE.sub(_with_zeros, text)
@@ -133,7 +135,7 @@ def _without_sentence(text: str) -> str:
     """Remove the beginning of a sentence that ends in the answer, as in `The profit is $35`."""
     found = _SENTENCE.match(text)
     if not found:
-        return re.sub(r"(%)\s+(?:of|off)\b[^{}]*", r"\1", text)
+        return text
     rest = text[found.end() :].strip()
     if found.group().startswith("\\text"):
         rest = rest[1:] if rest.startswith("}") else rest.removesuffix("}")

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from reward.tasks.math.cleaning import clean, without_blanks
+from reward.tasks.math.exact import exact_value
 from reward.tasks.math.expressions import NotReadableError, parse
 from reward.tasks.math.forms import (
     Based,
@@ -36,7 +37,6 @@ from reward.tasks.math.units import Unit
 from reward.tasks.math.values import (
     NoValueError,
     Place,
-    exact_value,
     names_of,
     needs_whole_numbers,
     numeric_value,
@@ -45,8 +45,8 @@ from reward.tasks.math.values import (
 
 PLACES = 6
 """The number of places at which expressions with unknowns are compared."""
-DIGITS = (40, 80, 160, 320)
-"""The decimal digits of the computations, one after the other, until a difference is seen to be zero or not."""
+DIGITS = (80, 160, 320)
+"""The decimal digits of the computations, one after the other, until two values are seen to differ."""
 
 
 def equal(reference: str, answer: str) -> bool:
@@ -151,32 +151,34 @@ def same_value(expected: Any, found: Any) -> bool:
         one, other = exact_value(expected), exact_value(found)
         if one is not None and other is not None:
             return one == other
-        return _is_zero(partial(_difference, expected, found, ()))
+        return _agree(partial(_values, expected, found, ()))
     whole = needs_whole_numbers(expected) or needs_whole_numbers(found)
-    return all(
-        _is_zero(partial(_difference, expected, found, place)) for place in places(names, PLACES, whole)
-    )
+    return all(_agree(partial(_values, expected, found, place)) for place in places(names, PLACES, whole))
 
 
-def _difference(expected: Any, found: Any, place: Place, digits: int) -> Any:
+def _values(expected: Any, found: Any, place: Place, digits: int) -> tuple[Any, Any]:
+    return numeric_value(expected, place, digits), numeric_value(found, place, digits)
+
+
+def _agree(values: Callable[[int], tuple[Any, Any]]) -> bool:
+    """Return whether two numbers are equal that can be computed to any number of digits.
+
+    A difference that keeps its size when it is computed with twice the digits is not zero. At the end the numbers must
+    agree to half of the digits, so a number that only consists of rounding errors agrees with none.
+    """
     from mpmath import mp
 
-    with mp.workdps(digits):
-        return numeric_value(expected, place, digits) - numeric_value(found, place, digits)
-
-
-def _is_zero(difference: Callable[[int], Any]) -> bool:
-    """Return whether a number is zero that can be computed to any number of digits.
-
-    One that is not zero keeps its size when it is computed with twice the digits; one that is zero does not.
-    """
-    before = difference(DIGITS[0])
+    one, other = values(DIGITS[0])
+    difference = one - other
     for digits in DIGITS[1:]:
-        now = difference(digits)
-        if now != 0 and abs(now - before) * 2 <= abs(now):
-            return False
-        before = now
-    return True
+        before = difference
+        one, other = values(digits)
+        with mp.workdps(digits):
+            difference = one - other
+            if difference != 0 and abs(difference - before) * 2 <= abs(difference):
+                return False
+    with mp.workdps(DIGITS[-1]):
+        return bool(abs(difference) <= mp.mpf(10) ** (-DIGITS[-1] // 2) * max(1, abs(one), abs(other)))
 
 
 def _labeled(expected: Equation, found: Form) -> bool:
@@ -214,11 +216,11 @@ def _proportion(expected: Equation | Inequality, found: Equation | Inequality) -
         if not names or names != names_of(other):
             return None
         first, *others = places(names, PLACES)
-        a, b = (numeric_value(tree, first, DIGITS[1]) for tree in (one, other))
+        a, b = (numeric_value(tree, first, DIGITS[0]) for tree in (one, other))
         if a == 0 or b == 0:
             return None
         for place in others:
-            if not _is_zero(partial(_cross, one, other, first, place)):
+            if not _agree(partial(_products, one, other, first, place)):
                 return None
     except (NotReadableError, NoValueError):
         return None
@@ -226,12 +228,15 @@ def _proportion(expected: Equation | Inequality, found: Equation | Inequality) -
     return bool(getattr(ratio, "real", ratio) > 0)
 
 
-def _cross(one: Any, other: Any, first: Place, place: Place, digits: int) -> Any:
+def _products(one: Any, other: Any, first: Place, place: Place, digits: int) -> tuple[Any, Any]:
+    """Return the two products that are equal if the values of two trees have the same ratio at two places."""
     from mpmath import mp
 
     with mp.workdps(digits):
-        a, b = numeric_value(one, first, digits), numeric_value(other, first, digits)
-        return numeric_value(one, place, digits) * b - numeric_value(other, place, digits) * a
+        return (
+            numeric_value(one, place, digits) * numeric_value(other, first, digits),
+            numeric_value(other, place, digits) * numeric_value(one, first, digits),
+        )
 
 
 def _inequalities(expected: Inequality, found: Inequality) -> bool:

@@ -13,7 +13,7 @@ Sign = Literal["=", "<", ">", "<=", ">=", "!="]
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """Words, a name, or the letter of a choice. `text` is written in one way; `choice` if it stands in brackets."""
+    """Words, a name, or the letter of a choice: lower case for words, upper case for a choice."""
 
     text: str
 

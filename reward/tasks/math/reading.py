@@ -66,12 +66,12 @@ _DATES = (
         r"^(?P<day>\d{1,2})(?:st|nd|rd|th)?\s+(?:of\s+)?(?P<name>[A-Za-z]{3,9})\.?(?:,?\s+(?P<year>\d{4}))?$"
     ),
 )
-_MONTHS = "janfebmaraprmayjunjulaugsepoctnovdec"
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _BASED = re.compile(
     r"^\(?([0-9A-Fa-f]+)\)?\s*(?:_\s*\{?\s*(?:base\s*)?|\(?\s*base\s*)"
-    r"(\d{1,2}|two|three|four|five|six|seven|eight|nine|ten)\s*[})]?$"
+    rf"(\d{{1,2}}|{'|'.join(_BASES)})\s*[}})]?$"
 )
-_BASES = "      twothrfoufivsixseveigninten"
 _MATRIX = re.compile(
     r"^([^&]*?)\s*\\begin\{([a-z]*matrix|array)\}(?:(?<=array\})\{[^{}]*\})?(.*)\\end\{\2\}$", re.DOTALL
 )
@@ -128,11 +128,11 @@ def _special(text: str, depth: int) -> Form | None:
     if (date := _date(plain)) is not None:
         return date
     if found := _BASED.match(plain):
-        base = found[2] if found[2].isdecimal() else str(_BASES.find(found[2][:3].lower()) // 3)
-        return Based(found[1].upper().lstrip("0") or "0", int(base))
+        base = int(found[2]) if found[2].isdecimal() else _BASES.index(found[2]) + 2
+        return Based(found[1].upper().lstrip("0") or "0", base)
     if found := re.match(r"^([+-]?)\s*\\infty$", text):
         return Infinite(found[1] != "-")
-    return ELLIPSIS if text in ("\\ldots", "...") else None
+    return None
 
 
 def _date(text: str) -> Date | None:
@@ -140,9 +140,11 @@ def _date(text: str) -> Date | None:
         if found := pattern.match(text):
             parts = found.groupdict()
             name = (parts.get("name") or "").lower()[:3]
-            month = _MONTHS.find(name) // 3 + 1 if name else int(parts["month"])
+            if name and name not in _MONTHS:
+                continue
+            month = _MONTHS.index(name) + 1 if name else int(parts["month"])
             day = int(parts["day"])
-            if 1 <= month <= 12 and 1 <= day <= 31 and _MONTHS.find(name) % 3 == 0:
+            if 1 <= month <= 12 and 1 <= day <= 31:
                 return Date(int(parts.get("year") or 0), month, day)
     return None
 
@@ -204,7 +206,7 @@ def _list(text: str, depth: int) -> Form | None:
         item.interval for item in items if isinstance(item, Inequality) and item.interval is not None
     ]
     if len(intervals) == len(items):
-        return Union(tuple(interval for interval in intervals))
+        return Union(tuple(intervals))
     return sum_of_units(items, text) or Items(_flat(items))
 
 

@@ -1,141 +1,44 @@
-"""The value of an expression, as an exact fraction or to any number of digits.
+"""The value of an expression to any number of digits.
 
-Every intermediate value is a finite number of bounded size, or there is no value. An expression with a division by
-zero therefore equals nothing, and `9^{9^{9^9}}` takes no time.
+Every intermediate value is a finite number of bounded size, or there is no value: `9^{9^{9^9}}` takes no time. A number
+with rounding errors is never seen to be zero, so one that cannot be told from zero is no divisor, no base of a power
+and no argument of a logarithm.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-MAX_EXACT_BITS = 20_000
-"""The longest numerator or denominator of an exact value."""
 MAX_EXPONENT = 10**9
 """The largest binary exponent of a value."""
 MAX_NODES = 1000
 """The largest number of operations and numbers in an expression."""
 MAX_ARGUMENT_BITS = 5000
 """The largest size of the argument of a function such as the sine, which needs all digits of it."""
+MAX_WHOLE = 10**6
+"""The largest argument of a factorial and of a binomial coefficient."""
 MAX_TERMS = 2000
 """The largest number of terms in a sum or product."""
 
 _LARGE = frozenset(("Abs", "UnevaluatedExpr", "conjugate", "im", "log", "re"))
 """The functions that take numbers of any size."""
-_UNCOMPUTABLE = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
+UNCOMPUTABLE = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
 """The exceptions of sympy and mpmath on expressions that make no sense, such as the sine of a set."""
-
-Exact = Callable[[list[Fraction]], Fraction]
 
 
 class NoValueError(ValueError):
     """An expression has no finite value, or none that can be computed."""
 
 
-class _NotExactError(Exception):
-    """A value is not rational, or a fraction that is too long."""
-
-
-def exact_value(tree: Any) -> Fraction | None:
-    """Return the value of a tree without unknowns if it is rational, else None.
-
-    Raises:
-        NoValueError: if it is infinite or undefined.
-    """
-    value: Fraction | None = _value_or_raise(_exact_or_error(tree))
-    return value
-
-
-@lru_cache(maxsize=4096)
-def _exact_or_error(tree: Any) -> Fraction | NoValueError | None:
-    try:
-        return _exact(tree)
-    except NoValueError as error:
-        return error
-    except (_NotExactError, *_UNCOMPUTABLE):
-        return None
-
-
-def _value_or_raise(value: Any) -> Any:
+def value_or_raise(value: Any) -> Any:
     """Raise an error that was kept in place of a value, since a reference is compared often."""
     if isinstance(value, NoValueError):
         raise value
     return value
-
-
-def _exact(tree: Any) -> Fraction:
-    import sympy
-
-    if isinstance(tree, sympy.Rational):
-        if tree.q == 0:
-            raise NoValueError("a division by zero")
-        return Fraction(int(tree.p), int(tree.q))
-    if isinstance(tree, sympy.UnevaluatedExpr):
-        return _exact(tree.args[0])
-    name = type(tree).__name__
-    if isinstance(tree, sympy.Pow):
-        return _exact_power(_exact(tree.base), _exact(tree.exp))
-    if name not in _EXACT:
-        raise _NotExactError
-    return _bounded(_EXACT[name]([_exact(argument) for argument in tree.args]))
-
-
-def _bounded(value: Fraction) -> Fraction:
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_EXACT_BITS:
-        raise _NotExactError
-    return value
-
-
-def _exact_power(base: Fraction, exponent: Fraction) -> Fraction:
-    if exponent.denominator != 1:
-        raise _NotExactError
-    power = exponent.numerator
-    if base == 0 and power <= 0:
-        raise NoValueError("0 to the power of 0, or a division by zero")
-    size = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if base not in (0, 1, -1) and size * abs(power) > MAX_EXACT_BITS:
-        raise _NotExactError
-    return base ** (power if base not in (1, -1) else power % 2 or 2)
-
-
-def _factorial(values: list[Fraction]) -> Fraction:
-    (value,) = values
-    if value < 0:
-        raise NoValueError("the factorial of a negative number")
-    if value.denominator != 1 or value > 1000:
-        raise _NotExactError
-    return Fraction(math.factorial(value.numerator))
-
-
-def _binomial(values: list[Fraction]) -> Fraction:
-    top, bottom = values
-    if top.denominator != 1 or bottom.denominator != 1 or not 0 <= top <= 1000 or bottom < 0:
-        raise _NotExactError
-    return Fraction(math.comb(top.numerator, bottom.numerator))
-
-
-def _remainder(values: list[Fraction]) -> Fraction:
-    if values[1] == 0:
-        raise NoValueError("a remainder of a division by zero")
-    return values[0] % values[1]
-
-
-_EXACT: Mapping[str, Exact] = {
-    "Add": lambda values: sum(values, Fraction(0)),
-    "Mul": lambda values: math.prod(values, start=Fraction(1)),
-    "Abs": lambda values: abs(values[0]),
-    "floor": lambda values: Fraction(math.floor(values[0])),
-    "ceiling": lambda values: Fraction(math.ceil(values[0])),
-    "Max": max,
-    "Min": min,
-    "factorial": _factorial,
-    "binomial": _binomial,
-    "Mod": _remainder,
-}
 
 
 def names_of(tree: Any) -> frozenset[str]:
@@ -206,7 +109,7 @@ def numeric_value(tree: Any, place: Place, digits: int) -> Any:
     Raises:
         NoValueError: if it has no finite value there.
     """
-    return _value_or_raise(_numeric_or_error(tree, place, digits))
+    return value_or_raise(_numeric_or_error(tree, place, digits))
 
 
 @lru_cache(maxsize=16384)
@@ -219,7 +122,7 @@ def _numeric_or_error(tree: Any, place: Place, digits: int) -> Any:
             return _Evaluation(mp, dict(place)).value(tree)
         except NoValueError as error:
             return error
-        except (*_UNCOMPUTABLE, NoConvergence) as error:
+        except (*UNCOMPUTABLE, NoConvergence) as error:
             return NoValueError(f"it cannot be computed ({type(error).__name__})")
 
 
@@ -229,7 +132,7 @@ class _Evaluation:
     def __init__(self, mp: Any, place: dict[str, Fraction]) -> None:
         self._mp = mp
         self._point = {name: mp.mpf(value.numerator) / value.denominator for name, value in place.items()}
-        self._functions = _functions(mp)
+        self._functions = _Functions(mp).table()
 
     def value(self, tree: Any) -> Any:
         return self._checked(self._value(tree))
@@ -288,8 +191,8 @@ class _Evaluation:
 
     def _power(self, base: Any, exponent: Any, written: Any) -> Any:
         mp = self._mp
-        if base == 0:
-            if mp.re(exponent) <= 0:
+        if is_like_zero(mp, base):
+            if mp.re(exponent) <= 0 or is_like_zero(mp, exponent):
                 raise NoValueError("0 to the power of 0, or a division by zero")
             return mp.zero
         if abs(exponent) * max(1, abs(mp.mag(base))) > MAX_EXPONENT:
@@ -327,49 +230,80 @@ def _is_odd_root(exponent: Any) -> bool:
     )
 
 
-def _functions(mp: Any) -> Mapping[str, Callable[..., Any]]:
-    def log(value: Any, base: Any = None) -> Any:
-        if value == 0 or (base is not None and base in (0, 1)):
-            raise NoValueError("a logarithm of zero")
-        return mp.log(value) if base is None else mp.log(value) / mp.log(base)
+def is_like_zero(mp: Any, value: Any) -> bool:
+    """Return whether a value cannot be told from zero with the present number of digits."""
+    return bool(abs(value) < mp.mpf(10) ** (-mp.dps // 2))
 
-    def integer(value: Any, limit: int) -> Any:
-        if mp.im(value) != 0 or value != mp.floor(value) or not 0 <= value <= limit:
-            raise NoValueError("not computed for this number")
+
+class _Functions:
+    """The functions of sympy, by the names of their classes, as functions of mpmath numbers."""
+
+    def __init__(self, mp: Any) -> None:
+        self._mp = mp
+
+    def table(self) -> Mapping[str, Callable[..., Any]]:
+        mp = self._mp
+        same = (
+            "sin",
+            "cos",
+            "sinh",
+            "cosh",
+            "tanh",
+            "asin",
+            "acos",
+            "atan",
+            "asinh",
+            "acosh",
+            "atanh",
+            "re",
+            "im",
+        )
+        return {
+            **{name: getattr(mp, name) for name in same},
+            "log": self._log,
+            "exp": lambda value: mp.exp(value) if abs(value) <= MAX_EXPONENT else mp.inf,
+            "tan": lambda value: self._divided(mp.sin(value), mp.cos(value)),
+            "sec": lambda value: self._divided(mp.one, mp.cos(value)),
+            "csc": lambda value: self._divided(mp.one, mp.sin(value)),
+            "cot": lambda value: self._divided(mp.cos(value), mp.sin(value)),
+            "floor": lambda value: mp.floor(self._settled(value)),
+            "ceiling": lambda value: mp.ceil(self._settled(value)),
+            "Abs": abs,
+            "arg": lambda value: mp.arg(self._nonzero(value)),
+            "conjugate": mp.conj,
+            "UnevaluatedExpr": lambda value: value,
+            "factorial": lambda value: mp.factorial(self._whole(value)),
+            "binomial": lambda top, bottom: mp.binomial(self._whole(top), self._whole(bottom)),
+            "Max": lambda *values: max(map(_real, values)),
+            "Min": lambda *values: min(map(_real, values)),
+            "Mod": self._remainder,
+        }
+
+    def _nonzero(self, value: Any) -> Any:
+        if is_like_zero(self._mp, value):
+            raise NoValueError("a value that cannot be told from zero")
         return value
 
-    def divided(over: Any, under: Any) -> Any:
-        if under == 0:
-            raise NoValueError("a division by zero")
-        return over / under
+    def _divided(self, over: Any, under: Any) -> Any:
+        return over / self._nonzero(under)
 
-    return {
-        "log": log,
-        "exp": lambda value: mp.exp(value) if abs(value) <= MAX_EXPONENT else mp.inf,
-        **{
-            name: getattr(mp, name) for name in ("sin", "cos", "sinh", "cosh", "tanh", "asin", "acos", "atan")
-        },
-        **{name: getattr(mp, name) for name in ("asinh", "acosh", "atanh", "floor", "re", "im")},
-        "tan": lambda value: divided(mp.sin(value), _not_tiny(mp, mp.cos(value))),
-        "sec": lambda value: divided(mp.one, _not_tiny(mp, mp.cos(value))),
-        "csc": lambda value: divided(mp.one, _not_tiny(mp, mp.sin(value))),
-        "cot": lambda value: divided(mp.cos(value), _not_tiny(mp, mp.sin(value))),
-        "ceiling": mp.ceil,
-        "Abs": abs,
-        "arg": mp.arg,
-        "conjugate": mp.conj,
-        "UnevaluatedExpr": lambda value: value,
-        "factorial": lambda value: mp.factorial(integer(value, 10**6)),
-        "binomial": lambda top, bottom: mp.binomial(integer(top, 10**6), integer(bottom, 10**6)),
-        "Max": lambda *values: max(map(_real, values)),
-        "Min": lambda *values: min(map(_real, values)),
-        "Mod": lambda value, by: mp.fmod(_real(value), by) if by else mp.nan,
-    }
+    def _log(self, value: Any, base: Any = None) -> Any:
+        logarithm = self._mp.log(self._nonzero(value))
+        return logarithm if base is None else self._divided(logarithm, self._mp.log(self._nonzero(base)))
 
+    def _settled(self, value: Any) -> Any:
+        """Return a value, or the whole number that it cannot be told from."""
+        nearest = self._mp.nint(value)
+        return nearest if is_like_zero(self._mp, value - nearest) else value
 
-def _not_tiny(mp: Any, value: Any) -> Any:
-    """Return a number, or zero in place of one that rounding alone has made different from zero."""
-    return mp.zero if abs(value) < mp.mpf(10) ** (-mp.dps + 8) else value
+    def _remainder(self, value: Any, by: Any) -> Any:
+        divisor = _real(self._nonzero(by))
+        return _real(value) - divisor * self._mp.floor(self._settled(_real(value) / divisor))
+
+    def _whole(self, value: Any) -> Any:
+        if self._mp.im(value) != 0 or value != self._mp.floor(value) or not 0 <= value <= MAX_WHOLE:
+            raise NoValueError("not computed for this number")
+        return value
 
 
 def _real(value: Any) -> Any:

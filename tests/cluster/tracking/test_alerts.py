@@ -38,6 +38,7 @@ def sent(*steps: dict[str, float]) -> list[list[str]]:
         ({"logprob_gap/mean": 0.6}, "Log-probability gap"),
         ({"logprob_gap/probe_max": 5.1, "staleness/max": 2.0}, "Log-probability gap"),
         ({"reward/error_fraction": 0.11}, "Verifier errors"),
+        ({"reward/error_fraction": 0.06, "reward/limit_fraction": 0.05}, "Verifier errors"),
     ],
 )
 def test_each_kind_is_sent_when_it_begins_and_again_when_it_returns(

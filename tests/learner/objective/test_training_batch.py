@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.core.config import ObjectiveConfig
-from cluster.core.types import ScoredGroup, TrainingBatch, TrainingSample
+from cluster.core.types import ScoredGroup, TrainingBatch, TrainingSample, Verdict
 from learner.objective.objectives import OBJECTIVES, resolve
 from learner.objective.training_batch import build_training_batch as build_under_limit
 from learner.objective.training_batch import group_advantages
@@ -315,3 +315,39 @@ def test_adaptive_alpha_on_one_sided_batches(masked: set[int], alpha: float, num
     assert batch.metrics["objective/alpha"] == alpha
     assert [int(sample.response_token_ids[0]) for sample in batch.samples] == numbers
     assert all(np.isfinite([sample.advantage, sample.scale]).all() for sample in batch.samples)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([1.0, 0.0, -1.0]), min_size=4, max_size=4), min_size=1, max_size=4),
+    st.data(),
+)
+def test_a_limit_is_worth_what_the_worst_response_of_its_group_is_worth(
+    rewards: list[list[float]], data: st.DataObject
+) -> None:
+    """A verifier that reaches a limit in place of giving the worst reward of a group (at most 0) changes no advantage,
+    as long as another response has that reward, or the reward is 0."""
+    groups = scored(rewards, [[2] * 4] * len(rewards))
+    limited = []
+    for group, values in zip(groups, rewards, strict=True):
+        worst = [index for index, value in enumerate(values) if value == min(values) <= 0]
+        chosen = [index for index in worst if data.draw(st.booleans())]
+        if min(values) < 0:
+            chosen = chosen[: len(worst) - 1]
+        verdicts = [
+            Verdict("limit", 0.0, None, "") if index in chosen else verdict
+            for index, verdict in enumerate(group.verdicts)
+        ]
+        limited.append(replace(group, verdicts=tuple(verdicts)))
+    expected, found = (build_training_batch(each, A_HPO) for each in (groups, limited))
+    assert [sample.advantage for sample in found.samples] == [sample.advantage for sample in expected.samples]
+    assert [sample.response_token_ids.tolist() for sample in found.samples] == [
+        sample.response_token_ids.tolist() for sample in expected.samples
+    ]
+
+
+def test_a_limit_without_others_is_worth_nothing() -> None:
+    group = scored([[1, 0, 1, 0]], [[2] * 4])[0]
+    verdicts = [Verdict("limit", 0.0, None, "") if v.reward == 0 else v for v in group.verdicts]
+    samples = by_number(build_training_batch([replace(group, verdicts=tuple(verdicts))], A_HPO).samples)
+    assert sorted(samples) == [0, 1, 2, 3], "a limit is trained on"
+    assert samples[1].advantage < 0

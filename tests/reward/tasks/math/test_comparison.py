@@ -18,16 +18,21 @@ from reward.tasks.math.answers import last_answer
 from reward.tasks.math.cleaning import clean
 from reward.tasks.math.comparison import equal
 
+UNDEFINED_WITH_ZERO = (
+    *(r"\frac{1}{0}", r"\frac{x}{0}", r"x+\frac{1}{0}", r"\frac{0}{0}", "(0)^{0}", r"\log(0)"),
+    *(r"(0)^{-2}", r"\frac{1}{0}-\frac{1}{0}"),
+)
 ANSWERS = 120
 """The number of answers of the grammar that are compared with each reference here."""
 
 
-@pytest.mark.parametrize("half", ["seen", "unseen"])
-def test_precision_and_recall_on_the_corpus(half: str) -> None:
+# The target for both halves is 0.995. The half that was not looked at does not reach it yet.
+@pytest.mark.parametrize(("half", "recall"), [("seen", 0.995), ("unseen", 0.975)])
+def test_precision_and_recall_on_the_corpus(half: str, recall: float) -> None:
     count = Counter((is_correct(pair), pair.correct) for pair in pairs(half))
     assert count.total() >= 200
-    assert count[True, False] <= 1, "wrongly accepted"
-    assert count[True, True] / (count[True, True] + count[False, True]) >= 0.97, "recall"
+    assert count[True, False] == 0, "wrongly accepted"
+    assert count[True, True] / (count[True, True] + count[False, True]) >= recall
 
 
 def test_no_answer_is_correct_for_references_that_differ() -> None:
@@ -36,6 +41,54 @@ def test_no_answer_is_correct_for_references_that_differ() -> None:
     assert all(reference in math_canary.hits(reference) for reference in math_canary.REFERENCES)
     answers = [math_canary.answer(chance) for _ in range(ANSWERS)]
     assert not {text: found for text in answers if (found := math_canary.too_many(text))}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "|3/7/0|",
+            "|3/7/0| + 1",
+            "5 - |1/3/0|",
+            r"|\infty|",
+            r"|\log(0)|",
+            r"\left|\frac{\frac37}{0}\right|",
+        ),
+        *(
+            r"|\pi/0|",
+            "x = |3/7/0|",
+            r"\{|3/7/0|\}",
+            r"\frac{1}{0}",
+            r"0 \cdot \frac{1}{0}",
+            r"\frac{0}{0}",
+            "0^0",
+        ),
+        *(
+            r"\begin{pmatrix} |1/0| \\ 1 \end{pmatrix}",
+            r"\frac{1}{x-x}",
+            r"\tan(\frac{\pi}{2})",
+            r"\arg(\sin(\pi))",
+        ),
+        *(shape.replace("0", zero) for zero in math_canary.ZEROS for shape in UNDEFINED_WITH_ZERO),
+    ],
+)
+def test_an_undefined_value_equals_no_reference(answer: str) -> None:
+    """Some zeros differ from zero by rounding errors, which must not be divided by."""
+    assert math_canary.hits(answer) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        (r"\lfloor\sqrt{2}\cdot\sqrt{2}\rfloor", "2"),
+        (r"(\sqrt{3})^{2} \mod 3", "0"),
+        (r"7+\sin(\pi)", "7"),
+        (r"\frac{1}{\sqrt{2}\cdot 10^{-30}}", r"5\sqrt{2}\cdot 10^{29}"),
+    ],
+)
+def test_rounding_errors_do_not_change_a_value(answer: str, reference: str) -> None:
+    assert equal(reference, answer)
+    assert not equal(reference, f"{answer}+10^{{-40}}")
 
 
 @pytest.mark.parametrize("half", ["seen", "unseen"])
