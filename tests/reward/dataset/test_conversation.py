@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reward.dataset.conversation import ROLES, conversation_mistake, with_options
 from reward.dataset.rows import DatasetOptions, load_rows, prompt_key, render
 
-texts = st.text(min_size=1).filter(lambda text: bool(text.strip()))
+texts = st.text(min_size=1).filter(lambda text: any(c.isprintable() and not c.isspace() for c in text))
 conversations = st.lists(
     st.builds(lambda role, text: {"role": role, "content": text}, st.sampled_from(ROLES), texts), min_size=1
 )
