@@ -5,7 +5,7 @@ a browser and compares two objectives. The engines, the learner, the cluster and
 `pytest -m slow -s tests/integration/test_new_user.py` shows the transcript.
 
 The nodes share the cores and the disk of this machine and have their own addresses (tests/integration/network.py). The
-test needs Chromium: apt-get install chromium.
+test takes a picture of the report if there is a browser (tests/browser.py).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import yaml
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import read_metrics
 from tests import PROJECT
+from tests.browser import NO_BROWSER, browser_command
 from tests.integration.network import Network
 from tests.waiting import until as until_in
 
@@ -212,12 +213,14 @@ def test_the_session_of_a_new_user(terminal: Terminal, tmp_path: Path) -> None:
 
 
 def show_in_browser(page: Path, picture: Path) -> None:
-    """Write a screenshot of the page as a browser shows it."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert browser is not None, "no Chromium is installed: apt-get install chromium"
+    """Write a screenshot of the page as a browser shows it, if there is a browser."""
+    browser = browser_command()
+    if browser is None:
+        print(f"\nno picture of {page}: {NO_BROWSER}", flush=True)
+        return
     url = page.as_uri()
     print(f"\nhere$ chromium {url}", flush=True)
-    shown = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,2400"]
+    shown = [*browser, "--window-size=1280,2400"]
     subprocess.run(
         [*shown, f"--screenshot={picture}", url], check=True, stderr=subprocess.DEVNULL, timeout=120
     )  # without its messages about the missing desktop

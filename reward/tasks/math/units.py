@@ -40,7 +40,7 @@ _TABLE: Mapping[str, Mapping[str, str | int]] = {
     "power": {"w watt": 1, "kw kilowatt": 1000}, "frequency": {"hz hertz": 1, "khz": 1000, "mhz": 1000000},
     "percent": {"% percent pct": 1},
     "euro": {"€ euro eur": 1}, "pound sterling": {"£ gbp": 1}, "rupee": {"₹ rupee rs inr": 1}, "yen": {"¥ yen": 1},
-    "angle": {"degree deg °": 1, "radian rad": "1/1000000007"},
+    "degrees": {"degree deg °": 1}, "radians": {"radian rad": 1},
     "temperature c": {"°c celsius": 1}, "temperature f": {"°f fahrenheit": 1},
 }  # fmt: skip
 _FACTORS: dict[str, tuple[str, Fraction]] = {

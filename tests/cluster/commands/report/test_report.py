@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import subprocess
 import unicodedata
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking.jsonl import MetricsFile
 from cluster.tracking.transcripts import write_transcripts
 from launch import app
+from tests.browser import NO_BROWSER, browser_command
 from tests.builders import make_response
 
 EVIL = (
@@ -288,11 +288,10 @@ def test_a_broken_run_is_named(on_disk: Make) -> None:
 
 @pytest.mark.slow
 def test_a_browser_shows_the_text_and_runs_nothing(on_disk: Make, tmp_path: Path) -> None:
-    """This also holds without the page's own policy against scripts. Needs Chromium: apt-get install chromium."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert browser is not None, (
-        "no Chromium is installed, and this test is about a browser: apt-get install chromium"
-    )
+    """This also holds without the page's own policy against scripts."""
+    browser = browser_command()
+    if browser is None:
+        pytest.skip(NO_BROWSER)
     file, _ = write_report([on_disk()], None)
     bare = tmp_path / "without_policy.html"
     policy = "<meta http-equiv="
@@ -301,14 +300,7 @@ def test_a_browser_shows_the_text_and_runs_nothing(on_disk: Make, tmp_path: Path
     control.write_text(f"<title>untouched</title><pre>{EVIL}</pre>")
     titles = {}
     for page_file in (file, bare, control):
-        command = [
-            browser,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--dump-dom",
-            page_file.as_uri(),
-        ]
+        command = [*browser, "--dump-dom", page_file.as_uri()]
         process = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert process.returncode == 0, process.stderr
         dom = process.stdout
