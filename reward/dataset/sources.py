@@ -108,10 +108,12 @@ def _hub(source: str, subset: str | None) -> Splits:
     import huggingface_hub
 
     builder: Any = None
-    unreachable: ConnectionError | None = None
+    unreachable: Exception | None = None
     try:
         builder = _builder(source, subset)
-    except ConnectionError as error:
+    except Exception as error:
+        if not _is_unreachable(error):
+            raise
         unreachable = error
     if builder is not None and _format_of_builder(builder) != "cache":
         return _files(builder, source, None)
@@ -129,6 +131,17 @@ def _hub(source: str, subset: str | None) -> Splits:
             "that it guessed"
         )
     return _other(builder, source)
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Return True if the hub could not be asked, in contrast to an answer that there is no such data set.
+
+    The client of the hub raises the errors of its HTTP library (`httpx` or `httpx2`, by its version). Their base class
+    for everything before the answer is TransportError.
+    """
+    if isinstance(error, ConnectionError):
+        return True
+    return any(base.__name__ == "TransportError" for base in type(error).__mro__)
 
 
 def _format_of_builder(builder: Any) -> str:

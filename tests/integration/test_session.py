@@ -15,7 +15,10 @@ from cluster.core.config import RunConfig
 from cluster.runtime.connect import connect
 from cluster.tracking import RunConsole
 from cluster.training.session import RUN_ERRORS, UnusableModelError, prepare_in_cluster
-from tests.integration.hub import CONFIG, REPOSITORY, hub
+from tests.integration.hub import hub
+
+REPOSITORY = "organization/private"
+CONFIG = b'{"model_type": "llama"}'
 
 
 def test_a_gguf_file_of_an_unknown_architecture_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -47,7 +50,7 @@ def test_a_private_model_is_fetched_with_the_drivers_token(
     token = "hf_planted3planted3"
     config = RunConfig.model_validate({"model": {"source": REPOSITORY}})
     with (
-        hub(token) as address,
+        hub(models={REPOSITORY: {"config.json": CONFIG}}, token=token) as address,
         tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True) as ray_files,
     ):
         for name, value in (
