@@ -8,13 +8,15 @@ text that the template makes of a prompt must contain the contents of its messag
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import signal
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,11 @@ TIME_LIMIT_S = 5.0
 MAX_ADDED_CHARACTERS = 1_000_000
 """The number of characters that a template may add to the contents of a conversation. Templates add a few thousand."""
 SHOWN_CHARACTERS = 300
+TODAY = datetime(2024, 7, 26)
+"""The day that templates take for today. Many write it into the system message (Llama 3.2, gpt-oss, Mistral Small).
+
+With the present day, the prompts of a run that is resumed, and of an evaluation that is repeated, would change
+overnight. This is the day that the template of Llama 3.1 names if it is told no other."""
 
 Message = dict[str, Any]
 _REASONING_END = re.compile(r"</[\w:-]*(?:think|thought|reason)\w*>|\[/THINK\]", re.IGNORECASE)
@@ -49,11 +56,29 @@ class ChatTemplate:
     Args:
         tokenizer: A tokenizer of transformers with a chat template.
         directory: The model's directory, for messages.
+        variables: Values of the template's own variables, such as `enable_thinking`.
+
+    Raises:
+        PromptError: if the template has no such variable, or the name is reserved.
     """
 
-    def __init__(self, tokenizer: Any, directory: Path) -> None:
+    def __init__(self, tokenizer: Any, directory: Path, variables: Mapping[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
         self._name = f"the chat template of {directory}"
+        self._variables = dict(variables or {})
+        reserved = {
+            "messages",
+            "strftime_now",
+            "raise_exception",
+            *inspect.signature(tokenizer.apply_chat_template).parameters,
+        }
+        for name in self._variables:
+            if name in reserved:
+                raise PromptError(f"model.chat_template_kwargs: {name} is set by the trainer; remove it")
+            if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+                raise PromptError(
+                    f"model.chat_template_kwargs: {self._name} has no variable {name}; remove it"
+                )
         self._faults: dict[tuple[Any, ...], str | None] = {}
         """The fault of the template with each form of a conversation, None if it has none."""
 
@@ -118,6 +143,7 @@ class ChatTemplate:
                     tokenize=False,
                     add_generation_prompt=not continued,
                     continue_final_message=continued,
+                    **{"strftime_now": TODAY.strftime, **self._variables},
                 )
         except _TimeLimitError:
             raise EndlessTemplateError(
