@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 TIMEOUT_S = 600.0
+# The processes are forks of one server that has imported the libraries, which takes several seconds for each of them.
+PRELOADED = ["torch", "transformers", "deepspeed", "learner.engine.deepspeed_engine"]
 
 
 def in_ranks(ranks: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -21,7 +24,9 @@ def in_ranks(ranks: int, folder: Path, function: Callable[..., Any], *arguments:
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    spawn(_run, (ranks, port, folder, function, arguments), nprocs=ranks)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    start_processes(_run, (ranks, port, folder, function, arguments), nprocs=ranks, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
 
 
@@ -30,7 +35,6 @@ def _run(
 ) -> None:
     from torch.distributed import TCPStore
 
-    os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(1)
     from learner.engine.process_setup import join_ranks
 
