@@ -18,11 +18,11 @@ READY_TEST := $(VENV)/.ready-$(PLATFORM)-test
 
 PYTEST = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-# Several files at a time. The tests outside tests/integration wait for processes half of their time, so that two files
-# share a core. Each file of tests/integration has a cluster of its own, in a process that has imported nothing before,
-# because Ray reads its environment when it is imported.
-AT_A_TIME := $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
-side_by_side = --numprocesses $(1) --dist loadfile
+# Several files at a time. Tests wait for processes half of their time, so there are more than cores; those of
+# tests/integration take up to 4 GB each. There, each file has a cluster of its own, in a process that has imported
+# nothing before, because Ray reads its environment when it is imported.
+LIGHT := $(shell echo $$(($(CORES) < 4 ? 2 * $(CORES) : 8)))
+HEAVY := $(shell echo $$(($(CORES) < 4 ? $(CORES) + 1 : 4)))
 
 SHELL := bash
 MAKEFLAGS += --no-print-directory
@@ -45,8 +45,8 @@ demo: setup ## set up, then train the demonstration (configs/demo.yaml)
 test: setup-test lint typecheck ## set up, then run the linter, the type checker and all tests except the slow ones
 	@echo "==> running the tests"
 	@$(if $(ARGS),$(PYTEST) $(ARGS),\
-		$(PYTEST) $(call side_by_side,$$((2 * $(AT_A_TIME)))) --ignore tests/integration --durations 10 && \
-		$(PYTEST) $(call side_by_side,$(AT_A_TIME)) --no-loadscope-reorder --durations 20 tests/integration)
+		$(PYTEST) --numprocesses $(LIGHT) --dist loadfile --ignore tests/integration --durations 10 && \
+		$(PYTEST) --numprocesses $(HEAVY) --dist loadfile --no-loadscope-reorder --durations 20 tests/integration)
 
 test-slow: setup-test ## run the slow tests: SmolLM2-135M, the resume drill, a new user's session on three nodes
 	@echo "==> running the slow tests"

@@ -305,7 +305,6 @@ def test_a_run_survives_a_killed_worker_and_a_refused_network(write_config: Call
     assert_eval_finds_what_the_last_evaluation_found(config_file, config)
 
 
-@pytest.mark.slow
 def test_an_interrupted_run_is_resumed_by_the_same_command(write_config: Callable[..., Path]) -> None:
     """Ctrl-C ends a run cleanly, also if it is pressed twice. The resumed run continues from the checkpoint and
     accounts for every prompt, although its console is lost after three lines.
