@@ -125,8 +125,10 @@ def test_a_run_survives_whatever_its_verifier_says(
         "otherwise nothing extreme was learned from"
     )
     assert any(row["reward/error_fraction"] > 0 for row in rows[1:])
-    for step in range(1, 5):
-        assert list(read_transcript(directory.transcript_file(step).with_suffix(".jsonl")))
+    transcripts = list(directory.transcript_file(1).parent.glob("*.jsonl"))
+    assert transcripts
+    for transcript in transcripts:
+        assert list(read_transcript(transcript))
     written = [file for file in directory.path.rglob("*") if file.is_file()]
     for file in written:
         for name, key in PLANTED.items():
