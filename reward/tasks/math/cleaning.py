@@ -93,6 +93,14 @@ _FUNCTION = "(?:arc)?(?:sin|cos|tan)h?|sec|csc|cot|log|ln|exp|gcd"
 _LINES = re.compile(
     r"\\begin\s*\{(aligned|align\*?|gathered|split|equation\*?|cases)\}(.*?)\\end\s*\{\1\}", re.DOTALL
 )
+_RIGHT_SIDE = re.compile(r"\s*(?:[-+=<>]|\\(?:l|g)eq?(?:slant|q)?(?![a-zA-Z]))")
+_CASE_IN_WORDS = re.compile(
+    r"\\(?:text|textrm|mathrm|mbox)\s*\{\s*,?\s*(?:if|for|when|where|otherwise|else)\b"
+)
+_DOTTED_DIGITS = (  # the dots and lines of repeating decimals, as characters that join with the digit before
+    (re.compile(r"(\d)\u0307"), r"\\dot{\1}"),
+    (re.compile(r"((?:\d[\u0304\u0305])+)"), lambda found: rf"\overline{{{re.sub('[^0-9]', '', found[1])}}}"),
+)
 _SENTENCE = re.compile(
     r"^(?:\\text\s*\{\s*)?(?:the|it|there)\b[^{}=\d$\\]*?\b(?:is|are|was|were|equals?)\s*(?=[-$\d\\}({])",
     re.IGNORECASE,
@@ -126,9 +134,21 @@ def clean(answer: str) -> str:
 
 
 def _in_one_line(lines: re.Match[str]) -> str:
-    """Write an environment of several lines as one: a chain of equations, or the list of the cases."""
+    """Write an environment of several lines as one: a chain of equations, or a list. Functions by cases stay."""
+    if lines[1] == "cases" and _has_conditions(lines[2]):
+        return lines.group()
     separator = ", " if lines[1] == "cases" else " "
     return separator.join(line.replace("&", " ").strip() for line in re.split(r"\\\\|\\cr\b", lines[2]))
+
+
+def _has_conditions(content: str) -> bool:
+    """Return whether the content of a `cases` environment gives a function by cases, and no system of equations."""
+    rows = [row.strip() for row in re.split(r"\\\\", content) if row.strip(" ,;")]
+    columns = [row.partition("&") for row in rows]
+    by_columns = all(
+        mark and "=" not in value and not _RIGHT_SIDE.match(rest) for value, mark, rest in columns
+    )
+    return len(rows) > 1 and (by_columns or all(map(_CASE_IN_WORDS.search, rows)))
 
 
 def _without_sentence(text: str) -> str:
@@ -157,6 +177,8 @@ def without_blanks(text: str) -> str:
 def _in_ascii(text: str) -> str:
     """Replace signs by LaTeX, letters of other alphabets by ASCII where they are the same, and blanks by blanks."""
     text = re.sub(r"√\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}", text)
+    for pattern, written in _DOTTED_DIGITS:
+        text = pattern.sub(written, text)
     parts: list[str] = []
     script = ""
     for character in text:

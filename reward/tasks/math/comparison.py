@@ -8,45 +8,59 @@ An answer without a finite value equals nothing but its own text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from reward.tasks.math.agreement import DIGITS, PLACES, agree, minus, same_value
 from reward.tasks.math.cleaning import clean, without_blanks
-from reward.tasks.math.exact import exact_value
+from reward.tasks.math.constants import same_with_constants
 from reward.tasks.math.expressions import NotReadableError, parse
+from reward.tasks.math.families import is_residue, same_families
+from reward.tasks.math.fixed_comparison import (
+    is_based,
+    is_chosen,
+    is_ratio_of,
+    is_time_fraction,
+    is_time_ratio,
+    same_dates,
+    same_letters,
+    same_ratios,
+    same_times,
+    same_words,
+)
 from reward.tasks.math.forms import (
     Based,
+    Choice,
     Clock,
+    Conditions,
+    Congruence,
     Date,
+    Declared,
     Equation,
+    Excluding,
+    Family,
     Form,
     Inequality,
     Infinite,
     Items,
+    Letters,
     Matrix,
+    Piecewise,
     Quantity,
     Ratio,
     Union,
     Unread,
     Word,
 )
-from reward.tasks.math.reading import is_variable, read
-from reward.tasks.math.units import Unit
-from reward.tasks.math.values import (
-    NoValueError,
-    Place,
-    names_of,
-    needs_whole_numbers,
-    numeric_value,
-    places,
-)
-
-PLACES = 6
-"""The number of places at which expressions with unknowns are compared."""
-DIGITS = (80, 160, 320)
-"""The decimal digits of the computations, one after the other, until two values are seen to differ."""
+from reward.tasks.math.labels import base_and_index, function_and_argument, is_variable
+from reward.tasks.math.piecewise import same_branches, same_functions
+from reward.tasks.math.quantity_comparison import same_quantities
+from reward.tasks.math.reading import read
+from reward.tasks.math.real_sets import is_list_of_sets, real_set, set_variable
+from reward.tasks.math.values import NoValueError, Place, names_of, numeric_value, places
+from reward.tasks.math.vectors import components, point
 
 
 def equal(reference: str, answer: str) -> bool:
@@ -59,6 +73,16 @@ def equal(reference: str, answer: str) -> bool:
 
 def equal_forms(expected: Form, found: Form) -> bool:
     """Compare two forms. Where the pair has no rule in one order, it has one in the other, or none."""
+    if isinstance(expected, Choice) or isinstance(found, Choice):
+        return _choices(expected, found)
+    if isinstance(expected, Letters):
+        return same_letters(expected, found)
+    if isinstance(
+        found, Letters
+    ):  # `ABC` may be a name, so only a reference with separate letters is that of choices
+        return isinstance(expected, Items) and same_letters(found, expected)
+    if isinstance(expected, Declared) or isinstance(found, Declared):
+        return _same_label(expected, found) and same_with_constants(expected, found)
     rule = _RULES.get((type(expected), type(found)))
     if rule is not None:
         return rule(expected, found)
@@ -66,119 +90,21 @@ def equal_forms(expected: Form, found: Form) -> bool:
     return mirrored is not None and mirrored(found, expected)
 
 
-def _words(expected: Word, found: Word) -> bool:
-    if len(expected.text) == len(found.text) == 1 and expected.text.islower() != found.text.islower():
-        return False  # variables
-    return expected.text.casefold() == found.text.casefold()
+def _choices(expected: Form, found: Form) -> bool:
+    """Compare choices. A reference with a value also accepts the value alone."""
+    chosen = is_chosen(expected, found)
+    if chosen is not None or not isinstance(expected, Choice):
+        return bool(chosen)
+    return equal_forms(expected.value, found.value if isinstance(found, Choice) else found)
 
 
-def _clocks(expected: Clock, found: Clock) -> bool:
-    (one, one_is_known), (other, other_is_known) = map(_seconds, (expected, found))
-    return one == other if one_is_known and other_is_known else one % _HALF_DAY_S == other % _HALF_DAY_S
-
-
-_HALF_DAY_S = 12 * 3600
-
-
-def _seconds(clock: Clock) -> tuple[int, bool]:
-    """Return the seconds since midnight, and whether it is known which half of the day they are in."""
-    hour, minute, second = clock.parts
-    if clock.half:
-        hour = hour % 12 + 12 * (clock.half == "pm")
-    return hour * 3600 + minute * 60 + second, bool(clock.half) or hour > 12 or hour == 0
-
-
-def _dates(expected: Date, found: Date) -> bool:
-    same_year = not expected.year or not found.year or expected.year == found.year
-    return same_year and (expected.month, expected.day) == (found.month, found.day)
-
-
-def _ratios(expected: Ratio, found: Ratio) -> bool:
-    if len(expected.terms) != len(found.terms):
-        return False
-    pairs = list(zip(expected.terms, found.terms, strict=True))
-    return all(a * pairs[0][1] == pairs[0][0] * b for a, b in pairs) and all(
-        (a == 0) == (b == 0) for a, b in pairs
-    )
-
-
-def _based_number(expected: Based, found: Quantity) -> bool:
-    return found.unit is None and found.expression.upper().lstrip("0") == expected.digits.lstrip("0")
-
-
-def _quantities(expected: Quantity, found: Quantity) -> bool:
-    try:
-        left, right = parse(expected.expression), parse(found.expression)
-        one, other = expected.unit, found.unit
-        if _is_percent(one) != _is_percent(other):
-            if one is not None and other is not None:
-                return False
-            percent, plain = (left, right) if _is_percent(one) else (right, left)
-            return same_value(percent, plain) or same_value(_times(percent, Fraction(1, 100)), plain)
-        if one is None or other is None or one == other:
-            return same_value(left, right)
-        return one.dimension == other.dimension and same_value(
-            _times(left, one.scale), _times(right, other.scale)
-        )
-    except (NotReadableError, NoValueError):
-        return False
-
-
-def _is_percent(unit: Unit | None) -> bool:
-    return unit is not None and unit.dimension == ("percent", 1)
-
-
-def _times(tree: Any, factor: Fraction) -> Any:
-    import sympy
-
-    return sympy.Mul(tree, sympy.Rational(factor.numerator, factor.denominator), evaluate=False)
-
-
-def _minus(left: Any, right: Any) -> Any:
-    import sympy
-
-    return sympy.Add(left, sympy.Mul(-1, right, evaluate=False), evaluate=False)
-
-
-def same_value(expected: Any, found: Any) -> bool:
-    """Return whether two trees have the same value, for all values of their unknowns.
-
-    Raises:
-        NoValueError: if one has no finite value.
-    """
-    names = names_of(expected) | names_of(found)
-    if not names:
-        one, other = exact_value(expected), exact_value(found)
-        if one is not None and other is not None:
-            return one == other
-        return _agree(partial(_values, expected, found, ()))
-    whole = needs_whole_numbers(expected) or needs_whole_numbers(found)
-    return all(_agree(partial(_values, expected, found, place)) for place in places(names, PLACES, whole))
-
-
-def _values(expected: Any, found: Any, place: Place, digits: int) -> tuple[Any, Any]:
-    return numeric_value(expected, place, digits), numeric_value(found, place, digits)
-
-
-def _agree(values: Callable[[int], tuple[Any, Any]]) -> bool:
-    """Return whether two numbers are equal that can be computed to any number of digits.
-
-    A difference that keeps its size when it is computed with twice the digits is not zero. At the end the numbers must
-    agree to half of the digits, so a number that only consists of rounding errors agrees with none.
-    """
-    from mpmath import mp
-
-    one, other = values(DIGITS[0])
-    difference = one - other
-    for digits in DIGITS[1:]:
-        before = difference
-        one, other = values(digits)
-        with mp.workdps(digits):
-            difference = one - other
-            if difference != 0 and abs(difference - before) * 2 <= abs(difference):
-                return False
-    with mp.workdps(DIGITS[-1]):
-        return bool(abs(difference) <= mp.mpf(10) ** (-DIGITS[-1] // 2) * max(1, abs(one), abs(other)))
+def _same_label(expected: Form, found: Form) -> bool:
+    labels = []
+    for form in (expected, found):
+        form = form.value if isinstance(form, Declared) else form
+        labels.append(form.label if isinstance(form, Equation) else None)
+    one, other = labels
+    return one is None or other is None or one == other or not (is_variable(one) and is_variable(other))
 
 
 def _labeled(expected: Equation, found: Form) -> bool:
@@ -199,6 +125,9 @@ def _is_true(equation: Equation) -> bool:
 
 def _equations(expected: Equation, found: Equation) -> bool:
     one, other = expected.label, found.label
+    function, other_function = function_and_argument(one), function_and_argument(other)
+    if function and other_function and function[0] == other_function[0] and function[1] != other_function[1]:
+        return _renamed_functions(expected.value, found.value, {other_function[1]: function[1]})
     if (
         one is not None
         and other is not None
@@ -208,10 +137,25 @@ def _equations(expected: Equation, found: Equation) -> bool:
     return _proportion(expected, found) is not None
 
 
+def _renamed_functions(expected: Form, found: Form, renamed: Mapping[str, str]) -> bool:
+    """Compare the values of `f(x)` and `f(t)`, whose arguments are only names."""
+    if isinstance(expected, Piecewise) and isinstance(found, Piecewise):
+        return bool(same_functions(expected, found, renamed))
+    if not isinstance(expected, Quantity) or not isinstance(found, Quantity):
+        return False
+    ((argument, name),) = renamed.items()
+    try:
+        if argument in names_of(parse(expected.expression)) or name in names_of(parse(found.expression)):
+            return False
+    except (NotReadableError, NoValueError):
+        return False
+    return same_quantities(expected, found, renamed)
+
+
 def _proportion(expected: Equation | Inequality, found: Equation | Inequality) -> bool | None:
     """Return whether left − right of both sides differ by a positive factor; None if they differ by no factor."""
     try:
-        one, other = (_minus(parse(each.left), parse(each.right)) for each in (expected, found))
+        one, other = (minus(parse(each.left), parse(each.right)) for each in (expected, found))
         names = names_of(one)
         if not names or names != names_of(other):
             return None
@@ -220,7 +164,7 @@ def _proportion(expected: Equation | Inequality, found: Equation | Inequality) -
         if a == 0 or b == 0:
             return None
         for place in others:
-            if not _agree(partial(_products, one, other, first, place)):
+            if not agree(partial(_products, one, other, first, place)):
                 return None
     except (NotReadableError, NoValueError):
         return None
@@ -239,9 +183,25 @@ def _products(one: Any, other: Any, first: Place, place: Place, digits: int) -> 
         )
 
 
-def _inequalities(expected: Inequality, found: Inequality) -> bool:
-    if expected.interval is not None and found.interval is not None:
-        return expected.variable == found.variable and equal_forms(expected.interval, found.interval)
+def _sets(expected: Form, found: Form) -> bool:
+    """Compare sets of real numbers by their elements, or by their ends where these are not known."""
+    one, other = set_variable(expected), set_variable(found)
+    if one is not None and other is not None and one != other:
+        return False
+    left, right = real_set(expected), real_set(found)
+    if left is not None and right is not None:
+        return left.is_same(right)
+    if (
+        isinstance(expected, Inequality)
+        and isinstance(found, Inequality)
+        and _same_inequalities(expected, found)
+    ):
+        return True
+    parts, other_parts = _intervals(expected), _intervals(found)
+    return bool(parts and other_parts) and _same_in_some_order(parts, other_parts)
+
+
+def _same_inequalities(expected: Inequality, found: Inequality) -> bool:
     same_direction = _proportion(expected, found)
     if same_direction is None or ("=" in expected.sign) != ("=" in found.sign):
         return False
@@ -250,8 +210,22 @@ def _inequalities(expected: Inequality, found: Inequality) -> bool:
     return (expected.sign[0] == found.sign[0]) == same_direction
 
 
-def _interval(expected: Inequality, found: Form) -> bool:
-    return expected.interval is not None and equal_forms(expected.interval, found)
+def _intervals(form: Form) -> tuple[Form, ...]:
+    """Return the intervals of a union, or nothing if a form is no union of intervals."""
+    match form:
+        case Inequality(interval=interval):
+            return () if interval is None else _intervals(interval)
+        case Union(parts=parts) | Conditions(parts=parts, joined="or" | ","):
+            return _joined([_intervals(part) for part in parts])
+        case Items(opened="(" | "[", items=(_, _)):
+            return (form,)
+        case Items() if is_list_of_sets(form):
+            return _joined([_intervals(item) for item in form.items])
+    return ()
+
+
+def _joined(parts: Sequence[tuple[Form, ...]]) -> tuple[Form, ...]:
+    return tuple(each for part in parts for each in part) if all(parts) else ()
 
 
 def _items(expected: Items, found: Items) -> bool:
@@ -267,7 +241,25 @@ def _items(expected: Items, found: Items) -> bool:
         return False
     if expected.is_ordered or found.is_ordered:
         return all(equal_forms(a, b) for a, b in zip(expected.items, found.items, strict=True))
-    return _same_in_some_order(expected.items, found.items)
+    return _same_in_some_order(*_without_indices(expected.items, found.items))
+
+
+def _without_indices(
+    expected: Sequence[Form], found: Sequence[Form]
+) -> tuple[Sequence[Form], Sequence[Form]]:
+    """Return two lists without the indices of `x_1 = 0, x_2 = 7` if only one of them has these: they name roots."""
+    one, other = _unindexed(expected), _unindexed(found)
+    if (one is None) == (other is None):
+        return expected, found
+    return expected if one is None else one, found if other is None else other
+
+
+def _unindexed(items: Sequence[Form]) -> Sequence[Form] | None:
+    names = [base_and_index(item.label) if isinstance(item, Equation) else None for item in items]
+    bases = {name[0] for name in names if name is not None}
+    if None in names or len(bases) != 1 or len(set(names)) != len(names):
+        return None
+    return [replace(item, label=min(bases)) for item in items if isinstance(item, Equation)]
 
 
 def _same_in_some_order(expected: Sequence[Form], found: Sequence[Form]) -> bool:
@@ -282,18 +274,6 @@ def _same_in_some_order(expected: Sequence[Form], found: Sequence[Form]) -> bool
     return not left
 
 
-def _unions(expected: Union, found: Union) -> bool:
-    return len(expected.parts) == len(found.parts) and _same_in_some_order(expected.parts, found.parts)
-
-
-def _union_list(expected: Union, found: Items) -> bool:
-    return not found.opened and _unions(expected, Union(found.items))
-
-
-def _union_inequality(expected: Union, found: Inequality) -> bool:
-    return found.interval is not None and equal_forms(expected, found.interval)
-
-
 def _matrices(expected: Matrix, found: Matrix) -> bool:
     if [len(row) for row in expected.rows] != [len(row) for row in found.rows]:
         return False
@@ -306,7 +286,28 @@ def _matrix_tuple(expected: Matrix, found: Items) -> bool:
     if not (len(expected.rows) == 1 or all(len(row) == 1 for row in expected.rows)):
         return False
     elements = tuple(cell for row in expected.rows for cell in row)
-    return found.opened == "(" and _items(Items(elements, "(", ")"), found)
+    return found.opened in ("(", "[") and _items(Items(elements, found.opened, found.closed), found)
+
+
+def _matrix_expression(expected: Matrix, found: Quantity) -> bool:
+    return all(len(row) == 1 for row in expected.rows) and _is_vector(
+        tuple(row[0] for row in expected.rows), found
+    )
+
+
+def _items_expression(expected: Items, found: Quantity) -> bool:
+    """Compare a set with its one element, a point with the same point and its name, and a vector with a sum."""
+    if expected.opened in ("(", "") and (named := point(found.expression)) is not None:
+        return equal_forms(expected, read(named[1]))
+    return _set_of_one(expected, found) or (expected.opened == "(" and _is_vector(expected.items, found))
+
+
+def _is_vector(expected: Sequence[Form], found: Quantity) -> bool:
+    """Compare the elements of a vector with a sum of unit vectors, which in the plane has no third one."""
+    parts = components(found.expression) if found.unit is None else None
+    if parts is None or not (len(expected) == 3 or (len(expected) == 2 and parts[2] == "0")):
+        return False
+    return all(equal_forms(one, Quantity(other)) for one, other in zip(expected, parts, strict=False))
 
 
 def _set_of_one(expected: Items, found: Form) -> bool:
@@ -318,40 +319,58 @@ def _word_expression(expected: Word, found: Quantity) -> bool:
     return len(expected.text) == 1 and _quantities(Quantity(expected.text), found)
 
 
-def _clock_ratio(expected: Clock, found: Ratio) -> bool:
-    """Compare `4:10`, which is read as a time, with a ratio."""
-    if expected.half or expected.parts[2]:
-        return False
-    hour, minute, _ = expected.parts
-    return _ratios(Ratio((Fraction(hour), Fraction(minute))), found)
+def _quantities(expected: Quantity, found: Quantity) -> bool:
+    one, other = point(expected.expression), point(found.expression)
+    if (
+        one is not None
+        and other is not None
+        and one[0] == other[0]
+        and equal_forms(read(one[1]), read(other[1]))
+    ):
+        return True
+    parts = components(expected.expression) if expected.unit is None else None
+    if parts is not None and _is_vector(tuple(map(Quantity, parts)), found):
+        return True
+    return same_quantities(expected, found)
+
+
+def _functions(expected: Piecewise, found: Piecewise) -> bool:
+    same = same_functions(expected, found)
+    return same_branches(expected, found, equal_forms) if same is None else same
 
 
 _Rule = Callable[[Any, Any], bool]
+_SETS = (Union, Inequality, Conditions, Excluding)
 _RULES: dict[tuple[type, type], _Rule] = {
-    (Word, Word): _words,
+    (Word, Word): same_words,
     (Word, Quantity): _word_expression,
-    (Clock, Clock): _clocks,
-    (Clock, Ratio): _clock_ratio,
-    (Date, Date): _dates,
-    (Ratio, Ratio): _ratios,
+    (Clock, Clock): same_times,
+    (Clock, Ratio): is_time_ratio,
+    (Clock, Quantity): is_time_fraction,
+    (Date, Date): same_dates,
+    (Ratio, Ratio): same_ratios,
+    (Ratio, Quantity): is_ratio_of,
     (Based, Based): lambda expected, found: expected == found,
-    (Based, Quantity): _based_number,
+    (Based, Quantity): is_based,
     (Infinite, Infinite): lambda expected, found: expected == found,
     (Quantity, Quantity): _quantities,
     (Equation, Equation): _equations,
-    (Inequality, Inequality): _inequalities,
     (Items, Items): _items,
-    (Items, Quantity): _set_of_one,
+    (Items, Quantity): _items_expression,
     (Items, Word): _set_of_one,
-    (Union, Union): _unions,
-    (Union, Items): _union_list,
-    (Union, Inequality): _union_inequality,
+    **{(one, other): _sets for one in _SETS for other in (*_SETS, Items)},
     (Matrix, Matrix): _matrices,
     (Matrix, Items): _matrix_tuple,
-    (Inequality, Items): _interval,
+    (Matrix, Quantity): _matrix_expression,
+    (Piecewise, Piecewise): _functions,
+    (Piecewise, Quantity): lambda expected, found: bool(same_functions(expected, found)),
+    **{(Family, form): same_families for form in (Family, Congruence, Equation, Quantity)},
+    (Congruence, Congruence): same_families,
+    (Congruence, Equation): same_families,
+    (Congruence, Quantity): lambda expected, found: is_residue(found, expected),
     **{
         (Equation, form): _labeled
-        for form in (Word, Clock, Date, Ratio, Based, Infinite, Quantity, Items, Union, Matrix)
+        for form in (Word, Clock, Date, Ratio, Based, Infinite, Quantity, Items, Matrix, Piecewise, *_SETS)
     },
     (Unread, Unread): lambda expected, found: (
         re.sub(r"\s", "", expected.text) == re.sub(r"\s", "", found.text)

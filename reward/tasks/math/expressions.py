@@ -22,11 +22,14 @@ _PLAIN = re.compile(
 )
 _E_NOTATION = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?![\w.^])")
 _REPEATING = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")
+_DOTS = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\dot\s*\{?\s*(\d)\s*\}?(?:(\d*)\\dot\s*\{?\s*(\d)\s*\}?)?(?!\d)")
+_IN_BRACKETS = re.compile(r"(?<![\d.\w)}])(\d+)\.\((\d+)\)")
+_ENDLESS = re.compile(r"(?<![\d.])(\d*)\.(\d+)\s*\\ldots(?![a-zA-Z])\s*(?!\s*[\d.,])")
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?![\d.])")
 _MIXED = re.compile(r"(?<![\d.}\)\w])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}")
 _MIXED_PLAIN = re.compile(r"(?<![\d.}\)\w])(\d+) (\d+)/(\d+)(?!\d)")
 _FUNCTION_BEFORE = re.compile(
-    r"\\(?:arc)?(?:sin|cos|tan|sec|csc|cot|log|ln|exp)h?\s*(?:[_^]\s*\{[^{}]*\}\s*)+$"
+    r"\\(?:(?:arc)?(?:sin|cos|tan|sec|csc|cot|log|ln|exp)h?|sum|prod)\s*(?:[_^]\s*\{[^{}]*\}\s*)+$"
 )
 _TWO_NUMBERS = re.compile(r"\d\s+[\d.]")
 _PRODUCT = re.compile(r"(?<=[\d)}!])\s*(?=\\frac|\\binom|\(|\\sqrt)")
@@ -82,6 +85,9 @@ def explicit(text: str) -> str:
     text = re.sub(r"\\lg(?![a-zA-Z])", r"\\log_{10}", text)
     text = _E_NOTATION.sub(r"(\1*10^{\2})", text)
     text = _MIXED_PLAIN.sub(r"(\1+\\frac{\2}{\3})", text)
+    text = _DOTS.sub(r"\1.\2\\overline{\3\4\5}", text)
+    text = _IN_BRACKETS.sub(r"\1.\\overline{\2}", text)
+    text = _ENDLESS.sub(_with_period, text)
     text = _REPEATING.sub(_repeating_as_fraction, text)
     text = with_braces(text)
     text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", text)
@@ -101,6 +107,21 @@ def _repeating_as_fraction(decimal: re.Match[str]) -> str:
     whole, fixed, repeated = decimal.groups()
     over = int(whole + fixed + repeated) - int(whole + fixed or "0")
     return rf"(\frac{{{over}}}{{{(10 ** len(repeated) - 1) * 10 ** len(fixed)}}})"
+
+
+def _with_period(decimal: re.Match[str]) -> str:
+    r"""Write `0.1666\ldots` with its period: a digit that comes three times, or several digits that come twice.
+
+    Raises:
+        NotReadableError: if the digits do not show one.
+    """
+    whole, digits = decimal.groups()
+    for length in range(1, len(digits) // 2 + 1):
+        times = 3 if length == 1 else 2
+        period = digits[-length:]
+        if digits.endswith(period * times):
+            return rf"{whole}.{digits[:-length]}\overline{{{period}}}"
+    raise NotReadableError("a decimal that goes further without a period")
 
 
 def _as_fraction(decimal: re.Match[str]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from reward.tasks.math.units import Unit
+from reward.tasks.math.unit_names import Unit
 
 Sign = Literal["=", "<", ">", "<=", ">=", "!="]
 
@@ -16,6 +16,21 @@ class Word:
     """Words, a name, or the letter of a choice: lower case for words, upper case for a choice."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The letter of a choice together with what the choice says, as in `(B) 12`."""
+
+    letter: str
+    value: Form
+
+
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """Several letters of choices, none of them twice."""
+
+    letters: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +101,63 @@ class Union:
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """Inequalities and sets of numbers, with "or", "and" or only commas between them."""
+
+    parts: tuple[Form, ...]
+    joined: Literal["or", "and", ","]
+
+
+@dataclass(frozen=True, slots=True)
+class Excluding:
+    r"""A set without the elements of another one: `\mathbb{R}\setminus\{2\}`."""
+
+    whole: Form
+    without: Form
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    r"""The values of expressions for all whole numbers: `x = \frac{\pi}{4} + k\pi` with k ∈ ℤ."""
+
+    variable: str | None
+    parameter: str
+    expressions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Congruence:
+    r"""The numbers with some remainders: `x \equiv 3 \pmod 7`. The left side is empty in `3 \pmod 7`."""
+
+    left: str
+    residues: tuple[str, ...]
+    modulus: int
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """An answer with constants that are said to be arbitrary: `y = Ce^x` with C ∈ ℝ."""
+
+    value: Form
+    constants: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A value of a function, and the condition under which it is taken; None stands for "otherwise"."""
+
+    value: str
+    condition: Form | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piecewise:
+    """A function that is given by cases, which are tried one after the other."""
+
+    branches: tuple[Branch, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Matrix:
     rows: tuple[tuple[Form, ...], ...]
 
@@ -122,6 +194,8 @@ class Unread:
 ELLIPSIS = Word("...")
 Form = (
     Word
+    | Choice
+    | Letters
     | Clock
     | Date
     | Ratio
@@ -130,6 +204,12 @@ Form = (
     | Quantity
     | Items
     | Union
+    | Conditions
+    | Excluding
+    | Family
+    | Congruence
+    | Declared
+    | Piecewise
     | Matrix
     | Equation
     | Inequality

@@ -8,7 +8,12 @@ from reward.tasks.math.forms import Form, Quantity
 from reward.tasks.math.units import is_known_word, unit_of
 
 FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|max|min|gcd|lcm|mod")
-_NO_UNIT = re.compile(rf"{FUNCTION.pattern}|and|or|to|of|e|i")
+_NO_NOUN = re.compile(
+    r"(?:half|halve|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?"
+    r"|point|plus|minus|over|choose|factorial|squared|cubed|hundred|and|or|to|of|is|not"
+)
+"""Words after a number that change its value."""
+_NO_UNIT = re.compile(rf"{FUNCTION.pattern}|{_NO_NOUN.pattern}|e|i")
 _CURRENCY = re.compile(r"^(-?)\s*(\\\$|\$|€|£|₹|¥|Rs\.?|USD|EUR|GBP)\s*(?=[\d.\\])")
 _NUMBER = (
     r"-?(?:\d+(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+|\s+\d+/\d+|\s*\\frac\s*\{\d+\}\s*\{\d+\})?(?:[eE][+-]?\d+)?"
@@ -16,12 +21,23 @@ _NUMBER = (
 _PLAIN_UNIT = re.compile(
     rf"^(?P<number>{_NUMBER}|-?\\frac\s*\{{\d+\}}\s*\{{\d+\}})(?P<gap>\s*)(?P<unit>[A-Za-z][A-Za-z ./^\d{{}}\-]*)$"
 )
-_TEXT_UNIT = re.compile(r"^(?P<number>.*?[\d}\)!a-zA-Z])\s*(?P<unit>\\text\s*\{[^{}]+\}.*)$")
+_MICRO_UNIT = re.compile(rf"^(?P<number>{_NUMBER})\s+(?P<unit>\\mu [a-zA-Z]{{1,2}})$")
+_PLAIN_RADIANS = re.compile(r"^(?P<number>[^a-z]*\\pi(?![a-zA-Z])[^a-z]*?)\s*(?P<unit>rad|radians?)$")
+_POWER = r"\^\s*(?:\{\s*-?\d+\s*\}|-?\d+)"
+_IN_TEXT = rf"\\text\s*\{{(?:[^{{}}^]|{_POWER})+\}}"
+_TEXT_UNIT = re.compile(
+    rf"^(?P<number>.*?[\d}})!a-zA-Z])\s*(?P<unit>(?:\\mu\s*)?{_IN_TEXT}(?:{_IN_TEXT}|{_POWER}|[^{{}}^+=<>\\\d-]|\\(?!text))*)$"
+)
+_FRACTION_UNIT = re.compile(
+    rf"^(?P<number>.*?[\d}})!a-zA-Z])\s*\[?\s*(?P<unit>\\frac\s*\{{\s*{_IN_TEXT}\s*\}}\s*\{{\s*{_IN_TEXT}(?:{_POWER})?\s*\}})\s*\]?$"
+)
 _WITH_UNIT = r"\d+(?:\.\d+)?\s*(?:\\text\s*\{[^{}\d]+\}|[A-Za-z]+)"
 _TWO_UNITS = re.compile(rf"^({_WITH_UNIT}),?\s*({_WITH_UNIT})$")
 _SIGN_UNIT = re.compile(
     r"^(?P<number>.+?)\s*(?P<unit>\\?%|\^\\circ\s*(?:\\text\s*\{\s*[CF]\s*\}|[CF])?|€|£|₹|¥|¢)$"
 )
+_LETTER_UNITS = frozenset("mgshlLNJWK")
+"""The units of one letter that may follow a number without \\text: any other letter is an unknown."""
 
 
 def sum_of_units(items: tuple[Form, ...], text: str) -> Form | None:
@@ -36,7 +52,9 @@ def sum_of_units(items: tuple[Form, ...], text: str) -> Form | None:
         or small.unit is None
     ):
         return None
-    if large.unit.dimension != small.unit.dimension or large.unit.scale <= small.unit.scale:
+    if (large.unit.dimension, large.unit.pi) != (small.unit.dimension, small.unit.pi):
+        return None
+    if large.unit.scale <= small.unit.scale:
         return None
     ratio = small.unit.scale / large.unit.scale
     expression = (
@@ -56,8 +74,9 @@ def read_quantity(text: str) -> Form:
         return Quantity(found["number"], unit_of(_unit_text(found["unit"])))
     if (found := _TWO_UNITS.match(text)) and (both := _two_units(found)) is not None:
         return both
-    if found := _TEXT_UNIT.match(text):
-        return Quantity(found["number"], unit_of(_unit_text(found["unit"])))
+    for pattern in (_FRACTION_UNIT, _TEXT_UNIT, _MICRO_UNIT, _PLAIN_RADIANS):
+        if (found := pattern.match(text)) and not _NO_NOUN.fullmatch(_first_word(found["unit"])):
+            return Quantity(found["number"], unit_of(_unit_text(found["unit"])))
     if (found := _PLAIN_UNIT.match(text)) and _is_unit(found["unit"], glued=not found["gap"]):
         return Quantity(found["number"], unit_of(_unit_text(found["unit"])))
     return Quantity(text)
@@ -75,14 +94,26 @@ def _ends_in_function(text: str) -> bool:
 
 
 def _unit_text(unit: str) -> str:
-    return re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", unit).replace("\\%", "%").strip()
+    return unit.replace("\\%", "%").strip()
+
+
+def _first_word(unit: str) -> str:
+    words = re.findall(r"(?<![\\a-zA-Z])[A-Za-z]+", unit.replace("\\text", " "))
+    return words[0].lower() if words else ""
 
 
 def _is_unit(text: str, glued: bool) -> bool:
     """Return whether the words after a number are a unit or a noun, not variables or a function."""
     words = re.findall(r"[A-Za-z]+", text)
-    if not words or _NO_UNIT.fullmatch(words[0].lower()) or re.search(r"(?<![\^{])\d", text):
+    if not words or _NO_UNIT.fullmatch(words[0].lower()) or re.search(r"(?<![\^{\-])\d", text):
         return False
     if glued:
         return is_known_word(words[0]) and len(words[0]) > 1
-    return is_known_word(words[0]) or len(words[0]) >= 3
+    return is_noun(words[0])
+
+
+def is_noun(word: str) -> bool:
+    """Return whether a word after a number and a blank is a unit or a noun that changes nothing."""
+    if _NO_UNIT.fullmatch(word.lower()):
+        return False
+    return word in _LETTER_UNITS or len(word) >= 3 or (len(word) == 2 and is_known_word(word))

@@ -1,0 +1,224 @@
+r"""Compare families with a whole number as their parameter: as unions of residue classes.
+
+`x = \frac{\pi}{4} + k\pi` for all whole k is the residue class of π/4 modulo π. Congruences are classes too. Two
+unions of classes are the same if they have the same residues modulo a common period.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from reward.tasks.math.agreement import DIGITS, NO_RENAMING, same_value
+from reward.tasks.math.exact import exact_value
+from reward.tasks.math.expressions import NotReadableError, parse
+from reward.tasks.math.forms import Congruence, Equation, Family, Form, Quantity
+from reward.tasks.math.values import NoValueError, names_of, numeric_value
+
+MAX_CLASSES = 144
+"""The largest number of residues modulo the common period."""
+MAX_RATIO = 1000
+"""The largest numerator and denominator of the ratio of two periods."""
+PARAMETERS = frozenset("klmnjpq")
+"""The letters that stand for a whole number where a family does not say so."""
+_TESTED = (2, 3, 7, -5, -11)
+"""The values of the parameter at which an expression must be on the line through its values at 0 and 1."""
+_TOLERANCE = -DIGITS[-1] // 2
+
+_Class = tuple[Any, Any]
+"""A residue and a positive period, as real numbers of mpmath."""
+
+
+class _NoClassesError(ValueError):
+    """A family is no union of residue classes of real numbers."""
+
+
+def same_families(expected: Form, found: Form) -> bool:
+    """Return whether two forms describe the same numbers. At least one of them says what its parameter is."""
+    variables = {_variable(form) for form in (expected, found)} - {None}
+    if len(variables) > 1:
+        return False
+    try:
+        one, other = _classes(expected), _classes(found)
+        return bool(one and other) and _same_classes(one, other)
+    except (_NoClassesError, NoValueError, NotReadableError):
+        return _same_expressions(expected, found)
+
+
+def is_residue(expected: Form, found: Congruence) -> bool:
+    r"""Return whether a number is the one that is written in `3 \pmod 7` or in `10 \equiv 3 \pmod 7`."""
+    if not isinstance(expected, Quantity) or expected.unit is not None or len(found.residues) != 1:
+        return False
+    try:
+        residue = parse(found.residues[0])
+        if found.left:
+            left, right = exact_value(parse(found.left)), exact_value(residue)
+            if left is None or right is None or (left - right) % found.modulus != 0:
+                return False
+        return not names_of(residue) and same_value(parse(expected.expression), residue)
+    except (NotReadableError, NoValueError):
+        return False
+
+
+def _variable(form: Form) -> str | None:
+    match form:
+        case Family(variable=variable):
+            return variable
+        case Congruence(left=left):
+            return left or None
+        case Equation(label=label):
+            return label
+    return None
+
+
+def _classes(form: Form) -> list[_Class]:
+    from mpmath import mp
+
+    with mp.workdps(DIGITS[-1]):
+        match form:
+            case Congruence(residues=residues, modulus=modulus):
+                return [(_whole(residue), mp.mpf(modulus)) for residue in residues]
+            case Family(expressions=expressions, parameter=parameter):
+                trees = [parse(expression) for expression in expressions]
+                if any(names_of(tree) != {parameter} for tree in trees):
+                    raise _NoClassesError("a member with other unknowns, or without the parameter")
+                return [each for tree in trees for each in _lines(tree, parameter)]
+            case Equation(label=str() as label, value=Quantity() as value) if re.fullmatch(
+                r"\\?[a-zA-Z]+", label
+            ):
+                return _classes(value)
+            case Quantity(unit=None, expression=expression):
+                tree = parse(expression)
+                names = names_of(tree)
+                if len(names) != 1 or not names <= PARAMETERS:
+                    raise _NoClassesError("no parameter")
+                return _lines(tree, min(names))
+    raise _NoClassesError("no family")
+
+
+def _whole(residue: str) -> Any:
+    from mpmath import mp
+
+    value = exact_value(parse(residue)) if not names_of(parse(residue)) else None
+    if value is None or value.denominator != 1:
+        raise _NoClassesError("a remainder that is no whole number")
+    return mp.mpf(value.numerator)
+
+
+def _lines(tree: Any, parameter: str) -> list[_Class]:
+    r"""Return the classes of an expression: one, or two where those of even and odd parameters differ, as in
+    `(-1)^k\frac{\pi}{6} + k\pi`."""
+    line = _line(tree, parameter, 1, 0)
+    if line is not None:
+        return [line]
+    lines = [_line(tree, parameter, 2, start) for start in (0, 1)]
+    if None in lines:
+        raise _NoClassesError("no line")
+    return [line for line in lines if line is not None]
+
+
+def _line(tree: Any, parameter: str, step: int, start: int) -> _Class | None:
+    """Return the class of the values at `start`, `start + step`, … if they are on a line that is not level."""
+    from mpmath import mp
+
+    def at(index: int) -> Any:
+        value = numeric_value(tree, ((parameter, Fraction(start + step * index)),), DIGITS[-1])
+        if mp.im(value) != 0:
+            raise _NoClassesError("complex values")
+        return mp.re(value)
+
+    first, period = at(0), at(1) - at(0)
+    if _is_zero(period) or any(not _is_zero(first + index * period - at(index)) for index in _TESTED):
+        return None
+    return first, abs(period)
+
+
+def _is_zero(value: Any) -> bool:
+    from mpmath import mp
+
+    return bool(abs(value) < mp.mpf(10) ** _TOLERANCE)
+
+
+def _same_classes(expected: Sequence[_Class], found: Sequence[_Class]) -> bool:
+    """Compare the residues of two unions of classes modulo a common period."""
+    from mpmath import mp
+
+    with mp.workdps(DIGITS[-1]):
+        unit = expected[0][1]
+        ratios = [_ratio(period, unit) for _, period in (*expected, *found)]
+        common = Fraction(
+            math.lcm(*(each.numerator for each in ratios)), math.gcd(*(each.denominator for each in ratios))
+        )
+        period = unit * common.numerator / common.denominator
+        residues = []
+        for classes, steps in ((expected, ratios[: len(expected)]), (found, ratios[len(expected) :])):
+            counts = [int(common / step) for step in steps]
+            if sum(counts) > MAX_CLASSES:
+                raise _NoClassesError("too many residues")
+            residues.append(
+                [
+                    first + each * index
+                    for (first, each), count in zip(classes, counts, strict=True)
+                    for index in range(count)
+                ]
+            )
+        return all(
+            any(_is_multiple(residue - other, period) for other in others)
+            for one, others in (residues, residues[::-1])
+            for residue in one
+        )
+
+
+def _ratio(period: Any, unit: Any) -> Fraction:
+    """Return the ratio of two periods.
+
+    Raises:
+        _NoClassesError: if it is no fraction of small numbers, so that the families have no common period.
+    """
+    from mpmath import mp
+
+    ratio = period / unit
+    exact = Fraction(int(mp.nint(ratio * 10**40)), 10**40).limit_denominator(MAX_RATIO)
+    if not 0 < exact.numerator <= MAX_RATIO or not _is_zero(ratio * exact.denominator - exact.numerator):
+        raise _NoClassesError("no common period")
+    return exact
+
+
+def _is_multiple(value: Any, period: Any) -> bool:
+    from mpmath import mp
+
+    count = value / period
+    return _is_zero(count - mp.nint(count))
+
+
+def _same_expressions(expected: Form, found: Form) -> bool:
+    """Compare families that are no residue classes by their expressions, with one parameter renamed to the other."""
+    if not (isinstance(expected, Family) and isinstance(found, Family)):
+        return False
+    if len(expected.expressions) != len(found.expressions):
+        return False
+    renamed = {found.parameter: expected.parameter} if found.parameter != expected.parameter else NO_RENAMING
+    left = list(found.expressions)
+    try:
+        for expression in expected.expressions:
+            tree = parse(expression)
+            if expected.parameter not in names_of(tree):
+                return False
+            match = next(
+                (other for other in left if _is_renamed(tree, parse(other), renamed, expected.parameter)),
+                None,
+            )
+            if match is None:
+                return False
+            left.remove(match)
+    except (NotReadableError, NoValueError):
+        return False
+    return True
+
+
+def _is_renamed(expected: Any, found: Any, renamed: Any, parameter: str) -> bool:
+    names = names_of(found)
+    return not (renamed and parameter in names) and same_value(expected, found, renamed)

@@ -1,0 +1,131 @@
+r"""Read what follows an answer and says what its letters stand for.
+
+`x = \frac{\pi}{4} + k\pi, k \in \mathbb{Z}` is a family, `y = Ce^x` with C ∈ ℝ has an arbitrary constant, and
+`f(x) = x` for all x is `f(x) = x`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from reward.tasks.math.forms import Congruence, Declared, Equation, Family, Form, Items, Quantity
+from reward.tasks.math.labels import function_and_argument, is_variable
+from reward.tasks.math.words import unwrapped
+
+_BEFORE = r"[,;]?\s*[(|:]?\s*(?:(?:for|where|with|and|if|when)\s+)?(?:(?:any|some|all|every|each|an?)\s+|\\forall\s*)*"
+_NAME = r"[a-zA-Z](?:_\{?\d\}?)?"
+_NAMES = rf"{_NAME}(?:\s*(?:,|and|,\s*and)\s*{_NAME})*"
+_REAL = r"\\in\s*\\mathbb\s*\{?R\}?"
+_USUAL = re.compile(r"[abckmABCDKM](?:_\{?\d\}?)?")
+"""The names of constants. With another name, a number that is real may be the unknown."""
+_WHOLE = re.compile(
+    rf"^(?P<body>.+?){_BEFORE}(?:(?P<member>[a-z])\s*\\in\s*(?:\\mathbb\s*\{{?Z\}}?|Z)|integers?\s+(?P<after>[a-z])"
+    r"|(?P<before>[a-z])\s+(?:(?:is|being)\s+)?(?:(?:an|any|arbitrary)\s+)*integer)\s*\)?$"
+)
+_CONSTANT = re.compile(
+    rf"^(?P<body>.+?){_BEFORE}(?:(?P<member>{_NAMES})\s*{_REAL}"
+    rf"|(?:(?:arbitrary|real)\s+)*constants?\s+(?P<after>{_NAMES})"
+    rf"|(?P<before>{_NAMES})\s+(?:(?:is|are|being)\s+)?(?:(?:an?|any|arbitrary|real)\s+)*"
+    r"(?P<kind>constants?|real|arbitrary))\s*\)?$"
+)
+_FOR_ALL = re.compile(
+    r"^(?P<body>.+?)[,;]?\s*(?:(?:for (?:all|every|each|any)|\\forall)\s*(?:real\s+)?(?:numbers?\s+)?"
+    rf"(?P<name>[a-zA-Z])(?:\s*{_REAL})?|\(?(?P<member>[a-zA-Z])\s*{_REAL}\)?)$"
+)
+_MODULUS = re.compile(
+    r"^(?P<body>.*?)\s*(?P<sign>\\pmod|\(\s*\\?mod(?![a-zA-Z])|\\mod)\s*\{?\s*(?P<modulus>\d{1,6})\s*\}?\s*\)?$"
+)
+_EQUIVALENT = re.compile(r"\\equiv(?![a-zA-Z])")
+
+
+def qualified(text: str, read: Callable[[str], Form]) -> Form | None:
+    """Read an answer with such a part at its end, or return None if it has no such part, or one that says more."""
+    if "\\equiv" in text or "mod" in text:
+        return congruence(text, read)
+    plain = unwrapped(text)
+    if len(plain) > 400 or not re.search(
+        r"\\in|\\forall|integer|constant|real|arbitrary|for (?:all|every|each|any)", plain
+    ):
+        return None
+    if plain.startswith("\\{") and plain.endswith("\\}") and plain.count("\\{") == 1:
+        plain = plain[2:-2].strip()
+        return _family(plain, read)
+    return _family(plain, read) or _with_constants(plain, read) or _for_all(plain, read)
+
+
+def _family(plain: str, read: Callable[[str], Form]) -> Form | None:
+    found = _WHOLE.match(plain)
+    if not found:
+        return None
+    parameter = found["member"] or found["after"] or found["before"]
+    members = _members(read(found["body"].strip()))
+    if members is None:
+        return None
+    variable, expressions = members
+    if variable is not None and (
+        not is_variable(variable) or variable == parameter or f"_{parameter}" in variable
+    ):
+        return None
+    return Family(variable, parameter, expressions)
+
+
+def _members(form: Form) -> tuple[str | None, tuple[str, ...]] | None:
+    """Return the variable of a list of equations or expressions, and the expressions."""
+    match form:
+        case Quantity(unit=None):
+            return None, (form.expression,)
+        case Equation(label=str() as label, value=value):
+            members = _members(value)
+            return (label, members[1]) if members is not None and members[0] is None else None
+        case Items(opened="" | "\\{", items=items):
+            parts = [_members(item) for item in items]
+            variables = {part[0] for part in parts if part is not None} - {None}
+            if None in parts or len(variables) > 1:
+                return None
+            expressions = tuple(each for part in parts if part is not None for each in part[1])
+            return (min(filter(None, variables)) if variables else None), expressions
+    return None
+
+
+def _with_constants(plain: str, read: Callable[[str], Form]) -> Form | None:
+    found = _CONSTANT.match(plain)
+    if not found:
+        return None
+    names = re.findall(_NAME, re.sub(r"\band\b", ",", found["member"] or found["after"] or found["before"]))
+    if not (
+        found["after"] or found["kind"] in ("constant", "constants") or all(map(_USUAL.fullmatch, names))
+    ):
+        return None
+    value = read(found["body"].strip())
+    inner = value.value if isinstance(value, Equation) else value
+    if not isinstance(inner, Quantity) or not all(
+        re.search(rf"(?<![\\]){re.escape(name)}", inner.expression) for name in names
+    ):
+        return None
+    if isinstance(value, Equation) and (value.label is None or value.label in names):
+        return None
+    return Declared(value, tuple(re.sub(r"_\{(\d)\}", r"_\1", name) for name in names))
+
+
+def _for_all(plain: str, read: Callable[[str], Form]) -> Form | None:
+    found = _FOR_ALL.match(plain)
+    form = read(found["body"].strip()) if found else None
+    if found is None or not isinstance(form, Equation):
+        return None
+    function = function_and_argument(form.label)
+    return form if function is not None and function[1] == (found["name"] or found["member"]) else None
+
+
+def congruence(text: str, read: Callable[[str], Form]) -> Form | None:
+    r"""Read `x \equiv 3 \pmod 7` and `3 \pmod 7`. `10 \mod 7` without `\equiv` is an expression, the remainder."""
+    found = _MODULUS.match(unwrapped(text))
+    if not found or int(found["modulus"]) == 0:
+        return None
+    left, *right = _EQUIVALENT.split(found["body"])
+    if len(right) > 1 or (not right and found["sign"] == "\\mod") or re.search(r"mod|[<>=]", found["body"]):
+        return None
+    members = _members(read((right[0] if right else left).strip()))
+    if members is None or members[0] is not None:
+        return None
+    return Congruence(left.strip() if right else "", members[1], int(found["modulus"]))

@@ -1,0 +1,77 @@
+"""Compare numbers and expressions with their units of measure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+from reward.tasks.math.agreement import NO_RENAMING, same_value, times
+from reward.tasks.math.constants import same_antiderivatives
+from reward.tasks.math.exact import exact_value
+from reward.tasks.math.expressions import NotReadableError, parse
+from reward.tasks.math.forms import Quantity
+from reward.tasks.math.series import same_terms
+from reward.tasks.math.unit_names import Unit
+from reward.tasks.math.values import NoValueError, names_of
+
+_ANGLE = (("angle", 1),)
+_PERCENT = (("percent", 1),)
+_PI = re.compile(r"\\pi(?![a-zA-Z])")
+
+
+def same_quantities(expected: Quantity, found: Quantity, renamed: Mapping[str, str] = NO_RENAMING) -> bool:
+    """Return whether two quantities are equal. `renamed` has the names in the first of the unknowns of the second."""
+    try:
+        left, right = parse(expected.expression), parse(found.expression)
+        one, other = expected.unit, found.unit
+        if _is_percent(one) != _is_percent(other):
+            if one is not None and other is not None:
+                return False
+            percent, plain = (left, right) if _is_percent(one) else (right, left)
+            return same_value(percent, plain) or same_value(times(percent, Fraction(1, 100)), plain)
+        if one is not None and other is not None:
+            return one.dimension == other.dimension and _same_sizes(left, one, right, other)
+        if _is_in_degrees(one, left) and _PI.search(found.expression):
+            return _same_sizes(left, one, right, Unit(_ANGLE, Fraction(1)))
+        if _is_in_degrees(other, right) and _PI.search(expected.expression):
+            return _same_sizes(left, Unit(_ANGLE, Fraction(1)), right, other)
+        return _same_expressions(left, right, renamed)
+    except (NotReadableError, NoValueError):
+        return False
+
+
+def _is_percent(unit: Unit | None) -> bool:
+    return unit is not None and unit.dimension == _PERCENT
+
+
+def _is_in_degrees(unit: Unit | None, tree: Any) -> bool:
+    """Return whether a quantity is a rational number of degrees, so that an angle with π can only be in radians."""
+    is_degree = unit is not None and unit.dimension == _ANGLE and unit.pi == 1
+    return is_degree and not names_of(tree) and exact_value(tree) is not None
+
+
+def _same_sizes(left: Any, one: Unit | None, right: Any, other: Unit | None) -> bool:
+    """Return whether two trees with units of the same dimension are equal."""
+    if one is None or other is None or one == other:
+        return same_value(left, right)
+    ratio, pi = one.scale / other.scale, one.pi - other.pi
+    return same_value(times(left, ratio, max(pi, 0)), times(right, Fraction(1), max(-pi, 0)))
+
+
+def _same_expressions(left: Any, right: Any, renamed: Mapping[str, str]) -> bool:
+    if _is_summed(left) and _is_summed(right) and not renamed and same_terms(left, right):
+        return True
+    try:
+        if same_value(left, right, renamed):
+            return True
+    except NoValueError:
+        return False
+    return not renamed and same_antiderivatives(left, right)
+
+
+def _is_summed(tree: Any) -> bool:
+    import sympy
+
+    return any(isinstance(part, (sympy.Sum, sympy.Product)) for part in (tree, *tree.args))
