@@ -7,6 +7,7 @@ the references that an answer is correct for, and `too_many` those of an answer 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -47,7 +48,16 @@ REFERENCES: Sequence[str] = (
         "0.001",
         r"1, 2, \ldots, n",
     ),
-)
+    "twenty-four", "one hundred and five", "nine teams", r"0.\overline{4}", r"0.1666\ldots", "2:3", "4:9", "3:10",
+    r"5 \mu m", "90 km/h", r"3\text{ m s}^{-2}", "1 kWh", "250 J", r"60^\circ", r"\frac{\pi}{6}\text{ radians}",
+    r"\mathbb{R}", r"\mathbb{R}\setminus\{2\}", "(2,7]", "]2,7[", "|x|<1", r"|x|\ge 2", r"x\ne 2, 3", "-3<x<3",
+    r"x=\frac{\pi}{4}+k\pi, k\in\mathbb{Z}", r"k\pi, k\in\mathbb{Z}", r"x\equiv 3 \pmod 7", r"3 \pmod 7", "n=4k+1",
+    "x^2+C", r"\sin x+C", r"\ln|x|+C", r"y=Ce^{-2t}, C\in\mathbb{R}", r"f(x)=cx \text{ for some constant } c",
+    r"\begin{cases} x & x\ge 0 \\ -x & x<0 \end{cases}", r"\begin{cases} 2x & x<1 \\ 3 & \text{otherwise} \end{cases}",
+    r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", r"2\mathbf{i}-\mathbf{j}+3\mathbf{k}", "P(2,5)", "x=4, y=0 or x=0, y=4",
+    r"\sum_{k=0}^{\infty}\frac{x^k}{k!}", "f(x)=x^2", r"\textbf{(B)} 12", "A, C", "no solution", "no real solution",
+    r"\text{No}",
+)  # fmt: skip
 ZEROS = (r"\sin(\pi)", r"(\sqrt{2}\cdot\sqrt{2}-2)", r"(e^{i\pi}+1)", r"(\ln(e)-1)", r"\cos(\frac{\pi}{2})")
 """Expressions whose value is zero, but differs from it by rounding errors."""
 _ATOMS = (
@@ -69,7 +79,9 @@ _ATOMS = (
     "9^9",
     "0",
     *ZEROS,
-)
+    "k", "C", "t", "-3", "nine", "twenty", r"\mathbb{R}", r"\emptyset", "none", r"\mathbf{i}", r"\mathbf{j}", "B",
+    "x^2", "no",
+)  # fmt: skip
 _SHAPES = (
     "|{}|", r"\frac{{{}}}{{{}}}", "{}/{}", "{}/{}/{}", "({})+({})", "({})-({})", r"{} \cdot {}", r"\log({})",
     r"\max({},{})", r"\lim_{{x\to {}}} {}", r"\sqrt{{{}}}", "({})^{{{}}}", r"\tan({})", "({})!", r"\lfloor {} \rfloor",
@@ -77,6 +89,19 @@ _SHAPES = (
     r"\int_0^{{{}}} x dx", r"\sum_{{n=0}}^{{{}}} {}", r"\{{{}\}}", r"{} \mod {}", r"\binom{{{}}}{{{}}}", r"{}\%",
     "{}{}", "[{}, {}]", r"{} \cup {}", r"\begin{{pmatrix}}{}\\{}\end{{pmatrix}}", r"\arg({})", r"\gcd({},{})", "{} cm",
     "{}:{}", "{}_{}", r"\text{{{}}}", r"\overline{{{}}}", r"x \in {}", r"{}^\circ", "{} ... {}", r"\min({},{})",
+    "|{}|<{}", r"|x|\ge {}", r"x\ne {}", r"\mathbb{{R}}\setminus\{{{}\}}", "]{},{}[", "({},{})", "{} for all x",
+    "no, {}",
+    "all real numbers except {}", r"\{{x : {}\}}", "{} and {}", "{} or {}", r"{}, k\in\mathbb{{Z}}", "(B) {}", "{}) {}",
+    r"x={}+k\pi, k\in\mathbb{{Z}}", r"x\equiv {} \pmod {}", r"{} \pmod {}", r"{} \equiv {} \pmod {}", "{}+C",
+    r"x^2+{}+C",
+    r"{}, C\in\mathbb{{R}}", "y=Ce^{{{}}}", "{}: {}", "{}, for some constant {}", "{} hundred and {}", r"\det A={}",
+    r"\begin{{cases}} {} & x>{} \\ {} & x\le {} \end{{cases}}", "f(x)={}", "f(t)={}", "x_1={}, x_2={}", "P({},{})",
+    r"\begin{{cases}} {} & {} \\ {} & \text{{otherwise}} \end{{cases}}",
+    r"\begin{{vmatrix}}{}&{}\\{}&{}\end{{vmatrix}}",
+    r"{}\mathbf{{i}}+{}\mathbf{{j}}", r"({},{})^T", r"0.\overline{{{}}}", "0.({})", r"0.{}{}{}\ldots", "{} kWh",
+    "{}:{}",
+    r"{}\text{{ m s}}^{{-1}}", r"{} \mu m", "{} radians", "{} teams", r"\sum_{{k=0}}^{{\infty}} {}",
+    "x={}, y={} or x={}, y={}",
 )  # fmt: skip
 
 
@@ -118,10 +143,11 @@ def same_reference() -> frozenset[frozenset[str]]:
 def too_many(text: str) -> list[str]:
     """Return the references that an answer is correct for, if they do not all mean the same; else nothing.
 
-    A percentage is correct for two numbers, 50 % for 50 and for 0.5.
+    A percentage is correct for two numbers, 50 % for 50 and for 0.5. So are an angle in degrees,
+    for 60 and for π/3, and a remainder with its modulus, for the number and for the class.
     """
     found = hits(text)
-    limit = 2 if "%" in text else 1
+    limit = 2 if re.search(r"%|circ|mod", text) else 1
     different: list[str] = []
     for one in found:
         if not any(frozenset((one, other)) in same_reference() for other in different):

@@ -191,6 +191,8 @@ def _sets(expected: Form, found: Form) -> bool:
     left, right = real_set(expected), real_set(found)
     if left is not None and right is not None:
         return left.is_same(right)
+    if isinstance(expected, Excluding) and isinstance(found, Excluding):
+        return equal_forms(expected.whole, found.whole) and equal_forms(expected.without, found.without)
     if (
         isinstance(expected, Inequality)
         and isinstance(found, Inequality)
@@ -365,8 +367,9 @@ _RULES: dict[tuple[type, type], _Rule] = {
     (Piecewise, Piecewise): _functions,
     (Piecewise, Quantity): lambda expected, found: bool(same_functions(expected, found)),
     **{(Family, form): same_families for form in (Family, Congruence, Equation, Quantity)},
-    (Congruence, Congruence): same_families,
-    (Congruence, Equation): same_families,
+    **{(Congruence, form): same_families for form in (Family, Congruence, Equation)},
+    **{(form, Family): same_families for form in (Equation, Quantity)},
+    (Equation, Congruence): same_families,
     (Congruence, Quantity): lambda expected, found: is_residue(found, expected),
     **{
         (Equation, form): _labeled

@@ -17,6 +17,8 @@ _ADDITIVE = ("C", "c", "K", "k")
 """The names of a constant of integration. At least one of two answers must use the first."""
 _USUAL = re.compile(r"^[abckmABCDKM](?:_\{?\d\}?)?$")
 """The names of constants that need not be declared if those of the other answer are."""
+_INTEGRATED = frozenset((*"xtuyzsrvw", "theta", "phi"))
+"""The unknowns of antiderivatives."""
 _GEOMETRIC = frozenset(("A", "B", "b"))
 """Names beside which `C` is an angle, a point or a coefficient."""
 _PLACES = 10
@@ -35,7 +37,7 @@ def same_antiderivatives(expected: Any, found: Any) -> bool:
     if one is None or other is None or _ADDITIVE[0] not in (one, other):
         return False
     unknowns = (names_of(expected) - {one}, names_of(found) - {other})
-    if not unknowns[0] or unknowns[0] != unknowns[1] or unknowns[0] & {*_GEOMETRIC, *_ADDITIVE}:
+    if not unknowns[0] & _INTEGRATED or unknowns[0] != unknowns[1] or unknowns[0] & {*_GEOMETRIC, *_ADDITIVE}:
         return False
     if same_value(expected, found, {other: one} if one != other else {}):
         return True

@@ -37,10 +37,16 @@ class _NoClassesError(ValueError):
 
 
 def same_families(expected: Form, found: Form) -> bool:
-    """Return whether two forms describe the same numbers. At least one of them says what its parameter is."""
+    """Return whether two forms describe the same numbers. At least one of them says what its parameter is.
+
+    Where a reference does not, as `2n+1`, it may be a formula, for which `2n-1` with n ∈ ℤ is incorrect.
+    """
     variables = {_variable(form) for form in (expected, found)} - {None}
     if len(variables) > 1:
         return False
+    is_said = isinstance(expected, (Family, Congruence))
+    if not is_said and not (isinstance(expected, Equation) and isinstance(found, Congruence)):
+        return _is_formula_of(expected, found)
     try:
         one, other = _classes(expected), _classes(found)
         return bool(one and other) and _same_classes(one, other)
@@ -59,6 +65,18 @@ def is_residue(expected: Form, found: Congruence) -> bool:
             if left is None or right is None or (left - right) % found.modulus != 0:
                 return False
         return not names_of(residue) and same_value(parse(expected.expression), residue)
+    except (NotReadableError, NoValueError):
+        return False
+
+
+def _is_formula_of(expected: Form, found: Form) -> bool:
+    """Compare a reference that is one expression with a family of one expression."""
+    value = expected.value if isinstance(expected, Equation) else expected
+    if not isinstance(found, Family) or len(found.expressions) != 1 or not isinstance(value, Quantity):
+        return False
+    try:
+        tree = parse(value.expression)
+        return found.parameter in names_of(tree) and same_value(tree, parse(found.expressions[0]))
     except (NotReadableError, NoValueError):
         return False
 

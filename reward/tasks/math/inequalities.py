@@ -35,7 +35,7 @@ _EXCEPT = re.compile(
     r"|(?:,\s*)?(?:except|other than|but not)(?:\s+for)?)\s*(.+)$"
 )
 _SUCH_THAT = re.compile(rf"^{_REALS}\s*(?:such that|with|where|for which)\s+(.+)$")
-_FRENCH = re.compile(r"^\](.+)([\[\]])$|^(\[)(.+)\[$")
+_INTERVAL = re.compile(r"^([\[\](])\s*([^\[\]]+?)\s*([\[\])])$")
 
 _Read = Callable[[str], Form]
 
@@ -158,10 +158,13 @@ def excluding(text: str, read: _Read) -> Form | None:
 
 def french_interval(text: str, read: _Read) -> Form | None:
     """Read `]2,7[` and `[2,7[`, which have an outward bracket at an open end."""
-    found = _FRENCH.match(text)
-    if not found:
+    parts = list(map(_INTERVAL.match, re.split(r"\s*\\cup(?![a-zA-Z])\s*", text)))
+    if not any(part and (part[1] == "]" or part[3] == "[") for part in parts):
         return None
-    inner = read((found[1] or found[4]).strip())
-    if not isinstance(inner, Items) or inner.opened or len(inner.items) != 2:
-        return None
-    return Union((Items(inner.items, "(" if found[1] else "[", "]" if found[2] == "]" else ")"),))
+    intervals = []
+    for part in parts:
+        inner = read(part[2]) if part else None
+        if part is None or not isinstance(inner, Items) or inner.opened or len(inner.items) != 2:
+            return None
+        intervals.append(Items(inner.items, "[" if part[1] == "[" else "(", "]" if part[3] == "]" else ")"))
+    return Union(tuple(intervals))

@@ -26,7 +26,7 @@ from reward.tasks.math.forms import (
     Union,
     Word,
 )
-from reward.tasks.math.real_sets import EMPTY, REALS, RealSet, merged, real_set, set_variable
+from reward.tasks.math.real_sets import EMPTY, REALS, NoSetError, RealSet, merged, real_set, set_variable
 from reward.tasks.math.values import NoValueError, Place, names_of, numeric_value, places
 from reward.tasks.math.words import unwrapped
 
@@ -98,7 +98,7 @@ def same_functions(expected: Piecewise, found: Form, renamed: Mapping[str, str] 
             (trees, other, other_variable),
             renamed,
         )
-    except (NotReadableError, NoValueError):
+    except (NotReadableError, NoSetError, NoValueError):
         return False
 
 

@@ -9,7 +9,8 @@ from reward.tasks.math.units import is_known_word, unit_of
 
 FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|max|min|gcd|lcm|mod")
 _NO_NOUN = re.compile(
-    r"(?:half|halve|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?"
+    r"(?:half|halve|third|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|(?:thir|four|fif|six|seven|eigh|nine)teen"
+    r"|(?:twent|thirt|fort|fift|sixt|sevent|eight|ninet)ie|hundred|thousand|million|billion)th)s?"
     r"|point|plus|minus|over|choose|factorial|squared|cubed|hundred|and|or|to|of|is|not"
 )
 """Words after a number that change its value."""

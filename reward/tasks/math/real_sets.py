@@ -101,7 +101,11 @@ class RealSet:
         return self.combined(other, lambda one, two: one and not two)
 
     def is_same(self, other: RealSet) -> bool:
-        return self.combined(other, lambda one, two: one != two).is_empty
+        """Return whether two sets have the same elements, as far as their ends can be compared."""
+        try:
+            return self.combined(other, lambda one, two: one != two).is_empty
+        except (NoSetError, NoValueError):
+            return False
 
 
 EMPTY = RealSet((), (False,))
@@ -230,7 +234,7 @@ def _has_exclusion(form: Conditions) -> bool:
 
 
 def _interval(low: Form, high: Form, with_low: bool, with_high: bool) -> RealSet:
-    """Return an interval; one whose ends are in the other order is empty."""
+    """Return an interval. A pair without numbers between its ends, such as `(7, 2)`, is no interval but a point."""
     below, above = REALS, REALS
     if isinstance(low, Infinite):
         if low.positive or with_low:
@@ -242,7 +246,10 @@ def _interval(low: Form, high: Form, with_low: bool, with_high: bool) -> RealSet
             raise NoSetError("an infinite end")
     else:
         above = RealSet((_cut(high),), (True, with_high, False))
-    return below.intersection(above)
+    interval = below.intersection(above)
+    if interval.is_empty:
+        raise NoSetError("no interval")
+    return interval
 
 
 def _cut(form: Form) -> Cut:

@@ -39,11 +39,11 @@ def _parts(tree: Any) -> tuple[Any, Any] | None:
     import sympy
 
     if isinstance(tree, (sympy.Sum, sympy.Product)):
-        return sympy.Integer(1), tree
+        return (sympy.Integer(1), tree) if len(tree.limits) == 1 and len(tree.limits[0]) == 3 else None
     if isinstance(tree, sympy.Mul):
         sums = [factor for factor in tree.args if isinstance(factor, (sympy.Sum, sympy.Product))]
         rest = [factor for factor in tree.args if not isinstance(factor, (sympy.Sum, sympy.Product))]
-        if len(sums) == 1:
+        if len(sums) == 1 and _parts(sums[0]) is not None:
             return sympy.Mul(*rest, evaluate=False), sums[0]
     return None
 

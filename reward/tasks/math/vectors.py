@@ -22,7 +22,7 @@ _TRANSPOSED = re.compile(
 _UNIT_VECTOR = re.compile(
     r"\\(?:text|hat|vec|widehat)\s*\{?\s*(?:\\(?:text|hat|vec)\s*\{?\s*)?\\?([ijk])(?:math)?\s*\}{0,2}"
 )
-_POINT = re.compile(r"^([A-Z]'?)\s*(\(.+\))$")
+_POINT = re.compile(r"^([A-MO-TV-Z]'?)\s*(\(.+\))$")  # `N(0, 1)` and `U(0, 1)` are distributions
 _AXES = "ijk"
 
 _Read = Callable[[str], Form]
@@ -68,13 +68,13 @@ def _expanded(cells: Sequence[Sequence[str]]) -> str:
     return "".join(terms).removeprefix("+")
 
 
-def _transposed(form: Form) -> Form:
-    """Return the transpose of a matrix or of a row in any brackets."""
+def _transposed(form: Form) -> Form | None:
+    """Return the transpose of a matrix or of a row in any brackets. Of something else it is no transpose."""
     if isinstance(form, Items) and form.opened in ("(", "["):
         return Matrix(tuple((item,) for item in form.items))
     if isinstance(form, Matrix) and len({len(row) for row in form.rows}) == 1:
         return Matrix(tuple(zip(*form.rows, strict=True)))
-    raise NotReadableError("the transpose of something else")
+    return None
 
 
 def point(text: str) -> tuple[str, str] | None:

@@ -18,13 +18,15 @@ _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10
 _SMALL = {word: value for value, word in enumerate(_ONES)}
 _TEN = {word: 10 * value for value, word in enumerate(_TENS, start=2)}
 _NUMERAL = frozenset((*_SMALL, *_TEN, *_SCALES, "hundred"))
+_NO_NOUN = re.compile(rf"{'|'.join(_NUMERAL)}|quarters?|dozens?|score|pairs?|[a-z]")
+"""Words after a number in words that change its value: `three quarters` is 3/4."""
 _FIRST_WORD = re.compile(r"(?:negative |minus )?([a-z]+)", re.IGNORECASE)
 _IN_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _WORDS = re.compile(r"^[A-Za-z][A-Za-z' .\-]*$")
 _CHOICE_BEFORE = re.compile(r"^(?:option|choice|answer)\s+(?=\(?[A-Za-z]\)?$)", re.IGNORECASE)
 _CHOICE_WITH_VALUE = re.compile(r"^(?:\(([A-H])\)\s*|([A-H])\)\s*|([A-H])[.:]\s+):?\s*(?=[^\s)])(.+)$")
 _LETTER = r"(?:\([A-H]\)|[A-H]\)?)"
-_LETTERS = re.compile(rf"^{_LETTER}(?:\s*(?:,\s*(?:and\b)?|and\b|\\?&)\s*{_LETTER})+$")
+_LETTERS = re.compile(rf"^{_LETTER}(?:\s*+(?:,\s*+(?:and\b\s*+)?|and\b\s*+|\\?&\s*+){_LETTER})+$")
 _ASSENT = re.compile(r"^(yes|no|true|false)\s*[,.;:]\s*([a-z][a-z' ,\-]*)$", re.IGNORECASE)
 _EXPLAINS = frozenset(
     (
@@ -74,7 +76,7 @@ def number_in_words(plain: str) -> Quantity | None:
         (index for index, word in enumerate(words) if word not in _NUMERAL and word != "and"), len(words)
     )
     number, noun = _whole_number(words[:count]), words[count:]
-    if number is None or (noun and (not is_noun(noun[0]) or any(word in _NUMERAL for word in noun))):
+    if number is None or (noun and (not is_noun(noun[0]) or any(map(_NO_NOUN.fullmatch, noun)))):
         return None
     return Quantity(f"{sign}{number}", unit_of(" ".join(noun)) if noun else None)
 
