@@ -93,7 +93,7 @@ _FUNCTION = "(?:arc)?(?:sin|cos|tan)h?|sec|csc|cot|log|ln|exp|gcd"
 _LINES = re.compile(
     r"\\begin\s*\{(aligned|align\*?|gathered|split|equation\*?|cases)\}(.*?)\\end\s*\{\1\}", re.DOTALL
 )
-_RIGHT_SIDE = re.compile(r"\s*(?:[-+=<>]|\\(?:l|g)eq?(?:slant|q)?(?![a-zA-Z]))")
+_RIGHT_SIDE = re.compile(r"\s*(?:[-+][^=]*=|[=<>]|\\(?:l|g)eq?(?:slant|q)?(?![a-zA-Z]))")
 _CASE_IN_WORDS = re.compile(
     r"\\(?:text|textrm|mathrm|mbox)\s*\{\s*,?\s*(?:if|for|when|where|otherwise|else)\b"
 )
@@ -105,7 +105,9 @@ _SENTENCE = re.compile(
     r"^(?:\\text\s*\{\s*)?(?:the|it|there)\b[^{}=\d$\\]*?\b(?:is|are|was|were|equals?)\s*(?=[-$\d\\}({])",
     re.IGNORECASE,
 )
-_TEXT_BEFORE_NUMBER = re.compile(r"^\\text\s*\{[^{}\d$]*:\s*\}\s*(?=[-+]?(?:\\\$|\d|\\frac|\\sqrt))")
+_TEXT_BEFORE_NUMBER = re.compile(
+    r"^\\text\s*\{(?!\s*\(?[A-H]\)?\s*:)[^{}\d$]*:\s*\}\s*(?=[-+]?(?:\\\$|\d|\\frac|\\sqrt))"
+)
 _AFTER_PERCENT = re.compile(r"(?<=%)\s+(?:of|off)\b[^{}]*")
 _LARGE = re.compile(r"(?<=\d)\s*(?:\\text\s*\{\s*)?\b(thousand|million|billion|trillion)\b")
 _ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}

@@ -158,13 +158,18 @@ def excluding(text: str, read: _Read) -> Form | None:
 
 def french_interval(text: str, read: _Read) -> Form | None:
     """Read `]2,7[` and `[2,7[`, which have an outward bracket at an open end."""
-    parts = list(map(_INTERVAL.match, re.split(r"\s*\\cup(?![a-zA-Z])\s*", text)))
+    texts = re.split(r"\s*\\cup(?![a-zA-Z])\s*", text)
+    parts = list(map(_INTERVAL.match, texts))
     if not any(part and (part[1] == "]" or part[3] == "[") for part in parts):
         return None
-    intervals = []
-    for part in parts:
-        inner = read(part[2]) if part else None
-        if part is None or not isinstance(inner, Items) or inner.opened or len(inner.items) != 2:
+    sets: list[Form] = []
+    for each, part in zip(texts, parts, strict=True):
+        inner = read(part[2] if part else each)
+        if not isinstance(inner, Items) or (part and (inner.opened or len(inner.items) != 2)):
             return None
-        intervals.append(Items(inner.items, "[" if part[1] == "[" else "(", "]" if part[3] == "]" else ")"))
-    return Union(tuple(intervals))
+        if part:
+            inner = Items(inner.items, "[" if part[1] == "[" else "(", "]" if part[3] == "]" else ")")
+        elif inner.opened != "\\{":
+            return None
+        sets.append(inner)
+    return Union(tuple(sets))

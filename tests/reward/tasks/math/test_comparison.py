@@ -107,8 +107,11 @@ def test_an_answer_equals_itself() -> None:
 
 
 def test_verdicts_depend_on_the_two_texts_alone() -> None:
-    """The same in processes with other hash seeds, which also change the order of the verdicts."""
-    assert math_verdicts.in_processes(2) == {"processes": 2, "different_results": 1}
+    """The same in processes with other hash seeds, which also change the order of the verdicts.
+
+    A sample of the corpus suffices here: `benchmarks/math_verdicts.py` takes all of it, in more processes.
+    """
+    assert math_verdicts.in_processes(2, every=17) == {"processes": 2, "different_results": 1}
 
 
 @pytest.mark.parametrize(
