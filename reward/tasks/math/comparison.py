@@ -60,7 +60,7 @@ from reward.tasks.math.quantity_comparison import same_quantities
 from reward.tasks.math.reading import read
 from reward.tasks.math.real_sets import is_list_of_sets, real_set, set_variable
 from reward.tasks.math.values import NoValueError, Place, names_of, numeric_value, places
-from reward.tasks.math.vectors import components, point
+from reward.tasks.math.vectors import components, is_marked_vector, point
 
 
 def equal(reference: str, answer: str) -> bool:
@@ -107,11 +107,12 @@ def _same_label(expected: Form, found: Form) -> bool:
     return one is None or other is None or one == other or not (is_variable(one) and is_variable(other))
 
 
-def _labeled(expected: Equation, found: Form) -> bool:
+def _labeled(expected: Form, found: Form) -> bool:
     """Compare an equation with something else: `x = 4` is 4. `x^2 = 4` and `3 = 4` are no numbers."""
-    if expected.label is not None or _is_true(expected):
-        return equal_forms(expected.value, found)
-    return False
+    equation = expected if isinstance(expected, Equation) else found
+    if not isinstance(equation, Equation) or (equation.label is None and not _is_true(equation)):
+        return False
+    return equal_forms(*(each.value if each is equation else each for each in (expected, found)))
 
 
 def _is_true(equation: Equation) -> bool:
@@ -333,6 +334,8 @@ def _quantities(expected: Quantity, found: Quantity) -> bool:
     parts = components(expected.expression) if expected.unit is None else None
     if parts is not None and _is_vector(tuple(map(Quantity, parts)), found):
         return True
+    if is_marked_vector(expected.expression) or is_marked_vector(found.expression):
+        return False
     return same_quantities(expected, found)
 
 
@@ -372,8 +375,9 @@ _RULES: dict[tuple[type, type], _Rule] = {
     (Equation, Congruence): same_families,
     (Congruence, Quantity): lambda expected, found: is_residue(found, expected),
     **{
-        (Equation, form): _labeled
+        pair: _labeled
         for form in (Word, Clock, Date, Ratio, Based, Infinite, Quantity, Items, Matrix, Piecewise, *_SETS)
+        for pair in ((Equation, form), (form, Equation))
     },
     (Unread, Unread): lambda expected, found: (
         re.sub(r"\s", "", expected.text) == re.sub(r"\s", "", found.text)

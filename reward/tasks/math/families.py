@@ -18,7 +18,7 @@ from reward.tasks.math.expressions import NotReadableError, parse
 from reward.tasks.math.forms import Congruence, Equation, Family, Form, Quantity
 from reward.tasks.math.values import NoValueError, names_of, numeric_value
 
-MAX_CLASSES = 144
+MAX_CLASSES = 1000
 """The largest number of residues modulo the common period."""
 MAX_RATIO = 1000
 """The largest numerator and denominator of the ratio of two periods."""
@@ -26,6 +26,8 @@ PARAMETERS = frozenset("klmnjpq")
 """The letters that stand for a whole number where a family does not say so."""
 _TESTED = (2, 3, 7, -5, -11)
 """The values of the parameter at which an expression must be on the line through its values at 0 and 1."""
+_NEAR = 10**30
+"""The number of parts of a period; residues that are the same are in one part, or in two that are side by side."""
 _TOLERANCE = -DIGITS[-1] // 2
 
 _Class = tuple[Any, Any]
@@ -183,11 +185,7 @@ def _same_classes(expected: Sequence[_Class], found: Sequence[_Class]) -> bool:
                     for index in range(count)
                 ]
             )
-        return all(
-            any(_is_multiple(residue - other, period) for other in others)
-            for one, others in (residues, residues[::-1])
-            for residue in one
-        )
+        return _are_among(residues[0], residues[1], period) and _are_among(residues[1], residues[0], period)
 
 
 def _ratio(period: Any, unit: Any) -> Fraction:
@@ -203,6 +201,27 @@ def _ratio(period: Any, unit: Any) -> Fraction:
     if not 0 < exact.numerator <= MAX_RATIO or not _is_zero(ratio * exact.denominator - exact.numerator):
         raise _NoClassesError("no common period")
     return exact
+
+
+def _are_among(residues: Sequence[Any], others: Sequence[Any], period: Any) -> bool:
+    """Return whether each residue is one of others modulo a period. Others near it are found by its first digits."""
+    from mpmath import mp
+
+    def digits(residue: Any) -> int:
+        part = residue / period
+        return int(mp.floor((part - mp.floor(part)) * _NEAR))
+
+    near: dict[int, list[Any]] = {}
+    for other in others:
+        near.setdefault(digits(other), []).append(other)
+    return all(
+        any(
+            _is_multiple(residue - other, period)
+            for step in (-1, 0, 1)
+            for other in near.get((digits(residue) + step) % _NEAR, ())
+        )
+        for residue in residues
+    )
 
 
 def _is_multiple(value: Any, period: Any) -> bool:

@@ -1,14 +1,12 @@
-"""Read answers with a fixed pattern: times, dates, ratios, numbers with a base, infinity, choices, words."""
+"""Read answers with a fixed pattern: times, dates, ratios, numbers with a base, infinity, words."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from fractions import Fraction
 
 from reward.tasks.math.forms import ELLIPSIS, Based, Clock, Date, Form, Infinite, Items, Ratio, Word
 from reward.tasks.math.words import (
-    choice_with_value,
     letters_of_choices,
     no_solution,
     number_in_words,
@@ -39,8 +37,8 @@ _BASED = re.compile(
 )
 
 
-def fixed_form(text: str, read: Callable[[str], Form]) -> Form | None:
-    """Read an answer that has one of the patterns, or return None. `read` reads what a choice says."""
+def fixed_form(text: str) -> Form | None:
+    """Read an answer that has one of the patterns, or return None."""
     plain = unwrapped(text)
     if re.fullmatch(r"\\mathbb\s*\{?R\}?|all (?:the )?real(?:s| numbers)?", plain):
         return REAL_NUMBERS
@@ -56,8 +54,6 @@ def fixed_form(text: str, read: Callable[[str], Form]) -> Form | None:
     for reader in (letters_of_choices, number_in_words, yes_or_no, no_solution):
         if (form := reader(plain)) is not None:
             return form
-    if (with_value := choice_with_value(plain, read)) is not None:
-        return with_value
     if (time := _time(plain)) is not None:
         return time
     if _RATIO.match(plain):

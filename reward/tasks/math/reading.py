@@ -26,7 +26,7 @@ from reward.tasks.math.qualifiers import qualified
 from reward.tasks.math.quantities import read_quantity, sum_of_units
 from reward.tasks.math.real_sets import is_surely_a_set
 from reward.tasks.math.vectors import matrix, unit_vectors
-from reward.tasks.math.words import word
+from reward.tasks.math.words import choice_with_value, word
 
 MAX_ITEMS = 64
 MAX_DEPTH = 8
@@ -63,9 +63,11 @@ def _read(text: str, depth: int) -> Form:
     if member := _MEMBER.match(text):
         text = text[member.end() :]
     readers: tuple[Callable[[str, _Reader], Form | None], ...] = (
-        fixed_form, piecewise, qualified, french_interval, excluding, _union, _solutions, _list, _relation, _bracketed,
+        _fixed, piecewise, qualified, french_interval, excluding, _union, _solutions, _list, _relation, _bracketed,
         matrix, _alternatives, _word, unit_vectors,
     )  # fmt: skip
+    if depth == 0:  # a part of an answer is no choice
+        readers = (choice_with_value, *readers)
     for reader in readers:
         if (form := reader(text, read_part)) is not None:
             return form
@@ -230,6 +232,10 @@ def _alternatives(text: str, read_part: _Reader) -> Form | None:
         for sign, opposite in ("+-", "-+")
     ]
     return Items(tuple(read_part(one.removeprefix("+")) for one in both))
+
+
+def _fixed(text: str, read_part: _Reader) -> Form | None:
+    return fixed_form(text)
 
 
 def _word(text: str, read_part: _Reader) -> Form | None:

@@ -112,6 +112,11 @@ def components(expression: str) -> tuple[str, ...] | None:
     return tuple(found)
 
 
+def is_marked_vector(expression: str) -> bool:
+    r"""Return whether an expression is a sum of vectors such as `\mathbf{i}`, which is no number even if it is zero."""
+    return bool(_UNIT_VECTOR.search(expression)) and components(expression) is not None
+
+
 def _terms(text: str) -> list[str]:
     """Split a sum at the signs outside all brackets; each term keeps its sign."""
     terms, depth, start = [], 0, 0

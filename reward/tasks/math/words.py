@@ -117,9 +117,9 @@ def _below_hundred(words: list[str]) -> int | None:
     return None
 
 
-def choice_with_value(plain: str, read: Callable[[str], Form]) -> Choice | None:
+def choice_with_value(text: str, read: Callable[[str], Form]) -> Choice | None:
     """Read `(B) 12`, `B) 12` and `B: 12`. What follows is one value, and names no other choice."""
-    found = _CHOICE_WITH_VALUE.match(plain)
+    found = _CHOICE_WITH_VALUE.match(unwrapped(text))
     if not found or re.search(r"(?<![A-Za-z])[A-H][).:]|\b(?:and|or)\b|;", found[4]):
         return None
     value = read(found[4].strip())
