@@ -108,6 +108,7 @@ _SENTENCE = re.compile(
 _TEXT_BEFORE_NUMBER = re.compile(
     r"^\\text\s*\{(?!\s*\(?[A-H]\)?\s*:)[^{}\d$]*:\s*\}\s*(?=[-+]?(?:\\\$|\d|\\frac|\\sqrt))"
 )
+_IN_TOTAL = re.compile(r",?\s+(?:altogether|in total|in all|overall)$")
 _AFTER_PERCENT = re.compile(r"(?<=%)\s+(?:of|off)\b[^{}]*")
 _LARGE = re.compile(r"(?<=\d)\s*(?:\\text\s*\{\s*)?\b(thousand|million|billion|trillion)\b")
 _ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
@@ -124,7 +125,7 @@ def clean(answer: str) -> str:
         text = _without_dollars(_without_sentence(text))
         text = _INTRODUCTION.sub("", text)
         text = _without_full_stop(without_group(text.strip()))
-        text = _AFTER_PERCENT.sub("", text)
+        text = _IN_TOTAL.sub("", _AFTER_PERCENT.sub("", text))
         text = _TEXT_WITH_NUMBER.sub(r"\1", _NUMBER_AS_TEXT.sub(r"\1", text))
         text = _TEXT_BEFORE_NUMBER.sub("", text)
         text = _LARGE.sub(_with_zeros, text)
@@ -232,6 +233,7 @@ def _without_layout(text: str) -> str:
     text = re.sub(r"\\overset\s*\{[^{}]*\}\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{\\?([^{}]*)\}", r"\1\\text{ \2}", text)
     text = _LINES.sub(_in_one_line, text)
+    text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3}(?!\d))", ",", text)
     text = re.sub(r"\\(?:hspace|vspace|tag|label|phantom)\*?\s*\{[^{}]*\}", " ", text)
     text = re.sub(r"\\(left|right)\s*\.", "", text)
     text = _COMMAND.sub(replaced, text).replace("~", " ")

@@ -299,8 +299,13 @@ def _matrix_expression(expected: Matrix, found: Quantity) -> bool:
 
 
 def _items_expression(expected: Items, found: Quantity) -> bool:
-    """Compare a set with its one element, a point with the same point and its name, and a vector with a sum."""
-    if expected.opened in ("(", "") and (named := point(found.expression)) is not None:
+    """Compare a set with its one element, a point with the same point and its name, and a vector with a sum.
+
+    A number that is written several times, as in `1/2 or 0.5`, is this number.
+    """
+    if expected.opened == "":
+        return all(isinstance(item, Quantity) and _quantities(item, found) for item in expected.items)
+    if expected.opened == "(" and (named := point(found.expression)) is not None:
         return equal_forms(expected, read(named[1]))
     return _set_of_one(expected, found) or (expected.opened == "(" and _is_vector(expected.items, found))
 

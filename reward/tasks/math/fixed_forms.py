@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from calendar import month_abbr, month_name
 from fractions import Fraction
 
 from reward.tasks.math.forms import ELLIPSIS, Based, Clock, Date, Form, Infinite, Items, Ratio, Word
@@ -29,7 +30,10 @@ _DATES = (
         r"^(?P<day>\d{1,2})(?:st|nd|rd|th)?\s+(?:of\s+)?(?P<name>[A-Za-z]{3,9})\.?(?:,?\s+(?P<year>\d{4}))?$"
     ),
 )
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_MONTHS = {
+    name.lower(): number for names in (month_name, month_abbr) for number, name in enumerate(names) if name
+}
+_MONTHS["sept"] = 9
 _BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _BASED = re.compile(
     r"^\(?([0-9A-Fa-f]+)\)?\s*(?:_\s*\{?\s*(?:base\s*)?|\(?\s*base\s*)"
@@ -83,10 +87,10 @@ def _date(text: str) -> Date | None:
     for pattern in _DATES:
         if found := pattern.match(text):
             parts = found.groupdict()
-            name = (parts.get("name") or "").lower()[:3]
-            if name and name not in _MONTHS:
+            name = (parts.get("name") or "").lower()
+            if name and name not in _MONTHS:  # `6 marbles` is no day in March
                 continue
-            month = _MONTHS.index(name) + 1 if name else int(parts["month"])
+            month = _MONTHS[name] if name else int(parts["month"])
             day = int(parts["day"])
             if 1 <= month <= 12 and 1 <= day <= 31:
                 return Date(int(parts.get("year") or 0), month, day)

@@ -14,7 +14,8 @@ _NO_NOUN = re.compile(
     r"|point|plus|minus|over|choose|factorial|squared|cubed|hundred|and|or|to|of|is|not"
 )
 """Words after a number that change its value."""
-_NO_UNIT = re.compile(rf"{FUNCTION.pattern}|{_NO_NOUN.pattern}|e|i")
+_NO_UNIT = re.compile(rf"(?!min$)(?:{FUNCTION.pattern}|{_NO_NOUN.pattern}|e|i)")
+"""Minutes are no function, because no brackets follow."""
 _CURRENCY = re.compile(r"^(-?)\s*(\\\$|\$|€|£|₹|¥|Rs\.?|USD|EUR|GBP)\s*(?=[\d.\\])")
 _NUMBER = (
     r"-?(?:\d+(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+|\s+\d+/\d+|\s*\\frac\s*\{\d+\}\s*\{\d+\})?(?:[eE][+-]?\d+)?"
@@ -109,7 +110,7 @@ def _is_unit(text: str, glued: bool) -> bool:
     if not words or _NO_UNIT.fullmatch(words[0].lower()) or re.search(r"(?<![\^{\-])\d", text):
         return False
     if glued:
-        return is_known_word(words[0]) and len(words[0]) > 1
+        return is_known_word(words[0]) and (len(words[0]) > 1 or words[0] == "L")
     return is_noun(words[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 from fractions import Fraction
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward.tasks.math.comparison import equal
+from reward.tasks.math.expressions import NotReadableError, parse
 
 ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TEENS = [
@@ -165,3 +167,48 @@ def test_a_ratio_is_the_number_of_its_fraction(a: int, b: int, c: int, d: int) -
 def test_a_time_of_day_is_no_number(reference: str, answer: str, same: bool) -> None:
     assert equal(reference, answer) == same
     assert equal(answer, reference) == same
+
+
+@given(
+    number=st.integers(1, 31),
+    month=st.sampled_from([name.lower() for name in calendar.month_name[1:]]),
+    end=st.sampled_from(["bles", "gins", "itors", "iors", "els", "ice", "ust balls", "ots", "s", "ks"]),
+)
+def test_a_noun_that_begins_like_a_month_is_no_month(number: int, month: str, end: str) -> None:
+    """`6 marbles` are six, and no day in March."""
+    assert equal(str(number), f"{number} {month[:3]}{end}")
+    assert not equal(str(number % 31 + 1), f"{number} {month[:3]}{end}")
+    for name in (month, month[:3], month.capitalize()):
+        assert equal(f"{number} {month}", f"{name} {number}")
+        assert not equal(f"{number % 31 + 1} {month}", f"{name} {number}")
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "same"),
+    [
+        ("15", "15 min", True),
+        ("2 hours", "120 min", True),
+        ("16", "16L", True),
+        ("16", "16l", False),
+        ("16 L", "16000 mL", True),
+        ("11222300", r"11,\! 222,\! 300", True),
+        ("11,222,300", r"11,\! 222,\! 301", False),
+        ("96", "96 clips, altogether", True),
+        ("96", "96, 12", False),
+        (r"\frac{1}{2}", r"\frac{1}{2} \text{ or } 0.5", True),
+        (r"\frac{1}{2}", r"\frac{1}{2} \text{ or } 0.6", False),
+        (r"\frac{1}{2} \text{ or } \frac{1}{3}", r"\frac{1}{2}", False),
+        ("1", "x = 1, y = 1", False),
+    ],
+)
+def test_numbers_as_models_write_them(reference: str, answer: str, same: bool) -> None:
+    assert equal(reference, answer) == equal(answer, reference) == same
+
+
+def test_an_integral_is_refused_before_it_is_read() -> None:
+    """Its parser takes exponential time for several of them: minutes for this text."""
+    text = r"\int \integer " * 20
+    with pytest.raises(NotReadableError, match="integral"):
+        parse(text)
+    assert equal(text, text)
+    assert not equal("5", text)
