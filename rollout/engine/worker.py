@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import multiprocessing
 import os
 import sys
 import time
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 LOOK_EVERY_S = 0.2
 """The interval at which the progress of the engine's responses is observed."""
+KILLED_WITHIN_S = 3.0
+"""The time in which a process of the engine must have ended after it was killed."""
 _PAUSE_MODES: dict[OnNewWeights, str] = {"continue": "keep", "finish": "wait", "restart": "abort"}
 
 
@@ -273,6 +276,9 @@ class RolloutWorker:
         if self._engine is not None:
             # This takes some seconds. An engine that is killed leaves semaphores in shared memory.
             self._engine.shutdown()
+            # After 5 s vLLM kills the processes that are left, and does not wait for their end.
+            for process in multiprocessing.active_children():
+                process.join(KILLED_WITHIN_S)
         self._receiver.close()
 
     async def _sample_response(self, prompt: Prompt, index: int) -> None:
