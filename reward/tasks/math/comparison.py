@@ -58,7 +58,7 @@ from reward.tasks.math.labels import base_and_index, function_and_argument, is_v
 from reward.tasks.math.piecewise import same_branches, same_functions
 from reward.tasks.math.quantity_comparison import same_quantities
 from reward.tasks.math.reading import read
-from reward.tasks.math.real_sets import is_list_of_sets, real_set, set_variable
+from reward.tasks.math.real_sets import is_list_of_sets, is_surely_a_set, real_set, set_variable
 from reward.tasks.math.values import NoValueError, Place, names_of, numeric_value, places
 from reward.tasks.math.vectors import components, is_marked_vector, point
 
@@ -112,7 +112,17 @@ def _labeled(expected: Form, found: Form) -> bool:
     equation = expected if isinstance(expected, Equation) else found
     if not isinstance(equation, Equation) or (equation.label is None and not _is_true(equation)):
         return False
+    other = found if equation is expected else expected
+    if isinstance(equation.value, Items) and isinstance(other, _SETS) and not _may_be_a_set(equation):
+        return False
     return equal_forms(*(each.value if each is equation else each for each in (expected, found)))
+
+
+def _may_be_a_set(equation: Equation) -> bool:
+    """Return whether a name may be that of a set: `(x, y) = (1, 2)` and `P = (1, 2)` are points."""
+    return is_surely_a_set(equation.value) or bool(
+        re.fullmatch(r"[DIRS]|[a-zA-Z]{3}[a-zA-Z ]*", equation.label or "")
+    )
 
 
 def _is_true(equation: Equation) -> bool:
@@ -289,7 +299,9 @@ def _matrix_tuple(expected: Matrix, found: Items) -> bool:
     if not (len(expected.rows) == 1 or all(len(row) == 1 for row in expected.rows)):
         return False
     elements = tuple(cell for row in expected.rows for cell in row)
-    return found.opened in ("(", "[") and _items(Items(elements, found.opened, found.closed), found)
+    if (found.opened, found.closed) != ("(", ")") and not (found.opened == "[" and len(elements) > 2):
+        return False  # `[1, 2]` may be an interval
+    return _items(Items(elements, found.opened, found.closed), found)
 
 
 def _matrix_expression(expected: Matrix, found: Quantity) -> bool:

@@ -16,6 +16,7 @@ from reward.tasks.math.agreement import DIGITS, NO_RENAMING, same_value
 from reward.tasks.math.exact import exact_value
 from reward.tasks.math.expressions import NotReadableError, parse
 from reward.tasks.math.forms import Congruence, Equation, Family, Form, Quantity
+from reward.tasks.math.labels import is_variable
 from reward.tasks.math.values import NoValueError, names_of, numeric_value
 
 MAX_CLASSES = 1000
@@ -43,6 +44,10 @@ def same_families(expected: Form, found: Form) -> bool:
 
     Where a reference does not, as `2n+1`, it may be a formula, for which `2n-1` with n ∈ ℤ is incorrect.
     """
+    for one, two in ((expected, found), (found, expected)):
+        if isinstance(one, Congruence) and one.left and not is_variable(one.left):
+            is_class = isinstance(two, Congruence) and not two.left and _same_residues(one, two)
+            return is_class and _is_statement(one)
     variables = {_variable(form) for form in (expected, found)} - {None}
     if len(variables) > 1:
         return False
@@ -50,8 +55,8 @@ def same_families(expected: Form, found: Form) -> bool:
     if not is_said and not (isinstance(expected, Equation) and isinstance(found, Congruence)):
         return _is_formula_of(expected, found)
     try:
-        one, other = _classes(expected), _classes(found)
-        return bool(one and other) and _same_classes(one, other)
+        classes, others = _classes(expected), _classes(found)
+        return bool(classes and others) and _same_classes(classes, others)
     except (_NoClassesError, NoValueError, NotReadableError):
         return _same_expressions(expected, found)
 
@@ -62,12 +67,31 @@ def is_residue(expected: Form, found: Congruence) -> bool:
         return False
     try:
         residue = parse(found.residues[0])
-        if found.left:
-            left, right = exact_value(parse(found.left)), exact_value(residue)
-            if left is None or right is None or (left - right) % found.modulus != 0:
-                return False
+        if found.left and not _is_statement(found):
+            return False
         return not names_of(residue) and same_value(parse(expected.expression), residue)
     except (NotReadableError, NoValueError):
+        return False
+
+
+def _is_statement(form: Congruence) -> bool:
+    r"""Return whether a congruence is a true statement on a number, as `10 \equiv 3 \pmod 7` is."""
+    try:
+        left, right = exact_value(parse(form.left)), exact_value(parse(form.residues[0]))
+    except (NotReadableError, NoValueError):
+        return False
+    return (
+        left is not None
+        and right is not None
+        and len(form.residues) == 1
+        and (left - right) % form.modulus == 0
+    )
+
+
+def _same_residues(expected: Congruence, found: Congruence) -> bool:
+    try:
+        return _same_classes(_classes(expected), _classes(found))
+    except (_NoClassesError, NoValueError, NotReadableError):
         return False
 
 

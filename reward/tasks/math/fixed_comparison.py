@@ -100,7 +100,7 @@ def is_time_fraction(expected: Clock, found: Quantity) -> bool:
 
 def _as_ratio(clock: Clock) -> Ratio | None:
     hour, minute, second = clock.parts
-    return None if clock.half or second else Ratio((Fraction(hour), Fraction(minute)))
+    return None if clock.half or clock.is_said or second else Ratio((Fraction(hour), Fraction(minute)))
 
 
 def is_based(expected: Based, found: Quantity) -> bool:

@@ -18,7 +18,7 @@ from reward.tasks.math.words import (
 REAL_NUMBERS = Items((Infinite(False), Infinite(True)), "(", ")")
 
 _CLOCK = re.compile(
-    r"^(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:\\text\s*\{)?\s*(?:([aApP])\.?\s?[mM]\.?|hours|hrs|h|o'clock)?\s*\}?\.?$"
+    r"^(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:\\text\s*\{)?\s*(?:([aApP])\.?\s?[mM]\.?|(hours|hrs|h|o'clock))?\s*\}?\.?$"
 )
 _HOUR = re.compile(r"^(\d{1,2})\s*(?:\\text\s*\{)?\s*([aApP])\.?\s?[mM]\.?\s*\}?\.?$")
 _RATIO = re.compile(r"^\d+(?:\.\d+)?(?:\s*(?::|\bto\b)\s*\d+(?:\.\d+)?)+$")
@@ -75,9 +75,10 @@ def fixed_form(text: str) -> Form | None:
 def _time(plain: str) -> Clock | None:
     plain = re.sub(r"\s*\bnoon$", " p.m.", re.sub(r"\s*\bmidnight$", " a.m.", plain))
     if found := _CLOCK.match(plain):
-        hour, minute, second, half = found.groups()
+        hour, minute, second, half, word = found.groups()
         if int(minute) < 60 and int(second or 0) < 60:
-            return Clock((int(hour), int(minute), int(second or 0)), f"{half.lower()}m" if half else "")
+            parts = (int(hour), int(minute), int(second or 0))
+            return Clock(parts, f"{half.lower()}m" if half else "", bool(word))
     if found := _HOUR.match(plain):
         return Clock((int(found[1]), 0, 0), f"{found[2].lower()}m")
     return None

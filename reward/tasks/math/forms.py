@@ -35,10 +35,14 @@ class Letters:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """A time of day, or a duration with a colon. `half` is "am", "pm", or "" where it is not said."""
+    """A time of day, or a duration with a colon. `half` is "am", "pm", or "" where it is not said.
+
+    `4:10` may also be a ratio, but not if a word such as "o'clock" follows (`is_said`).
+    """
 
     parts: tuple[int, ...]
     half: str
+    is_said: bool = False
 
 
 @dataclass(frozen=True, slots=True)

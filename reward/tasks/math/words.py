@@ -53,6 +53,7 @@ _TURNS = re.compile(
 _DENIES = re.compile(
     r"\b(?:not|cannot|never|impossible|none|nothing|incorrect|untrue)\b|n't\b", re.IGNORECASE
 )
+_AFFIRMS = re.compile(r"\b(?:possible|can|always|correct|exists?|holds?|works?)\b", re.IGNORECASE)
 _NO_SOLUTION = re.compile(
     r"^(?:(?:the )?(?:equation|system|problem|inequality) has |there (?:is|are) |has )?"
     r"no (?P<kind>(?:[a-z]+ )?)(?:solutions?|roots?)(?: exists?)?$"
@@ -78,7 +79,8 @@ def number_in_words(plain: str) -> Quantity | None:
     number, noun = _whole_number(words[:count]), words[count:]
     if number is None or (noun and (not is_noun(noun[0]) or any(map(_NO_NOUN.fullmatch, noun)))):
         return None
-    return Quantity(f"{sign}{number}", unit_of(" ".join(noun)) if noun else None)
+    # in brackets, so that it is not taken for the digits of a number with a base
+    return Quantity(f"{sign}({number})", unit_of(" ".join(noun)) if noun else None)
 
 
 def _whole_number(words: list[str]) -> int | None:
@@ -141,8 +143,10 @@ def yes_or_no(plain: str) -> Word | None:
     found = _ASSENT.match(plain.rstrip(". "))
     if not found or found[2].split()[0].lower() not in _EXPLAINS or _TURNS.search(found[2]):
         return None
-    word = found[1].lower()
-    return None if word in ("yes", "true") and _DENIES.search(found[2]) else Word(word)
+    word, denies = found[1].lower(), bool(_DENIES.search(found[2]))
+    if denies if word in ("yes", "true") else (not denies and _AFFIRMS.search(found[2])):
+        return None
+    return Word(word)
 
 
 def word(text: str) -> Form | None:
