@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-from reward.tasks.math.agreement import DIGITS, PLACES, agree, minus, same_value
+from reward.tasks.math.agreement import same_value
 from reward.tasks.math.cleaning import clean, without_blanks
 from reward.tasks.math.constants import same_with_constants
 from reward.tasks.math.expressions import NotReadableError, parse
@@ -56,10 +55,11 @@ from reward.tasks.math.forms import (
 )
 from reward.tasks.math.labels import base_and_index, function_and_argument, is_variable
 from reward.tasks.math.piecewise import same_branches, same_functions
+from reward.tasks.math.proportion import proportion, same_inequalities
 from reward.tasks.math.quantity_comparison import same_quantities
 from reward.tasks.math.reading import read
 from reward.tasks.math.real_sets import is_list_of_sets, is_surely_a_set, real_set, set_variable
-from reward.tasks.math.values import NoValueError, Place, names_of, numeric_value, places
+from reward.tasks.math.values import NoValueError, names_of
 from reward.tasks.math.vectors import components, is_marked_vector, point
 
 
@@ -145,7 +145,7 @@ def _equations(expected: Equation, found: Equation) -> bool:
         and (one == other or not (is_variable(one) and is_variable(other)))
     ):
         return equal_forms(expected.value, found.value)
-    return _proportion(expected, found) is not None
+    return proportion(expected, found) is not None
 
 
 def _renamed_functions(expected: Form, found: Form, renamed: Mapping[str, str]) -> bool:
@@ -163,37 +163,6 @@ def _renamed_functions(expected: Form, found: Form, renamed: Mapping[str, str]) 
     return same_quantities(expected, found, renamed)
 
 
-def _proportion(expected: Equation | Inequality, found: Equation | Inequality) -> bool | None:
-    """Return whether left − right of both sides differ by a positive factor; None if they differ by no factor."""
-    try:
-        one, other = (minus(parse(each.left), parse(each.right)) for each in (expected, found))
-        names = names_of(one)
-        if not names or names != names_of(other):
-            return None
-        first, *others = places(names, PLACES)
-        a, b = (numeric_value(tree, first, DIGITS[0]) for tree in (one, other))
-        if a == 0 or b == 0:
-            return None
-        for place in others:
-            if not agree(partial(_products, one, other, first, place)):
-                return None
-    except (NotReadableError, NoValueError):
-        return None
-    ratio = a / b
-    return bool(getattr(ratio, "real", ratio) > 0)
-
-
-def _products(one: Any, other: Any, first: Place, place: Place, digits: int) -> tuple[Any, Any]:
-    """Return the two products that are equal if the values of two trees have the same ratio at two places."""
-    from mpmath import mp
-
-    with mp.workdps(digits):
-        return (
-            numeric_value(one, place, digits) * numeric_value(other, first, digits),
-            numeric_value(other, place, digits) * numeric_value(one, first, digits),
-        )
-
-
 def _sets(expected: Form, found: Form) -> bool:
     """Compare sets of real numbers by their elements, or by their ends where these are not known."""
     one, other = set_variable(expected), set_variable(found)
@@ -207,20 +176,11 @@ def _sets(expected: Form, found: Form) -> bool:
     if (
         isinstance(expected, Inequality)
         and isinstance(found, Inequality)
-        and _same_inequalities(expected, found)
+        and same_inequalities(expected, found)
     ):
         return True
     parts, other_parts = _intervals(expected), _intervals(found)
     return bool(parts and other_parts) and _same_in_some_order(parts, other_parts)
-
-
-def _same_inequalities(expected: Inequality, found: Inequality) -> bool:
-    same_direction = _proportion(expected, found)
-    if same_direction is None or ("=" in expected.sign) != ("=" in found.sign):
-        return False
-    if "!=" in (expected.sign, found.sign):
-        return expected.sign == found.sign
-    return (expected.sign[0] == found.sign[0]) == same_direction
 
 
 def _intervals(form: Form) -> tuple[Form, ...]:
