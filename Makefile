@@ -19,8 +19,8 @@ READY_TEST := $(VENV)/.ready-$(PLATFORM)-test
 PYTEST = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 # Several files at a time. Tests wait for processes half of their time, so there are more than cores; those of
-# tests/integration take up to 4 GB each. There, each file has a cluster of its own, in a process that has imported
-# nothing before, because Ray reads its environment when it is imported.
+# tests/integration start engines, so there are fewer. Each of their files has a cluster of its own, in a process that
+# has imported nothing before, because Ray reads its environment when it is imported.
 LIGHT := $(shell echo $$(($(CORES) < 4 ? 2 * $(CORES) : 8)))
 HEAVY := $(shell echo $$(($(CORES) < 4 ? $(CORES) + 1 : 4)))
 

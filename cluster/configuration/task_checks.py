@@ -92,8 +92,7 @@ def _prompt_tokens(config: RunConfig, task: Task, problems: Sequence[Any]) -> li
         return []
     from rollout.engine.tokenizer import PromptEncoder
 
-    encoder = PromptEncoder(directory, config.model.chat_template_kwargs)
-    return [len(encoded.token_ids) for encoded in encoded_problems(encoder, task, problems)]
+    return [len(encoded.token_ids) for encoded in encoded_problems(PromptEncoder(directory), task, problems)]
 
 
 def _check_verifier(config: RunConfig, task: Task, problem: Any) -> Iterator[Problem]:

@@ -52,9 +52,6 @@ class ModelConfig(Section):
     max_context_tokens: Count = 1024
     """The maximum length of a prompt and its response together, in tokens. The default is lower for a model that
     supports fewer."""
-    chat_template_kwargs: dict[str, Any] = Field(default={})
-    """Values of variables of the model's chat template, such as `enable_thinking: false` for Qwen3. A variable that the
-    template does not have is refused."""
     cache_directory: Path = Path("~/.cache/hpo-trainer")
     """The directory of starter models and converted GGUF files. `~` is expanded."""
 

@@ -228,9 +228,8 @@ class Controller:
         path, progress = self._start.path, self._start.progress
         if progress.data != self._source.fingerprint:
             raise CheckpointError(
-                f"{path}: cannot resume from this checkpoint: the training prompts have changed, because seed, task.*, "
-                "model.chat_template_kwargs or the tokenizer did. Restore the earlier settings, or train under another "
-                "name"
+                f"{path}: cannot resume from this checkpoint: the training prompts have changed, because seed, task.* "
+                "or the tokenizer did. Restore the earlier settings, or train under another name"
             )
         await self._learner.load(learner_state(path), self._checkpoints.scratch)
         self.step = progress.step

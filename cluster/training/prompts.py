@@ -70,7 +70,7 @@ def load_dataset(config: RunConfig, model: Path) -> Dataset:
         return problems
 
     try:
-        encoder = PromptEncoder(model, config.model.chat_template_kwargs)
+        encoder = PromptEncoder(model)
         return Dataset(encode(task.problems("train")), encode(task.problems("eval")))
     except PromptError as error:
         raise UnusablePromptError(str(error)) from error

@@ -8,13 +8,12 @@ text that the template makes of a prompt must contain the contents of its messag
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import signal
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -56,29 +55,11 @@ class ChatTemplate:
     Args:
         tokenizer: A tokenizer of transformers with a chat template.
         directory: The model's directory, for messages.
-        variables: Values of the template's own variables, such as `enable_thinking`.
-
-    Raises:
-        PromptError: if the template has no such variable, or the name is reserved.
     """
 
-    def __init__(self, tokenizer: Any, directory: Path, variables: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, tokenizer: Any, directory: Path) -> None:
         self._tokenizer = tokenizer
         self._name = f"the chat template of {directory}"
-        self._variables = dict(variables or {})
-        reserved = {
-            "messages",
-            "strftime_now",
-            "raise_exception",
-            *inspect.signature(tokenizer.apply_chat_template).parameters,
-        }
-        for name in self._variables:
-            if name in reserved:
-                raise PromptError(f"model.chat_template_kwargs: {name} is set by the trainer; remove it")
-            if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
-                raise PromptError(
-                    f"model.chat_template_kwargs: {self._name} has no variable {name}; remove it"
-                )
         self._faults: dict[tuple[Any, ...], str | None] = {}
         """The fault of the template with each form of a conversation, None if it has none."""
 
@@ -143,7 +124,7 @@ class ChatTemplate:
                     tokenize=False,
                     add_generation_prompt=not continued,
                     continue_final_message=continued,
-                    **{"strftime_now": TODAY.strftime, **self._variables},
+                    strftime_now=TODAY.strftime,
                 )
         except _TimeLimitError:
             raise EndlessTemplateError(

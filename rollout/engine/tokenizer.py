@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,12 @@ class NoEndTokenError(PromptError):
 class PromptEncoder:
     """Encodes prompts with the tokenizer and the chat template of the model in `directory`.
 
-    Args:
-        template_variables: Values of variables of the chat template (`model.chat_template_kwargs`).
-
     Raises:
         NoEndTokenError: if the tokenizer has no end-of-sequence token.
-        PromptError: if the tokenizer cannot be loaded, or its chat template has no such variable.
+        PromptError: if the tokenizer cannot be loaded.
     """
 
-    def __init__(self, directory: Path, template_variables: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, directory: Path) -> None:
         from transformers import AutoTokenizer
 
         try:
@@ -45,7 +42,7 @@ class PromptEncoder:
                 f"the tokenizer in {directory} cannot be loaded ({_first_line(error)})"
             ) from error
         self._directory = directory
-        self._template = ChatTemplate(self._tokenizer, directory, template_variables)
+        self._template = ChatTemplate(self._tokenizer, directory)
         if self._tokenizer.eos_token_id is None:
             raise NoEndTokenError(
                 f"the tokenizer in {directory} has no end-of-sequence token, so no response would ever end; set "

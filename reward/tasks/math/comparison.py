@@ -276,7 +276,9 @@ def _items_expression(expected: Items, found: Quantity) -> bool:
     A number that is written several times, as in `1/2 or 0.5`, is this number.
     """
     if expected.opened == "":
-        return all(isinstance(item, Quantity) and _quantities(item, found) for item in expected.items)
+        return bool(expected.items) and all(
+            isinstance(item, Quantity) and _quantities(item, found) for item in expected.items
+        )
     if expected.opened == "(" and (named := point(found.expression)) is not None:
         return equal_forms(expected, read(named[1]))
     return _set_of_one(expected, found) or (expected.opened == "(" and _is_vector(expected.items, found))

@@ -138,46 +138,12 @@ def test_sound_prompts_are_encoded_alike_from_text_messages_and_parquet(
     assert [p.encoded for p in found.eval] == [p.encoded for p in expected.eval]
 
 
-THINKING = (
-    FAMILIES["phi"].template + "{% if not thinking %}no thoughts{% endif %}{{ strftime_now('%d %B %Y') }}"
-)
-
-
-def with_kwargs(config: RunConfig, **kwargs: Any) -> RunConfig:
-    return config.model_copy(
-        update={"model": config.model.model_copy(update={"chat_template_kwargs": kwargs})}
-    )
-
-
-def test_variables_of_the_template_reach_every_prompt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = chat_run(tmp_path, THINKING, QUESTIONS)
-    for thinking in (True, False):
-        chosen = with_kwargs(config, thinking=thinking)
-        assert list(check_task(chosen)) == []
-        dataset = load_dataset(chosen, Path(config.model.source))
-        shown = {"no thoughts" not in problem.encoded.text for problem in (*dataset.train, *dataset.eval)}
-        assert shown == {thinking}
-
-
-@pytest.mark.parametrize("name", ["thinkin", "messages", "tokenize", "strftime_now", "add_generation_prompt"])
-def test_variables_that_the_template_does_not_have_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = with_kwargs(chat_run(tmp_path, THINKING, QUESTIONS), **{name: True})
-    (problem,) = check_task(config)
-    assert "model.chat_template_kwargs: " in str(problem)
-    assert name in str(problem)
-    with pytest.raises(UnusablePromptError, match=r"^model\.chat_template_kwargs: "):
-        load_dataset(config, Path(config.model.source))
+DATED = FAMILIES["phi"].template + "{{ strftime_now('%d %B %Y') }}"
 
 
 def test_prompts_do_not_depend_on_the_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is resumed after midnight has the same prompts."""
-    encoder = PromptEncoder(chat_model(tmp_path / "model", THINKING))
+    encoder = PromptEncoder(chat_model(tmp_path / "model", DATED))
     messages = [{"role": "user", "content": "Q?"}]
     today = encoder.encode(messages)
 

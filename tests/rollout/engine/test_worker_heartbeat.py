@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import multiprocessing
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,3 +149,12 @@ def test_any_sampled_tokens_have_a_text(error: Exception, token_ids: list[int]) 
     text = decoded(Tokenizer(error), token_ids)
     text.encode()
     assert text == "".join({0: "a", 1: "\\ud83d", 2: "\0"}.get(token_id, "\ufffd") for token_id in token_ids)
+
+
+async def test_no_process_of_the_engine_is_left_when_it_was_killed(worker: RolloutWorker) -> None:
+    """VLLM kills an engine that does not end in time, and returns before its process has ended."""
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    process.start()
+    worker._engine = SimpleNamespace(shutdown=process.kill)
+    await worker.shut_down()
+    assert not psutil.pid_exists(process.pid or 0), "it must have ended, and its parent must have noticed"

@@ -27,7 +27,7 @@ ANSWERS = 120
 
 
 # The target for both halves is 0.995. The half that was not looked at does not reach it yet.
-@pytest.mark.parametrize(("half", "recall"), [("seen", 0.995), ("unseen", 0.975)])
+@pytest.mark.parametrize(("half", "recall"), [("seen", 0.995), ("unseen", 0.985)])
 def test_precision_and_recall_on_the_corpus(half: str, recall: float) -> None:
     count = Counter((is_correct(pair), pair.correct) for pair in pairs(half))
     assert count.total() >= 200
@@ -107,11 +107,8 @@ def test_an_answer_equals_itself() -> None:
 
 
 def test_verdicts_depend_on_the_two_texts_alone() -> None:
-    """The same in processes with other hash seeds, which also change the order of the verdicts.
-
-    A sample of the corpus suffices here: `benchmarks/math_verdicts.py` takes all of it, in more processes.
-    """
-    assert math_verdicts.in_processes(2, every=17) == {"processes": 2, "different_results": 1}
+    """The same in processes with other hash seeds, which also change the order of the verdicts."""
+    assert math_verdicts.in_processes(2) == {"processes": 2, "different_results": 1}
 
 
 @pytest.mark.parametrize(
