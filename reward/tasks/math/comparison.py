@@ -207,7 +207,9 @@ def _items(expected: Items, found: Items) -> bool:
     one, other = (expected.opened, expected.closed), (found.opened, found.closed)
     if "" in (expected.opened, found.opened):
         bracketed = other if expected.opened == "" else one
-        allowed = [("", ""), ("\\{", "\\}"), ("(", ")"), *([("[", "]")] if len(found.items) > 2 else [])]
+        allowed = [("", ""), ("\\{", "\\}")]
+        if not (expected.are_alternatives or found.are_alternatives):
+            allowed += [("(", ")"), *([("[", "]")] if len(found.items) > 2 else [])]
         if bracketed not in allowed:
             return False
     elif one != other:
@@ -275,9 +277,9 @@ def _items_expression(expected: Items, found: Quantity) -> bool:
 
     A number that is written several times, as in `1/2 or 0.5`, is this number.
     """
-    if expected.opened == "":
+    if expected.are_alternatives:
         return bool(expected.items) and all(
-            isinstance(item, Quantity) and _quantities(item, found) for item in expected.items
+            isinstance(item, Quantity | Equation) and equal_forms(item, found) for item in expected.items
         )
     if expected.opened == "(" and (named := point(found.expression)) is not None:
         return equal_forms(expected, read(named[1]))

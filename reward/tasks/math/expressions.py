@@ -114,16 +114,29 @@ def _repeating_as_fraction(decimal: re.Match[str]) -> str:
 def _with_period(decimal: re.Match[str]) -> str:
     r"""Write `0.1666\ldots` with its period: a digit that comes three times, or several digits that come twice.
 
+    Of several possible periods it is the one that most digits show: `0.0111 0111` has not the period 1.
+
     Raises:
         NotReadableError: if the digits do not show one.
     """
     whole, digits = decimal.groups()
-    for length in range(1, len(digits) // 2 + 1):
-        times = 3 if length == 1 else 2
-        period = digits[-length:]
-        if digits.endswith(period * times):
-            return rf"{whole}.{digits[:-length]}\overline{{{period}}}"
-    raise NotReadableError("a decimal that goes further without a period")
+    shown = {
+        length: count
+        for length in range(1, len(digits) // 2 + 1)
+        if (count := _repeated_digits(digits, length)) >= max(3, 2 * length)
+    }
+    if not shown:
+        raise NotReadableError("a decimal that goes further without a period")
+    length = max(shown, key=lambda each: (shown[each], -each))
+    return rf"{whole}.{digits[:-length]}\overline{{{digits[-length:]}}}"
+
+
+def _repeated_digits(digits: str, length: int) -> int:
+    """Return how many digits at the end repeat with a period of `length` digits."""
+    repeated = length
+    while repeated < len(digits) and digits[-repeated - 1] == digits[-repeated - 1 + length]:
+        repeated += 1
+    return repeated
 
 
 def _as_fraction(decimal: re.Match[str]) -> str:

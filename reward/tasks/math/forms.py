@@ -86,11 +86,15 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    r"""Several answers, with the brackets around them: none for a list, `\{` for a set."""
+    r"""Several answers, with the brackets around them: none for a list, `\{` for a set.
+
+    `are_alternatives` is true for a list with "or" or `±`, which is never a point: each item is an answer by itself.
+    """
 
     items: tuple[Form, ...]
     opened: str = ""
     closed: str = ""
+    are_alternatives: bool = False
 
     @property
     def is_ordered(self) -> bool:

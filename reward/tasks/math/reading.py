@@ -35,6 +35,7 @@ _SEPARATOR = re.compile(
     r",?\s*\\text\s*\{\s*,?\s*(?:and|or)\s*\}\s*|,?\s+(?:and|or)\s+|,?\s*\\(?:land|lor|wedge|vee)(?![a-zA-Z])|[,;]"
 )
 _ALTERNATIVE = re.compile(r",?\s*\\text\s*\{\s*,?\s*or\s*\}\s*|,?\s+or\s+|,?\s*\\(?:lor|vee)(?![a-zA-Z])|;")
+_PLUS_MINUS = re.compile(r"\\[pm][pm](?![a-zA-Z])")
 _UNION = re.compile(r"\\cup(?![a-zA-Z])")
 _RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-zA-Z])|<=|>=|!=|(?<![<>!])=|<|>")
 _SIGNS: dict[str, Sign] = {
@@ -163,7 +164,11 @@ def _list(text: str, read_part: _Reader) -> Form | None:
         return found
     if (classes := _congruences(items)) is not None:
         return classes
-    return sum_of_units(items, text) or Items(_flat(items))
+    return sum_of_units(items, text) or Items(
+        _flat(items),
+        are_alternatives=any(re.search("or|vee", separator) for _, separator in parts)
+        or any(isinstance(item, Items) and item.are_alternatives for item in items),
+    )
 
 
 def _congruences(items: tuple[Form, ...]) -> Congruence | None:
@@ -212,10 +217,20 @@ def _bracketed(text: str, read_part: _Reader) -> Form | None:
             return Items(items, "\\{", "\\}") if opened == "\\{" else Items(items, "(", ")")
     if text[:1] not in ("(", "[") or _interval_end(text, 0) != len(text) - 1:
         return None
-    inner = _with_items(read_part(text[1:-1].strip()))
+    content = text[1:-1].strip()
+    inner = _with_items(read_part(content))
+    if isinstance(inner, Items) and inner.are_alternatives:
+        return _points_with_signs(text, read_part) if _PLUS_MINUS.search(content) else inner
     if isinstance(inner, Items) and not inner.opened:
         return Items(inner.items, text[0], text[-1])
     return inner
+
+
+def _points_with_signs(text: str, read_part: _Reader) -> Form | None:
+    """Read `(±1, 2)` as two points."""
+    if len(_PLUS_MINUS.findall(text)) > 1 and r"\mp" not in text:
+        raise NotReadableError("each sign of a point may be chosen by itself")
+    return _alternatives(text, read_part)
 
 
 def _with_items(form: Form) -> Form:
@@ -225,13 +240,13 @@ def _with_items(form: Form) -> Form:
 
 def _alternatives(text: str, read_part: _Reader) -> Form | None:
     """Read an expression with `±` as its two values."""
-    if not re.search(r"\\[pm][pm](?![a-zA-Z])", text):
+    if not _PLUS_MINUS.search(text):
         return None
     both = [
         re.sub(r"\\pm(?![a-zA-Z])\s*", sign, re.sub(r"\\mp(?![a-zA-Z])\s*", opposite, text))
         for sign, opposite in ("+-", "-+")
     ]
-    return Items(tuple(read_part(one.removeprefix("+")) for one in both))
+    return Items(tuple(read_part(one.removeprefix("+")) for one in both), are_alternatives=True)
 
 
 def _fixed(text: str, read_part: _Reader) -> Form | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reward.tasks.math.comparison import equal
@@ -121,3 +121,37 @@ def test_several_choices_are_a_set(one: set[str], other: set[str], chance: objec
 )
 def test_words_and_names(reference: str, answer: str, same: bool) -> None:
     assert equal(reference, answer) == same
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(-9, 9), st.integers(-9, 9))
+@example(0, 0)
+def test_alternatives_are_lists_and_never_points(one: int, other: int) -> None:
+    point = f"({one}, {other})"
+    for text in (
+        f"{one} or {other}",
+        rf"{one} \lor {other}",
+        rf"x = {one} \text{{ or }} x = {other}",
+        f"({one} or {other})",
+    ):
+        assert equal(f"{other}, {one}", text)
+        assert equal(rf"\{{{one}, {other}\}}", text)
+        assert not equal(point, text)
+        assert not equal(text, point)
+        assert equal(str(one), text) == (one == other), "the same number twice is this number"
+    assert equal(point, f"{one}, {other}")
+    assert not equal(str(one), f"{one}, {one}"), "it may be a point"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_plus_minus_gives_two_answers(one: int, other: int) -> None:
+    numbers, points = rf"\pm {one}", rf"(\pm {one}, {other})"
+    assert equal(f"-{one}, {one}", numbers)
+    assert not equal(f"({one}, -{one})", numbers)
+    assert equal(f"({one}, {other}), (-{one}, {other})", points)
+    assert not equal(f"({one}, -{one}, {other})", points)
+    assert equal(f"({one}, -{other}) or (-{one}, {other})", rf"(\pm {one}, \mp {other})")
+    independent = rf"(\pm {one}, \pm {other})"
+    assert not equal(f"({one}, {other}), (-{one}, -{other})", independent), "it may be four points"
+    assert equal(independent, independent)

@@ -6,7 +6,7 @@ import calendar
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reward.tasks.math.comparison import equal
@@ -100,6 +100,7 @@ def test_other_words_with_a_numeral_are_not_that_number(words: str) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 20), st.text("0123456789", max_size=2), st.text("0123456789", min_size=1, max_size=4))
+@example(0, "", "0111")
 def test_repeating_decimals_are_fractions(whole: int, fixed: str, period: str) -> None:
     nines = 10 ** len(period) - 1
     value = (
