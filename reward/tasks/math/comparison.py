@@ -49,6 +49,7 @@ from reward.tasks.math.forms import (
     Piecewise,
     Quantity,
     Ratio,
+    TupleFamily,
     Union,
     Unread,
     Word,
@@ -59,6 +60,7 @@ from reward.tasks.math.proportion import proportion, same_inequalities
 from reward.tasks.math.quantity_comparison import same_quantities
 from reward.tasks.math.reading import read
 from reward.tasks.math.real_sets import is_list_of_sets, is_surely_a_set, real_set, set_variable
+from reward.tasks.math.sequences import same_tuples
 from reward.tasks.math.values import NoValueError, names_of
 from reward.tasks.math.vectors import components, is_marked_vector, point
 
@@ -354,6 +356,7 @@ _RULES: dict[tuple[type, type], _Rule] = {
     **{(Congruence, form): same_families for form in (Family, Congruence, Equation)},
     **{(form, Family): same_families for form in (Equation, Quantity)},
     (Equation, Congruence): same_families,
+    (TupleFamily, TupleFamily): same_tuples,
     (Congruence, Quantity): lambda expected, found: is_residue(found, expected),
     **{
         pair: _labeled

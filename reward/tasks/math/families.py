@@ -17,6 +17,7 @@ from reward.tasks.math.exact import exact_value
 from reward.tasks.math.expressions import NotReadableError, parse
 from reward.tasks.math.forms import Congruence, Equation, Family, Form, Quantity
 from reward.tasks.math.labels import is_variable
+from reward.tasks.math.sequences import same_sequences
 from reward.tasks.math.values import NoValueError, names_of, numeric_value
 
 MAX_CLASSES = 1000
@@ -51,6 +52,10 @@ def same_families(expected: Form, found: Form) -> bool:
     variables = {_variable(form) for form in (expected, found)} - {None}
     if len(variables) > 1:
         return False
+    if isinstance(expected, Family) and expected.least:
+        return same_sequences(expected, found if isinstance(found, Family) else _unstated(found, expected))
+    if isinstance(expected, Family) and isinstance(found, Family) and found.least:
+        return False
     is_said = isinstance(expected, (Family, Congruence))
     if not is_said and not (isinstance(expected, Equation) and isinstance(found, Congruence)):
         return _is_formula_of(expected, found)
@@ -59,6 +64,19 @@ def same_families(expected: Form, found: Form) -> bool:
         return bool(classes and others) and _same_classes(classes, others)
     except (_NoClassesError, NoValueError, NotReadableError):
         return _same_expressions(expected, found)
+
+
+def _unstated(found: Form, expected: Family) -> Family:
+    """Return an answer that does not say what its letter stands for as a family with the numbers of the reference."""
+    value = found.value if isinstance(found, Equation) else found
+    if not isinstance(value, Quantity) or value.unit is not None:
+        return Family(None, "", ())
+    try:
+        names = names_of(parse(value.expression)) & (PARAMETERS | {expected.parameter})
+    except (NotReadableError, NoValueError):
+        return Family(None, "", ())
+    name = expected.parameter if expected.parameter in names else min(names, default="")
+    return Family(None, name, (value.expression,), expected.least)
 
 
 def is_residue(expected: Form, found: Congruence) -> bool:
@@ -233,7 +251,7 @@ def _are_among(residues: Sequence[Any], others: Sequence[Any], period: Any) -> b
 
     def digits(residue: Any) -> int:
         part = residue / period
-        return int(mp.floor((part - mp.floor(part)) * _NEAR))
+        return int(mp.floor((part - mp.floor(part)) * _NEAR)) % _NEAR  # a difference just below 1 is rounded to 1
 
     near: dict[int, list[Any]] = {}
     for other in others:

@@ -126,11 +126,24 @@ class Excluding:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    r"""The values of expressions for all whole numbers: `x = \frac{\pi}{4} + k\pi` with k ∈ ℤ."""
+    r"""The values of expressions for all whole numbers: `x = \frac{\pi}{4} + k\pi` with k ∈ ℤ.
+
+    With a `least` number, for those from it on; there are two where a word leaves it open: ℕ begins with 0 or with 1.
+    """
 
     variable: str | None
     parameter: str
     expressions: tuple[str, ...]
+    least: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class TupleFamily:
+    r"""Points or intervals for all whole numbers, or for those from `least` on: `(2k\pi, 2k\pi+\pi)` with k ∈ ℤ."""
+
+    parameter: str
+    members: tuple[Items, ...]
+    least: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +228,7 @@ Form = (
     | Conditions
     | Excluding
     | Family
+    | TupleFamily
     | Congruence
     | Declared
     | Piecewise

@@ -7,24 +7,31 @@ r"""Read what follows an answer and says what its letters stand for.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from reward.tasks.math.forms import Congruence, Declared, Equation, Family, Form, Items, Quantity
+from reward.tasks.math.domains import BEFORE, split_domain
+from reward.tasks.math.forms import (
+    Congruence,
+    Declared,
+    Equation,
+    Family,
+    Form,
+    Inequality,
+    Items,
+    Quantity,
+    TupleFamily,
+    Union,
+)
 from reward.tasks.math.labels import function_and_argument, is_variable
 from reward.tasks.math.words import unwrapped
 
-_BEFORE = r"[,;]?\s*[(|:]?\s*(?:(?:for|where|with|and|if|when)\s+)?(?:(?:any|some|all|every|each|an?)\s+|\\forall\s*)*"
 _NAME = r"[a-zA-Z](?:_\{?\d\}?)?"
 _NAMES = rf"{_NAME}(?:\s*(?:,|and|,\s*and)\s*{_NAME})*"
 _REAL = r"\\in\s*\\mathbb\s*\{?R\}?"
 _USUAL = re.compile(r"[abckmABCDKM](?:_\{?\d\}?)?")
 """The names of constants. With another name, a number that is real may be the unknown."""
-_WHOLE = re.compile(
-    rf"^(?P<body>.+?){_BEFORE}(?:(?P<member>[a-z])\s*\\in\s*(?:\\mathbb\s*\{{?Z\}}?|Z)|integers?\s+(?P<after>[a-z])"
-    r"|(?P<before>[a-z])\s+(?:(?:is|being)\s+)?(?:(?:an|any|arbitrary)\s+)*integer)\s*\)?$"
-)
 _CONSTANT = re.compile(
-    rf"^(?P<body>.+?){_BEFORE}(?:(?P<member>{_NAMES})\s*{_REAL}"
+    rf"^(?P<body>.+?){BEFORE}(?:(?P<member>{_NAMES})\s*{_REAL}"
     rf"|(?:(?:arbitrary|real)\s+)*constants?\s+(?P<after>{_NAMES})"
     rf"|(?P<before>{_NAMES})\s+(?:(?:is|are|being)\s+)?(?:(?:an?|any|arbitrary|real)\s+)*"
     r"(?P<kind>constants?|real|arbitrary))\s*\)?$"
@@ -45,7 +52,7 @@ def qualified(text: str, read: Callable[[str], Form]) -> Form | None:
         return congruence(text, read)
     plain = unwrapped(text)
     if len(plain) > 400 or not re.search(
-        r"\\in|\\forall|integer|constant|real|arbitrary|for (?:all|every|each|any)", plain
+        r"\\in|\\forall|\\ge|>|integer|number|constant|real|arbitrary|for (?:all|every|each|any)|\\ldots", plain
     ):
         return None
     if plain.startswith("\\{") and plain.endswith("\\}") and plain.count("\\{") == 1:
@@ -55,19 +62,53 @@ def qualified(text: str, read: Callable[[str], Form]) -> Form | None:
 
 
 def _family(plain: str, read: Callable[[str], Form]) -> Form | None:
-    found = _WHOLE.match(plain)
-    if not found:
+    found = split_domain(plain)
+    if found is None or not re.search(rf"(?<![\\a-zA-Z]){found[1].letter}|\\[a-zA-Z]+\s+{found[1].letter}", found[0]):
         return None
-    parameter = found["member"] or found["after"] or found["before"]
-    members = _members(read(found["body"].strip()))
+    (body, domain), form = found, read(found[0])
+    members = _members(form)
     if members is None:
-        return None
+        tuples = _tuples(form, domain.letter)
+        return TupleFamily(domain.letter, tuples, domain.least) if tuples else None
     variable, expressions = members
     if variable is not None and (
-        not is_variable(variable) or variable == parameter or f"_{parameter}" in variable
+        not is_variable(variable) or variable == domain.letter or f"_{domain.letter}" in variable
     ):
         return None
-    return Family(variable, parameter, expressions)
+    return Family(variable, domain.letter, expressions, domain.least)
+
+
+def _tuples(form: Form, parameter: str) -> tuple[Items, ...]:
+    """Return the points or intervals that a form consists of; none if it has other parts."""
+    match form:
+        case Inequality(variable=str() as variable, interval=interval) if variable != parameter and interval:
+            return _tuples(interval, parameter)
+        case Equation(label=str() as label, value=value) if parameter not in re.findall("[a-z]", label):
+            return _tuples(value, parameter)
+        case Items(opened="(" | "[", items=items) if all(map(_is_expression, items)):
+            return (form,)
+        case Items(opened="", items=items) if point := _point(items, parameter):
+            return (point,)
+        case Items(opened="" | "\\{", items=parts) | Union(parts=parts):
+            tuples = [_tuples(part, parameter) for part in parts]
+            return tuple(each for part in tuples for each in part) if all(tuples) else ()
+    return ()
+
+
+def _is_expression(form: Form) -> bool:
+    return isinstance(form, Quantity) and form.unit is None
+
+
+def _point(items: Sequence[Form], parameter: str) -> Items | None:
+    """Return `x = k, y = 2k` as a point, with its coordinates in the order of their names."""
+    coordinates = {
+        item.label: item.value
+        for item in items
+        if isinstance(item, Equation) and item.label and is_variable(item.label) and _is_expression(item.value)
+    }
+    if len(coordinates) < max(2, len(items)) or parameter in coordinates:
+        return None
+    return Items(tuple(coordinates[label] for label in sorted(coordinates)), "(", ")")
 
 
 def _members(form: Form) -> tuple[str | None, tuple[str, ...]] | None:

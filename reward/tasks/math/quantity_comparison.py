@@ -19,6 +19,8 @@ from reward.tasks.math.values import NoValueError, names_of
 _ANGLE = (("angle", 1),)
 _PERCENT = (("percent", 1),)
 _PI = re.compile(r"\\pi(?![a-zA-Z])")
+_NATURAL = re.compile(r"(?<![a-zA-Z])\\?ln(?![a-zA-Z])")
+_ANY_LOGARITHM = re.compile(r"(?<![a-zA-Z])\\?log(?![a-zA-Z])(?!\s*_)")
 
 
 def same_quantities(expected: Quantity, found: Quantity, renamed: Mapping[str, str] = NO_RENAMING) -> bool:
@@ -37,9 +39,23 @@ def same_quantities(expected: Quantity, found: Quantity, renamed: Mapping[str, s
             return _same_sizes(left, one, right, Unit(_ANGLE, Fraction(1)))
         if _is_in_degrees(other, right) and _PI.search(expected.expression):
             return _same_sizes(left, Unit(_ANGLE, Fraction(1)), right, other)
-        return _same_expressions(left, right, renamed)
+        if _same_expressions(left, right, renamed):
+            return True
+        logarithms = _natural(expected.expression, found.expression)
+        return logarithms is not None and _same_expressions(*map(parse, logarithms), renamed)
     except (NotReadableError, NoValueError):
         return False
+
+
+def _natural(expected: str, found: str) -> tuple[str, str] | None:
+    r"""Return two expressions with `\ln` for each `\log` if one has only the first and the other only the second.
+
+    `\log` alone has base 10 in school and base e in analysis; beside a natural logarithm it is one.
+    """
+    kinds = [(bool(_NATURAL.search(text)), bool(_ANY_LOGARITHM.search(text))) for text in (expected, found)]
+    if kinds not in ([(True, False), (False, True)], [(False, True), (True, False)]):
+        return None
+    return _ANY_LOGARITHM.sub(r"\\ln ", expected), _ANY_LOGARITHM.sub(r"\\ln ", found)
 
 
 def _is_percent(unit: Unit | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reward.tasks.math.comparison import equal
@@ -37,6 +37,7 @@ some_classes = st.lists(st.tuples(st.integers(-9, 9), st.integers(2, 7)), min_si
 
 @settings(max_examples=20, deadline=None)
 @given(some_classes, some_classes, st.sampled_from(LETTERS), st.sampled_from(("", r"\pi")))
+@example([(1, 7), (-6, 2)], [(0, 2)], "k", r"\pi")
 def test_families_are_equal_if_and_only_if_they_have_the_same_members(
     one: list[Class], other: list[Class], letter: str, factor: str
 ) -> None:
