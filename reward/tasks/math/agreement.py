@@ -87,6 +87,13 @@ def times(tree: Any, factor: Fraction, pi: int = 0) -> Any:
     return sympy.Mul(*factors, evaluate=False)
 
 
+def plus(tree: Any, number: Fraction) -> Any:
+    """Return the tree of a sum with a fraction, which nothing has evaluated."""
+    import sympy
+
+    return sympy.Add(tree, sympy.Rational(number.numerator, number.denominator), evaluate=False)
+
+
 def minus(left: Any, right: Any) -> Any:
     """Return the tree of a difference, which nothing has evaluated."""
     import sympy

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from reward.tasks.math.remarks import without_remarks
+
 _SIGNS = {
     **dict.fromkeys("−–—‐‑‒―﹣", "-"),
     **dict.fromkeys("÷∕⁄", "/"),
@@ -55,6 +57,9 @@ _SYNONYMS = (
     (r"[dt]binom", r"\binom"),
     (r"bmod", r"\mod"),
     (r"varnothing", r"\emptyset"),
+    (r"varepsilon", r"\epsilon"),
+    (r"varphi", r"\phi"),
+    (r"vartheta", r"\theta"),
     (r"lt", "<"),
     (r"gt", ">"),
     (r"div|slash", "/"),
@@ -117,7 +122,7 @@ _ALNUM_GAP = re.compile(r"(?<=[^\W_])\s+(?=[^\W_])")
 
 def clean(answer: str) -> str:
     """Return an answer without its typography. The result of a second call is the same."""
-    text = _without_layout(_in_ascii(answer))
+    text = without_remarks(_without_layout(_in_ascii(answer)))
     previous = None
     while text != previous:
         previous = text
@@ -240,7 +245,10 @@ def _without_layout(text: str) -> str:
     text = re.sub(r"\{\s*([,:.])\s*\}", r"\1", text)
     text = re.sub(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])", r"^\\circ ", text)
     text = re.sub(r"\.{3,}", r"\\ldots ", text)
-    text = re.sub(r"\\text\s*\{\s*\}", "", text)
+    text = re.sub(r"\\text\s*\{\s*([:,;]?)\s*\}", r"\1", text)
+    text = re.sub(r"\\math(?:cal|scr)\s*\{\s*([A-Za-z])\s*\}", r"\1", text)
+    if "mod" not in text:
+        text = re.sub(r"\\equiv(?![a-zA-Z])", "=", text)
     text = re.sub(rf"\\text\s*\{{\s*({_FUNCTION})\s*\}}", r"\\\1 ", text)
     text = re.sub(r"\\text\s*\{\s*(USD|EUR|GBP|Rs\.?)\s*\}", r"\1 ", text)
     return re.sub(r"\s+", " ", text).strip()

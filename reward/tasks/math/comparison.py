@@ -54,7 +54,7 @@ from reward.tasks.math.forms import (
     Unread,
     Word,
 )
-from reward.tasks.math.labels import base_and_index, function_and_argument, is_variable
+from reward.tasks.math.labels import base_and_index, function_and_argument, is_sum_or_series, is_variable
 from reward.tasks.math.piecewise import same_branches, same_functions
 from reward.tasks.math.proportion import proportion, same_inequalities
 from reward.tasks.math.quantity_comparison import same_quantities
@@ -112,7 +112,10 @@ def _same_label(expected: Form, found: Form) -> bool:
 def _labeled(expected: Form, found: Form) -> bool:
     """Compare an equation with something else: `x = 4` is 4. `x^2 = 4` and `3 = 4` are no numbers."""
     equation = expected if isinstance(expected, Equation) else found
-    if not isinstance(equation, Equation) or (equation.label is None and not _is_true(equation)):
+    if not isinstance(equation, Equation):
+        return False
+    is_named = equation.label is not None or (equation is found and is_sum_or_series(equation.left))
+    if not is_named and not _is_true(equation):
         return False
     other = found if equation is expected else expected
     if isinstance(equation.value, Items) and isinstance(other, _SETS) and not _may_be_a_set(equation):

@@ -17,7 +17,7 @@ _PATTERNS = tuple(
     re.compile(rf"^(?P<body>.+?){BEFORE}{said}\s*\)?$")
     for said in (
         rf"{_LETTER}\s*\\in\s*{_SET}{_BOUND}",
-        rf"(?:{_KIND}\s+)?{_LETTER}\s*{_SIGN}\s*(?P<bound>-?\d{{1,6}})",
+        rf"(?:{_KIND}\s+)?{_LETTER}\s*{_SIGN}\s*(?P<bound>-?\d{{1,6}})(?:\s*,?\s*(?:is\s+)?an integer)?",
         rf"{_LETTER}\s*=\s*(?P<listed>-?\d{{1,6}}\s*,\s*(?:\\pm\s*)?\d{{1,6}}\s*,[\d\s,\\pm]*)\\ldots",
         rf"{_KIND}\s+{_LETTER}{_BOUND}",
         rf"{_LETTER}\s+(?:(?:is|being)\s+)?(?:(?:an?|any|arbitrary)\s+)*{_KIND}",

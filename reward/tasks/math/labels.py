@@ -10,7 +10,8 @@ _GREEK = re.compile(
 _SETS = r"[A-Z]'?(?:\s*\\(?:cup|cap|setminus)(?![a-zA-Z])\s*[A-Z]'?)+"
 _OPERATORS = r"det|rank|rk|tr|trace|dim|nullity|deg|ord|Var|Cov"
 _LABEL = re.compile(
-    r"^(?:[a-zA-Z](?:_\{?\w+\}?)?(?:'|\^\{?(?:-1|T)\}?)?|[a-zA-Z](?::[a-zA-Z])+"  # x, x_1, f', A^{-1}, a:b
+    r"^(?:[a-zA-Z](?:_\{?\s*\\?\w+\s*\}?)?(?:'|\^\{?(?:-1|T)\}?)?|[a-zA-Z](?::[a-zA-Z])+"  # x_1, k_{\max}, f', A^{-1}, a:b
+    r"|\\(?:nabla|Delta)\s*[a-zA-Z](?:\([^()=]*\))?|[PE]\s*\([^()]*\)|\\complement_?\s*\{?[A-Z]\}?\s*[A-Z]"  # \nabla f, P(X=3)
     r"|\\[a-zA-Z]+|\\lambda_\{?\w+\}?|\\(?:vec|hat|bar|overrightarrow)\s*\{?\w+\}?"  # \theta, \lambda_1, \vec{v}
     r"|[a-zA-Z]'*(?:_\{?\w+\}?)?(?:\^\{?-1\}?)?\s*\([^()=]*\)"  # f(x), P(A \cup B)
     rf"|\\?(?:{_OPERATORS})(?![a-zA-Z])\s*(?:\(\s*)?[A-Z](?:_\{{?\w+\}}?)?'?(?:\s*\))?"  # \det A, rank(A)
@@ -20,6 +21,8 @@ _LABEL = re.compile(
     r"|[A-Z]{2}|[a-zA-Z]{3}[a-zA-Z ]*)$"  # AB, Area of the square
 )
 _FUNCTION = re.compile(r"^([a-zA-Z]'*(?:_\{?\w+\}?)?)\s*\(\s*([a-zA-Z])\s*\)$")
+_SUM = re.compile(r"^\d*[a-z](?:\s*[+-]\s*\d*[a-z])+$")
+_SERIES = re.compile(r"^\\(?:sum|prod|int|lim)(?![a-zA-Z])")
 _INDEXED = re.compile(r"^(\\?[a-zA-Z]+)_\{?(\d+)\}?$")
 
 
@@ -37,6 +40,20 @@ def is_variable(text: str) -> bool:
 def function_and_argument(label: str | None) -> tuple[str, str] | None:
     """Return `f` and `x` for the label `f(x)`."""
     found = _FUNCTION.match(label or "")
+    return (found[1], found[2]) if found else None
+
+
+def is_sum_or_series(left: str) -> bool:
+    r"""Return whether a left side says what was asked for, as `m+n` and `\sum_{n=1}^\infty \frac{1}{n^2}` do.
+
+    Beside a reference that is an equation itself, `x + y = 5` is a line.
+    """
+    return bool(_SUM.match(left) or _SERIES.match(left))
+
+
+def base_and_letter(label: str | None) -> tuple[str, str] | None:
+    """Return `a` and `n` for the label `a_n`."""
+    found = re.fullmatch(r"([a-zA-Z])_\{?([a-z])\}?", label or "")
     return (found[1], found[2]) if found else None
 
 

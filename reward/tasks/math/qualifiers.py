@@ -6,6 +6,7 @@ r"""Read what follows an answer and says what its letters stand for.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
@@ -22,7 +23,7 @@ from reward.tasks.math.forms import (
     TupleFamily,
     Union,
 )
-from reward.tasks.math.labels import function_and_argument, is_variable
+from reward.tasks.math.labels import base_and_letter, function_and_argument, is_variable
 from reward.tasks.math.words import unwrapped
 
 _NAME = r"[a-zA-Z](?:_\{?\d\}?)?"
@@ -38,8 +39,19 @@ _CONSTANT = re.compile(
 )
 _FOR_ALL = re.compile(
     r"^(?P<body>.+?)[,;]?\s*(?:(?:for (?:all|every|each|any)|\\forall)\s*(?:real\s+)?(?:numbers?\s+)?"
-    rf"(?P<name>[a-zA-Z])(?:\s*{_REAL})?|\(?(?P<member>[a-zA-Z])\s*{_REAL}\)?)$"
+    rf"(?P<name>[a-zA-Z])(?:\s*{_REAL}|\s*\\in\s*\\mathbb\s*\{{?[NZ]\}}?[^,;]{{0,12}}|\s*(?:>|\\ge)\s*\d+)?"
+    rf"|\(?(?P<member>[a-zA-Z])\s*{_REAL}\)?)$"
 )
+_WORDS = re.compile(
+    r"^(?:the\s+)?(?:all\s+)?(?:(?P<sign>positive|non-?negative|natural)\s+)?(?P<kind>odd|even)\s+"
+    r"(?:(?P<after>positive|non-?negative|natural)\s+)?(?:integers|numbers|whole numbers)(?:\s+[a-z])?$",
+    re.IGNORECASE,
+)
+_PERMUTED = re.compile(
+    r"^(?P<body>.+?)[,;]?\s*(?:\(?\s*(?:in (?:any|some) order|up to (?P<up>order|permutations?))\)?|(?:and|or|with|plus)\s+"
+    r"(?:(?:all|any|their|its|the|of)\s+)*(?P<cyclic>cyclic\s+)?permutations?(?:\s+thereof)?)$"
+)
+_MAX_PERMUTED = 4
 _MODULUS = re.compile(
     r"^(?P<body>.*?)\s*(?P<sign>\\pmod|\(\s*\\?mod(?![a-zA-Z])|\\mod)\s*\{?\s*(?P<modulus>\d{1,6})\s*\}?\s*\)?$"
 )
@@ -51,6 +63,8 @@ def qualified(text: str, read: Callable[[str], Form]) -> Form | None:
     if "\\equiv" in text or "mod" in text:
         return congruence(text, read)
     plain = unwrapped(text)
+    if (words := _WORDS.match(plain)) or plain.endswith(("permutation", "permutations", "thereof", "order")):
+        return _odd_or_even(words) if words else _permutations(plain, read)
     if len(plain) > 400 or not re.search(
         r"\\in|\\forall|\\ge|>|integer|number|constant|real|arbitrary|for (?:all|every|each|any)|\\ldots", plain
     ):
@@ -59,6 +73,38 @@ def qualified(text: str, read: Callable[[str], Form]) -> Form | None:
         plain = plain[2:-2].strip()
         return _family(plain, read)
     return _family(plain, read) or _with_constants(plain, read) or _for_all(plain, read)
+
+
+def _odd_or_even(words: re.Match[str]) -> Family | None:
+    """Return `all odd positive integers` as a family."""
+    signs = {sign for sign in (words["sign"], words["after"]) if sign}
+    if len(signs) > 1:
+        return None
+    sign = min(signs, default="")
+    if words["kind"] == "odd":
+        return Family(None, "n", ("2n+1",), frozenset({0} if sign else ()))
+    if sign == "natural":
+        return None  # zero may be one of them
+    return Family(None, "n", ("2n",), frozenset({1} if sign == "positive" else {0} if sign else ()))
+
+
+def _permutations(plain: str, read: Callable[[str], Form]) -> Form | None:
+    """Return `(1,2,3) and its permutations` as the list of them."""
+    found = _PERMUTED.match(plain)
+    form = read(found["body"].strip()) if found else None
+    points = form.value if isinstance(form, Equation) and form.label is not None else form
+    if found is None or not isinstance(points, Items) or points.opened not in ("", "("):
+        return None
+    listed = points.items if points.opened == "" else (points,)
+    every: list[Form] = []
+    for point in listed:
+        if not isinstance(point, Items) or point.opened != "(" or not 1 < len(point.items) <= _MAX_PERMUTED:
+            return None
+        orders = itertools.permutations(point.items)
+        if found["cyclic"]:
+            orders = iter([point.items[start:] + point.items[:start] for start in range(len(point.items))])
+        every += [Items(order, "(", ")") for order in dict.fromkeys(orders)]
+    return Items(tuple(dict.fromkeys(every)))
 
 
 def _family(plain: str, read: Callable[[str], Form]) -> Form | None:
@@ -154,7 +200,7 @@ def _for_all(plain: str, read: Callable[[str], Form]) -> Form | None:
     form = read(found["body"].strip()) if found else None
     if found is None or not isinstance(form, Equation):
         return None
-    function = function_and_argument(form.label)
+    function = function_and_argument(form.label) or base_and_letter(form.label)
     return form if function is not None and function[1] == (found["name"] or found["member"]) else None
 
 

@@ -21,7 +21,7 @@ _NUMBER = (
     r"-?(?:\d+(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+|\s+\d+/\d+|\s*\\frac\s*\{\d+\}\s*\{\d+\})?(?:[eE][+-]?\d+)?"
 )
 _PLAIN_UNIT = re.compile(
-    rf"^(?P<number>{_NUMBER}|-?\\frac\s*\{{\d+\}}\s*\{{\d+\}})(?P<gap>\s*)(?P<unit>[A-Za-z][A-Za-z ./^\d{{}}\-]*)$"
+    rf"^(?P<number>{_NUMBER}|-?\\frac\s*\{{\d+\}}\s*\{{\d+\}})(?P<gap>\s*)(?P<unit>[A-Za-z][A-Za-z ./^\d{{}}()\-]*)$"
 )
 _MICRO_UNIT = re.compile(rf"^(?P<number>{_NUMBER})\s+(?P<unit>\\mu [a-zA-Z]{{1,2}})$")
 _PLAIN_RADIANS = re.compile(r"^(?P<number>[^a-z]*\\pi(?![a-zA-Z])[^a-z]*?)\s*(?P<unit>rad|radians?)$")
@@ -38,7 +38,7 @@ _TWO_UNITS = re.compile(rf"^({_WITH_UNIT}),?\s*({_WITH_UNIT})$")
 _SIGN_UNIT = re.compile(
     r"^(?P<number>.+?)\s*(?P<unit>\\?%|\^\\circ\s*(?:\\text\s*\{\s*[CF]\s*\}|[CF])?|€|£|₹|¥|¢)$"
 )
-_LETTER_UNITS = frozenset("mgshlLNJWK")
+_LETTER_UNITS = frozenset("mgshlLNJWKV")
 """The units of one letter that may follow a number without \\text: any other letter is an unknown."""
 
 

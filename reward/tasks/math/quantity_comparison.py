@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from reward.tasks.math.agreement import NO_RENAMING, same_value, times
+from reward.tasks.math.agreement import NO_RENAMING, plus, same_value, times
 from reward.tasks.math.constants import same_antiderivatives
 from reward.tasks.math.exact import exact_value
 from reward.tasks.math.expressions import NotReadableError, parse
@@ -18,6 +18,12 @@ from reward.tasks.math.values import NoValueError, names_of
 
 _ANGLE = (("angle", 1),)
 _PERCENT = (("percent", 1),)
+_KELVIN = {
+    (("temperature", 1),): (Fraction(1), Fraction(0)),
+    (("temperature c", 1),): (Fraction(1), Fraction(27315, 100)),
+    (("temperature f", 1),): (Fraction(5, 9), Fraction(45967, 180)),
+}
+"""The factor of a degree, and the temperature in kelvins of zero degrees."""
 _PI = re.compile(r"\\pi(?![a-zA-Z])")
 _NATURAL = re.compile(r"(?<![a-zA-Z])\\?ln(?![a-zA-Z])")
 _ANY_LOGARITHM = re.compile(r"(?<![a-zA-Z])\\?log(?![a-zA-Z])(?!\s*_)")
@@ -34,6 +40,8 @@ def same_quantities(expected: Quantity, found: Quantity, renamed: Mapping[str, s
             percent, plain = (left, right) if _is_percent(one) else (right, left)
             return same_value(percent, plain) or same_value(times(percent, Fraction(1, 100)), plain)
         if one is not None and other is not None:
+            if one.dimension != other.dimension and {one.dimension, other.dimension} <= _KELVIN.keys():
+                return same_value(_in_kelvin(left, one), _in_kelvin(right, other))
             return one.dimension == other.dimension and _same_sizes(left, one, right, other)
         if _is_in_degrees(one, left) and _PI.search(found.expression):
             return _same_sizes(left, one, right, Unit(_ANGLE, Fraction(1)))
@@ -74,6 +82,11 @@ def _same_sizes(left: Any, one: Unit | None, right: Any, other: Unit | None) -> 
         return same_value(left, right)
     ratio, pi = one.scale / other.scale, one.pi - other.pi
     return same_value(times(left, ratio, max(pi, 0)), times(right, Fraction(1), max(-pi, 0)))
+
+
+def _in_kelvin(tree: Any, unit: Unit) -> Any:
+    factor, zero = _KELVIN[unit.dimension]
+    return plus(times(tree, factor * unit.scale), zero)
 
 
 def _same_expressions(left: Any, right: Any, renamed: Mapping[str, str]) -> bool:

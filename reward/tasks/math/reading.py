@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 from reward.tasks.math.expressions import NotReadableError, closing
@@ -185,12 +186,17 @@ def _congruences(items: tuple[Form, ...]) -> Congruence | None:
 
 
 def _flat(items: tuple[Form, ...]) -> tuple[Form, ...]:
-    """Replace `±2` in a list by its two values."""
-    return tuple(
-        part
-        for item in items
-        for part in (item.items if isinstance(item, Items) and not item.opened else (item,))
-    )
+    """Replace `±2` and `x = ±2` in a list by its two values."""
+    return tuple(part for item in items for part in _parts(item))
+
+
+def _parts(item: Form) -> tuple[Form, ...]:
+    match item:
+        case Items(opened="", items=items):
+            return items
+        case Equation(value=Items(opened="", are_alternatives=True, items=values)):
+            return tuple(replace(item, value=value) for value in values)
+    return (item,)
 
 
 def _relation(text: str, read_part: _Reader) -> Form | None:

@@ -7,6 +7,7 @@ a base unit each.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -84,6 +85,8 @@ _OTHERS: Mapping[str, Mapping[str, str | int]] = {
     "money": {"cent penny pennies pennie ¢": "1/100", "dollar usd $ buck": 1},
     "percent": {"% percent pct": 1},
     "euro": {"€ euro eur": 1}, "pound sterling": {"£ gbp": 1}, "rupee": {"₹ rupee rs inr": 1}, "yen": {"¥ yen": 1},
+    "mass length-1 time-2": {"atm atmosphere": 101325000, "bar": 100000000},
+    "mass time-2 current-1": {"gauss": "1/10"},
     "temperature c": {"°c celsius": 1}, "temperature f": {"°f fahrenheit": 1},
 }  # fmt: skip
 _DEGREE = Unit((("angle", 1),), Fraction(1, 180), 1)
@@ -118,7 +121,7 @@ def si_units() -> Mapping[str, Unit]:
 def other_units() -> Mapping[str, Unit]:
     """Return the units outside the SI by their lower-case words, and symbols that people write in capitals."""
     units = {
-        word: Unit(((name, 1),) if " " in name else _dimension(name), Fraction(scale))
+        word: Unit(_dimension(name) if re.search(r"\d", name) else ((name, 1),), Fraction(scale))
         for name, table in _OTHERS.items()
         for words, scale in table.items()
         for word in words.split()

@@ -31,6 +31,7 @@ _ASSENT = re.compile(r"^(yes|no|true|false)\s*[,.;:]\s*([a-z][a-z' ,\-]*)$", re.
 _EXPLAINS = frozenset(
     (
         "it",
+        "such",
         "this",
         "that",
         "these",
@@ -56,7 +57,12 @@ _DENIES = re.compile(
 _AFFIRMS = re.compile(r"\b(?:possible|can|always|correct|exists?|holds?|works?)\b", re.IGNORECASE)
 _NO_SOLUTION = re.compile(
     r"^(?:(?:the )?(?:equation|system|problem|inequality) has |there (?:is|are) |has )?"
-    r"no (?P<kind>(?:[a-z]+ )?)(?:solutions?|roots?)(?: exists?)?$"
+    r"no (?:(?P<kind>(?:[a-z]+ )?)(?:solutions?|roots?)|such [a-z ]+?)(?: exists?)?$"
+)
+
+
+_WINS = re.compile(
+    r"(?<=\w) (?:(?:always )?wins|will (?:always )?win|can (?:always )?win|has a winning strategy|can force a win)$"
 )
 
 
@@ -165,7 +171,7 @@ def word(text: str) -> Form | None:
         return None
     words = re.sub(r"[\s.\-]+", " ", plain).strip().casefold()
     words = re.sub(r"^(?:the|an|a) (?=\w)", "", words).replace("limit does not exist", "does not exist")
-    return Word({"dne": "does not exist"}.get(words, words))
+    return Word({"dne": "does not exist"}.get(words, _WINS.sub("", words)))
 
 
 def no_solution(plain: str) -> Form | None:
