@@ -245,7 +245,7 @@ def _without_layout(text: str) -> str:
     text = re.sub(r"\{\s*([,:.])\s*\}", r"\1", text)
     text = re.sub(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])", r"^\\circ ", text)
     text = re.sub(r"\.{3,}", r"\\ldots ", text)
-    text = re.sub(r"\\text\s*\{\s*([:,;]?)\s*\}", r"\1", text)
+    text = re.sub(r"\\text\s*(?:\{\s*([:,;]?)\s*\}|(?=[:,]))", r"\1", text)
     text = re.sub(r"\\math(?:cal|scr)\s*\{\s*([A-Za-z])\s*\}", r"\1", text)
     if "mod" not in text:
         text = re.sub(r"\\equiv(?![a-zA-Z])", "=", text)

@@ -14,7 +14,7 @@ from typing import Any
 
 from reward.tasks.math.agreement import same_value
 from reward.tasks.math.cleaning import clean, without_blanks
-from reward.tasks.math.constants import same_with_constants
+from reward.tasks.math.constants import same_general_solutions, same_with_constants
 from reward.tasks.math.expressions import NotReadableError, parse
 from reward.tasks.math.families import is_residue, same_families
 from reward.tasks.math.fixed_comparison import (
@@ -141,6 +141,8 @@ def _is_true(equation: Equation) -> bool:
 
 def _equations(expected: Equation, found: Equation) -> bool:
     one, other = expected.label, found.label
+    if _same_base(one, other) and same_general_solutions(expected, found):
+        return True
     function, other_function = function_and_argument(one), function_and_argument(other)
     if function and other_function and function[0] == other_function[0] and function[1] != other_function[1]:
         return _renamed_functions(expected.value, found.value, {other_function[1]: function[1]})
@@ -151,6 +153,12 @@ def _equations(expected: Equation, found: Equation) -> bool:
     ):
         return equal_forms(expected.value, found.value)
     return proportion(expected, found) is not None
+
+
+def _same_base(one: str | None, other: str | None) -> bool:
+    """Return whether two labels are those of one function: `y` and `y(x)`, `f(x)` and `f(t)`."""
+    names = [re.sub(r"\s*\([a-z]\)$", "", label or "") for label in (one, other)]
+    return names[0] == names[1] and is_variable(names[0])
 
 
 def _renamed_functions(expected: Form, found: Form, renamed: Mapping[str, str]) -> bool:

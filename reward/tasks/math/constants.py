@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -11,12 +13,17 @@ from typing import Any
 from reward.tasks.math.agreement import DIGITS, agree, same_value
 from reward.tasks.math.expressions import NotReadableError, parse
 from reward.tasks.math.forms import Declared, Equation, Form, Quantity
+from reward.tasks.math.labels import function_and_argument
+from reward.tasks.math.spans import Parts, same_spans
 from reward.tasks.math.values import NoValueError, Place, is_like_zero, names_of, numeric_value, places
+from reward.tasks.math.vectors import coordinates
 
 _ADDITIVE = ("C", "c", "K", "k")
 """The names of a constant of integration. At least one of two answers must use the first."""
 _USUAL = re.compile(r"^[abckmABCDKM](?:_\{?\d\}?)?$")
 """The names of constants that need not be declared if those of the other answer are."""
+_UNDECLARED = re.compile(r"^(?:C|[Cc]_\{?\d\}?)$")
+"""The names of constants in a solution that need not be declared at all."""
 _INTEGRATED = frozenset((*"xtuyzsrvw", "theta", "phi"))
 """The unknowns of antiderivatives."""
 _GEOMETRIC = frozenset(("A", "B", "b"))
@@ -90,41 +97,106 @@ def _differ_by_a_constant(expected: Any, one: str, found: Any, other: str, unkno
 
 def same_with_constants(expected: Form, found: Form) -> bool:
     """Compare two answers of which at least one declares its constants. Their other unknowns are the same."""
-    one, declared = _unpacked(expected)
-    other, also_declared = _unpacked(found)
+    return _same(_parts(expected), _parts(found))
+
+
+def same_general_solutions(expected: Equation, found: Equation) -> bool:
+    """Compare functions whose reference has a constant that it need not declare: `C`, or `c_1` and `c_2`."""
+    one, other = _parts(expected), _parts(found)
     if one is None or other is None:
         return False
+    implicit = frozenset(name for name in one.names if _UNDECLARED.match(name))
+    return bool(implicit) and one.names != other.names and _same(replace(one, declared=implicit), other)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The trees of an answer, its unknowns and constants, and the argument of the function that it is."""
+
+    trees: tuple[Any, ...]
+    names: frozenset[str]
+    declared: frozenset[str]
+    argument: str | None
+    is_nonzero: bool
+
+
+def _parts(form: Form) -> _Answer | None:
+    """Return what an answer consists of: one expression, or the coordinates of a vector."""
+    declared: frozenset[str] = frozenset()
+    is_nonzero, argument = False, None
+    if isinstance(form, Declared):
+        declared, is_nonzero = frozenset(form.constants), form.is_nonzero
+        form = form.value
+    if isinstance(form, Equation) and form.label is not None:
+        function = function_and_argument(form.label)
+        argument = function[1] if function else None
+        form = form.value
+    parts = coordinates(form) or (form,)
     try:
-        left, right = parse(one.expression), parse(other.expression)
-        names, other_names = names_of(left), names_of(right)
-        if names == other_names:
-            return same_value(left, right)
-        own, others = sorted(names - other_names), sorted(other_names - names)
-        if len(own) != len(others) or len(own) > _MAX_CONSTANTS:
-            return False
-        allowed = all(_is_constant(name, declared) for name in own) and all(
-            _is_constant(name, also_declared) for name in others
+        trees = tuple(
+            parse(part.expression) for part in parts if isinstance(part, Quantity) and part.unit is None
         )
-        if not allowed or not (set(own) <= declared or set(others) <= also_declared):
-            return False
-        return any(
-            same_value(left, right, dict(zip(others, names_in_order, strict=True)))
-            for names_in_order in itertools.permutations(own)
-        )
+        names = frozenset(name for tree in trees for name in names_of(tree))
     except (NotReadableError, NoValueError):
+        return None
+    return _Answer(trees, names, declared, argument, is_nonzero) if len(trees) == len(parts) else None
+
+
+def _same(expected: _Answer | None, found: _Answer | None) -> bool:
+    if expected is None or found is None or len(expected.trees) != len(found.trees):
         return False
+    if expected.is_nonzero != found.is_nonzero:
+        return False
+    renamed = (
+        {found.argument: expected.argument}
+        if expected.argument and found.argument and expected.argument != found.argument
+        else {}
+    )
+    one, other = expected.names - expected.declared, found.names - found.declared
+    other_names = frozenset(renamed.get(name, name) for name in other)
+    if not expected.declared:
+        own, one = one - other_names, one & other_names
+        others = found.declared & found.names
+    elif not found.declared:
+        own = expected.declared & expected.names
+        others = frozenset(name for name in other if renamed.get(name, name) not in one)
+        other_names -= {renamed.get(name, name) for name in others}
+    else:
+        own, others = expected.declared & expected.names, found.declared & found.names
+    if one != other_names or not own or not others or len(own | others) > 2 * _MAX_CONSTANTS:
+        return False
+    allowed = all(_is_constant(name, expected.declared) for name in own) and all(
+        _is_constant(name, found.declared) for name in others
+    )
+    try:
+        return allowed and _same_for_all(expected.trees, own, found.trees, others, one, renamed)
+    except NoValueError:
+        return False
+
+
+def _same_for_all(
+    trees: Sequence[Any],
+    own: frozenset[str],
+    other_trees: Sequence[Any],
+    others: frozenset[str],
+    unknowns: frozenset[str],
+    renamed: Mapping[str, str],
+) -> bool:
+    """Compare two answers with all values of their constants: by spans, or else with the constants renamed."""
+    try:
+        same = same_spans(Parts(trees, own, {}), Parts(other_trees, others, renamed), unknowns)
+    except NoValueError:
+        same = None
+    if same is not None or len(own) != len(others):
+        return bool(same)
+    return any(
+        all(
+            same_value(tree, other, {**renamed, **dict(zip(sorted(others), order, strict=True))})
+            for tree, other in zip(trees, other_trees, strict=True)
+        )
+        for order in itertools.permutations(sorted(own))
+    )
 
 
 def _is_constant(name: str, declared: frozenset[str]) -> bool:
     return name in declared or bool(_USUAL.match(name))
-
-
-def _unpacked(form: Form) -> tuple[Quantity | None, frozenset[str]]:
-    """Return the expression of an answer, and the constants that it declares."""
-    declared: frozenset[str] = frozenset()
-    if isinstance(form, Declared):
-        declared = frozenset(form.constants)
-        form = form.value
-    if isinstance(form, Equation) and form.label is not None:
-        form = form.value
-    return (form if isinstance(form, Quantity) and form.unit is None else None), declared

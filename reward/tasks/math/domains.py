@@ -14,7 +14,7 @@ _SIGN = r"(?P<sign>\\ge(?![a-zA-Z])|>=|>)"
 _SET = r"(?:\\mathbb\s*\{?(?P<set>[ZN])\}?|(?P<plain>[ZN])(?![a-zA-Z]))\s*(?:(?P<mark>[_^])\s*\{?\s*(?P<which>[^{},;()\s]*(?:\s\d)?)\s*\}?)?"
 _BOUND = rf"(?:\s*[,;]?\s*(?:and\s+)?(?P=letter)?\s*{_SIGN}\s*(?P<bound>-?\d{{1,6}}))?"
 _PATTERNS = tuple(
-    re.compile(rf"^(?P<body>.+?){BEFORE}{said}\s*\)?$")
+    re.compile(rf"^(?P<body>.+?){BEFORE}(?<![\w}}+\-*/=^]){said}\s*\)?$")
     for said in (
         rf"{_LETTER}\s*\\in\s*{_SET}{_BOUND}",
         rf"(?:{_KIND}\s+)?{_LETTER}\s*{_SIGN}\s*(?P<bound>-?\d{{1,6}})(?:\s*,?\s*(?:is\s+)?an integer)?",

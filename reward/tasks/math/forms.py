@@ -161,6 +161,16 @@ class Declared:
 
     value: Form
     constants: tuple[str, ...]
+    is_nonzero: bool = False
+    """Whether the constant is said not to be zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """That a whole number is odd, or that it is even."""
+
+    variable: str
+    is_odd: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +241,7 @@ Form = (
     | TupleFamily
     | Congruence
     | Declared
+    | Parity
     | Piecewise
     | Matrix
     | Equation

@@ -26,6 +26,7 @@ from reward.tasks.math.forms import (
     Union,
     Word,
 )
+from reward.tasks.math.parity import cases_in_words, parity, parity_variable, same_by_parity
 from reward.tasks.math.real_sets import EMPTY, REALS, NoSetError, RealSet, merged, real_set, set_variable
 from reward.tasks.math.values import NoValueError, Place, names_of, numeric_value, places
 from reward.tasks.math.words import unwrapped
@@ -50,7 +51,7 @@ def piecewise(text: str, read: Callable[[str], Form]) -> Piecewise | None:
     """Read a function by its cases. A system of equations has no conditions, so it is none."""
     found = _CASES.match(text)
     if not found:
-        return None
+        return cases_in_words(unwrapped(text))
     rows = [row.strip() for row in re.split(r"\\\\(?:\s*\[[^\]]*\])?", found[1]) if row.strip(" ,;")]
     if not 1 < len(rows) <= MAX_BRANCHES:
         raise NotReadableError(f"{len(rows)} cases")
@@ -65,7 +66,10 @@ def _branch(row: str, read: Callable[[str], Form]) -> Branch:
     value = found["value"].strip(" ,;")
     if _OTHERWISE.match(condition):
         return Branch(value, None)
-    form = read(re.sub(r"\bis\s+", "", _WORD_BEFORE.sub("", condition)))
+    condition = _WORD_BEFORE.sub("", condition)
+    if (odd_or_even := parity(condition)) is not None:
+        return Branch(value, odd_or_even)
+    form = read(re.sub(r"\bis\s+", "", condition))
     return Branch(value, Conditions((form,), "or") if isinstance(form, Equation) else form)
 
 
@@ -77,6 +81,8 @@ def same_functions(expected: Piecewise, found: Form, renamed: Mapping[str, str] 
     """
     variable = _variable(expected)
     try:
+        if parity_variable(expected) or parity_variable(found):
+            return not renamed and same_by_parity(expected, found)
         one = _sets(expected)
         if isinstance(found, Piecewise):
             other, other_variable = _sets(found), _variable(found)

@@ -13,27 +13,34 @@ from collections.abc import Callable, Sequence
 from reward.tasks.math.domains import BEFORE, split_domain
 from reward.tasks.math.forms import (
     Congruence,
+    Conditions,
     Declared,
     Equation,
+    Excluding,
     Family,
     Form,
     Inequality,
+    Infinite,
     Items,
     Quantity,
     TupleFamily,
     Union,
 )
 from reward.tasks.math.labels import base_and_letter, function_and_argument, is_variable
+from reward.tasks.math.real_sets import set_variable
+from reward.tasks.math.unit_names import DEGREE
+from reward.tasks.math.vectors import coordinates
 from reward.tasks.math.words import unwrapped
 
 _NAME = r"[a-zA-Z](?:_\{?\d\}?)?"
 _NAMES = rf"{_NAME}(?:\s*(?:,|and|,\s*and)\s*{_NAME})*"
-_REAL = r"\\in\s*\\mathbb\s*\{?R\}?"
+_REAL = r"\\in\s*(?:\\mathbb\s*\{?R\}?|R(?![a-zA-Z]))"
 _USUAL = re.compile(r"[abckmABCDKM](?:_\{?\d\}?)?")
 """The names of constants. With another name, a number that is real may be the unknown."""
 _CONSTANT = re.compile(
-    rf"^(?P<body>.+?){BEFORE}(?:(?P<member>{_NAMES})\s*{_REAL}"
-    rf"|(?:(?:arbitrary|real)\s+)*constants?\s+(?P<after>{_NAMES})"
+    rf"^(?P<body>.+?){BEFORE}(?<![\w}}+\-*/=^])(?:(?P<member>{_NAMES})\s*{_REAL}(?:\s+(?:is|are)\s+(?:an?\s+)?arbitrary)?"
+    rf"|(?:(?:arbitrary|real)\s+)*constants?\s+(?P<after>{_NAMES})(?:\s*{_REAL})?"
+    rf"|(?P<any>real)\s+(?:numbers?\s+)?(?P<real>{_NAMES})|(?P<nonzero>{_NAME})\s*\\ne\s*0"
     rf"|(?P<before>{_NAMES})\s+(?:(?:is|are|being)\s+)?(?:(?:an?|any|arbitrary|real)\s+)*"
     r"(?P<kind>constants?|real|arbitrary))\s*\)?$"
 )
@@ -52,6 +59,8 @@ _PERMUTED = re.compile(
     r"(?:(?:all|any|their|its|the|of)\s+)*(?P<cyclic>cyclic\s+)?permutations?(?:\s+thereof)?)$"
 )
 _MAX_PERMUTED = 4
+_BOUNDED = re.compile(r"^(?P<name>[a-z])\s*\\in\s*\\mathbb\s*\{?(?P<set>[ZN])\}?\s*[|:,](?P<condition>.+)$")
+_MAX_LISTED = 64
 _MODULUS = re.compile(
     r"^(?P<body>.*?)\s*(?P<sign>\\pmod|\(\s*\\?mod(?![a-zA-Z])|\\mod)\s*\{?\s*(?P<modulus>\d{1,6})\s*\}?\s*\)?$"
 )
@@ -66,13 +75,33 @@ def qualified(text: str, read: Callable[[str], Form]) -> Form | None:
     if (words := _WORDS.match(plain)) or plain.endswith(("permutation", "permutations", "thereof", "order")):
         return _odd_or_even(words) if words else _permutations(plain, read)
     if len(plain) > 400 or not re.search(
-        r"\\in|\\forall|\\ge|>|integer|number|constant|real|arbitrary|for (?:all|every|each|any)|\\ldots", plain
+        r"\\in|\\forall|\\ge|>|\\ne|integer|number|constant|real|arbitrary|for (?:all|every|each|any)|\\ldots", plain
     ):
         return None
     if plain.startswith("\\{") and plain.endswith("\\}") and plain.count("\\{") == 1:
-        plain = plain[2:-2].strip()
-        return _family(plain, read)
+        plain = re.sub(r"^\\?[a-zA-Z]+\s*[|:]", "", plain[2:-2].strip()).strip()
+        if (listed := _whole_numbers(plain, read)) is not None:
+            return listed
+        form = _family(plain, read) or _with_constants(re.sub(r"[|:]", ",", plain), read)
+        return form if not isinstance(form, Declared) or coordinates(form.value) else None
     return _family(plain, read) or _with_constants(plain, read) or _for_all(plain, read)
+
+
+def _whole_numbers(plain: str, read: Callable[[str], Form]) -> Items | None:
+    r"""Return `n \in \mathbb{Z} : -2 \le n \le 2` as the set of these numbers."""
+    found = _BOUNDED.match(plain)
+    form = read(found["condition"].strip()) if found else None
+    if found is None or not isinstance(form, Inequality) or form.variable != found["name"]:
+        return None
+    ends = form.interval.items if isinstance(form.interval, Items) else ()
+    texts = [end.expression for end in ends if isinstance(end, Quantity) and re.fullmatch(r"-?\d{1,6}", end.expression)]
+    if len(texts) != 2 or not isinstance(form.interval, Items):
+        return None
+    low = int(texts[0]) + (form.interval.opened == "(")
+    high = int(texts[1]) - (form.interval.closed == ")")
+    if high - low >= _MAX_LISTED or (found["set"] == "N" and low < 1):
+        return None
+    return Items(tuple(Quantity(str(number)) for number in range(low, high + 1)), "\\{", "\\}")
 
 
 def _odd_or_even(words: re.Match[str]) -> Family | None:
@@ -111,7 +140,12 @@ def _family(plain: str, read: Callable[[str], Form]) -> Form | None:
     found = split_domain(plain)
     if found is None or not re.search(rf"(?<![\\a-zA-Z]){found[1].letter}|\\[a-zA-Z]+\s+{found[1].letter}", found[0]):
         return None
-    (body, domain), form = found, read(found[0])
+    (_, domain), form = found, read(found[0])
+    if isinstance(form, Inequality) and form.sign == "!=" and form.variable not in (None, domain.letter):
+        return Excluding(
+            Items((Infinite(False), Infinite(True)), "(", ")"),
+            Family(None, domain.letter, (form.right,), domain.least),
+        )
     members = _members(form)
     if members is None:
         tuples = _tuples(form, domain.letter)
@@ -162,6 +196,8 @@ def _members(form: Form) -> tuple[str | None, tuple[str, ...]] | None:
     match form:
         case Quantity(unit=None):
             return None, (form.expression,)
+        case Quantity(unit=unit) if unit == DEGREE:
+            return None, (rf"{form.expression}^\circ ",)
         case Equation(label=str() as label, value=value):
             members = _members(value)
             return (label, members[1]) if members is not None and members[0] is None else None
@@ -179,25 +215,32 @@ def _with_constants(plain: str, read: Callable[[str], Form]) -> Form | None:
     found = _CONSTANT.match(plain)
     if not found:
         return None
-    names = re.findall(_NAME, re.sub(r"\band\b", ",", found["member"] or found["after"] or found["before"]))
-    if not (
-        found["after"] or found["kind"] in ("constant", "constants") or all(map(_USUAL.fullmatch, names))
-    ):
-        return None
+    said = next(filter(None, (found[group] for group in ("member", "after", "real", "nonzero", "before"))))
+    names = re.findall(_NAME, re.sub(r"\band\b", ",", said))
     value = read(found["body"].strip())
+    if isinstance(value, Items) and not value.opened:
+        value = _point(value.items, "") or value
     inner = value.value if isinstance(value, Equation) else value
-    if not isinstance(inner, Quantity) or not all(
-        re.search(rf"(?<![\\]){re.escape(name)}", inner.expression) for name in names
+    vector = coordinates(inner)
+    is_constant = bool(found["after"]) or found["kind"] in ("constant", "constants")
+    if not (vector or is_constant or all(map(_USUAL.fullmatch, names))):
+        return None
+    written = [part.expression for part in vector or (inner,) if isinstance(part, Quantity) and part.unit is None]
+    if len(written) != len(vector or (inner,)) or not all(
+        any(re.search(rf"(?<![\\]){re.escape(name)}", text) for text in written) for name in names
     ):
         return None
     if isinstance(value, Equation) and (value.label is None or value.label in names):
         return None
-    return Declared(value, tuple(re.sub(r"_\{(\d)\}", r"_\1", name) for name in names))
+    constants = tuple(re.sub(r"_\{(\d)\}", r"_\1", name) for name in names)
+    return Declared(value, constants, bool(found["nonzero"]))
 
 
 def _for_all(plain: str, read: Callable[[str], Form]) -> Form | None:
     found = _FOR_ALL.match(plain)
     form = read(found["body"].strip()) if found else None
+    if found is not None and isinstance(form, (Inequality, Conditions)) and set_variable(form) == found["member"]:
+        return form
     if found is None or not isinstance(form, Equation):
         return None
     function = function_and_argument(form.label) or base_and_letter(form.label)

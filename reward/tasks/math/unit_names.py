@@ -89,7 +89,7 @@ _OTHERS: Mapping[str, Mapping[str, str | int]] = {
     "mass time-2 current-1": {"gauss": "1/10"},
     "temperature c": {"°c celsius": 1}, "temperature f": {"°f fahrenheit": 1},
 }  # fmt: skip
-_DEGREE = Unit((("angle", 1),), Fraction(1, 180), 1)
+DEGREE = Unit((("angle", 1),), Fraction(1, 180), 1)
 
 
 def _dimension(text: str) -> Dimension:
@@ -126,7 +126,7 @@ def other_units() -> Mapping[str, Unit]:
         for words, scale in table.items()
         for word in words.split()
     }
-    units |= dict.fromkeys(("degree", "deg", "°"), _DEGREE)
+    units |= dict.fromkeys(("degree", "deg", "°"), DEGREE)
     often = (
         "mm",
         "cm",

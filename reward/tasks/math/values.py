@@ -24,6 +24,8 @@ MAX_WHOLE = 10**6
 MAX_TERMS = 2000
 """The largest number of terms in a sum or product."""
 
+_WHOLE_LETTERS = frozenset("kmnN")
+"""The letters that stand for whole numbers where a number is rounded: `\\lceil n/2\\rceil` is `\\lfloor (n+1)/2\\rfloor`."""
 _LARGE = frozenset(("Abs", "UnevaluatedExpr", "conjugate", "im", "log", "re"))
 """The functions that take numbers of any size."""
 UNCOMPUTABLE = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
@@ -72,7 +74,11 @@ def needs_whole_numbers(tree: Any) -> bool:
     import sympy
 
     parts = (sympy.factorial, sympy.binomial, sympy.Sum, sympy.Product)
-    return isinstance(tree, parts) or any(map(needs_whole_numbers, tree.args))
+    if isinstance(tree, parts) or any(map(needs_whole_numbers, tree.args)):
+        return True
+    if isinstance(tree, (sympy.floor, sympy.ceiling)):
+        return bool(names := names_of(tree)) and names <= _WHOLE_LETTERS
+    return isinstance(tree, sympy.Pow) and tree.base == -1 and isinstance(tree.exp, sympy.Symbol)
 
 
 Place = tuple[tuple[str, Fraction], ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from reward.tasks.math.cleaning import without_group
 from reward.tasks.math.expressions import NotReadableError
@@ -19,6 +20,8 @@ _MATRIX = re.compile(
 _TRANSPOSED = re.compile(
     r"^(.+[)\]}])\s*\^\s*\{?\s*(?:\\text\s*\{\s*T\s*\}|\\?top|\\intercal|T)\s*\}?$", re.DOTALL
 )
+_SCALED = re.compile(r"^([a-zA-Z](?:_\{?\d\}?)?|-?\d+|-?\\frac\{\d+\}\{\d+\})\s*(?:\\cdot\s*)?([(\[].+)$")
+_NEGATIVE = re.compile(r"^-\s*(\([^()]*,[^()]*\))$")
 _UNIT_VECTOR = re.compile(
     r"\\(?:text|hat|vec|widehat)\s*\{?\s*(?:\\(?:text|hat|vec)\s*\{?\s*)?\\?([ijk])(?:math)?\s*\}{0,2}"
 )
@@ -31,7 +34,11 @@ _Read = Callable[[str], Form]
 def matrix(text: str, read: _Read) -> Form | None:
     """Read a matrix, or a determinant as the expression that computes it."""
     if found := _TRANSPOSED.match(text):
-        return _transposed(read(found[1].strip()))
+        body = found[1].strip()
+        scaled = _SCALED.match(body)
+        return _transposed(_times(scaled[1], read(scaled[2])) if scaled else read(body))
+    if (negative := _NEGATIVE.match(text)) and isinstance(row := read(negative[1]), Items):
+        return _times("-1", row)
     found = _MATRIX.match(text)
     if not found:
         return None
@@ -68,12 +75,32 @@ def _expanded(cells: Sequence[Sequence[str]]) -> str:
     return "".join(terms).removeprefix("+")
 
 
+def _times(factor: str, form: Form) -> Form:
+    """Return a row with each element times a factor."""
+    if not isinstance(form, Items):
+        return form
+    items = (
+        Quantity(rf"({factor}) \cdot ({item.expression})") if isinstance(item, Quantity) else item for item in form.items
+    )
+    return replace(form, items=tuple(items))
+
+
 def _transposed(form: Form) -> Form | None:
     """Return the transpose of a matrix or of a row in any brackets. Of something else it is no transpose."""
     if isinstance(form, Items) and form.opened in ("(", "["):
         return Matrix(tuple((item,) for item in form.items))
     if isinstance(form, Matrix) and len({len(row) for row in form.rows}) == 1:
         return Matrix(tuple(zip(*form.rows, strict=True)))
+    return None
+
+
+def coordinates(form: Form) -> tuple[Form, ...] | None:
+    """Return the parts of a point or of a column."""
+    match form:
+        case Items(opened="(", items=items):
+            return items
+        case Matrix(rows=rows) if all(len(row) == 1 for row in rows):
+            return tuple(row[0] for row in rows)
     return None
 
 
