@@ -49,6 +49,7 @@ from reward.tasks.math.forms import (
     Piecewise,
     Quantity,
     Ratio,
+    Restricted,
     TupleFamily,
     Union,
     Unread,
@@ -368,6 +369,9 @@ _RULES: dict[tuple[type, type], _Rule] = {
     **{(form, Family): same_families for form in (Equation, Quantity)},
     (Equation, Congruence): same_families,
     (TupleFamily, TupleFamily): same_tuples,
+    (Restricted, Restricted): lambda expected, found: (
+        equal_forms(expected.value, found.value) and equal_forms(expected.condition, found.condition)
+    ),
     (Congruence, Quantity): lambda expected, found: is_residue(found, expected),
     **{
         pair: _labeled

@@ -1,9 +1,10 @@
-r"""Read which whole numbers the letter of a family stands for: `k \in \mathbb{Z}`, `n \ge 2`, `for positive integers m`."""
+r"""Read which whole numbers a letter stands for: `k \in \mathbb{Z}`, `n \ge 2`, `for positive integers m`."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 BEFORE = r"[,;]?\s*[(|:]?\s*(?:(?:for|where|with|and|if|when)\s+)?(?:(?:any|some|all|every|each|an?)\s+|\\forall\s*)*"
 """What may stand between an answer and what is said about its letters."""
@@ -11,7 +12,10 @@ BEFORE = r"[,;]?\s*[(|:]?\s*(?:(?:for|where|with|and|if|when)\s+)?(?:(?:any|some
 _LETTER = r"(?P<letter>[a-z])"
 _KIND = r"(?:(?P<kind>non-?\s?negative|positive|natural|whole)\s+)?(?:integers?|whole numbers?|numbers?)"
 _SIGN = r"(?P<sign>\\ge(?![a-zA-Z])|>=|>)"
-_SET = r"(?:\\mathbb\s*\{?(?P<set>[ZN])\}?|(?P<plain>[ZN])(?![a-zA-Z]))\s*(?:(?P<mark>[_^])\s*\{?\s*(?P<which>[^{},;()\s]*(?:\s\d)?)\s*\}?)?"
+_SET = (
+    r"(?:\\mathbb\s*\{?(?P<set>[ZN])\}?|(?P<plain>[ZN])(?![a-zA-Z]))\s*"
+    r"(?:(?P<mark>[_^])\s*\{?\s*(?P<which>[^{},;()\s]*(?:\s\d)?)\s*\}?)?"
+)
 _BOUND = rf"(?:\s*[,;]?\s*(?:and\s+)?(?P=letter)?\s*{_SIGN}\s*(?P<bound>-?\d{{1,6}}))?"
 _PATTERNS = tuple(
     re.compile(rf"^(?P<body>.+?){BEFORE}(?<![\w}}+\-*/=^]){said}\s*\)?$")
@@ -59,7 +63,9 @@ def _least(said: dict[str, str]) -> frozenset[int] | None:
     if name is None:
         kind = re.sub(r"[-\s]", "", said.get("kind", ""))
         return frozenset({0}) if kind == "nonnegative" else frozenset(_LEAST_OF_KIND.get(kind, ()))
-    which = said.get("which", "").strip() or ("*" if "mark" in said else "")  # `^*` has lost its star as markdown
+    which = said.get("which", "").strip() or (
+        "*" if "mark" in said else ""
+    )  # `^*` has lost its star as markdown
     if found := re.fullmatch(r"(?:\\ge|>=|>)\s*(\d)", which):
         return frozenset({int(found[1]) + (which[0] == ">" and which[1] != "=")})
     if name == "Z":
@@ -70,8 +76,10 @@ def _least(said: dict[str, str]) -> frozenset[int] | None:
 def _least_of_list(text: str) -> frozenset[int] | None:
     r"""Read the numbers before the dots: `0, 1, 2` and `0, \pm 1, \pm 2`."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    numbers = [int(re.sub(r"\\pm\s*", "", part)) for part in parts if re.fullmatch(r"(?:\\pm\s*)?-?\d+", part)]
-    if len(numbers) != len(parts) or any(after - one != 1 for one, after in zip(numbers, numbers[1:], strict=False)):
+    numbers = [
+        int(re.sub(r"\\pm\s*", "", part)) for part in parts if re.fullmatch(r"(?:\\pm\s*)?-?\d+", part)
+    ]
+    if len(numbers) != len(parts) or any(after - one != 1 for one, after in pairwise(numbers)):
         return None
     signs = ["\\pm" in part for part in parts]
     if not any(signs):

@@ -82,6 +82,9 @@ def explicit(text: str) -> str:
     text = (
         re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text) if re.search(r"\\text\s*\{[a-zA-Z]\}", text) else text
     )
+    text = re.sub(
+        r"(?<![\\a-zA-Z])([A-Za-z])\(0\)", r"\1_{0}", text
+    )  # a value at the start, no product with 0
     text = text.replace("**", "^")
     text = _PLAIN.sub(lambda found: "\\infty " if found[1] == "infinity" else f"\\{found[1]} ", text)
     text = re.sub(r"\\lg(?![a-zA-Z])", r"\\log_{10}", text)

@@ -18,6 +18,7 @@ from reward.tasks.math.expressions import NotReadableError, parse
 from reward.tasks.math.forms import Congruence, Equation, Family, Form, Quantity
 from reward.tasks.math.labels import is_variable
 from reward.tasks.math.sequences import same_sequences
+from reward.tasks.math.unit_names import DEGREE
 from reward.tasks.math.values import NoValueError, names_of, numeric_value
 
 MAX_CLASSES = 1000
@@ -56,7 +57,7 @@ def same_families(expected: Form, found: Form) -> bool:
         return same_sequences(expected, found if isinstance(found, Family) else _unstated(found, expected))
     if isinstance(expected, Family) and isinstance(found, Family) and found.least:
         return False
-    is_said = isinstance(expected, (Family, Congruence))
+    is_said = isinstance(expected, (Family, Congruence)) or _is_periodic(expected)
     if not is_said and not (isinstance(expected, Equation) and isinstance(found, Congruence)):
         return _is_formula_of(expected, found)
     try:
@@ -64,6 +65,12 @@ def same_families(expected: Form, found: Form) -> bool:
         return bool(classes and others) and _same_classes(classes, others)
     except (_NoClassesError, NoValueError, NotReadableError):
         return _same_expressions(expected, found)
+
+
+def _is_periodic(form: Form) -> bool:
+    """Return whether a reference is a family although it does not say what its letter stands for: one of angles."""
+    value = form.value if isinstance(form, Equation) else form
+    return isinstance(value, Quantity) and bool(re.search(r"\\pi(?![a-zA-Z])|\^\\circ", value.expression))
 
 
 def _unstated(found: Form, expected: Family) -> Family:
@@ -152,8 +159,8 @@ def _classes(form: Form) -> list[_Class]:
                 r"\\?[a-zA-Z]+", label
             ):
                 return _classes(value)
-            case Quantity(unit=None, expression=expression):
-                tree = parse(expression)
+            case Quantity(unit=unit, expression=expression) if unit in (None, DEGREE):
+                tree = parse(expression if unit is None else rf"{expression}^\circ ")
                 names = names_of(tree)
                 if len(names) != 1 or not names <= PARAMETERS:
                     raise _NoClassesError("no parameter")
@@ -251,7 +258,9 @@ def _are_among(residues: Sequence[Any], others: Sequence[Any], period: Any) -> b
 
     def digits(residue: Any) -> int:
         part = residue / period
-        return int(mp.floor((part - mp.floor(part)) * _NEAR)) % _NEAR  # a difference just below 1 is rounded to 1
+        return (
+            int(mp.floor((part - mp.floor(part)) * _NEAR)) % _NEAR
+        )  # a difference just below 1 is rounded to 1
 
     near: dict[int, list[Any]] = {}
     for other in others:

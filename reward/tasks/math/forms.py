@@ -205,6 +205,14 @@ class Equation:
 
 
 @dataclass(frozen=True, slots=True)
+class Restricted:
+    r"""A curve or a function without some of its points: `x^2+y^2=4` with `y \ne 0`."""
+
+    value: Equation
+    condition: Form
+
+
+@dataclass(frozen=True, slots=True)
 class Inequality:
     """`left sign right`, and the interval that it means where one side is a single letter."""
 
@@ -245,6 +253,7 @@ Form = (
     | Piecewise
     | Matrix
     | Equation
+    | Restricted
     | Inequality
     | Unread
 )

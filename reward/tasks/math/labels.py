@@ -10,8 +10,10 @@ _GREEK = re.compile(
 _SETS = r"[A-Z]'?(?:\s*\\(?:cup|cap|setminus)(?![a-zA-Z])\s*[A-Z]'?)+"
 _OPERATORS = r"det|rank|rk|tr|trace|dim|nullity|deg|ord|Var|Cov"
 _LABEL = re.compile(
-    r"^(?:[a-zA-Z](?:_\{?\s*\\?\w+\s*\}?)?(?:'|\^\{?(?:-1|T)\}?)?|[a-zA-Z](?::[a-zA-Z])+"  # x_1, k_{\max}, f', A^{-1}, a:b
-    r"|\\(?:nabla|Delta)\s*[a-zA-Z](?:\([^()=]*\))?|[PE]\s*\([^()]*\)|\\complement_?\s*\{?[A-Z]\}?\s*[A-Z]"  # \nabla f, P(X=3)
+    r"^(?:[a-zA-Z](?:_\{?\s*\\?\w+\s*\}?)?(?:'|\^\{?(?:-1|T)\}?)?"  # x_1, k_{\max}, f', A^{-1}
+    r"|[a-zA-Z](?::[a-zA-Z])+"  # a:b
+    r"|\\(?:nabla|Delta)\s*[a-zA-Z](?:\([^()=]*\))?|[PE]\s*\([^()]*\)"  # \nabla f, P(X=3)
+    r"|\\complement_?\s*\{?[A-Z]\}?\s*[A-Z]"
     r"|\\[a-zA-Z]+|\\lambda_\{?\w+\}?|\\(?:vec|hat|bar|overrightarrow)\s*\{?\w+\}?"  # \theta, \lambda_1, \vec{v}
     r"|[a-zA-Z]'*(?:_\{?\w+\}?)?(?:\^\{?-1\}?)?\s*\([^()=]*\)"  # f(x), P(A \cup B)
     rf"|\\?(?:{_OPERATORS})(?![a-zA-Z])\s*(?:\(\s*)?[A-Z](?:_\{{?\w+\}}?)?'?(?:\s*\))?"  # \det A, rank(A)
@@ -21,7 +23,7 @@ _LABEL = re.compile(
     r"|[A-Z]{2}|[a-zA-Z]{3}[a-zA-Z ]*)$"  # AB, Area of the square
 )
 _FUNCTION = re.compile(r"^([a-zA-Z]'*(?:_\{?\w+\}?)?)\s*\(\s*([a-zA-Z])\s*\)$")
-_SUM = re.compile(r"^\d*[a-z](?:\s*[+-]\s*\d*[a-z])+$")
+_SUM = re.compile(r"^\d*[a-t](?:\s*[+-]\s*\d*[a-t])+$")
 _SERIES = re.compile(r"^\\(?:sum|prod|int|lim)(?![a-zA-Z])")
 _INDEXED = re.compile(r"^(\\?[a-zA-Z]+)_\{?(\d+)\}?$")
 

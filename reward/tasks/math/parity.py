@@ -1,4 +1,4 @@
-r"""Read and compare what depends on whether a whole number is odd or even: `\frac{n}{2}` if n is even, else `\frac{n-1}{2}`."""
+"""Read and compare what depends on whether a whole number is odd: `n/2 if n is even, (n-1)/2 if n is odd`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def same_by_parity(expected: Piecewise, found: Form) -> bool:
     others = _values_by_parity(found, variable)
     if others is None:
         return False
-    for number, (one, other) in enumerate(zip(_values_by_parity(expected, variable) or (), others, strict=True)):
+    for number, (one, other) in enumerate(
+        zip(_values_by_parity(expected, variable) or (), others, strict=True)
+    ):
         if (one is None) != (other is None):
             return False
         if one is not None and not _agree_at(one, other, variable, _COMPARED[number]):
@@ -81,9 +83,7 @@ def _values_by_parity(form: Form, variable: str) -> list[Any] | None:
         return [tree] * len(_COMPARED) if variable in names_of(tree) else None
     if parity_variable(form) != variable or not isinstance(form, Piecewise):
         return None
-    return [
-        next((parse(value) for value in _values(form, number)), None) for number in _COMPARED
-    ]
+    return [next((parse(value) for value in _values(form, number)), None) for number in _COMPARED]
 
 
 def _values(form: Piecewise, number: int) -> Iterator[str]:

@@ -6,14 +6,13 @@ r"""Read what follows an answer and says what its letters stand for.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Sequence
 
 from reward.tasks.math.domains import BEFORE, split_domain
 from reward.tasks.math.forms import (
-    Congruence,
     Conditions,
+    Congruence,
     Declared,
     Equation,
     Excluding,
@@ -23,10 +22,12 @@ from reward.tasks.math.forms import (
     Infinite,
     Items,
     Quantity,
+    Restricted,
     TupleFamily,
     Union,
 )
 from reward.tasks.math.labels import base_and_letter, function_and_argument, is_variable
+from reward.tasks.math.listed import odd_or_even, permutations, whole_numbers
 from reward.tasks.math.real_sets import set_variable
 from reward.tasks.math.unit_names import DEGREE
 from reward.tasks.math.vectors import coordinates
@@ -49,18 +50,9 @@ _FOR_ALL = re.compile(
     rf"(?P<name>[a-zA-Z])(?:\s*{_REAL}|\s*\\in\s*\\mathbb\s*\{{?[NZ]\}}?[^,;]{{0,12}}|\s*(?:>|\\ge)\s*\d+)?"
     rf"|\(?(?P<member>[a-zA-Z])\s*{_REAL}\)?)$"
 )
-_WORDS = re.compile(
-    r"^(?:the\s+)?(?:all\s+)?(?:(?P<sign>positive|non-?negative|natural)\s+)?(?P<kind>odd|even)\s+"
-    r"(?:(?P<after>positive|non-?negative|natural)\s+)?(?:integers|numbers|whole numbers)(?:\s+[a-z])?$",
-    re.IGNORECASE,
+_RESTRICTED = re.compile(
+    rf"^(?P<body>[^<>,]+?){BEFORE}(?<![\w}}+\-*/=^])(?P<condition>(?:-?\d+\s*(?:<|>|\\le|\\ge)\s*)?[a-z]\s*(?:<|>|\\(?:ne|le|ge)(?![a-zA-Z]))[^=()]+)\)?$"
 )
-_PERMUTED = re.compile(
-    r"^(?P<body>.+?)[,;]?\s*(?:\(?\s*(?:in (?:any|some) order|up to (?P<up>order|permutations?))\)?|(?:and|or|with|plus)\s+"
-    r"(?:(?:all|any|their|its|the|of)\s+)*(?P<cyclic>cyclic\s+)?permutations?(?:\s+thereof)?)$"
-)
-_MAX_PERMUTED = 4
-_BOUNDED = re.compile(r"^(?P<name>[a-z])\s*\\in\s*\\mathbb\s*\{?(?P<set>[ZN])\}?\s*[|:,](?P<condition>.+)$")
-_MAX_LISTED = 64
 _MODULUS = re.compile(
     r"^(?P<body>.*?)\s*(?P<sign>\\pmod|\(\s*\\?mod(?![a-zA-Z])|\\mod)\s*\{?\s*(?P<modulus>\d{1,6})\s*\}?\s*\)?$"
 )
@@ -72,73 +64,32 @@ def qualified(text: str, read: Callable[[str], Form]) -> Form | None:
     if "\\equiv" in text or "mod" in text:
         return congruence(text, read)
     plain = unwrapped(text)
-    if (words := _WORDS.match(plain)) or plain.endswith(("permutation", "permutations", "thereof", "order")):
-        return _odd_or_even(words) if words else _permutations(plain, read)
+    if (listed := odd_or_even(plain) or permutations(plain, read)) is not None:
+        return listed
     if len(plain) > 400 or not re.search(
-        r"\\in|\\forall|\\ge|>|\\ne|integer|number|constant|real|arbitrary|for (?:all|every|each|any)|\\ldots", plain
+        r"\\in|\\forall|\\ge|>|\\ne|integer|number|constant|real|arbitrary|for (?:all|every|each|any)|\\ldots",
+        plain,
     ):
         return None
     if plain.startswith("\\{") and plain.endswith("\\}") and plain.count("\\{") == 1:
         plain = re.sub(r"^\\?[a-zA-Z]+\s*[|:]", "", plain[2:-2].strip()).strip()
-        if (listed := _whole_numbers(plain, read)) is not None:
-            return listed
+        if (numbers := whole_numbers(plain, read)) is not None:
+            return numbers
         form = _family(plain, read) or _with_constants(re.sub(r"[|:]", ",", plain), read)
         return form if not isinstance(form, Declared) or coordinates(form.value) else None
-    return _family(plain, read) or _with_constants(plain, read) or _for_all(plain, read)
-
-
-def _whole_numbers(plain: str, read: Callable[[str], Form]) -> Items | None:
-    r"""Return `n \in \mathbb{Z} : -2 \le n \le 2` as the set of these numbers."""
-    found = _BOUNDED.match(plain)
-    form = read(found["condition"].strip()) if found else None
-    if found is None or not isinstance(form, Inequality) or form.variable != found["name"]:
-        return None
-    ends = form.interval.items if isinstance(form.interval, Items) else ()
-    texts = [end.expression for end in ends if isinstance(end, Quantity) and re.fullmatch(r"-?\d{1,6}", end.expression)]
-    if len(texts) != 2 or not isinstance(form.interval, Items):
-        return None
-    low = int(texts[0]) + (form.interval.opened == "(")
-    high = int(texts[1]) - (form.interval.closed == ")")
-    if high - low >= _MAX_LISTED or (found["set"] == "N" and low < 1):
-        return None
-    return Items(tuple(Quantity(str(number)) for number in range(low, high + 1)), "\\{", "\\}")
-
-
-def _odd_or_even(words: re.Match[str]) -> Family | None:
-    """Return `all odd positive integers` as a family."""
-    signs = {sign for sign in (words["sign"], words["after"]) if sign}
-    if len(signs) > 1:
-        return None
-    sign = min(signs, default="")
-    if words["kind"] == "odd":
-        return Family(None, "n", ("2n+1",), frozenset({0} if sign else ()))
-    if sign == "natural":
-        return None  # zero may be one of them
-    return Family(None, "n", ("2n",), frozenset({1} if sign == "positive" else {0} if sign else ()))
-
-
-def _permutations(plain: str, read: Callable[[str], Form]) -> Form | None:
-    """Return `(1,2,3) and its permutations` as the list of them."""
-    found = _PERMUTED.match(plain)
-    form = read(found["body"].strip()) if found else None
-    points = form.value if isinstance(form, Equation) and form.label is not None else form
-    if found is None or not isinstance(points, Items) or points.opened not in ("", "("):
-        return None
-    listed = points.items if points.opened == "" else (points,)
-    every: list[Form] = []
-    for point in listed:
-        if not isinstance(point, Items) or point.opened != "(" or not 1 < len(point.items) <= _MAX_PERMUTED:
-            return None
-        orders = itertools.permutations(point.items)
-        if found["cyclic"]:
-            orders = iter([point.items[start:] + point.items[:start] for start in range(len(point.items))])
-        every += [Items(order, "(", ")") for order in dict.fromkeys(orders)]
-    return Items(tuple(dict.fromkeys(every)))
+    return (
+        _family(plain, read)
+        or _with_constants(plain, read)
+        or _for_all(plain, read)
+        or _restricted(plain, read)
+    )
 
 
 def _family(plain: str, read: Callable[[str], Form]) -> Form | None:
     found = split_domain(plain)
-    if found is None or not re.search(rf"(?<![\\a-zA-Z]){found[1].letter}|\\[a-zA-Z]+\s+{found[1].letter}", found[0]):
+    if found is None or not re.search(
+        rf"(?<![\\a-zA-Z]){found[1].letter}|\\[a-zA-Z]+\s+{found[1].letter}", found[0]
+    ):
         return None
     (_, domain), form = found, read(found[0])
     if isinstance(form, Inequality) and form.sign == "!=" and form.variable not in (None, domain.letter):
@@ -184,7 +135,10 @@ def _point(items: Sequence[Form], parameter: str) -> Items | None:
     coordinates = {
         item.label: item.value
         for item in items
-        if isinstance(item, Equation) and item.label and is_variable(item.label) and _is_expression(item.value)
+        if isinstance(item, Equation)
+        and item.label
+        and is_variable(item.label)
+        and _is_expression(item.value)
     }
     if len(coordinates) < max(2, len(items)) or parameter in coordinates:
         return None
@@ -225,7 +179,9 @@ def _with_constants(plain: str, read: Callable[[str], Form]) -> Form | None:
     is_constant = bool(found["after"]) or found["kind"] in ("constant", "constants")
     if not (vector or is_constant or all(map(_USUAL.fullmatch, names))):
         return None
-    written = [part.expression for part in vector or (inner,) if isinstance(part, Quantity) and part.unit is None]
+    written = [
+        part.expression for part in vector or (inner,) if isinstance(part, Quantity) and part.unit is None
+    ]
     if len(written) != len(vector or (inner,)) or not all(
         any(re.search(rf"(?<![\\]){re.escape(name)}", text) for text in written) for name in names
     ):
@@ -239,12 +195,34 @@ def _with_constants(plain: str, read: Callable[[str], Form]) -> Form | None:
 def _for_all(plain: str, read: Callable[[str], Form]) -> Form | None:
     found = _FOR_ALL.match(plain)
     form = read(found["body"].strip()) if found else None
-    if found is not None and isinstance(form, (Inequality, Conditions)) and set_variable(form) == found["member"]:
+    if (
+        found is not None
+        and isinstance(form, (Inequality, Conditions))
+        and set_variable(form) == found["member"]
+    ):
         return form
     if found is None or not isinstance(form, Equation):
         return None
     function = function_and_argument(form.label) or base_and_letter(form.label)
     return form if function is not None and function[1] == (found["name"] or found["member"]) else None
+
+
+def _restricted(plain: str, read: Callable[[str], Form]) -> Form | None:
+    found = _RESTRICTED.match(plain)
+    if not found or "\\begin" in plain:
+        return None
+    value, condition = read(found["body"].strip()), read(found["condition"].strip())
+    if not isinstance(value, Equation) or not isinstance(condition, (Inequality, Conditions)):
+        return None
+    name = set_variable(condition)
+    is_curve = value.label is None or value.label == "y" or function_and_argument(value.label) is not None
+    if (
+        name is None
+        or not is_curve
+        or not re.search(rf"(?<![\\a-zA-Z]){name}(?![a-zA-Z])", value.left + " " + value.right)
+    ):
+        return None
+    return Restricted(value, condition)
 
 
 def congruence(text: str, read: Callable[[str], Form]) -> Form | None:

@@ -8,17 +8,19 @@ from fractions import Fraction
 from typing import Any
 
 from reward.tasks.math.agreement import NO_RENAMING, plus, same_value, times
+from reward.tasks.math.cleaning import without_blanks
 from reward.tasks.math.constants import same_antiderivatives
 from reward.tasks.math.exact import exact_value
-from reward.tasks.math.expressions import NotReadableError, parse
+from reward.tasks.math.expressions import NotReadableError, parse, with_braces
 from reward.tasks.math.forms import Quantity
 from reward.tasks.math.series import same_terms
-from reward.tasks.math.unit_names import Unit
+from reward.tasks.math.unit_names import Dimension, Unit
 from reward.tasks.math.values import NoValueError, names_of
+from reward.tasks.math.words import unwrapped
 
 _ANGLE = (("angle", 1),)
 _PERCENT = (("percent", 1),)
-_KELVIN = {
+_KELVIN: Mapping[Dimension, tuple[Fraction, Fraction]] = {
     (("temperature", 1),): (Fraction(1), Fraction(0)),
     (("temperature c", 1),): (Fraction(1), Fraction(27315, 100)),
     (("temperature f", 1),): (Fraction(5, 9), Fraction(45967, 180)),
@@ -31,6 +33,8 @@ _ANY_LOGARITHM = re.compile(r"(?<![a-zA-Z])\\?log(?![a-zA-Z])(?!\s*_)")
 
 def same_quantities(expected: Quantity, found: Quantity, renamed: Mapping[str, str] = NO_RENAMING) -> bool:
     """Return whether two quantities are equal. `renamed` has the names in the first of the unknowns of the second."""
+    if not renamed and expected.unit == found.unit and _as_written(expected) == _as_written(found):
+        return True
     try:
         left, right = parse(expected.expression), parse(found.expression)
         one, other = expected.unit, found.unit
@@ -50,9 +54,20 @@ def same_quantities(expected: Quantity, found: Quantity, renamed: Mapping[str, s
         if _same_expressions(left, right, renamed):
             return True
         logarithms = _natural(expected.expression, found.expression)
-        return logarithms is not None and _same_expressions(*map(parse, logarithms), renamed)
+        return logarithms is not None and _same_expressions(
+            parse(logarithms[0]), parse(logarithms[1]), renamed
+        )
     except (NotReadableError, NoValueError):
         return False
+
+
+def _as_written(quantity: Quantity) -> str:
+    """Return an expression that nothing reads without blanks and with all braces, so that `O(n^2)` is `O(n^{2})`."""
+    text = unwrapped(quantity.expression)
+    try:
+        return without_blanks(with_braces(text))
+    except NotReadableError:
+        return text
 
 
 def _natural(expected: str, found: str) -> tuple[str, str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -42,7 +42,9 @@ _RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-zA-Z])|<=|>=|!=|(?<![<>!])=|<|>")
 _SIGNS: dict[str, Sign] = {
     r"\le": "<=", r"\ge": ">=", r"\ne": "!=", "<=": "<=", ">=": ">=", "!=": "!=", "=": "=", "<": "<", ">": ">"
 }  # fmt: skip
-_MEMBER = re.compile(r"^\\?[a-zA-Z]+(?:_\{?\w+\}?)?\s*\\in(?![a-zA-Z])\s*(?=.)")
+_MEMBER = re.compile(
+    r"^(?:\\?[a-zA-Z]+(?:_\{?\w+\}?)?|\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])+\s*\))\s*\\in(?![a-zA-Z])\s*(?=.)"
+)
 _SET_BUILDER = re.compile(r"^([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?[|:]")
 
 
@@ -204,11 +206,25 @@ def _relation(text: str, read_part: _Reader) -> Form | None:
     if len(parts) == 1 or any(not part for part, _ in parts):
         return None
     sides, signs = [part for part, _ in parts], [_SIGNS[sign] for _, sign in parts[:-1]]
+    if (
+        signs == ["="]
+        and _PLUS_MINUS.search(text)
+        and (both := _two_equations(sides, text, read_part)) is not None
+    ):
+        return both
     if set(signs) == {"="}:
         return Equation(sides[0], sides[-1], label_of(sides[0]), read_part(sides[-1]))
     if len(signs) == 1:
         return inequality(sides[0], signs[0], sides[1], read_part)
     return between(sides, signs, read_part) if len(signs) == 2 else Unread(text)
+
+
+def _two_equations(sides: Sequence[str], text: str, read_part: _Reader) -> Form | None:
+    r"""Read `2x \pm y = 0` and `y = \pm 2x` as two curves. `x = \pm 2` has two values."""
+    left, right = sides
+    if not _PLUS_MINUS.search(left) and not (left == "y" and re.search(r"(?<![\\a-zA-Z])x", right)):
+        return None
+    return _alternatives(text, read_part)
 
 
 def _bracketed(text: str, read_part: _Reader) -> Form | None:

@@ -15,7 +15,9 @@ _DENOTES = re.compile(
     r"|(?:[a-z]\s*=\s*[A-Z]{2}(?:\s*(?:,|and|,\s*and)\s*)?)+)$"
 )
 _SAYS_MORE = re.compile(r"constant|integer|real|arbitrary|number|parameter|positive|natural|solution|root")
-_CONDITION = re.compile(rf"^(?P<mark>{_TEXT})(?:[A-Za-z][A-Za-z ,']*\s)?(?:if and only if|iff)\b\s*(?P<closed>\}}?)\s*(?=\S)")
+_CONDITION = re.compile(
+    rf"^(?P<mark>{_TEXT})(?:[A-Za-z][A-Za-z ,']*\s)?(?:if and only if|iff)\b\s*(?P<closed>\}}?)\s*(?=\S)"
+)
 _BOTH = re.compile(r"^(?:\\text\s*\{\s*both\s*\}|both\b)\s*(?=.*\band\b)")
 _POINT = re.compile(r"^(?:\\text\s*\{\s*point\s*\}|point)\s+(?=[A-Z]$)", re.IGNORECASE)
 _THAT_IS = re.compile(r"^(?:\\text\s*\{\s*)?all [A-Za-z\d ]+,?\s*\bi\.\s*e\.,?\s*\}?\s*(?=\S)", re.IGNORECASE)

@@ -31,11 +31,17 @@ def same_tuples(expected: TupleFamily, found: TupleFamily) -> bool:
 def _members(family: Family | TupleFamily) -> list[_Member]:
     """Return the members with their trees, none if one is not readable."""
     parts = (
-        family.members if isinstance(family, TupleFamily) else [Items((Quantity(each),)) for each in family.expressions]
+        family.members
+        if isinstance(family, TupleFamily)
+        else [Items((Quantity(each),)) for each in family.expressions]
     )
     try:
         return [
-            (part.opened, part.closed, [parse(item.expression) for item in part.items if isinstance(item, Quantity)])
+            (
+                part.opened,
+                part.closed,
+                [parse(item.expression) for item in part.items if isinstance(item, Quantity)],
+            )
             for part in parts
         ]
     except NotReadableError:
@@ -50,7 +56,11 @@ def _same(
     left = list(found)
     for opened, closed, trees in expected:
         for member in left:
-            if member[:2] == (opened, closed) and len(member[2]) == len(trees) and _is_same(trees, one, member[2], other):
+            if (
+                member[:2] == (opened, closed)
+                and len(member[2]) == len(trees)
+                and _is_same(trees, one, member[2], other)
+            ):
                 left.remove(member)
                 break
         else:
@@ -86,9 +96,12 @@ def _same_terms(
         names = names_of(a) - {first[0]}
         if names != names_of(b) - {other_first[0]}:
             return False
-        for step, place in zip(_COMPARED, places(names, len(_COMPARED)) if names else [()] * len(_COMPARED), strict=True):
+        for step, place in zip(
+            _COMPARED, places(names, len(_COMPARED)) if names else [()] * len(_COMPARED), strict=True
+        ):
             one, other = (
-                tuple(sorted((*place, (name, Fraction(start + step))))) for name, start in (first, other_first)
+                tuple(sorted((*place, (name, Fraction(start + step)))))
+                for name, start in (first, other_first)
             )
             if not agree(partial(_values, a, one, b, other)):
                 return False
@@ -130,7 +143,8 @@ def _same_lines(lines: list[tuple[Any, Any]], others: list[tuple[Any, Any]]) -> 
         shift = mp.nint((others[index][0] - lines[index][0]) / lines[index][1])
         return any(
             all(
-                is_like_zero(mp, start + shift * step - other_start) and is_like_zero(mp, direction * step - other_step)
+                is_like_zero(mp, start + shift * step - other_start)
+                and is_like_zero(mp, direction * step - other_step)
                 for (start, step), (other_start, other_step) in zip(lines, others, strict=True)
             )
             for direction in (1, -1)

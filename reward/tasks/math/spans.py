@@ -1,6 +1,6 @@
-"""Compare answers that are linear in arbitrary constants: general solutions, lines, spaces of vectors.
+r"""Compare answers that are linear in arbitrary constants: general solutions, lines, spaces of vectors.
 
-`C_1 e^x + C_2 e^{-x}` and `A\\cosh x + B\\sinh x` are the same functions in other words. An answer that is linear in
+`C_1 e^x + C_2 e^{-x}` and `A\cosh x + B\sinh x` are the same functions in other words. An answer that is linear in
 its constants is a starting function plus a space of functions, so two of them are the same if the spaces are, and the
 difference of the starting functions is in the space. Functions are compared by their values at several places.
 """
@@ -40,7 +40,12 @@ class Parts:
         found = []
         for tree in self.trees:
             place: Place = tuple(
-                (name, Fraction(constants[name]) if name in constants else unknowns[self.renamed.get(name, name)])
+                (
+                    name,
+                    Fraction(constants[name])
+                    if name in constants
+                    else unknowns[self.renamed.get(name, name)],
+                )
                 for name in sorted(names_of(tree))
             )
             found.append(numeric_value(tree, place, DIGITS[-1]))
@@ -59,7 +64,9 @@ def same_spans(expected: Parts, found: Parts, unknowns: frozenset[str]) -> bool 
 
     count = len(expected.constants) + len(found.constants) + _MORE_PLACES
     with mp.workdps(DIGITS[-1]):
-        own, other = (_columns(each, places(unknowns, count) if unknowns else [()]) for each in (expected, found))
+        own, other = (
+            _columns(each, places(unknowns, count) if unknowns else [()]) for each in (expected, found)
+        )
         if own is None or other is None:
             return None
         (start, space), (other_start, other_space) = own, other
@@ -78,11 +85,14 @@ def _columns(parts: Parts, at: Sequence[Place]) -> tuple[_Column, list[_Column]]
         return [value for place in at for value in parts.values(dict(place), constants)]
 
     start = column(nothing)
-    space = [[a - b for a, b in zip(column({**nothing, name: 1}), start, strict=True)] for name in parts.constants]
+    space = [
+        [a - b for a, b in zip(column({**nothing, name: 1}), start, strict=True)] for name in parts.constants
+    ]
     for factor in (2, -3):
         test = {name: factor + index for index, name in enumerate(parts.constants)}
         expected = [
-            begin + mp.fsum(test[name] * added[row] for name, added in zip(parts.constants, space, strict=True))
+            begin
+            + mp.fsum(test[name] * added[row] for name, added in zip(parts.constants, space, strict=True))
             for row, begin in enumerate(start)
         ]
         if not all(map(_is_same, expected, column(test))):

@@ -21,11 +21,11 @@ MAX_ARGUMENT_BITS = 5000
 """The largest size of the argument of a function such as the sine, which needs all digits of it."""
 MAX_WHOLE = 10**6
 """The largest argument of a factorial and of a binomial coefficient."""
-MAX_TERMS = 2000
+MAX_TERMS = 10_000
 """The largest number of terms in a sum or product."""
 
 _WHOLE_LETTERS = frozenset("kmnN")
-"""The letters that stand for whole numbers where a number is rounded: `\\lceil n/2\\rceil` is `\\lfloor (n+1)/2\\rfloor`."""
+"""The letters that stand for whole numbers where a number is rounded: ⌈n/2⌉ is ⌊(n+1)/2⌋, but ⌈x/2⌉ is not ⌊(x+1)/2⌋."""
 _LARGE = frozenset(("Abs", "UnevaluatedExpr", "conjugate", "im", "log", "re"))
 """The functions that take numbers of any size."""
 UNCOMPUTABLE = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)

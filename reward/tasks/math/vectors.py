@@ -42,7 +42,7 @@ def matrix(text: str, read: _Read) -> Form | None:
     found = _MATRIX.match(text)
     if not found:
         return None
-    rows = [row.split("&") for row in found[3].split("\\\\") if row.strip()]
+    rows = [row.split("&") for row in re.split(r"\\\\(?:\s*\[[^\[\]]*\])?", found[3]) if row.strip()]
     if sum(map(len, rows)) > MAX_ELEMENTS:
         raise NotReadableError(f"more than {MAX_ELEMENTS} elements")
     cells = [[without_group(cell.strip()) for cell in row] for row in rows]
@@ -80,7 +80,8 @@ def _times(factor: str, form: Form) -> Form:
     if not isinstance(form, Items):
         return form
     items = (
-        Quantity(rf"({factor}) \cdot ({item.expression})") if isinstance(item, Quantity) else item for item in form.items
+        Quantity(rf"({factor}) \cdot ({item.expression})") if isinstance(item, Quantity) else item
+        for item in form.items
     )
     return replace(form, items=tuple(items))
 
