@@ -3,8 +3,9 @@
     python benchmarks/math_verdicts.py            about twenty minutes on one core
     python benchmarks/math_verdicts.py --smoke    a few answers, to check that it works
 
-The corpus (`math_corpus/`) has pairs of a reference and a response with the correct verdict. Its second half was
-written separately and was not looked at while the comparison was written. Both halves are also given to `math-verify`
+The corpus (`math_corpus/`) has pairs of a reference and a response with the correct verdict. Two of its parts were
+written separately and were not looked at while the comparison was written, the later one by two authors who knew only
+the conventions in docs/rewards.md. All parts are also given to `math-verify`
 (parse and verify, with the same extraction of answers), which earlier versions used. The canary compares random answers
 of a grammar (`math_canary.py`) with references of all kinds. No answer may be correct for references that differ. The
 verdicts on the corpus are computed again in processes with different hash seeds.
@@ -34,7 +35,7 @@ from reward.tasks.math.answers import last_answer, reference_answer
 from reward.tasks.math.comparison import equal
 
 CORPUS = Path(__file__).parent / "math_corpus"
-HALVES = ("seen", "unseen")
+PARTS = ("seen", "unseen", "unseen_later")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Pair:
     correct: bool
 
 
-def pairs(half: str) -> list[Pair]:
-    lines = (CORPUS / f"{half}.jsonl").read_text(encoding="utf-8").splitlines()
+def pairs(part: str) -> list[Pair]:
+    lines = (CORPUS / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
     rows = map(json.loads, lines)
     return [Pair(row["reference"], row["response"], row["outcome"] == "correct") for row in rows]
 
@@ -68,10 +69,10 @@ def by_math_verify(pair: Pair) -> bool:
     return bool(verify(expected, found))
 
 
-def table(half: Iterable[Pair], verdict: Callable[[Pair], bool]) -> dict[str, Any]:
-    """Count the verdicts on one half of the corpus."""
+def table(part: Iterable[Pair], verdict: Callable[[Pair], bool]) -> dict[str, Any]:
+    """Count the verdicts on one part of the corpus."""
     slowest_s, count = 0.0, Counter[tuple[bool, bool]]()
-    for pair in half:
+    for pair in part:
         started = time.process_time()
         count[verdict(pair), pair.correct] += 1
         slowest_s = max(slowest_s, time.process_time() - started)
@@ -118,7 +119,7 @@ def digest(every: int) -> str:
     Args:
         every: Take each pair whose number is a multiple of this.
     """
-    taken = [pair for half in HALVES for pair in pairs(half)][::every]
+    taken = [pair for part in PARTS for pair in pairs(part)][::every]
     in_some_order = sorted(taken, key=lambda pair: hash(pair.response))
     verdicts = {(pair.reference, pair.response): is_correct(pair) for pair in in_some_order}
     return hashlib.sha256(repr(sorted(verdicts.items())).encode()).hexdigest()
@@ -157,8 +158,8 @@ def main() -> None:
         return
     every = 40 if arguments.smoke else arguments.every
     corpus = {
-        f"{name}, {half}": table(pairs(half)[::every], verdict)
-        for half in HALVES
+        f"{name}, {part}": table(pairs(part)[::every], verdict)
+        for part in PARTS
         for name, verdict in (("the task", is_correct), ("math-verify", by_math_verify))
     }
     print(json.dumps(corpus, indent=1), flush=True)

@@ -58,7 +58,7 @@ from reward.tasks.math.forms import (
 from reward.tasks.math.labels import base_and_index, function_and_argument, is_sum_or_series, is_variable
 from reward.tasks.math.piecewise import same_branches, same_functions
 from reward.tasks.math.proportion import proportion, same_inequalities
-from reward.tasks.math.quantity_comparison import same_quantities
+from reward.tasks.math.quantity_comparison import as_written, same_quantities
 from reward.tasks.math.reading import read
 from reward.tasks.math.real_sets import is_list_of_sets, is_surely_a_set, real_set, set_variable
 from reward.tasks.math.sequences import same_tuples
@@ -378,8 +378,6 @@ _RULES: dict[tuple[type, type], _Rule] = {
         for form in (Word, Clock, Date, Ratio, Based, Infinite, Quantity, Items, Matrix, Piecewise, *_SETS)
         for pair in ((Equation, form), (form, Equation))
     },
-    (Unread, Unread): lambda expected, found: (
-        re.sub(r"\s", "", expected.text) == re.sub(r"\s", "", found.text)
-    ),
+    (Unread, Unread): lambda expected, found: as_written(expected.text) == as_written(found.text),
 }
 """The rule for each pair of forms. Pairs that are missing are never equal."""

@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from reward.tasks.math.agreement import DIGITS, agree, same_value
+from reward.tasks.math.agreement import DIGITS, PLACES, agree, same_value
 from reward.tasks.math.expressions import NotReadableError, parse
 from reward.tasks.math.forms import Declared, Equation, Form, Quantity
 from reward.tasks.math.labels import function_and_argument
@@ -106,7 +106,7 @@ def same_general_solutions(expected: Equation, found: Equation) -> bool:
     if one is None or other is None:
         return False
     implicit = frozenset(name for name in one.names if _UNDECLARED.match(name))
-    return bool(implicit) and one.names != other.names and _same(replace(one, declared=implicit), other)
+    return bool(implicit) and _same(replace(one, declared=implicit), other)
 
 
 @dataclass(frozen=True)
@@ -190,11 +190,42 @@ def _same_for_all(
     if same is not None or len(own) != len(others):
         return bool(same)
     return any(
-        all(
-            same_value(tree, other, {**renamed, **dict(zip(sorted(others), order, strict=True))})
-            for tree, other in zip(trees, other_trees, strict=True)
+        _same_renamed(
+            trees, other_trees, unknowns, dict(zip(sorted(others), order, strict=True)), signs, renamed
         )
         for order in itertools.permutations(sorted(own))
+        for signs in itertools.product((1, -1), repeat=len(own))
+    )
+
+
+def _same_renamed(
+    trees: Sequence[Any],
+    other_trees: Sequence[Any],
+    unknowns: frozenset[str],
+    constants: Mapping[str, str],
+    signs: Sequence[int],
+    renamed: Mapping[str, str],
+) -> bool:
+    """Compare two answers with the constants of the second one named, or the negatives of those, as in the first."""
+    sign_of = dict(zip(sorted(constants), signs, strict=True))
+
+    def both(a: Any, b: Any, place: Place, digits: int) -> tuple[Any, Any]:
+        values = dict(place)
+        other_place = tuple(
+            (
+                name,
+                sign_of[name] * values[constants[name]]
+                if name in constants
+                else values[renamed.get(name, name)],
+            )
+            for name in sorted(names_of(b))
+        )
+        return numeric_value(a, place, digits), numeric_value(b, other_place, digits)
+
+    return all(
+        agree(partial(both, a, b, place))
+        for a, b in zip(trees, other_trees, strict=True)
+        for place in places(unknowns | frozenset(constants.values()), PLACES)
     )
 
 

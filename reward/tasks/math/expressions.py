@@ -35,6 +35,14 @@ _TWO_NUMBERS = re.compile(r"\d\s+[\d.]")
 _PRODUCT = re.compile(r"(?<=[\d)}!])\s*(?=\\frac|\\binom|\(|\\sqrt)")
 
 
+_VALUES = (  # what `latex2sympy` takes for products and repeated factorials
+    (re.compile(r"\\zeta\s*\(2\)"), r"(\\frac{\\pi^{2}}{6})"),
+    (re.compile(r"\\zeta\s*\(4\)"), r"(\\frac{\\pi^{4}}{90})"),
+    (re.compile(r"\(2([a-z])\)\s*!\s*!"), r"(2^{\1} \\cdot (\1)!)"),
+    (re.compile(r"\(2([a-z])-1\)\s*!\s*!"), r"(\\frac{(2\1)!}{2^{\1} \\cdot (\1)!})"),
+)
+
+
 class NotReadableError(ValueError):
     """A text is no expression, or one that is too large to be read."""
 
@@ -85,6 +93,8 @@ def explicit(text: str) -> str:
     text = re.sub(
         r"(?<![\\a-zA-Z])([A-Za-z])\(0\)", r"\1_{0}", text
     )  # a value at the start, no product with 0
+    for pattern, value in _VALUES:
+        text = pattern.sub(value, text)
     text = text.replace("**", "^")
     text = _PLAIN.sub(lambda found: "\\infty " if found[1] == "infinity" else f"\\{found[1]} ", text)
     text = re.sub(r"\\lg(?![a-zA-Z])", r"\\log_{10}", text)

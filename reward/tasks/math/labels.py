@@ -14,7 +14,7 @@ _LABEL = re.compile(
     r"|[a-zA-Z](?::[a-zA-Z])+"  # a:b
     r"|\\(?:nabla|Delta)\s*[a-zA-Z](?:\([^()=]*\))?|[PE]\s*\([^()]*\)"  # \nabla f, P(X=3)
     r"|\\complement_?\s*\{?[A-Z]\}?\s*[A-Z]"
-    r"|\\[a-zA-Z]+|\\lambda_\{?\w+\}?|\\(?:vec|hat|bar|overrightarrow)\s*\{?\w+\}?"  # \theta, \lambda_1, \vec{v}
+    r"|\\[a-zA-Z]+|\\lambda_\{?\w+\}?|\\(?:vec|hat|bar|tilde|overrightarrow)\s*\{?\\?\w+\s*\}?"  # \theta, \vec{v}
     r"|[a-zA-Z]'*(?:_\{?\w+\}?)?(?:\^\{?-1\}?)?\s*\([^()=]*\)"  # f(x), P(A \cup B)
     rf"|\\?(?:{_OPERATORS})(?![a-zA-Z])\s*(?:\(\s*)?[A-Z](?:_\{{?\w+\}}?)?'?(?:\s*\))?"  # \det A, rank(A)
     rf"|{_SETS}|pH|pOH"  # A \cup B

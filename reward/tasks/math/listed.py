@@ -13,6 +13,7 @@ _WORDS = re.compile(
     r"(?:(?P<after>positive|non-?negative|natural)\s+)?(?:integers|numbers|whole numbers)(?:\s+[a-z])?$",
     re.IGNORECASE,
 )
+_SQUARES = re.compile(r"^(?:all\s+)?(positive\s+)?perfect squares(\s+[a-z]\s*\\ge\s*1)?$", re.IGNORECASE)
 _PERMUTED = re.compile(
     r"^(?P<body>.+?)[,;]?\s*(?:\(?\s*(?:in (?:any|some) order|up to (?:order|permutations?))\)?"
     r"|(?:and|or|with|plus)\s+(?:(?:all|any|their|its|the|of)\s+)*(?P<cyclic>cyclic\s+)?permutations?(?:\s+thereof)?)$"
@@ -43,8 +44,10 @@ def whole_numbers(plain: str, read: Callable[[str], Form]) -> Items | None:
     return Items(tuple(Quantity(str(number)) for number in range(low, high + 1)), "\\{", "\\}")
 
 
-def odd_or_even(plain: str) -> Family | None:
-    """Return `all odd positive integers` as a family."""
+def numbers_in_words(plain: str) -> Family | None:
+    """Return `all odd positive integers` and `all perfect squares` as families."""
+    if squares := _SQUARES.match(plain):
+        return Family(None, "n", ("n^2",), frozenset({1} if squares[1] or squares[2] else {0, 1}))
     words = _WORDS.match(plain)
     if not words:
         return None

@@ -27,7 +27,7 @@ from reward.tasks.math.forms import (
     Union,
 )
 from reward.tasks.math.labels import base_and_letter, function_and_argument, is_variable
-from reward.tasks.math.listed import odd_or_even, permutations, whole_numbers
+from reward.tasks.math.listed import numbers_in_words, permutations, whole_numbers
 from reward.tasks.math.real_sets import set_variable
 from reward.tasks.math.unit_names import DEGREE
 from reward.tasks.math.vectors import coordinates
@@ -64,7 +64,7 @@ def qualified(text: str, read: Callable[[str], Form]) -> Form | None:
     if "\\equiv" in text or "mod" in text:
         return congruence(text, read)
     plain = unwrapped(text)
-    if (listed := odd_or_even(plain) or permutations(plain, read)) is not None:
+    if (listed := numbers_in_words(plain) or permutations(plain, read)) is not None:
         return listed
     if len(plain) > 400 or not re.search(
         r"\\in|\\forall|\\ge|>|\\ne|integer|number|constant|real|arbitrary|for (?:all|every|each|any)|\\ldots",
@@ -102,11 +102,17 @@ def _family(plain: str, read: Callable[[str], Form]) -> Form | None:
         tuples = _tuples(form, domain.letter)
         return TupleFamily(domain.letter, tuples, domain.least) if tuples else None
     variable, expressions = members
-    if variable is not None and (
-        not is_variable(variable) or variable == domain.letter or f"_{domain.letter}" in variable
-    ):
+    if variable is not None and not _is_unknown(variable, domain.letter):
         return None
     return Family(variable, domain.letter, expressions, domain.least)
+
+
+def _is_unknown(label: str, parameter: str) -> bool:
+    """Return whether a label is that of what has the values of a family: `x`, or `P(x)`, but not `a_n`."""
+    function = function_and_argument(label)
+    if function is not None:
+        return parameter not in function
+    return is_variable(label) and label != parameter and f"_{parameter}" not in label
 
 
 def _tuples(form: Form, parameter: str) -> tuple[Items, ...]:

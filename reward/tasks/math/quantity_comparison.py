@@ -63,7 +63,15 @@ def same_quantities(expected: Quantity, found: Quantity, renamed: Mapping[str, s
 
 def _as_written(quantity: Quantity) -> str:
     """Return an expression that nothing reads without blanks and with all braces, so that `O(n^2)` is `O(n^{2})`."""
-    text = unwrapped(quantity.expression)
+    return as_written(quantity.expression)
+
+
+def as_written(text: str) -> str:
+    """Return a text without blanks and with all braces. The index of its one sum has a name of its own."""
+    text = unwrapped(text)
+    indices = re.findall(r"\\(?:sum|prod)\s*_\s*\{?\s*([a-z])\s*=", text)
+    if len(indices) == 1:
+        text = re.sub(rf"(?<![\\a-zA-Z]){indices[0]}(?![a-zA-Z])", r"\\iota ", text)
     try:
         return without_blanks(with_braces(text))
     except NotReadableError:

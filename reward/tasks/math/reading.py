@@ -36,6 +36,7 @@ _SEPARATOR = re.compile(
     r",?\s*\\text\s*\{\s*,?\s*(?:and|or)\s*\}\s*|,?\s+(?:and|or)\s+|,?\s*\\(?:land|lor|wedge|vee)(?![a-zA-Z])|[,;]"
 )
 _ALTERNATIVE = re.compile(r",?\s*\\text\s*\{\s*,?\s*or\s*\}\s*|,?\s+or\s+|,?\s*\\(?:lor|vee)(?![a-zA-Z])|;")
+_POINTS_BUILDER = re.compile(r"^\(\s*([a-z](?:\s*,\s*[a-z])+)\s*\)\s*[|:](.+)$")
 _PLUS_MINUS = re.compile(r"\\[pm][pm](?![a-zA-Z])")
 _UNION = re.compile(r"\\cup(?![a-zA-Z])")
 _RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-zA-Z])|<=|>=|!=|(?<![<>!])=|<|>")
@@ -231,6 +232,8 @@ def _bracketed(text: str, read_part: _Reader) -> Form | None:
     for opened, closed in (("\\{", "\\}"), ("\\langle", "\\rangle")):
         if text.startswith(opened) and text.endswith(closed) and text.find(closed) == len(text) - len(closed):
             content = text[len(opened) : -len(closed)].strip()
+            if (points := _points(content, read_part)) is not None:
+                return points
             if condition := _SET_BUILDER.match(content):
                 inner = read_part(content[condition.end() :].strip())
                 return Union((inner,)) if is_surely_a_set(inner) else inner
@@ -246,6 +249,19 @@ def _bracketed(text: str, read_part: _Reader) -> Form | None:
     if isinstance(inner, Items) and not inner.opened:
         return Items(inner.items, text[0], text[-1])
     return inner
+
+
+def _points(content: str, read_part: _Reader) -> Form | None:
+    r"""Read `(x, y) | x=1, y=2` in braces as the set of this point."""
+    found = _POINTS_BUILDER.match(content)
+    form = read_part(found[2].strip()) if found else None
+    if found is None or not isinstance(form, Items) or form.opened:
+        return None
+    values = {item.label: item.value for item in form.items if isinstance(item, Equation)}
+    names = re.split(r"\s*,\s*", found[1])
+    if sorted(names) != sorted(filter(None, values)) or len(form.items) != len(names):
+        return None
+    return Items((Items(tuple(values[name] for name in names), "(", ")"),), "\\{", "\\}")
 
 
 def _points_with_signs(text: str, read_part: _Reader) -> Form | None:

@@ -25,7 +25,7 @@ MAX_TERMS = 10_000
 """The largest number of terms in a sum or product."""
 
 _WHOLE_LETTERS = frozenset("kmnN")
-"""The letters that stand for whole numbers where a number is rounded: ⌈n/2⌉ is ⌊(n+1)/2⌋, but ⌈x/2⌉ is not ⌊(x+1)/2⌋."""
+"""Letters of whole numbers where one is rounded: ⌈n/2⌉ is ⌊(n+1)/2⌋, but ⌈x/2⌉ is not ⌊(x+1)/2⌋."""
 _LARGE = frozenset(("Abs", "UnevaluatedExpr", "conjugate", "im", "log", "re"))
 """The functions that take numbers of any size."""
 UNCOMPUTABLE = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
