@@ -164,8 +164,10 @@ class ObjectiveConfig(Section):
     """The ratio is clipped below 1 - clip_low. Not available for `sapo`, which does not clip."""
     clip_high: Positive | None = None
     """The ratio is clipped above 1 + clip_high. Not available for `sapo`."""
-    advantage_scaling: Literal["group", "batch", "none"] | None = None
-    """The standard deviation by which advantages are divided: that of the `group`, that of the `batch`, or `none`."""
+    advantage_scaling: Literal["group", "batch", "whole_batch", "mean", "leave_one_out", "none"] | None = None
+    """The divisor of the difference between a reward and the mean of its group: the standard deviation of the `group`,
+    of the `batch` (without the groups that have no reward variance) or of the `whole_batch`; the `mean` of the group;
+    1 - 1 / G (`leave_one_out`); or 1 (`none`)."""
     importance_cap: Annotated[float, Field(ge=1, le=MAX_NUMBER)] | None = None
     """The upper limit of the detached weight min(π_old / μ, cap), which corrects for stale or imprecise sampling.
     Null turns the correction off."""

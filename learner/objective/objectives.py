@@ -23,8 +23,8 @@ from cluster.core.config import ObjectiveConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-Scaling = Literal["group", "batch", "none"]
-"""The standard deviation that advantages are divided by."""
+Scaling = Literal["group", "batch", "whole_batch", "mean", "leave_one_out", "none"]
+"""The factor between R_i − R̄ of a group and the advantage. `training_batch.group_advantages` has the formulas."""
 
 # --- Surrogates: pure functions of one micro-batch of tensors.
 

@@ -24,7 +24,8 @@ LARGE_REWARD = 1e100
 """Rewards above this magnitude are divided by the largest one before they are averaged and squared, because the squares
 of larger numbers may overflow."""
 LARGEST_ADVANTAGE = 1e20
-"""The limit of an advantage that is not scaled. The learner computes in float32, where a larger one could overflow."""
+"""The limit of an advantage that is not divided by a statistic of the rewards. The learner computes in float32, where a
+larger one could overflow."""
 
 
 def _rewards(verdicts: Sequence[Verdict]) -> list[float]:
@@ -94,42 +95,59 @@ def build_training_batch(
 
 
 def group_advantages(rewards: np.ndarray, valid: np.ndarray, scaling: Scaling = "group") -> np.ndarray:
-    """Return A_i = (R_i − mean_g) / (std_g + 1e-4), with the Bessel-corrected standard deviation.
+    """Return A_i = c (R_i − R̄) with the mean R̄ of the group's n valid rewards, and the factor c of the scaling:
+
+        group           1 / (std + 1e-4), with the standard deviation of the group's rewards
+        batch           1 / (std + 1e-4), with that of all R_i − R̄ of the groups with reward variance (ours)
+        whole_batch     1 / (std + 1e-4), with that of all R_i − R̄ of the batch (REINFORCE++, arXiv 2501.03262)
+        mean            1 / R̄, and 0 unless R̄ > 0 (MaxRL, arXiv 2602.02710)
+        leave_one_out   n / (n − 1), so that A_i is R_i minus the mean of the others (RLOO, arXiv 2402.14740)
+        none            1
+
+    Standard deviations are Bessel-corrected. Over a batch the mean of R_i − R̄ is 0, so nothing else is subtracted.
 
     A group whose valid rewards are all equal gets exactly 0. Equality is tested by max == min, because subtracting the
     mean of sixteen times 0.1 from 0.1 leaves a rounding error that the small denominator would amplify.
+
+    MaxRL is defined for rewards of 0 and 1. Ours for others: its advantages are limited to ±(n − 1), which rewards that
+    are not negative never exceed, and a group with R̄ < 0 gets 0 because the division would turn its signs around.
 
     Args:
         rewards: float [P, G].
         valid: bool [P, G]. False for responses whose verifier failed: they are left out of the group's statistics and
             get 0 (ours).
-        scaling: "group" divides by the group's standard deviation, "batch" by that of all centered valid rewards of
-            the groups with reward variance, "none" does not divide.
+        scaling: the name of the factor.
 
     Returns:
         float64 [P, G].
     """
     valid = np.asarray(valid, dtype=bool)
     rewards = np.where(valid, np.asarray(rewards, dtype=np.float64), 0.0)
-    unit = _unit(rewards, axis=None if scaling == "batch" else 1)
+    unit = _unit(rewards, axis=None if scaling in ("batch", "whole_batch") else 1)
     rewards = rewards / unit
     ma: Any = np.ma  # numpy does not annotate masked arrays
     masked = ma.masked_array(rewards, mask=~valid)
-    varied: np.ndarray = (masked.max(axis=1) != masked.min(axis=1)).filled(False)
-    centered = np.where(varied[:, None], (masked - masked.mean(axis=1, keepdims=True)).filled(0.0), 0.0)
+    varied: np.ndarray = (masked.max(axis=1) != masked.min(axis=1)).filled(False)[:, None]
+    means: np.ndarray = masked.mean(axis=1, keepdims=True).filled(0.0)
+    centered = np.where(varied & valid, rewards - means, 0.0)
     # A response at its group's mean has advantage 0; the subtraction may leave a rounding error of either sign.
-    centered[np.abs(centered) <= 1e-14 * np.abs(rewards).max(axis=1, keepdims=True)] = 0.0
-    if scaling == "none" or not varied.any():
+    centered[np.abs(centered) <= _rounding(rewards)] = 0.0
+    others = np.maximum(valid.sum(axis=1, keepdims=True) - 1, 1)
+    if scaling == "mean":
+        divisors = np.where(means > _rounding(rewards), means, np.inf)
+        relative: np.ndarray = np.clip(centered / divisors, -others, others)
+        return relative
+    if scaling in ("leave_one_out", "none"):
+        factor = 1 + 1 / others if scaling == "leave_one_out" else 1.0
         with np.errstate(over="ignore"):  # to infinity, and from there to the limit
-            limited: np.ndarray = np.clip(centered * unit, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
+            limited: np.ndarray = np.clip(centered * factor * unit, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
         return limited
-    deviation: np.ndarray
     if scaling == "group":
-        deviation = masked.std(axis=1, ddof=1, keepdims=True).filled(0.0)
+        variances = np.square(centered).sum(axis=1, keepdims=True) / others
     else:
-        used = centered[varied][~ma.getmaskarray(masked)[varied]]
-        deviation = np.sqrt(np.square(used).sum() / max(used.size - 1, 1))
-    scaled: np.ndarray = centered / (deviation + STD_EPSILON / unit)
+        used = centered[valid & varied if scaling == "batch" else valid]
+        variances = np.square(used).sum() / max(used.size - 1, 1)
+    scaled: np.ndarray = centered / (np.sqrt(variances) + STD_EPSILON / unit)
     return scaled
 
 
@@ -138,6 +156,12 @@ def _unit(rewards: np.ndarray, axis: int | None) -> np.ndarray:
     shape broadcasts to that of `rewards`."""
     largest: np.ndarray = np.abs(rewards).max(axis=axis, keepdims=True)
     return np.where(largest > LARGE_REWARD, largest, 1.0)
+
+
+def _rounding(rewards: np.ndarray) -> np.ndarray:
+    """Return the magnitude [P, 1] below which a mean of a group's rewards, or a difference from it, counts as 0."""
+    limits: np.ndarray = 1e-14 * np.abs(rewards).max(axis=1, keepdims=True)
+    return limits
 
 
 def overlong_penalties(lengths: np.ndarray, max_tokens: int, penalized_tokens: int) -> np.ndarray:

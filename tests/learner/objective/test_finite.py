@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cluster.core.config import ObjectiveConfig
 from learner.objective.loss import PolicyLogprobs, policy_loss
-from learner.objective.objectives import LOG_RATIO_LIMIT, OBJECTIVES
+from learner.objective.objectives import LOG_RATIO_LIMIT, OBJECTIVES, Scaling
 from learner.objective.training_batch import LARGEST_ADVANTAGE, group_advantages
 
 FAR = st.floats(-1e4, 1e4)
@@ -71,7 +71,7 @@ def test_a_ratio_beyond_the_limit_is_clipped_like_one_within(name: str) -> None:
     assert torch.allclose(within, beyond, atol=1e-6)
 
 
-@pytest.mark.parametrize("scaling", ["group", "batch", "none"])
+@pytest.mark.parametrize("scaling", get_args(Scaling))
 @given(
     st.integers(2, 5).flatmap(
         lambda size: st.lists(
