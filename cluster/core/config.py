@@ -155,11 +155,11 @@ class ObjectiveConfig(Section):
     """The objective. `dapo` is the loss of DAPO; the rest of the method is rollout.dynamic_sampling_limit and
     overlong_tokens."""
     alpha: Fraction = 1.0
-    """The weight of negative advantages; used by `hpo` alone. 1 is the token mean over all responses, 0 learns from
-    correct responses alone."""
+    """The weight of negative advantages; used by `hpo` and `hpo_dual_clip` alone. 1 is the token mean over all
+    responses, 0 learns from correct responses alone."""
     alpha_min: Fraction = 0.1
-    """The lower bound of the adaptive weight; used by `a_hpo` alone. The default is our own, because the paper's
-    value is not known."""
+    """The lower bound of the adaptive weight; used by `a_hpo` and `a_hpo_dual_clip` alone. The default is our own,
+    because the paper's value is not known."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The ratio is clipped below 1 - clip_low. Not available for `sapo`, which does not clip."""
     clip_high: Positive | None = None

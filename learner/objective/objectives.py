@@ -32,6 +32,9 @@ LOG_RATIO_LIMIT = 20.0
 """The largest log-ratio that is exponentiated (ours). Larger ones count as this one, with a gradient of 0. Without a
 limit, a ratio that overflows to infinity gets NaN as its gradient even where it is clipped: 0 × inf."""
 
+DUAL_CLIP = 3.0
+"""Dual clip's c > 1, the largest ratio that counts for a negative advantage (arXiv 1912.09729)."""
+
 POSITIVE_TEMPERATURE, NEGATIVE_TEMPERATURE = 1.0, 1.05
 """SAPO's τ for positive and for negative advantages: the gate of a negative advantage closes sooner."""
 
@@ -76,6 +79,22 @@ def token_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
     return _pessimistic(ratio_of(tokens.log_ratio_BT), tokens.advantages_B1, clip_low, clip_high)
 
 
+def dual_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
+    """Return max(min(r A, clip(r) A), 3 A) for A < 0, and min(r A, clip(r) A) otherwise, with the ratio of each token.
+
+    Without the bound the surrogate of a negative advantage is unlimited: r A falls with r, and the clip acts only on
+    small ratios. Above r = 3 its gradient is 0."""
+    clipped = token_clip(tokens, clip_low, clip_high)
+    advantages = tokens.advantages_B1
+    is_negative = advantages < 0
+    bounded_BT = clipped.values_BT.maximum(DUAL_CLIP * advantages)
+    return replace(
+        clipped,
+        values_BT=bounded_BT.where(is_negative, clipped.values_BT),
+        clipped_high_BT=clipped.clipped_high_BT | ((clipped.ratio_BT > DUAL_CLIP) & is_negative),
+    )
+
+
 def sequence_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
     """Return min(s A, clip(s) A) with s_i = exp(mean_t log r_it). Each token of a response has the response's value, so
     that the scale 1 / (N |τ_i|) adds up to 1 / N over the response."""
@@ -83,6 +102,15 @@ def sequence_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogat
     ratio_B1 = ratio_of(tokens.log_ratio_BT.sum(dim=1, keepdim=True) / length_B1)
     ratio_BT = ratio_B1.expand_as(tokens.log_ratio_BT)
     return _pessimistic(ratio_BT, tokens.advantages_B1, clip_low, clip_high)
+
+
+def response_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
+    """Return min(s A, clip(s) A) / |τ_i| with s_i = exp(Σ_t log r_it), the ratio of the probabilities of the whole
+    response. Its tokens have equal parts of its value, so that the scale 1 / N adds up to 1 / N over the response."""
+    length_B1 = tokens.mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
+    ratio_BT = ratio_of(tokens.log_ratio_BT.sum(dim=1, keepdim=True)).expand_as(tokens.log_ratio_BT)
+    clipped = _pessimistic(ratio_BT, tokens.advantages_B1, clip_low, clip_high)
+    return replace(clipped, values_BT=clipped.values_BT / length_B1)
 
 
 def _pessimistic(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Surrogate:
@@ -133,6 +161,11 @@ def mean_of_means(lengths: np.ndarray, max_response_tokens: int) -> np.ndarray:
     """Return 1 / (N |τ_i|): the mean over responses of the mean over tokens."""
     factors: np.ndarray = 1.0 / (lengths.size * np.maximum(lengths, 1))
     return factors
+
+
+def mean_of_sums(lengths: np.ndarray, max_response_tokens: int) -> np.ndarray:
+    """Return 1 / N: the mean over responses of the sum over tokens."""
+    return np.full(lengths.shape, 1.0 / lengths.size)
 
 
 def mean_over_tokens(lengths: np.ndarray, max_response_tokens: int) -> np.ndarray:
@@ -221,14 +254,14 @@ class Objective:
         """True if the setting `alpha_min` has an effect."""
         return self.alpha_rule is adaptive
 
-    @property
-    def is_grpo_on_policy(self) -> bool:
-        """True if the gradient at r = 1 is GRPO's. Every surrogate has the slope A there, so only scale, α and the
-        scaling of advantages make a difference."""
-        return (self.scale_rule, self.alpha_rule, self.advantage_scaling) == (
-            mean_of_means,
-            no_hysteresis,
-            "group",
+    def on_policy_gradient(self, config: ObjectiveConfig) -> tuple[ScaleRule, AlphaRule, Scaling]:
+        """Return what the gradient at r = 1 depends on; it is the same for two objectives if this is equal. Every
+        surrogate has the slope A there, so only scale, α and the scaling of advantages make a difference."""
+        has_no_hysteresis = self.uses_alpha and config.alpha == 1
+        return (
+            self.scale_rule,
+            no_hysteresis if has_no_hysteresis else self.alpha_rule,
+            self.advantage_scaling,
         )
 
 
@@ -241,6 +274,12 @@ OBJECTIVES: dict[str, Objective] = {
     "cispo": Objective(detached_weight, mean_over_tokens, clip_low=UNBOUNDED_LOW, clip_high=4.0),
     "hpo": Objective(token_clip, mean_over_tokens, fixed),
     "a_hpo": Objective(token_clip, mean_over_tokens, adaptive),
+    "maxrl": Objective(token_clip, mean_over_tokens, advantage_scaling="mean"),
+    "rloo": Objective(response_clip, mean_of_sums, advantage_scaling="leave_one_out"),
+    "reinforce_pp": Objective(token_clip, mean_over_tokens, advantage_scaling="whole_batch"),
+    "grpo_dual_clip": Objective(dual_clip, mean_of_means),
+    "hpo_dual_clip": Objective(dual_clip, mean_over_tokens, fixed),
+    "a_hpo_dual_clip": Objective(dual_clip, mean_over_tokens, adaptive),
 }
 """All objectives by the name that `objective.name` selects."""
 

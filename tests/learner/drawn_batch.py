@@ -34,6 +34,14 @@ class Drawn:
     """(R − mean) / (std + 1e-4) of its group."""
     centered: float
     """R − mean of its group."""
+    reward: float
+    of_group: tuple[float, ...]
+    """The rewards of its group, with its own."""
+
+    @property
+    def over_others(self) -> float:
+        """R − mean of the other responses of its group."""
+        return self.reward - (sum(self.of_group) - self.reward) / (len(self.of_group) - 1)
 
     def __len__(self) -> int:
         return len(self.new)
@@ -121,11 +129,12 @@ class DrawnBatch:
         for group in self.groups:
             rewards = torch.tensor([verdict.reward for verdict in group.verdicts], dtype=torch.float64)
             centered = rewards - rewards.mean()
-            for response, value in zip(group.responses, centered.tolist(), strict=True):
+            of_group = tuple(rewards.tolist())
+            for response, reward, value in zip(group.responses, of_group, centered.tolist(), strict=True):
                 i = int(response.token_ids[0])
                 advantage = value / (rewards.std().item() + 1e-4)
                 policies = (self.new[i], self.old[i], self.sampler[i], self.reference[i], self.entropy[i])
-                found.append(Drawn(*policies, advantage, value))
+                found.append(Drawn(*policies, advantage, value, reward, of_group))
         return found
 
 

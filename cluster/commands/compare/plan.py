@@ -210,18 +210,24 @@ def _keys(settings: Sequence[str]) -> list[str]:
     return [setting.partition("=")[0] for setting in settings]
 
 
-def same_gradient(comparison: Comparison) -> list[str]:
-    """Return the variants whose gradients are equal at every step by theory, so that they differ only by noise.
+def same_gradient(comparison: Comparison) -> list[list[str]]:
+    """Return the groups of variants whose gradients are equal at every step by theory, so that they differ only by
+    noise.
 
-    At ratio 1 (on-policy, one optimizer step per batch) GRPO, GSPO and SAPO have the same gradient
-    (docs/objectives.md).
+    At ratio 1 (on-policy, one optimizer step per batch) the surrogate makes no difference (docs/objectives.md). The
+    variants of a group have equal settings apart from the objective.
     """
-    equal = [
-        run.variant
-        for run in comparison.runs
-        if run.seed == comparison.seeds[0]
-        and resolve(run.config.objective).is_grpo_on_policy
-        and run.config.rollout.max_staleness == 0
-        and run.config.optimizer_steps_per_batch == 1
-    ]
-    return equal if len(equal) > 1 else []
+    groups: dict[object, list[str]] = {}
+    for run in comparison.runs:
+        config, objective = run.config, run.config.objective
+        if (
+            run.seed == comparison.seeds[0]
+            and config.rollout.max_staleness == 0
+            and config.optimizer_steps_per_batch == 1
+            and objective.importance_cap is None  # a weight acts on all tokens of the ratio
+        ):
+            without = {"name": "", "clip_low": None, "clip_high": None, "advantage_scaling": None}
+            rest = config.model_copy(update={"name": "", "objective": objective.model_copy(update=without)})
+            key = (resolve(objective).on_policy_gradient(objective), rest.model_dump_json())
+            groups.setdefault(key, []).append(run.variant)
+    return [variants for variants in groups.values() if len(variants) > 1]

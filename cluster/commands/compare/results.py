@@ -131,11 +131,11 @@ def notes(results: Results) -> list[str]:
     found = (
         [f"Not finished and therefore not included: {', '.join(results.missing)}."] if results.missing else []
     )
-    if equal := same_gradient(results.comparison):
-        found.append(
-            f"{', '.join(equal)} have the same gradient here (on-policy, one optimizer step per batch): any difference "
-            "between them is due to chance."
-        )
+    found += [
+        f"{', '.join(equal)} have the same gradient here (on-policy, one optimizer step per batch): any difference "
+        "between them is due to chance."
+        for equal in same_gradient(results.comparison)
+    ]
     return found
 
 

@@ -1,7 +1,8 @@
-"""Each objective against its formula written out, the clips by hand, and the laws that connect the objectives."""
+"""Each objective against its formula written out, and the laws that connect the objectives."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from cluster.configuration.objective_checks import check_objective
 from cluster.core.config import ObjectiveConfig, RunConfig
-from learner.objective.loss import PolicyLogprobs, policy_loss
 from learner.objective.objectives import OBJECTIVES, Objective, Surrogate, Tokens
 from tests.learner.drawn_batch import MAX_TOKENS, Drawn, DrawnBatch, assert_same_loss
 
@@ -79,10 +79,12 @@ def cispo(batch: list[Drawn]) -> Tensor:
     return -total(terms) / count_tokens(batch)
 
 
-def hysteretic(batch: list[Drawn], alpha: float) -> Tensor:
+def hysteretic(
+    batch: list[Drawn], alpha: float, surrogate: Callable[[Tensor, float], Tensor] = clipped
+) -> Tensor:
     """(1/N) Σ_i (1/L̄) Σ_t, with the mean length L̄."""
     mean_length = count_tokens(batch) / len(batch)
-    terms = [clipped(ratios(r), r.advantage if r.advantage >= 0 else alpha * r.advantage) for r in batch]
+    terms = [surrogate(ratios(r), r.advantage if r.advantage >= 0 else alpha * r.advantage) for r in batch]
     return -total([term / mean_length for term in terms]) / len(batch)
 
 
@@ -100,6 +102,49 @@ def a_hpo(batch: list[Drawn]) -> Tensor:
     return hysteretic(batch, adaptive_alpha(batch))
 
 
+def maxrl_advantage(r: Drawn) -> float:
+    mean = sum(r.of_group) / len(r.of_group)
+    return (r.reward - mean) / mean if mean > 0 else 0.0
+
+
+def maxrl(batch: list[Drawn]) -> Tensor:
+    return -total([clipped(ratios(r), maxrl_advantage(r)) for r in batch]) / count_tokens(batch)
+
+
+def rloo(batch: list[Drawn]) -> Tensor:
+    return -torch.stack([clipped(torch.exp(r.new.sum() - r.old.sum()), r.over_others) for r in batch]).mean()
+
+
+def whitened(batch: list[Drawn]) -> list[float]:
+    """The centered rewards, normalized by mean and standard deviation of them all."""
+    centered = torch.tensor([r.centered for r in batch], dtype=torch.float64)
+    found: list[float] = ((centered - centered.mean()) / (centered.std() + 1e-4)).tolist()
+    return found
+
+
+def reinforce_pp(batch: list[Drawn]) -> Tensor:
+    terms = [clipped(ratios(r), advantage) for r, advantage in zip(batch, whitened(batch), strict=True)]
+    return -total(terms) / count_tokens(batch)
+
+
+def dual_clipped(ratio: Tensor, advantage: float) -> Tensor:
+    """PPO's surrogate, which is at least 3 A for a negative A."""
+    plain = clipped(ratio, advantage)
+    return plain if advantage >= 0 else torch.clip(plain, min=3 * advantage)
+
+
+def grpo_dual_clip(batch: list[Drawn]) -> Tensor:
+    return -torch.stack([dual_clipped(ratios(r), r.advantage).mean() for r in batch]).mean()
+
+
+def hpo_dual_clip(batch: list[Drawn]) -> Tensor:
+    return hysteretic(batch, 0.6, dual_clipped)
+
+
+def a_hpo_dual_clip(batch: list[Drawn]) -> Tensor:
+    return hysteretic(batch, adaptive_alpha(batch), dual_clipped)
+
+
 FORMULAS: dict[str, Callable[[list[Drawn]], Tensor]] = {
     "grpo": grpo,
     "dr_grpo": dr_grpo,
@@ -109,6 +154,12 @@ FORMULAS: dict[str, Callable[[list[Drawn]], Tensor]] = {
     "cispo": cispo,
     "hpo": hpo,
     "a_hpo": a_hpo,
+    "maxrl": maxrl,
+    "rloo": rloo,
+    "reinforce_pp": reinforce_pp,
+    "grpo_dual_clip": grpo_dual_clip,
+    "hpo_dual_clip": hpo_dual_clip,
+    "a_hpo_dual_clip": a_hpo_dual_clip,
 }
 
 
@@ -121,7 +172,7 @@ def test_every_objective_is_tested() -> None:
 @given(seed=SEEDS)
 def test_objectives_are_their_formulas(name: str, spread: float, seed: int) -> None:
     """With the defaults of the method's table; on-policy, and with ratios within and beyond all clips."""
-    config = config_of(name, alpha=0.6 if name == "hpo" else 1.0)
+    config = config_of(name, alpha=0.6 if OBJECTIVES[name].uses_alpha else 1.0)
     assert_same_loss(DrawnBatch.draw(seed, spread=spread), config, FORMULAS[name])
 
 
@@ -142,25 +193,71 @@ def test_hpo_with_alpha_1_is_token_mean_aggregation_with_a_symmetric_clip(seed: 
     assert_same_loss(batch, config_of("hpo", alpha=1.0), lambda responses: dapo(responses, high=0.2))
 
 
-@pytest.mark.parametrize("name", ["grpo", "gspo", "sapo"])
+def assert_same_gradient(batch: DrawnBatch, ours: Tensor, wanted: Tensor) -> None:
+    for gradient, other in zip(batch.gradients(ours), batch.gradients(wanted), strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "sapo", "grpo_dual_clip"])
 @given(seed=SEEDS)
-def test_on_policy_grpo_gspo_and_sapo_have_the_policy_gradient(name: str, seed: int) -> None:
+def test_on_policy_means_of_means_have_the_policy_gradient(name: str, seed: int) -> None:
     """REINFORCE with the group's advantages: no ratio, no clip, no gate."""
     batch = DrawnBatch.draw(seed, spread=0.0)
     reinforce = -torch.stack([(r.advantage * r.new).mean() for r in batch.responses()]).mean()
-    ours = batch.gradients(batch.loss(config_of(name)).loss)
-    for gradient, wanted in zip(ours, batch.gradients(reinforce), strict=True):
-        torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
+    assert_same_gradient(batch, batch.loss(config_of(name)).loss, reinforce)
 
 
-@pytest.mark.parametrize("name", ["dapo", "cispo", "hpo"])
+@pytest.mark.parametrize("name", ["dapo", "cispo", "hpo", "hpo_dual_clip"])
 @given(seed=SEEDS)
 def test_on_policy_token_means_have_one_gradient_too(name: str, seed: int) -> None:
     batch = DrawnBatch.draw(seed, spread=0.0)
     reinforce = -total([r.advantage * r.new for r in batch.responses()]) / count_tokens(batch.responses())
-    ours = batch.gradients(batch.loss(config_of(name, alpha=1.0)).loss)
-    for gradient, wanted in zip(ours, batch.gradients(reinforce), strict=True):
-        torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
+    assert_same_gradient(batch, batch.loss(config_of(name, alpha=1.0)).loss, reinforce)
+
+
+@given(seed=SEEDS)
+def test_on_policy_rloo_is_reinforce_with_the_log_probability_of_whole_responses(seed: int) -> None:
+    batch = DrawnBatch.draw(seed, spread=0.0)
+    reinforce = -torch.stack([r.over_others * r.new.sum() for r in batch.responses()]).mean()
+    assert_same_gradient(batch, batch.loss(config_of("rloo")).loss, reinforce)
+
+
+@given(seed=SEEDS)
+def test_on_policy_maxrl_averages_over_correct_responses(seed: int) -> None:
+    """With binary rewards the gradient of a group is the mean over its correct responses minus the mean over all: the
+    estimator of the gradient of log pass rate, and its control variate (MaxRL, algorithm 1)."""
+    batch = DrawnBatch.draw(seed, spread=0.0)
+    responses = batch.responses()
+    size = len(responses[0].of_group)
+    terms = []
+    for group in (responses[i : i + size] for i in range(0, len(responses), size)):
+        if correct := [r.new.sum() for r in group if r.reward == 1]:
+            terms.append(torch.stack(correct).mean() - torch.stack([r.new.sum() for r in group]).mean())
+    maximized = torch.stack(terms).sum() * size if terms else torch.zeros((), requires_grad=True)
+    assert_same_gradient(batch, batch.loss(config_of("maxrl")).loss, -maximized / count_tokens(responses))
+
+
+@given(seed=SEEDS)
+def test_on_policy_reinforce_pp_is_reinforce_with_whitened_advantages(seed: int) -> None:
+    batch = DrawnBatch.draw(seed, spread=0.0)
+    responses = batch.responses()
+    terms = [a * r.new for a, r in zip(whitened(responses), responses, strict=True)]
+    assert_same_gradient(
+        batch, batch.loss(config_of("reinforce_pp")).loss, -total(terms) / count_tokens(responses)
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.6, 1.0])
+def test_objectives_have_one_gradient_on_policy_if_they_say_so(alpha: float) -> None:
+    """`on_policy_gradient` states for each pair whether the gradients at r = 1 are equal."""
+    batch = DrawnBatch.draw(1, prompts=4, size=6, spread=0.0)
+    found = {}
+    for name, objective in OBJECTIVES.items():
+        config = config_of(name, alpha=alpha if objective.uses_alpha else 1.0)
+        gradient = torch.cat(batch.gradients(batch.loss(config).loss))
+        found[name] = (objective.on_policy_gradient(config), gradient)
+    for (name, (key, one)), (other, (other_key, two)) in itertools.combinations(found.items(), 2):
+        assert (key == other_key) == torch.allclose(one, two, rtol=1e-9, atol=1e-12), (name, other)
 
 
 def test_off_policy_they_all_differ() -> None:
@@ -176,99 +273,6 @@ def test_alpha_scales_the_loss_of_the_negative_side(seed: int, alpha: float) -> 
     batch = DrawnBatch.draw(seed)
     none, some, all_ = (batch.loss(config_of("hpo", alpha=share)).loss.item() for share in (0.0, alpha, 1.0))
     assert some == pytest.approx((1 - alpha) * none + alpha * all_, rel=1e-9, abs=1e-12)
-
-
-# --- The clips by hand.
-
-
-def one_token(
-    name: str, ratio: float, advantage: float, **settings: Any
-) -> tuple[float, float, dict[str, float]]:
-    """Surrogate, its slope d / d log π_θ, and the statistics, of one token with scale 0.5."""
-    new = torch.tensor([[ratio]], dtype=torch.float64).log().requires_grad_()
-    zeros = torch.zeros(1, 1, dtype=torch.float64)
-    result = policy_loss(
-        config_of(name, **settings),
-        PolicyLogprobs(new, zeros, zeros),
-        zeros,
-        torch.tensor([advantage], dtype=torch.float64),
-        torch.tensor([0.5], dtype=torch.float64),
-        torch.ones(1, 1, dtype=torch.bool),
-    )
-    (gradient,) = torch.autograd.grad(result.loss, new)
-    return -2 * result.loss.item(), -2 * gradient.item(), result.statistics
-
-
-@pytest.mark.parametrize(
-    ("advantage", "ratio", "surrogate", "slope", "clips"),
-    [
-        (1.0, 1.00, 1.00, 1.00, (0, 0)),
-        (1.0, 1.25, 1.25, 1.25, (0, 0)),
-        (1.0, 1.50, 1.28, 0.00, (0, 1)),  # good enough already
-        (1.0, 0.50, 0.50, 0.50, (0, 0)),  # the minimum keeps pulling back what went the wrong way
-        (2.0, 1.50, 2.56, 0.00, (0, 1)),
-        (-1.0, 1.00, -1.00, -1.00, (0, 0)),
-        (-1.0, 0.85, -0.85, -0.85, (0, 0)),
-        (-1.0, 0.50, -0.80, 0.00, (1, 0)),  # bad enough already
-        (-1.0, 1.50, -1.50, -1.50, (0, 0)),
-        (-2.0, 0.50, -1.60, 0.00, (1, 0)),
-        (0.0, 9.00, 0.00, 0.00, (0, 0)),
-    ],
-)
-@pytest.mark.parametrize("name", ["dapo", "gspo"])
-def test_the_clip_by_hand(
-    name: str, advantage: float, ratio: float, surrogate: float, slope: float, clips: tuple[int, int]
-) -> None:
-    """ε_low 0.2, ε_high 0.28. Of one token, the sequence's ratio is the token's."""
-    value, gradient, statistics = one_token(name, ratio, advantage, clip_low=0.2, clip_high=0.28)
-    assert value == pytest.approx(surrogate)
-    assert gradient == pytest.approx(slope)
-    assert (statistics["clipped_low"], statistics["clipped_high"]) == clips
-
-
-@pytest.mark.parametrize(
-    ("ratio", "weight", "capped"), [(0.01, 0.01, 0), (1.0, 1.0, 0), (4.0, 4.0, 0), (9.0, 5.0, 1)]
-)
-@pytest.mark.parametrize("advantage", [1.0, -2.0])
-def test_cispo_caps_the_weight_and_keeps_the_gradient(
-    ratio: float, weight: float, capped: int, advantage: float
-) -> None:
-    _, slope, statistics = one_token("cispo", ratio, advantage)
-    assert slope == pytest.approx(weight * advantage)
-    assert (statistics["clipped_low"], statistics["clipped_high"]) == (0, capped)
-
-
-@given(ratio=st.floats(0.05, 8), advantage=st.floats(0.1, 2))
-def test_sapo_lets_go_of_negative_advantages_sooner(ratio: float, advantage: float) -> None:
-    """Both gates have slope 1 at r = 1 and fall from there on either side, the negative one faster."""
-    slopes = {
-        sign: one_token("sapo", ratio, sign * advantage)[1] / (sign * advantage * ratio) for sign in (1, -1)
-    }
-    assert slopes[-1] <= slopes[1] <= 1 + 1e-12
-    assert one_token("sapo", 1.0, advantage)[1] == pytest.approx(advantage)
-    assert one_token("sapo", 1.0, -advantage)[1] == pytest.approx(-advantage)
-
-
-@pytest.mark.parametrize(
-    ("advantages", "clipped"), [((1.0, 1.0), (0, 2)), ((-1.0, -1.0), (3, 0)), ((-1.0, 1.0), (0, 0))]
-)
-def test_a_clipped_sequence_counts_with_all_its_tokens(
-    advantages: tuple[float, float], clipped: tuple[int, int]
-) -> None:
-    """The first has two tokens and a ratio above the bounds, though one token's is below; the second three, and
-    below."""
-    log_ratio = torch.tensor([[0.3, -0.1, 0.0], [-0.1, -0.1, -0.1]])
-    mask = torch.tensor([[True, True, False], [True, True, True]])
-    zeros = torch.zeros_like(log_ratio)
-    statistics = policy_loss(
-        config_of("gspo"),
-        PolicyLogprobs(log_ratio, zeros, zeros),
-        zeros,
-        torch.tensor(advantages),
-        torch.ones(2),
-        mask,
-    ).statistics
-    assert (statistics["clipped_low"], statistics["clipped_high"]) == clipped
 
 
 # --- Adding an objective.

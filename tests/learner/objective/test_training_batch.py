@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,14 +13,16 @@ from hypothesis import strategies as st
 
 from cluster.core.config import ObjectiveConfig
 from cluster.core.types import ScoredGroup, TrainingBatch, TrainingSample, Verdict
-from learner.objective.objectives import OBJECTIVES, resolve
+from learner.objective.objectives import OBJECTIVES, Scaling, resolve
+from learner.objective.training_batch import STD_EPSILON, group_advantages
 from learner.objective.training_batch import build_training_batch as build_under_limit
-from learner.objective.training_batch import group_advantages
 from tests.builders import make_group, make_prompt, make_response
 
 HPO = ObjectiveConfig(name="hpo", alpha=0.6)
 A_HPO = ObjectiveConfig(name="a_hpo", alpha_min=0.1)
 GRPO = ObjectiveConfig(name="grpo")
+
+USES_ALPHA = {"hpo", "a_hpo", "hpo_dual_clip", "a_hpo_dual_clip"}
 
 # 1 of 4 correct, 2 of 4 correct, all correct, one verifier failed; responses are numbered by their first token.
 REWARDS: list[list[float | None]] = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, None]]
@@ -49,19 +52,27 @@ def test_the_batch_of_these_tests_has_the_sizes_they_name() -> None:
     assert np.sum(LENGTHS) == TOKENS
 
 
-@pytest.mark.parametrize("name", ["dapo", "cispo", "hpo", "a_hpo"])
+@pytest.mark.parametrize(
+    "name",
+    ["dapo", "cispo", "hpo", "a_hpo", "maxrl", "reinforce_pp", "hpo_dual_clip", "a_hpo_dual_clip"],
+)
 def test_token_means_divide_by_all_tokens_of_the_batch(name: str) -> None:
     """1 / (N · L̄) = 1 / Σ|τ|. Responses without an advantage are counted, whatever their outcome."""
     samples = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).samples
     assert [sample.scale for sample in samples] == pytest.approx([1 / TOKENS] * len(samples))
 
 
-@pytest.mark.parametrize("name", ["grpo", "gspo", "sapo"])
+@pytest.mark.parametrize("name", ["grpo", "gspo", "sapo", "grpo_dual_clip"])
 def test_means_of_means_divide_each_response_by_its_own_tokens(name: str) -> None:
     samples = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name=name)).samples
     assert [sample.scale for sample in samples] == pytest.approx(
         [1 / (N * len(sample.response_token_ids)) for sample in samples]
     )
+
+
+def test_rloo_divides_by_the_number_of_responses_alone() -> None:
+    samples = build_training_batch(scored(REWARDS, LENGTHS), ObjectiveConfig(name="rloo")).samples
+    assert [sample.scale for sample in samples] == [1 / N] * len(samples)
 
 
 def test_dr_grpo_divides_by_a_length_that_was_not_sampled() -> None:
@@ -122,7 +133,7 @@ def test_adaptive_hpo_is_hpo_with_that_alpha() -> None:
     assert [sample.scale for sample in adaptive.samples] == [sample.scale for sample in fixed.samples]
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "sapo", "cispo"])
+@pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - USES_ALPHA))
 def test_other_objectives_do_not_depend_on_alpha(name: str) -> None:
     groups = scored(REWARDS, LENGTHS)
     one, other = (
@@ -132,7 +143,7 @@ def test_other_objectives_do_not_depend_on_alpha(name: str) -> None:
     assert [sample.advantage for sample in one.samples] == [sample.advantage for sample in other.samples]
 
 
-@pytest.mark.parametrize("scaling", ["group", "batch", "none"])
+@pytest.mark.parametrize("scaling", get_args(Scaling))
 def test_the_configured_scaling_is_used(scaling: str) -> None:
     objective = ObjectiveConfig.model_validate({"name": "grpo", "advantage_scaling": scaling})
     samples = by_number(build_training_batch(scored(REWARDS[:3], LENGTHS[:3]), objective).samples)
@@ -148,6 +159,20 @@ def test_dr_grpo_does_not_divide_by_a_deviation() -> None:
         build_training_batch(scored(REWARDS[:1], LENGTHS[:1]), ObjectiveConfig(name="dr_grpo")).samples
     )
     assert [samples[i].advantage for i in range(4)] == pytest.approx([0.75, -0.25, -0.25, -0.25])
+
+
+@pytest.mark.parametrize(
+    ("name", "advantages"),
+    [
+        ("maxrl", [3, -1, -1, -1]),
+        ("rloo", [1, -1 / 3, -1 / 3, -1 / 3]),
+        ("reinforce_pp", [0.75 / (0.5 + STD_EPSILON), *[-0.25 / (0.5 + STD_EPSILON)] * 3]),
+    ],
+)
+def test_scaled_advantages_by_hand(name: str, advantages: list[float]) -> None:
+    """1 of 4 correct, in a batch of one group."""
+    samples = build_training_batch(scored(REWARDS[:1], LENGTHS[:1]), ObjectiveConfig(name=name)).samples
+    assert [sample.advantage for sample in samples] == pytest.approx(advantages)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -216,6 +241,7 @@ def test_a_masked_response_stays_in_its_groups_statistics_and_gets_no_sample(nam
         ("dapo", TOKENS - 5 - 2),
         ("grpo", N * 2),
         ("dr_grpo", N * MAX_RESPONSE_TOKENS),
+        ("rloo", N),
     ],
 )
 def test_a_masked_response_leaves_the_sums_of_tokens_and_stays_one_of_n(name: str, denominator: int) -> None:
@@ -290,7 +316,7 @@ def test_a_batch_of_equal_rewards_has_no_gradient_signal(
     name: str, rewards: list[list[float | None]]
 ) -> None:
     """The rewards include values without an exact binary form, and a group of a single response."""
-    for scaling in ("group", "batch", "none"):
+    for scaling in get_args(Scaling):
         objective = ObjectiveConfig.model_validate({"name": name, "advantage_scaling": scaling})
         batch = build_training_batch(scored(rewards, [[2] * len(sample) for sample in rewards]), objective)
         assert batch.samples == ()
@@ -300,7 +326,7 @@ def test_a_batch_of_equal_rewards_has_no_gradient_signal(
             == 0
         )
         assert batch.metrics["reward/zero_variance_fraction"] == 1
-        if name == "a_hpo":
+        if OBJECTIVES[name].uses_alpha_min:
             assert batch.metrics["objective/alpha"] == 1
 
 

@@ -35,6 +35,17 @@ def trainer_class() -> type:
     return GRPOTrainer
 
 
+@pytest.fixture(scope="module")
+def rloo_class(trainer_class: type) -> type:
+    """Return TRL's trainer for RLOO, loaded after the other one so that vLLM is hidden from it as well."""
+    import_utils = importlib.import_module("trl.import_utils")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_utils, "is_vllm_available", lambda min_version=None: False)
+        from trl.trainer.rloo_trainer import RLOOTrainer
+
+    return RLOOTrainer
+
+
 @dataclass
 class Trl:
     """TRL's loss of our batch. `settings` are TRL's own settings, by its names."""
@@ -62,6 +73,7 @@ class Trl:
             "completion_mask": mask,
             "advantages": torch.tensor([getattr(r, self.advantage) for r in batch], dtype=torch.float64),
             "old_per_token_logps": padded([r.old for r in batch]),
+            "old_logps": torch.stack([r.old.sum() for r in batch]),
             "ref_per_token_logps": padded([r.reference for r in batch]),
             "num_items_in_batch": mask.sum(),
         }
@@ -88,12 +100,13 @@ class Trl:
             "epsilon_high": 0.2,
             "beta": 0.0,
             "entropy_coef": 0.0,
+            "delta": None,
         }
         settings = defaults | self.settings
         return settings | {
             "args": SimpleNamespace(
-                delta=None, use_bias_correction_kl=False, sapo_temperature_pos=1.0, sapo_temperature_neg=1.05,
-                report_to=[],
+                delta=settings["delta"], use_bias_correction_kl=False, report_to=[],
+                sapo_temperature_pos=1.0, sapo_temperature_neg=1.05,
             ),
             "_entropy_bonus_enabled": settings["entropy_coef"] != 0,
             "use_adaptive_entropy": False,
@@ -137,6 +150,13 @@ OBJECTIVES = {
     # By design: our clip_high is the distance from 1, for every objective; TRL's epsilon_high is here the cap itself.
     "cispo": (config_of("cispo", clip_high=4.0), {"loss_type": "cispo", "epsilon_high": 5.0}, "advantage"),
     "sapo": (config_of("sapo"), {"loss_type": "sapo"}, "advantage"),
+    # TRL's bound applies to both signs, but the clip limits positive advantages before it does.
+    "grpo_dual_clip": (config_of("grpo_dual_clip"), {"loss_type": "grpo", "delta": 3.0}, "advantage"),
+    "hpo_dual_clip with alpha 1": (
+        config_of("hpo_dual_clip", alpha=1.0),
+        {"loss_type": "dapo", "delta": 3.0},
+        "advantage",
+    ),
 }
 
 
@@ -147,6 +167,15 @@ def test_objectives_are_trls(trainer_class: type, case: str, spread: float) -> N
     for seed in range(8):
         batch = DrawnBatch.draw(seed, spread=spread)
         assert_same_loss(batch, config, Trl(trainer_class, settings, advantage), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("spread", [0.0, 5e-4, 0.1, 0.4, 1.5])
+def test_rloo_is_trls(rloo_class: type, spread: float) -> None:
+    """The loss alone: TRL computes the advantage elsewhere, and subtracts the divergence from the reward."""
+    for seed in range(8):
+        batch = DrawnBatch.draw(seed, spread=spread)
+        theirs = Trl(rloo_class, {}, "over_others")
+        assert_same_loss(batch, config_of("rloo"), theirs, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("case", OBJECTIVES)

@@ -138,8 +138,30 @@ def test_mistakes_are_found_before_anything_starts(
 
 def test_objectives_with_equal_gradients_are_named(tmp_path: Path) -> None:
     variants = {name: [f"objective.name={name}"] for name in ("grpo", "gspo", "sapo", "a_hpo")}
-    assert same_gradient(planned(tmp_path, variants=variants)) == ["grpo", "gspo", "sapo"]
+    assert same_gradient(planned(tmp_path, variants=variants)) == [["grpo", "gspo", "sapo"]]
     assert same_gradient(planned(tmp_path, "learner.mini_batches=2", variants=variants)) == []
+    assert same_gradient(planned(tmp_path, "objective.importance_cap=2", variants=variants)) == []
+
+
+def test_each_group_of_equal_gradients_is_named_and_other_settings_make_a_difference(tmp_path: Path) -> None:
+    """The bound of dual clip does not act at ratio 1, and HPO with α = 1 is a token mean."""
+    variants = {
+        "a_hpo": ["objective.name=a_hpo"],
+        "a_hpo-bounded": ["objective.name=a_hpo_dual_clip"],
+        "hpo-1": ["objective.name=hpo"],
+        "hpo-0.6": ["objective.name=hpo", "objective.alpha=0.6"],
+        "hpo-0.6-bounded": ["objective.name=hpo_dual_clip", "objective.alpha=0.6"],
+        "dapo": ["objective.name=dapo"],
+        "dapo-faster": ["objective.name=dapo", "learner.learning_rate=0.3"],
+        "maxrl": ["objective.name=maxrl"],
+        "dapo-mean": ["objective.name=dapo", "objective.advantage_scaling=mean"],
+    }
+    assert same_gradient(planned(tmp_path, variants=variants)) == [
+        ["a_hpo", "a_hpo-bounded"],
+        ["hpo-1", "dapo"],
+        ["hpo-0.6", "hpo-0.6-bounded"],
+        ["maxrl", "dapo-mean"],
+    ]
 
 
 # --- Running
