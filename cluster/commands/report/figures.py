@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -186,6 +187,11 @@ def svg(figure: Figure) -> bytes:
     with rc_context(STYLE):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return stream.getvalue()
+
+
+def data_url(figure: Figure) -> str:
+    """Return a figure as the address of an image, which contains the image itself."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg(figure)).decode()
 
 
 def _split(curve: Curve) -> tuple[list[float], list[float]]:

@@ -5,7 +5,6 @@ Text from a model is escaped, as in all pages (`cluster/tracking/pages.py`). Plo
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from cluster.commands.report.charts import DrawnChart, DrawnSection, drawn_sections
-from cluster.commands.report.figures import COLORS, png, svg
+from cluster.commands.report.charts import DrawnSection, drawn_sections
+from cluster.commands.report.figures import COLORS, data_url, png
 from cluster.commands.report.runs import Run, labels, read_run
 from cluster.core.files import write_atomically
 from cluster.core.project import code_version
@@ -77,7 +76,7 @@ def page(title: str, runs: Sequence[Run], sections: Sequence[DrawnSection], made
             made=made,
             cards=[card(run, index) for index, run in enumerate(runs)],
             sections=[
-                (drawn, [(one.chart, _as_image(one)) for one in drawn.charts], _explained(drawn))
+                (drawn, [(one.chart, data_url(one.figure)) for one in drawn.charts], _explained(drawn))
                 for drawn in sections
             ],
             runs=runs,
@@ -124,10 +123,6 @@ def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     keys = dict.fromkeys(key for settings in all_settings for key in settings)
     rows = [(key, [settings.get(key, ABSENT) for settings in all_settings]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def _as_image(drawn: DrawnChart) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg(drawn.figure)).decode()
 
 
 def _explained(drawn: DrawnSection) -> Mapping[str, str]:
