@@ -155,6 +155,11 @@ class RunDirectory:
         return RunDirectory(self.path.with_name(f"{self.path.name}.eval"))
 
     @property
+    def plan(self) -> RunDirectory:
+        """The directory beside it for `launch.py plan`, which writes `logs/`, `evaluation.*` and `plan.*`."""
+        return RunDirectory(self.path.with_name(f"{self.path.name}.plan"))
+
+    @property
     def export(self) -> RunDirectory:
         """The directory in it for the `logs/` of `launch.py export`, which stay apart from those of a live run."""
         return RunDirectory(self.path / "export")
@@ -191,9 +196,19 @@ class RunDirectory:
         """The files of all batches whose update failed."""
         return sorted(self.failed_batches.glob("*.jsonl"))
 
+    @property
+    def plan_file(self) -> Path:
+        """The numbers of `launch.py plan`, as JSON."""
+        return self.path / "plan.json"
+
+    @property
+    def plan_page(self) -> Path:
+        """The page of `launch.py plan`, unless the user names another file."""
+        return self.path / "plan.html"
+
     def evaluation_stem(self, step: int | None = None) -> Path:
         """Return the path of an evaluation's files without their suffixes: of the run's evaluation at `step`, or of
-        `launch.py eval`."""
+        `launch.py eval` or `plan`."""
         return self.path / "evaluation" if step is None else self.evaluations / f"step_{step:06d}"
 
     def create(self) -> None:

@@ -27,6 +27,13 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def rounded(value: float) -> str:
+    """Return a number with two significant digits, or with all digits before the point: `0.034`, `128`."""
+    if not math.isfinite(value):
+        return "?"
+    return f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.2g}"
+
+
 def duration(seconds: float) -> str:
     """Return a duration: `4.2 s`, `45 s`, `12 min`, `3 h 05 min`."""
     if not math.isfinite(seconds):

@@ -26,7 +26,7 @@ from rich.console import Console
 from cluster.commands.exits import explained_exits
 from cluster.tracking import JsonConsole, RunConsole
 from cluster.tracking.console_view import View, live, plain_line, summary_rows
-from cluster.tracking.formats import duration, short, sparkline, stacked_bar, time_legend, time_parts
+from cluster.tracking.formats import duration, rounded, short, sparkline, stacked_bar, time_legend, time_parts
 from tests import PROJECT
 
 TYPICAL = {
@@ -168,6 +168,14 @@ def test_durations(seconds: float, said: str) -> None:
 )
 def test_short_counts(value: float, said: str) -> None:
     assert short(value) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0"), (0.0341, "0.034"), (9.94, "9.9"), (9.96, "10"), (12345.6, "12346"), (math.inf, "?")],
+)
+def test_rounded_numbers(value: float, said: str) -> None:
+    assert rounded(value) == said
 
 
 def test_the_remaining_time_includes_evaluations() -> None:
