@@ -301,6 +301,7 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path: Path, monkeypatch: pyte
 WITH_CONFIGURATION: dict[str, tuple[str, ...]] = {
     "check": (),
     "eval": (),
+    "plan": (),
     "doctor": (),
     "submit": ("--address", f"http://{NOWHERE}"),
 }

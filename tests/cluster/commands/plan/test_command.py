@@ -119,6 +119,7 @@ def test_bad_input_is_a_line_each_and_nothing_starts(sound: Path, sampling: Samp
         ("--responses", "5000"): ["--responses: expected a number from 1 to 4096, got 5000"],
         ("--prompts", "0", "--responses", "0"): ["--prompts: ", "--responses: "],
         ("-o", str(sound.parent)): ["is not a file"],
+        ("-o", "/dev/null"): ["/dev/null is not a file"],
         ("-o", str(nowhere)): ["nowhere is not a directory"],
         ("modle.source=x",): ["modle"],
         ("rollout.workers=1000",): ["rollout"],
