@@ -117,6 +117,7 @@ _IN_TOTAL = re.compile(r",?\s+(?:altogether|in total|in all|overall)$")
 _AFTER_PERCENT = re.compile(r"(?<=%)\s+(?:of|off)\b[^{}]*")
 _LARGE = re.compile(r"(?<=\d)\s*(?:\\text\s*\{\s*)?\b(thousand|million|billion|trillion)\b")
 _ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_EMPTY_TEXT = re.compile(r"\\text\s*\{\s*\}")
 _ALNUM_GAP = re.compile(r"(?<=[^\W_])\s+(?=[^\W_])")
 
 
@@ -133,7 +134,7 @@ def clean(answer: str) -> str:
         text = _IN_TOTAL.sub("", _AFTER_PERCENT.sub("", text))
         text = _TEXT_WITH_NUMBER.sub(r"\1", _NUMBER_AS_TEXT.sub(r"\1", text))
         text = _TEXT_BEFORE_NUMBER.sub("", text)
-        text = _LARGE.sub(_with_zeros, text)
+        text = _EMPTY_TEXT.sub("", _LARGE.sub(_with_zeros, text))
     text = re.sub(r"\s+", " ", text)
     text = _BLANK_GROUPS.sub(lambda found: found.group().replace(" ", ""), text)
     if not re.search(r"[(\[]|\\\{", text):  # in brackets a comma separates
@@ -248,7 +249,7 @@ def _without_layout(text: str) -> str:
     text = re.sub(r"\\text\s*(?:\{\s*([:,;]?)\s*\}|(?=[:,]))", r"\1", text)
     text = re.sub(r"\\math(?:cal|scr)\s*\{\s*([A-Za-z])\s*\}", r"\1", text)
     if "mod" not in text:
-        text = re.sub(r"\\equiv(?![a-zA-Z])", "=", text)
+        text = re.sub(r"\\(?:equiv|sim)(?![a-zA-Z])", "=", text)
     text = re.sub(rf"\\text\s*\{{\s*({_FUNCTION})\s*\}}", r"\\\1 ", text)
     text = re.sub(r"\\text\s*\{\s*(USD|EUR|GBP|Rs\.?)\s*\}", r"\1 ", text)
     return re.sub(r"\s+", " ", text).strip()

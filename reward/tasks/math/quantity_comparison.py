@@ -68,7 +68,7 @@ def _as_written(quantity: Quantity) -> str:
 
 def as_written(text: str) -> str:
     """Return a text without blanks and with all braces. The index of its one sum has a name of its own."""
-    text = unwrapped(text)
+    text = re.sub(r"(?<=\d)\s+(?=[A-Za-z])", "", unwrapped(text))
     indices = re.findall(r"\\(?:sum|prod)\s*_\s*\{?\s*([a-z])\s*=", text)
     if len(indices) == 1:
         text = re.sub(rf"(?<![\\a-zA-Z]){indices[0]}(?![a-zA-Z])", r"\\iota ", text)

@@ -36,6 +36,7 @@ _SEPARATOR = re.compile(
     r",?\s*\\text\s*\{\s*,?\s*(?:and|or)\s*\}\s*|,?\s+(?:and|or)\s+|,?\s*\\(?:land|lor|wedge|vee)(?![a-zA-Z])|[,;]"
 )
 _ALTERNATIVE = re.compile(r",?\s*\\text\s*\{\s*,?\s*or\s*\}\s*|,?\s+or\s+|,?\s*\\(?:lor|vee)(?![a-zA-Z])|;")
+_ARROW = re.compile(r"\\to(?![a-zA-Z])")
 _POINTS_BUILDER = re.compile(r"^\(\s*([a-z](?:\s*,\s*[a-z])+)\s*\)\s*[|:](.+)$")
 _PLUS_MINUS = re.compile(r"\\[pm][pm](?![a-zA-Z])")
 _UNION = re.compile(r"\\cup(?![a-zA-Z])")
@@ -288,6 +289,8 @@ def _alternatives(text: str, read_part: _Reader) -> Form | None:
 
 
 def _fixed(text: str, read_part: _Reader) -> Form | None:
+    if _ARROW.search(text) and "\\lim" not in text:  # a reaction or an implication
+        return Unread(text)
     return fixed_form(text)
 
 
