@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 BEFORE = r"[,;]?\s*[(|:]?\s*(?:(?:for|where|with|and|if|when)\s+)?(?:(?:any|some|all|every|each|an?)\s+|\\forall\s*)*"
-"""What may stand between an answer and what is said about its letters."""
+"""The words and signs that may stand between an answer and the domain of its letters."""
 
 _LETTER = r"(?P<letter>[a-z])"
 _KIND = r"(?:(?P<kind>non-?\s?negative|positive|natural|whole)\s+)?(?:integers?|whole numbers?|numbers?)"

@@ -77,7 +77,7 @@ def same_by_parity(expected: Piecewise, found: Form) -> bool:
 
 
 def _values_by_parity(form: Form, variable: str) -> list[Any] | None:
-    """Return the tree of the value at each of the whole numbers, None where there is none."""
+    """Return the tree of the value at each of the whole numbers, None where no case holds."""
     if isinstance(form, Quantity) and form.unit is None:
         tree = parse(form.expression)
         return [tree] * len(_COMPARED) if variable in names_of(tree) else None

@@ -27,7 +27,7 @@ ANSWERS = 120
 
 
 # The target for all parts is 0.995. The parts that were not looked at do not reach it.
-@pytest.mark.parametrize(("part", "recall"), [("seen", 0.99), ("unseen", 0.99), ("unseen_later", 0.97)])
+@pytest.mark.parametrize(("part", "recall"), [("seen", 0.995), ("unseen", 0.99), ("unseen_later", 0.97)])
 def test_precision_and_recall_on_the_corpus(part: str, recall: float) -> None:
     count = Counter((is_correct(pair), pair.correct) for pair in pairs(part))
     assert count.total() >= 200
