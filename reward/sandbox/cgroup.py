@@ -100,6 +100,13 @@ class Cgroup:
                 return
 
 
+def remove_group(name: str) -> None:
+    """Remove the group of a process that was killed, in each hierarchy. One with members stays."""
+    for parent, _ in _parents():
+        with contextlib.suppress(OSError):
+            (parent / name).rmdir()
+
+
 def _parents() -> list[tuple[Path, _Kind]]:
     """Return the directories of this process's groups that may control memory."""
     try:

@@ -7,12 +7,10 @@ import contextlib
 import logging
 import os
 import pickle
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable
 from typing import Any, cast
@@ -20,6 +18,7 @@ from typing import Any, cast
 from cluster.core.secrets import verifier_environment
 from reward.sandbox.cgroup import Cgroup
 from reward.sandbox.channel import Progress, ProtocolError, ReplyParser, RunnerFailedError, frame, read_start
+from reward.sandbox.directory import VerifierDirectory, remove_abandoned
 from reward.sandbox.processes import descendants, how_it_ended, memory_bytes, sweep, with_environment
 from reward.sandbox.spec import Limits, RunnerSpec
 
@@ -67,9 +66,10 @@ class VerifierProcess:
         self._transport: asyncio.WriteTransport | None = None
         self._ended = False
         with contextlib.ExitStack() as undo:  # of whatever was made before something fails
-            self._directory = tempfile.mkdtemp(prefix="hpo-verifier-")
-            undo.callback(shutil.rmtree, self._directory, ignore_errors=True)
-            self._cgroup = Cgroup.create(f"hpo-verifier-{self._tag}", int(MARGIN * self._memory_bytes))
+            remove_abandoned()
+            self._directory = VerifierDirectory(self._tag)
+            undo.callback(self._directory.remove)
+            self._cgroup = Cgroup.create(self._directory.name, int(MARGIN * self._memory_bytes))
             if self._cgroup is not None:
                 undo.callback(self._cgroup.remove)
             self.progress, progress_fd = Progress.create()
@@ -92,7 +92,7 @@ class VerifierProcess:
         keeper = [sys.executable, "-P", "-m", "reward.sandbox.keeper"]
         return subprocess.Popen(
             [*keeper, "reward.sandbox.child", *map(str, fds), str(os.getpid()), group],
-            env=_environment(self._tag, self._directory),
+            env=_environment(self._tag, str(self._directory.path)),
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -199,7 +199,7 @@ class VerifierProcess:
             sweep(lambda: with_environment(tag) | (cgroup.members() if cgroup else set()))
             if cgroup is not None:
                 cgroup.remove()
-            shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory.remove()
 
     def _send(self, body: bytes) -> None:
         assert self._transport is not None, "not ready"
