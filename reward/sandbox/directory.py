@@ -1,7 +1,7 @@
 """The temporary directory of a verifier process. A keeper deletes it at the end of its verifier.
 
-If a whole node is killed, the keeper is too. So the next process on the node deletes what was left. A directory belongs to a
-living process as long as it is locked: the kernel takes the lock away when the process ends, however it ends.
+If a whole node is killed, the keeper is too. So the next process on the node deletes what was left. A directory belongs
+to a living process as long as it is locked: the kernel takes the lock away when the process ends, however it ends.
 """
 
 from __future__ import annotations
