@@ -93,7 +93,7 @@ class LockAttempt(Enum):
     UNSUPPORTED = "the file system has no locks"
 
 
-def attempt_lock(file: IO[Any], *, shared: bool = False) -> LockAttempt:
+def attempt_lock(file: IO[Any] | int, *, shared: bool = False) -> LockAttempt:
     """Try to take the exclusive lock of `file`, or with `shared` one that several may hold, without waiting.
 
     Closing the file, or the end of the process, releases it. Some shared file systems do not show locks to other
@@ -108,7 +108,7 @@ def attempt_lock(file: IO[Any], *, shared: bool = False) -> LockAttempt:
     return LockAttempt.TAKEN
 
 
-def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
+def try_lock(file: IO[Any] | int, *, shared: bool = False) -> bool:
     """Do the same as `attempt_lock`, and return whether the lock was taken."""
     return attempt_lock(file, shared=shared) is LockAttempt.TAKEN
 
@@ -121,8 +121,8 @@ def is_at(file: IO[Any], path: Path) -> bool:
         return False
 
 
-def lock(file: IO[Any], *, shared: bool = False) -> None:
-    """Wait for the lock of `file`, and take it: the exclusive lock, or with `shared` one that several may hold."""
+def lock(file: IO[Any] | int, *, shared: bool = False) -> None:
+    """Wait for the lock of `file`, an open file or a descriptor, and take it: the exclusive lock, or with `shared` one that several may hold."""
     fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 

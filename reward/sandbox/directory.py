@@ -7,7 +7,6 @@ to a living process as long as it is locked: the kernel takes the lock away when
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import stat
@@ -15,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from cluster.core.files import lock, try_lock
 from reward.sandbox.cgroup import remove_group
 
 PREFIX = "hpo-verifier-"
@@ -30,7 +30,7 @@ class VerifierDirectory:
         self.path = Path(tempfile.gettempdir()) / f"{PREFIX}{tag}"
         self.path.mkdir(mode=0o700)
         self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._fd, fcntl.LOCK_SH)
+        lock(self._fd, shared=True)
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ def remove_abandoned() -> None:
     Directories of other users, and those that this user may not delete, stay.
     """
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # it is deleted meanwhile, it is no directory, or it is locked
+        with contextlib.suppress(OSError):  # it is deleted meanwhile, or it is no directory
             _remove_unless_locked(path)
 
 
@@ -62,8 +62,8 @@ def _remove_unless_locked(path: Path) -> None:
         return
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        remove_group(path.name)
-        shutil.rmtree(path, ignore_errors=True)
+        if try_lock(fd):
+            remove_group(path.name)
+            shutil.rmtree(path, ignore_errors=True)
     finally:
         os.close(fd)
