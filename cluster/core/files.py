@@ -122,7 +122,7 @@ def is_at(file: IO[Any], path: Path) -> bool:
 
 
 def lock(file: IO[Any] | int, *, shared: bool = False) -> None:
-    """Wait for the lock of `file`, an open file or a descriptor, and take it: the exclusive lock, or with `shared` one that several may hold."""
+    """Wait for the lock of `file`, and take it: the exclusive lock, or with `shared` one that several may hold."""
     fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
