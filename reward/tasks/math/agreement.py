@@ -41,7 +41,7 @@ def same_value(expected: Any, found: Any, renamed: Mapping[str, str] = NO_RENAMI
         one, other = exact_value(expected), exact_value(found)
         if one is not None and other is not None:
             return one == other
-        return agree(partial(_values, expected, (), found, ()))
+        return agree(partial(both_values, expected, (), found, ()))
     whole = needs_whole_numbers(expected) or needs_whole_numbers(found)
     compared = 0
     for place in places(names, 3 * PLACES if whole else PLACES, whole):
@@ -50,7 +50,7 @@ def same_value(expected: Any, found: Any, renamed: Mapping[str, str] = NO_RENAMI
             tuple((name, values[renamed.get(name, name)]) for name in sorted(own)) if renamed else place
         )
         try:
-            if not agree(partial(_values, expected, place, found, other_place)):
+            if not agree(partial(both_values, expected, place, found, other_place)):
                 return False
             compared += 1
         except NoValueError:
@@ -61,7 +61,12 @@ def same_value(expected: Any, found: Any, renamed: Mapping[str, str] = NO_RENAMI
     return True
 
 
-def _values(expected: Any, place: Place, found: Any, other_place: Place, digits: int) -> tuple[Any, Any]:
+def both_values(expected: Any, place: Place, found: Any, other_place: Place, digits: int) -> tuple[Any, Any]:
+    """Return the values of two trees, each at its own place.
+
+    Raises:
+        NoValueError: if one has no finite value there.
+    """
     return numeric_value(expected, place, digits), numeric_value(found, other_place, digits)
 
 

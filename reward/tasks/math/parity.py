@@ -8,10 +8,10 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from reward.tasks.math.agreement import agree
+from reward.tasks.math.agreement import agree, both_values
 from reward.tasks.math.expressions import parse
 from reward.tasks.math.forms import Branch, Form, Parity, Piecewise, Quantity
-from reward.tasks.math.values import Place, names_of, numeric_value, places
+from reward.tasks.math.values import Place, names_of, places
 
 _COMPARED = (4, 5, 6, 7, 10, 11, 16, 17)
 """The whole numbers at which functions are compared."""
@@ -98,8 +98,4 @@ def _agree_at(one: Any, other: Any, variable: str, number: int) -> bool:
     rest = (names_of(one) | names_of(other)) - {variable}
     (place,) = places(rest, 1)
     at: Place = tuple(sorted((*place, (variable, Fraction(number)))))
-    return agree(partial(_both, one, other, at))
-
-
-def _both(one: Any, other: Any, at: Place, digits: int) -> tuple[Any, Any]:
-    return numeric_value(one, at, digits), numeric_value(other, at, digits)
+    return agree(partial(both_values, one, at, other, at))

@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from reward.tasks.math.agreement import DIGITS, NO_RENAMING, agree
+from reward.tasks.math.agreement import DIGITS, NO_RENAMING, agree, both_values
 from reward.tasks.math.expressions import NotReadableError, parse
 from reward.tasks.math.forms import (
     Branch,
@@ -194,13 +194,9 @@ def _agree_at(
         other_place: Place = tuple(
             sorted((*((name, values[renamed.get(name, name)]) for name in others), (other_variable, number)))
         )
-        if not agree(partial(_values, tree, place, other, other_place)):
+        if not agree(partial(both_values, tree, place, other, other_place)):
             return False
     return True
-
-
-def _values(tree: Any, place: Place, other: Any, other_place: Place, digits: int) -> tuple[Any, Any]:
-    return numeric_value(tree, place, digits), numeric_value(other, other_place, digits)
 
 
 def same_branches(expected: Piecewise, found: Piecewise, equal: Callable[[Form, Form], bool]) -> bool:

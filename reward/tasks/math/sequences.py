@@ -7,10 +7,10 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from reward.tasks.math.agreement import DIGITS, NO_RENAMING, agree, same_value
+from reward.tasks.math.agreement import DIGITS, NO_RENAMING, agree, both_values, same_value
 from reward.tasks.math.expressions import NotReadableError, parse
 from reward.tasks.math.forms import Family, Items, Quantity, TupleFamily
-from reward.tasks.math.values import NoValueError, Place, is_like_zero, names_of, numeric_value, places
+from reward.tasks.math.values import NoValueError, is_like_zero, names_of, numeric_value, places
 
 _COMPARED = (0, 1, 2, 3, 5, 8)
 """The members that are compared, counted from the first one."""
@@ -103,13 +103,9 @@ def _same_terms(
                 tuple(sorted((*place, (name, Fraction(start + step)))))
                 for name, start in (first, other_first)
             )
-            if not agree(partial(_values, a, one, b, other)):
+            if not agree(partial(both_values, a, one, b, other)):
                 return False
     return True
-
-
-def _values(a: Any, place: Place, b: Any, other_place: Place, digits: int) -> tuple[Any, Any]:
-    return numeric_value(a, place, digits), numeric_value(b, other_place, digits)
 
 
 def _line(tree: Any, parameter: str) -> tuple[Any, Any] | None:
