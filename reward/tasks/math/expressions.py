@@ -31,6 +31,7 @@ _MIXED_PLAIN = re.compile(r"(?<![\d.}\)\w])(\d+) (\d+)/(\d+)(?!\d)")
 _FUNCTION_BEFORE = re.compile(
     r"\\(?:(?:arc)?(?:sin|cos|tan|sec|csc|cot|log|ln|exp)h?|sum|prod)\s*(?:[_^]\s*\{[^{}]*\}\s*)+$"
 )
+_SMALL_SUM = re.compile(r"\s*-?\s*\d{1,4}(?:\s*[+-]\s*\d{1,4}){0,4}\s*")
 _TWO_NUMBERS = re.compile(r"\d\s+[\d.]")
 _PRODUCT = re.compile(r"(?<=[\d)}!])\s*(?=\\frac|\\binom|\(|\\sqrt)")
 
@@ -70,8 +71,11 @@ def _parsed(text: str) -> Any:
     if len(text) > MAX_CHARACTERS or _depth(text) > MAX_DEPTH:
         return f"it has more than {MAX_CHARACTERS} characters, or more than {MAX_DEPTH} levels of brackets"
     try:
+        written = explicit(text)
+        if _has_large_binomial(written):
+            return "it has a binomial coefficient of large numbers"
         tree = latex2sympy(
-            explicit(text),
+            written,
             convert_degrees=True,
             normalization_config=NormalizationConfig(basic_latex=True, boxed="none"),
             conversion_config=ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False),
@@ -79,6 +83,17 @@ def _parsed(text: str) -> Any:
     except Exception as error:  # its parser raises Exception itself, and whatever sympy raises on odd texts
         return f"it is not an expression ({type(error).__name__})"
     return tree if isinstance(tree, sympy.Expr) else f"it is not an expression but a {type(tree).__name__}"
+
+
+def _has_large_binomial(text: str) -> bool:
+    r"""Return whether a `\binom` has a number that may be large: `latex2sympy` computes binomial coefficients."""
+    for found in re.finditer(r"\\binom\s*(?=\{)", text):
+        end = closing(text, found.end())
+        for argument in (text[found.end() + 1 : end], text[end + 2 : closing(text, end + 1)]):
+            is_symbolic = re.search(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", argument)
+            if not is_symbolic and not _SMALL_SUM.fullmatch(argument):
+                return True
+    return False
 
 
 def explicit(text: str) -> str:

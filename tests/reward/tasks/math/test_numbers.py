@@ -213,3 +213,15 @@ def test_an_integral_is_refused_before_it_is_read() -> None:
         parse(text)
     assert equal(text, text)
     assert not equal("5", text)
+
+
+@pytest.mark.parametrize("large", ["9^9", "10^{9}", "1000000", r"\log(\pi)", "(9!)!", r"5 \cdot 10^8"])
+def test_binomial_coefficients_of_large_numbers_are_not_computed(large: str) -> None:
+    for text in (rf"\binom{{{large}}}{{50}}", rf"\binom{{9^9}}{{{large}}}", rf"1+\binom{{{large}}}{{n}}"):
+        with pytest.raises(NotReadableError, match="large numbers"):
+            parse(text)
+        assert equal(text, text)
+        assert not equal("5", text)
+    assert equal("120", r"\binom{10}{3}")
+    assert equal("120", r"\binom{12-2}{1+2}")
+    assert equal(r"\binom{n}{\lfloor n/2\rfloor}", r"\binom{n}{\lceil n/2\rceil}")
