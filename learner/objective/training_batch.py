@@ -24,8 +24,8 @@ LARGE_REWARD = 1e100
 """Rewards above this magnitude are divided by the largest one before they are averaged and squared, because the squares
 of larger numbers may overflow."""
 LARGEST_ADVANTAGE = 1e20
-"""The limit of an advantage that is not divided by a statistic of the rewards. The learner computes in float32, where a
-larger one could overflow."""
+"""The limit of an advantage, which only huge rewards reach. The learner computes in float32, where a larger one could
+overflow."""
 
 
 def _rewards(verdicts: Sequence[Verdict]) -> list[float]:
@@ -148,7 +148,7 @@ def group_advantages(rewards: np.ndarray, valid: np.ndarray, scaling: Scaling = 
         used = centered[valid & varied if scaling == "batch" else valid]
         variances = np.square(used).sum() / max(used.size - 1, 1)
     scaled: np.ndarray = centered / (np.sqrt(variances) + STD_EPSILON / unit)
-    return scaled
+    return np.clip(scaled, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
 
 
 def _unit(rewards: np.ndarray, axis: int | None) -> np.ndarray:
