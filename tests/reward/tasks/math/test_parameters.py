@@ -53,7 +53,7 @@ def test_families_with_a_least_number(
     two = f"n = {other} {by:+}k, {other_domain[1]}"
     same = members(start, step, domain[0]) == members(other, by, other_domain[0])
     assert equal(one, two) == same
-    assert equal(one, one.replace("k", "m").replace("m \\text", "k \\text"))
+    assert equal(one, one.replace("k", "m"))
     assert not equal(one, rf"n = {start} {step:+}k, k\in\mathbb{{Z}}")
 
 
@@ -66,7 +66,9 @@ def test_families_of_points_and_intervals(low: int, high: int, step: int, shift:
         moved = [f"{end} {step * shift:+}\\pi {-step:+}m\\pi" for end in (low, high + wrong)]
         other = rf"{opened}{moved[0]}, {moved[1]}{closed} (m\in\mathbb{{Z}})"
         assert equal(one, other) == (not wrong)
-        assert not equal(one, other.replace("m\\pi}", "m").replace(f"{-step:+}m\\pi, ", ", "))
+        still = other.replace(f"{-step:+}m\\pi, ", ", ")
+        assert still != other
+        assert not equal(one, still)
     assert equal(rf"{low}+k<x<{high}+k, k\in\mathbb{{Z}}", rf"({low}+n, {high}+n), n\in\mathbb{{Z}}")
 
 
@@ -125,10 +127,9 @@ def test_cases_of_odd_and_even_numbers(one: int, shift: int, other: int, moved: 
     for text in cases(one, shift):
         assert equal(text, floor) == same
         assert all(equal(text, second) == same for second in cases(other, moved))
-        assert (
-            not equal(text, text.replace("even", "ODD").replace("odd", "even").replace("ODD", "odd"))
-            or "1" in text
-        )
+        if "even" in text:
+            swapped = text.replace("even", "ODD").replace("odd", "even").replace("ODD", "odd")
+            assert not equal(text, swapped)
 
 
 @settings(max_examples=20, deadline=None)
