@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rollout.engine import chat_template
@@ -107,6 +107,7 @@ def test_only_the_reasoning_of_earlier_messages_may_be_left_out(
     assert shown(messages[-1], text)
 
 
+REVERSED = changed_content("m.content | reverse")
 FAULTS = st.one_of(
     st.sampled_from(
         [
@@ -116,7 +117,7 @@ FAULTS = st.one_of(
             "{% for",
             "{% set messages = messages | reverse | list + [] %}{% set messages = messages[:-1] %}",
             changed_content("m.content | upper"),
-            changed_content("m.content | reverse"),
+            REVERSED,
             changed_content("m.content | replace('mark', '')"),
             changed_content("''"),
             "{% for i in range(10 ** 9) %}{% endfor %}",
@@ -140,6 +141,8 @@ def test_a_fault_in_any_template_is_one_line(tokenizer: Any, name: str, data: st
             st.sampled_from(texts_of).map(without_message),
         )
     )
+    # A palindrome that is alone is what it was: then there is no fault.
+    assume(fault != REVERSED or len(messages) > 1 or messages[0]["content"] != messages[0]["content"][::-1])
     end = "#}" if fault.endswith("{#") else ""
     with pytest.raises(PromptError, match="the chat template of some/model ") as refusal:
         template_of(tokenizer, fault + FAMILIES[name].template + end).render(messages)
