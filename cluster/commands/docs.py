@@ -43,7 +43,7 @@ CONFIGURATION = f"""\
 This page lists all settings of a run. They are set in its YAML file or on the command line (`rollout.workers=4`).
 Every number is finite. Counts are at most 2³¹ − 1, times at most 10⁸ s, and other numbers at most 10⁹.
 `launch.py check` validates them without starting anything: it reports unknown settings, invalid values and settings
-that contradict each other. The text comes from [`cluster/core/config.py`](../cluster/core/config.py). Formulas are in
+that contradict each other. The text comes from the code. Formulas are in
 [objectives.md](objectives.md), the options of the tasks in [rewards.md](rewards.md) and [telelogs.md](telelogs.md), and
 the names that other trainers give to these settings in [migration.md](migration.md).
 """

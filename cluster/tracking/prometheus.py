@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.metrics.catalogue import METRICS, SECTIONS, Chart
+from cluster.metrics.catalogue import METRICS, SECTIONS
+from cluster.metrics.entries import Chart
 
 if TYPE_CHECKING:
     from ray.util.metrics import Gauge

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from cluster.commands.report.figures import Line, lines_figure
 from cluster.commands.report.runs import Run
-from cluster.metrics.catalogue import SECTIONS, Chart, Section
+from cluster.metrics.catalogue import SECTIONS
+from cluster.metrics.entries import Chart, Section
 
 LEGEND_RUNS = 3
 """The number of runs up to which each chart has a legend. More runs are identified by the colors of the cards."""

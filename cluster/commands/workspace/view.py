@@ -17,7 +17,8 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb_workspaces import expr
 from wandb_workspaces._graphql import execute_graphql
 
-from cluster.metrics.catalogue import SECTIONS, Section
+from cluster.metrics.catalogue import SECTIONS
+from cluster.metrics.entries import Section
 from cluster.tracking import wandb_process
 from cluster.tracking.wandb_process import exit_hooks_kept, unreachable
 
