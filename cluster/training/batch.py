@@ -210,6 +210,18 @@ def refuse_logprob_gap(metrics: Mapping[str, float], limit: float, step: int) ->
         )
 
 
+def refuse_non_finite_update(metrics: Mapping[str, float]) -> None:
+    """Raise unless the loss and the gradient norms of an update are finite. The ranks check theirs before they answer;
+    here it does not matter who has computed the metrics.
+
+    Raises:
+        NonFiniteError: naming what is NaN or infinite.
+    """
+    for key, text in {"objective/loss": "the loss", "objective/grad_norm": "the gradient norm"}.items():
+        if key in metrics and not math.isfinite(metrics[key]):
+            raise NonFiniteError(f"{text} of the batch is {metrics[key]}")
+
+
 def refuse_broken_probe(version: PolicyVersion) -> None:
     """Raise if the learner's own log-probabilities on the probe of `version` are not numbers. No worker could agree.
 

@@ -47,6 +47,7 @@ from cluster.training.batch import (
     refuse_failed_verdicts,
     refuse_logprob_gap,
     refuse_missing_logprobs,
+    refuse_non_finite_update,
 )
 from cluster.training.prompts import PromptSource
 from learner.engine.finite import NonFiniteError
@@ -136,6 +137,7 @@ class Controller:
             with self._timed("learn"):
                 await self._fleet.rest()
                 metrics |= await self._learn(batch.groups)
+            refuse_non_finite_update(metrics)
             refuse_logprob_gap(metrics, self._config.logprob_gap_limits.mean, self.step + 1)
             with self._timed("publish"):
                 await self._publish(self.step + 1)

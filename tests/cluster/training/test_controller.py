@@ -74,6 +74,8 @@ class Poisoned(HashingLearner):
         self.batches += 1
         if self.batches == 4 and self.where == "learn":
             raise NonFiniteError("the loss of optimizer step 1 of the batch is nan")
+        if self.batches == 4 and self.where in ("objective/loss", "objective/grad_norm"):
+            metrics[self.where] = math.nan if self.where == "objective/loss" else math.inf
         if self.batches == 4 and self.where == "gap":
             metrics["logprob_gap/max"] = math.nan
         return metrics
@@ -134,7 +136,9 @@ class Publications(SyntheticFleet):
         await super().publish(published)
 
 
-@pytest.mark.parametrize("where", ["learn", "gap", "publish", "probe"])
+@pytest.mark.parametrize(
+    "where", ["learn", "objective/loss", "objective/grad_norm", "gap", "publish", "probe"]
+)
 def test_nothing_of_an_update_that_is_not_finite_is_kept(tmp_path: Path, where: str) -> None:
     """The workers do not get it, the last good checkpoint stays, and the batch is in the run directory."""
     config = configuration()
