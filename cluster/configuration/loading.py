@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from cluster.configuration.messages import problems_of
+from cluster.configuration.messages import KEY_ITSELF, problems_of
 from cluster.core.config import RunConfig
 from cluster.core.errors import RefusedError
 from cluster.core.problem import Problem
@@ -115,15 +115,36 @@ def _resolved(node: Any, path: Path, problems: list[Problem]) -> dict[str, Any]:
 def validate(
     schema: type[ModelT], values: Mapping[str, Any], prefix: str = ""
 ) -> tuple[ModelT, list[Problem]]:
-    """Return the valid values as `schema`, and the problems of the invalid ones, which get their defaults. All fields
-    must have defaults."""
-    try:
-        return schema.model_validate(values), []
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-    problems = [problem for detail in details for problem in problems_of(schema, detail, prefix)]
-    repaired = _without(values, [tuple(detail["loc"]) for detail in details])
-    return schema.model_validate(repaired), problems
+    """Return the valid values as `schema`, and the problems of the others, which get their defaults.
+
+    All fields of `schema` must have defaults. A section below it may have fields without one: if such a field is
+    missing, the whole section gets its default.
+    """
+    problems: list[Problem] = []
+    while True:  # a removal may leave a section without a field that it needs, which is then removed too
+        try:
+            return schema.model_validate(values), problems
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+        if not problems:
+            problems = [
+                problem for detail in _told(details) for problem in problems_of(schema, detail, prefix)
+            ]
+        values = _without(values, [_removable(detail) for detail in details])
+
+
+def _told(details: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield pydantic's errors without those of values under an invalid key: the key is what must be corrected."""
+    keys = [detail["loc"] for detail in details if detail["loc"][-1] == KEY_ITSELF]
+    for detail in details:
+        if detail["loc"] in keys or not any(detail["loc"][: len(key) - 1] == key[:-1] for key in keys):
+            yield detail
+
+
+def _removable(detail: Mapping[str, Any]) -> tuple[int | str, ...]:
+    """Return the location of the value whose removal mends one of pydantic's errors."""
+    location = tuple(detail["loc"])
+    return location[:-1] if detail["type"] == "missing" or location[-1] == KEY_ITSELF else location
 
 
 def _without(values: Mapping[str, Any], locations: Sequence[tuple[int | str, ...]]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ _EXPECTED = {
     "tuple_type": "a list",
 }
 """The description of the expected value, by pydantic's type of error."""
+KEY_ITSELF = "[key]"
+"""The last part of an error's location in pydantic if a key of a mapping is invalid, and not the value under it."""
 
 
 def setting_names(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -53,7 +55,8 @@ def problems_of(schema: type[BaseModel], detail: Mapping[str, Any], prefix: str)
     if detail["type"] == "extra_forbidden":
         yield from _unknown(schema, location, detail["input"], prefix)
     else:
-        yield _invalid(".".join(filter(None, [prefix, *location])), detail)
+        named = location[:-1] if location[-1] == KEY_ITSELF else location
+        yield _invalid(".".join(filter(None, [prefix, *named])), detail)
 
 
 def _unknown(schema: type[BaseModel], location: list[str], value: Any, prefix: str) -> Iterator[Problem]:

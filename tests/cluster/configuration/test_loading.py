@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
 from cluster.configuration.loading import Loaded, load_config, validate
 from cluster.configuration.messages import setting_names
 from cluster.core.config import RewardConfig, RunConfig
 from cluster.core.problem import Problem
+from cluster.core.schema import Section
 from tests import PROJECT
 
 SETTINGS = list(setting_names(RunConfig))
@@ -266,6 +268,47 @@ def test_no_tree_of_values_makes_validation_raise(values: dict[str, Any]) -> Non
     config, problems = validate(RunConfig, values)
     assert repr(RunConfig.model_validate(config.model_dump())) == repr(config)
     assert problems or repr(RunConfig.model_validate(values)) == repr(config)
+
+
+@settings(max_examples=500)
+@given(st.sampled_from(SETTINGS), TREES)
+def test_a_value_of_any_shape_is_accepted_or_reported_under_its_setting(setting: str, value: Any) -> None:
+    """A report is one line with the path of the setting."""
+    values = nested(setting, value)
+    config, problems = validate(RunConfig, values)
+    assert repr(RunConfig.model_validate(config.model_dump())) == repr(config)
+    assert all(problem.where.startswith(setting) for problem in problems)
+    assert problems or repr(RunConfig.model_validate(values)) == repr(config)
+
+
+def test_a_misspelled_role_is_one_problem_with_the_role_that_was_meant() -> None:
+    labels = {"rolout": {"pool": 3}, "learner": {"pool": "reserved"}}
+    config, problems = validate(RunConfig, {"cluster": {"node_labels": labels}})
+    assert [str(problem) for problem in problems] == [
+        "cluster.node_labels.rolout: expected 'rollout', 'learner' or 'reward', got 'rolout'; did you mean rollout?"
+    ]
+    assert config.cluster.node_labels == {"learner": {"pool": "reserved"}}
+
+
+class _Pair(Section):
+    """A section whose fields have no defaults."""
+
+    left: int
+    right: int
+
+
+class _Pairs(Section):
+    pair: _Pair = _Pair(left=1, right=2)
+    pairs: dict[str, _Pair] = Field(default={})
+
+
+@pytest.mark.parametrize("values", [{}, {"left": 3}, {"left": 3, "right": "x"}, {"left": 3, "middle": 4}])
+def test_a_section_without_a_field_that_it_needs_gets_its_default(values: dict[str, Any]) -> None:
+    config, problems = validate(
+        _Pairs, {"pair": values, "pairs": {"a": values, "b": {"left": 5, "right": 6}}}
+    )
+    assert config == _Pairs(pairs={"b": _Pair(left=5, right=6)})
+    assert {problem.where.split(".")[0] for problem in problems} == {"pair", "pairs"}
 
 
 @pytest.mark.parametrize("key", ["1", "1.5", "yes", "null"])
