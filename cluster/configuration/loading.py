@@ -142,7 +142,7 @@ def _told(details: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
 
 
 def _removable(detail: Mapping[str, Any]) -> tuple[int | str, ...]:
-    """Return the location of the value whose removal mends one of pydantic's errors."""
+    """Return the location of the value whose removal fixes one of pydantic's errors."""
     location = tuple(detail["loc"])
     return location[:-1] if detail["type"] == "missing" or location[-1] == KEY_ITSELF else location
 
