@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,28 +113,33 @@ def canary(answers: int, seed: int) -> dict[str, Any]:
     }
 
 
-def digest(every: int) -> str:
-    """Return a hash of the verdicts on the corpus, in an order that depends on the hash seed of the process.
+def verdicts_on_corpus(every: int = 1) -> dict[Pair, bool]:
+    """Return the verdicts on all parts, computed in an order that depends on the hash seed of the process.
 
     Args:
         every: Take each pair whose number is a multiple of this.
     """
     taken = [pair for part in PARTS for pair in pairs(part)][::every]
-    in_some_order = sorted(taken, key=lambda pair: hash(pair.response))
-    verdicts = {(pair.reference, pair.response): is_correct(pair) for pair in in_some_order}
-    return hashlib.sha256(repr(sorted(verdicts.items())).encode()).hexdigest()
+    return {pair: is_correct(pair) for pair in sorted(taken, key=lambda pair: hash(pair.response))}
+
+
+def digest(verdicts: Mapping[Pair, bool]) -> str:
+    """Return a hash of verdicts that does not depend on their order."""
+    lines = sorted(repr((pair.reference, pair.response, verdict)) for pair, verdict in verdicts.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def digest_in_process(hash_seed: int, every: int = 1) -> str:
+    """Return the digest of the verdicts on the corpus, computed in a process with the given hash seed."""
+    environment = os.environ | {"PYTHONHASHSEED": str(hash_seed)}
+    command = [sys.executable, __file__, "--digest", "--every", str(every)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=600)
+    return run.stdout.strip()
 
 
 def in_processes(count: int, every: int = 1) -> dict[str, Any]:
-    """Compute the verdicts of `digest` in processes with different hash seeds."""
-    found = Counter[str]()
-    for seed in range(count):
-        environment = os.environ | {"PYTHONHASHSEED": str(seed)}
-        command = [sys.executable, __file__, "--digest", "--every", str(every)]
-        run = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=600
-        )
-        found[run.stdout] += 1
+    """Count the different digests of processes with different hash seeds."""
+    found = {digest_in_process(seed, every) for seed in range(count)}
     return {"processes": count, "different_results": len(found)}
 
 
@@ -154,7 +159,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes")
     arguments = parser.parse_args()
     if arguments.digest:
-        print(digest(arguments.every))
+        print(digest(verdicts_on_corpus(arguments.every)))
         return
     every = 40 if arguments.smoke else arguments.every
     corpus = {
