@@ -27,11 +27,20 @@ def find_starter(task_name: str) -> Starter | None:
 def starter_key(task: TaskConfig) -> dict[str, Any]:
     """Return all values that the starter model depends on. The cache of built models identifies it by them.
 
+    An option for the starter (`starter_…`) that is null leaves the recipe as it is, and is no such value.
+
     Raises:
         ValueError: if the task has no starter model.
     """
-    options = task_class(task.name).Options(**task.options)
-    return {"recipe": asdict(_starter(task.name).recipe), "task": options.model_dump()}
+    options = task_class(task.name).Options(**task.options).model_dump()
+    return {
+        "recipe": asdict(_starter(task.name).recipe),
+        "task": {
+            name: value
+            for name, value in options.items()
+            if not (name.startswith("starter_") and value is None)
+        },
+    }
 
 
 def build_starter(task: TaskConfig, directory: Path, progress: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cluster.core.schema import Count, CountOrZero, Integer, Section
+from cluster.core.schema import Count, CountOrZero, Fraction, Integer, Section
 from cluster.core.types import Split, Verdict
 from reward.task import ChatMessages, Example
 from reward.tasks.countdown.published import Published, read_puzzles
@@ -62,6 +62,12 @@ class CountdownOptions(Section):
     independently of the seed."""
     seed: Integer = 0
     """The seed of the choice of puzzles."""
+    starter_correct_fraction: Fraction | None = None
+    """The fraction of the expressions in the starter model's training examples that aim at the target; null is 0.3. The
+    smaller it is, the rarer are correct responses at the start of a run."""
+    starter_tries: CountOrZero | None = None
+    """The largest number of attempts that the starter model's training examples show before the answer; null is 0. With
+    some, the length of responses varies."""
 
     @model_validator(mode="after")
     def _ranges_need_the_generator(self) -> Self:
@@ -150,13 +156,14 @@ class CountdownTask:
         return Example(correct=f"<answer>{correct}</answer>", incorrect=f"<answer>{incorrect}</answer>")
 
     def starter_examples(self) -> list[tuple[str, str]]:
-        recipe = self.starter.recipe
+        recipe, options = self.starter.recipe, self._options
+        fraction, tries = options.starter_correct_fraction, options.starter_tries
         return warmup_examples(
             self.problems("train"),
             recipe.examples,
             recipe.seed,
-            correct_fraction=recipe.correct_fraction,
-            max_tries=recipe.max_tries,
+            correct_fraction=recipe.correct_fraction if fraction is None else fraction,
+            max_tries=recipe.max_tries if tries is None else tries,
             repeat_fraction=recipe.repeat_fraction,
             eval_fraction=self._options.eval_fraction,
         )

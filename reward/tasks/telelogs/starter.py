@@ -1,7 +1,8 @@
 r"""The starter model of TeleLogs: its recipe, and supervised examples that show the form of an answer.
 
-A response is `\boxed{C3}`. A fraction `correct_fraction` of the labels is correct; the others are random labels of the
-prompt. So the model learns the form of an answer, but not how to find the cause.
+A response is `\boxed{C3}`. A fraction `correct_fraction` of the labels is correct; the others are random: labels of the
+prompt, or of a longer list, most of which no prompt offers. So the model learns the form of an answer, but not how to
+find the cause.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ STARTER = Starter(
 
 
 def warmup_examples(
-    problems: Sequence[Problem], count: int, seed: int, *, correct_fraction: float
+    problems: Sequence[Problem], count: int, seed: int, *, correct_fraction: float, labels: int | None = None
 ) -> list[tuple[str, str]]:
     """Return `count` pairs of a prompt and a response. The problems are used in turn.
+
+    Args:
+        labels: Random answers are one of C1 … C`labels`; None takes the labels of the prompt.
 
     Raises:
         ValueError: if there is no problem, or `correct_fraction` is not in [0, 1].
@@ -38,6 +42,7 @@ def warmup_examples(
     examples = []
     for i in range(count):
         problem = listed[i % len(listed)]
-        label = problem.answer if rng.random() < correct_fraction else rng.choice(problem.labels)
+        guesses = problem.labels if labels is None else [f"C{number}" for number in range(1, labels + 1)]
+        label = problem.answer if rng.random() < correct_fraction else rng.choice(guesses)
         examples.append((problem.question, f"\\boxed{{{label}}}"))
     return examples

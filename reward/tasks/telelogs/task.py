@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from cluster.core.schema import Count, Integer, Section
+from cluster.core.schema import Count, Fraction, Integer, Section
 from cluster.core.types import Split, Verdict
 from reward.task import ChatMessages, Example
 from reward.tasks.telelogs.causes import CAUSES
@@ -41,6 +41,11 @@ class TeleLogsOptions(Section):
     splits. A hash decides."""
     seed: Integer = 0
     """The seed of the generated problems and of the randomized labels."""
+    starter_correct_fraction: Fraction | None = None
+    """The fraction of the starter model's training examples that aim at the correct answer; null is 0.3."""
+    starter_labels: Count | None = None
+    """The number of labels, C1, C2, …, among which the other answers in these examples are random. The more there are,
+    the rarer are correct responses at the start of a run. null takes the labels that the prompt offers."""
 
 
 class TeleLogsTask:
@@ -95,9 +100,13 @@ class TeleLogsTask:
         return Example(correct=f"\\boxed{{{problem.answer}}}", incorrect=f"\\boxed{{{incorrect}}}")
 
     def starter_examples(self) -> list[tuple[str, str]]:
-        recipe = self.starter.recipe
+        recipe, fraction = self.starter.recipe, self._options.starter_correct_fraction
         return warmup_examples(
-            self.problems("train"), recipe.examples, recipe.seed, correct_fraction=recipe.correct_fraction
+            self.problems("train"),
+            recipe.examples,
+            recipe.seed,
+            correct_fraction=recipe.correct_fraction if fraction is None else fraction,
+            labels=self._options.starter_labels,
         )
 
 

@@ -21,6 +21,7 @@ from reward.tasks.countdown.puzzles import (
 )
 from reward.tasks.countdown.solver import MAX_NUMBERS, OPERATORS, expressions, reachable_values, solutions
 from reward.tasks.countdown.starter import COMPACT_CHARACTERS, warmup_examples
+from reward.tasks.countdown.task import CountdownOptions, CountdownTask
 from reward.tasks.countdown.verifier import extract_answer, verify
 
 # More pairs than are listed, but so alike that few of them reach a given target.
@@ -184,6 +185,27 @@ def test_warmup_examples_are_well_formed_and_mostly_incorrect() -> None:
         correct += verdict.correct
     assert line_counts == {0, 1, 2, 3}
     assert 0.2 < correct / len(examples) < 0.3
+
+
+@pytest.mark.parametrize(("fraction", "least", "most"), [(0.0, 0.04, 0.08), (0.5, 0.45, 0.55)])
+def test_the_options_decide_how_often_the_starter_is_shown_a_correct_answer(
+    fraction: float, least: float, most: float
+) -> None:
+    """Without any, one expression in 17 has the value of the target by accident."""
+    options = CountdownOptions(
+        train_puzzles=300,
+        number_min=10,
+        number_max=30,
+        target_max=60,
+        starter_correct_fraction=fraction,
+        starter_tries=2,
+    )
+    task = CountdownTask(options)
+    by_prompt = {compact_prompt(puzzle): puzzle for puzzle in task.problems("train")}
+    examples = task.starter_examples()[:4000]
+    correct = sum(verify(response, by_prompt[prompt]).correct for prompt, response in examples)
+    assert least < correct / len(examples) < most
+    assert {response.count("\n") for _, response in examples} == {0, 1, 2}
 
 
 def test_warmup_examples_follow_their_seed() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from reward.tasks.telelogs.generator import GeneratedProblems, GeneratorOptions
 from reward.tasks.telelogs.starter import warmup_examples
+from reward.tasks.telelogs.task import TeleLogsOptions, TeleLogsTask
 from reward.tasks.telelogs.verifier import verify
 
 PROBLEMS = list(GeneratedProblems(GeneratorOptions("train", "compact", randomized_labels=True), 40))
@@ -24,6 +25,24 @@ def test_every_response_names_a_label_and_the_requested_fraction_is_correct(
         assert result.answer in problem.labels
         correct += result.correct
     assert correct / 2000 == pytest.approx(expected, abs=0.04)
+
+
+def test_with_more_labels_fewer_guesses_are_correct() -> None:
+    options = {
+        "style": "compact",
+        "train_problems": 40,
+        "starter_correct_fraction": 0.0,
+        "starter_labels": 50,
+    }
+    task = TeleLogsTask(TeleLogsOptions.model_validate(options))
+    by_question = {problem.question: problem for problem in task.problems("train")}
+    examples = task.starter_examples()
+    assert {text for _, text in examples} == {f"\\boxed{{C{number}}}" for number in range(1, 51)}
+    correct = sum(
+        verify(text, by_question[question].labels, by_question[question].answer).correct
+        for question, text in examples
+    )
+    assert correct / len(examples) == pytest.approx(1 / 50, abs=0.01)
 
 
 def test_the_seed_decides_the_examples() -> None:
