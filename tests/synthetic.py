@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cluster.core.types import Group, PolicyVersion, Prompt, Response, Sampled, ScoredGroup, Verdict
+from cluster.training.informative import prompt_source
 from cluster.training.prompts import PromptSource, TokenizedProblem, sampling_seed, training_sampling
 from reward.tasks.countdown.puzzles import Puzzle
 from rollout.engine.tokenizer import EncodedPrompt
@@ -114,7 +115,9 @@ def synthetic_source(config: Any, rows: int) -> PromptSource:
         )
         for row in range(rows)
     ]
-    return PromptSource(problems, config.seed, lambda prompt_id: training_sampling(config, prompt_id))
+    return prompt_source(
+        config.task.selection, problems, config.seed, lambda prompt_id: training_sampling(config, prompt_id)
+    )
 
 
 def expected_prompts(config: Any, rows: int, count: int) -> list[tuple[str, int]]:

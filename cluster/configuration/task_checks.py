@@ -20,6 +20,7 @@ from reward.registry import build_task, task_class, task_names
 from reward.task import NotedTask, Task
 from reward.verifier_check import verifier_problem
 from rollout.engine.chat_template import PromptError
+from rollout.fleet.buffer import slots
 
 
 def check_task(config: RunConfig) -> Iterator[Problem]:
@@ -50,8 +51,33 @@ def check_task(config: RunConfig) -> Iterator[Problem]:
         if not splits[split]:
             yield Problem("task.options", f"the {split} split is empty", "change the task's options")
     if all(splits.get(split) for split in ("train", "eval")):
+        yield from _check_selection(config, len(splits["train"]))
         yield from _check_prompts(config, task, [*splits["train"], *splits["eval"]])
         yield from _check_verifier(config, task, splits["eval"][0])
+
+
+def _check_selection(config: RunConfig, prompts: int) -> Iterator[Problem]:
+    """Report an informative selection that has to draw a prompt while all of them are in flight.
+
+    A prompt counts as in flight until its batch is complete, even if dynamic sampling has dropped it before.
+    """
+    rollout = config.rollout
+    if config.task.selection != "informative":
+        return
+    try:
+        needed = slots(rollout.prompts_per_step, rollout.max_staleness, rollout.oversampling)
+    except ValueError:  # check_rollout reports it
+        return
+    if rollout.dynamic_sampling_limit is not None:
+        needed += (rollout.dynamic_sampling_limit - 1) * rollout.prompts_per_step
+    if prompts < needed:
+        yield Problem(
+            "task.selection",
+            f"informative draws no prompt again while it is in flight, and up to {needed} are in flight (rollout."
+            f"prompts_per_step, max_staleness, oversampling, dynamic_sampling_limit), but the training split has "
+            f"{prompts}",
+            "lower these settings, use more training prompts, or set it to uniform",
+        )
 
 
 def _check_prompts(config: RunConfig, task: Task, problems: Sequence[Any]) -> Iterator[Problem]:

@@ -60,6 +60,9 @@ class TaskConfig(Section):
     """The name of the task. `launch.py tasks` lists all tasks, each with an example."""
     options: dict[str, Any] = Field(default={})
     """The task's own options, validated by the task. docs/rewards.md and docs/telelogs.md describe them."""
+    selection: Literal["uniform", "informative"] = "uniform"
+    """The choice of training prompts: `uniform` (each exactly once per epoch, in random order), or `informative` (more
+    often those that are solved sometimes, but not always; see docs/recipes.md)."""
 
 
 class RolloutConfig(Section):

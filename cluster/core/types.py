@@ -40,7 +40,8 @@ class Prompt:
     """One dataset row in one epoch, rendered and tokenized once."""
 
     id: str
-    """The id, unique within the run: `train/<epoch>/<row>` or `eval/<row>`."""
+    """The id, unique within the run: `train/<epoch>/<row>` or `eval/<row>`. With an informative selection, the
+    number of earlier draws of the row is in place of the epoch."""
     text: str
     token_ids: tuple[int, ...]
     problem: Any

@@ -7,6 +7,7 @@ logs a metric that is missing here.
 from __future__ import annotations
 
 from cluster.metrics.entries import Chart, Metric, Section
+from cluster.metrics.selection_entries import SELECTION
 
 _EVALUATION = Section(
     "Evaluation",
@@ -311,7 +312,11 @@ _FLEET = Section(
             "progress/weight_version",
             "version of the published weights, which is the number of batches trained on",
         ),
-        Metric("progress/epoch", "number of passes over the training prompts"),
+        Metric(
+            "progress/epoch",
+            "number of passes over the training prompts; with `task.selection: informative`, the number of prompts "
+            "drawn in whole multiples of the number of training prompts",
+        ),
         Metric("progress/prompts_trained", "number of prompts trained on so far", "prompts", "last"),
         Metric(
             "progress/prompts_dropped",
@@ -327,6 +332,16 @@ _FLEET = Section(
     ),
 )
 
-SECTIONS = (_EVALUATION, _REWARD, _OBJECTIVE, _RESPONSE_LENGTH, _AGREEMENT, _THROUGHPUT, _TIME, _FLEET)
+SECTIONS = (
+    _EVALUATION,
+    _REWARD,
+    SELECTION,
+    _OBJECTIVE,
+    _RESPONSE_LENGTH,
+    _AGREEMENT,
+    _THROUGHPUT,
+    _TIME,
+    _FLEET,
+)
 CHARTED = frozenset(key for section in SECTIONS for chart in section.charts for key in chart.keys)
 METRICS = {metric.key: metric for section in SECTIONS for metric in section.metrics}

@@ -3,6 +3,7 @@
 checkpoints/step-000050/
     learner/        the learner ranks' files: DeepSpeed's, one set per rank, and the random state of each rank
     progress.json   the controller's state
+    selection.npz   the state of the informative selection; only with `task.selection: informative`
     COMPLETE        the manifest, written last: size and SHA-256 of every file above
     INCOMPLETE      in place of COMPLETE while the checkpoint is written or deleted. Such a directory is skipped, and
                     removed at the next save
@@ -30,6 +31,7 @@ from cluster.run_state import manifest
 from cluster.run_state.lock_file import LockFile, is_held
 from cluster.run_state.manifest import Manifest, files_in
 from cluster.run_state.progress import Progress
+from cluster.run_state.selection_state import SelectionState
 from learner.state.state_files import CheckpointError, CheckpointWriteError, FileRecord, seal, why_not_written
 
 _SCRATCH = ".resizing-"
@@ -42,6 +44,8 @@ class Checkpoint:
 
     path: Path
     progress: Progress
+    selection: SelectionState | None = None
+    """The state of the informative selection; None if each prompt comes once per epoch."""
 
 
 class CheckpointStore:
@@ -103,7 +107,13 @@ class CheckpointStore:
         (path / manifest.INCOMPLETE_NAME).touch()
         return path
 
-    def commit(self, path: Path, progress: Progress, sealed: Mapping[Path, FileRecord] | None = None) -> None:
+    def commit(
+        self,
+        path: Path,
+        progress: Progress,
+        sealed: Mapping[Path, FileRecord] | None = None,
+        selection: SelectionState | None = None,
+    ) -> None:
         """Mark the checkpoint in `path` as complete; then delete all but the newest `keep`, and leftovers of crashes.
 
         All files are on the disk before the manifest is, and the manifest is before anything older is deleted. The
@@ -113,6 +123,8 @@ class CheckpointStore:
             OSError: if a part of it cannot be written.
         """
         write_atomically(path / "progress.json", progress.to_json(), durable=True)
+        if selection is not None:
+            selection.write(path)
         known = {str(file.relative_to(path)): record for file, record in (sealed or {}).items()}
         files = {name: known.get(name) or seal(path / name) for name in files_in(path)}
         for written in (*path.rglob("*"), path, self._directory):
@@ -280,11 +292,12 @@ def _examine(path: Path) -> tuple[str | None, Checkpoint | None]:
         if fault is not None:
             return fault, None
         progress = _progress_in(path)
+        selection = SelectionState.read(path, progress)
     except (OSError, ValueError) as error:
         return str(error), None
     if progress.step != _step_of(path):
         return f"it is a copy of the checkpoint of step {progress.step}", None
-    return None, Checkpoint(path, progress)
+    return None, Checkpoint(path, progress, selection)
 
 
 def _progress_in(checkpoint: Path) -> Progress:

@@ -142,6 +142,7 @@ class Controller:
             with self._timed("publish"):
                 await self._publish(self.step + 1)
         self.step += 1
+        metrics |= self._source.observe(batch)
         self._buffer.settle(batch.prompt_ids)
 
         if self._due(self._config.evaluation.every_steps):
@@ -237,7 +238,7 @@ class Controller:
         self.step = progress.step
         self.pass_at_1[0] = progress.first_pass_at_1
         self._started -= progress.elapsed_s
-        self._source.resume(progress.position, progress.in_flight)
+        self._source.resume(self._start)
         self._buffer.restore(progress.trained_prompts, progress.dropped_prompts)
         with _located(f"in the checkpoint {path}"):
             await self._publish(self.step)
@@ -259,7 +260,7 @@ class Controller:
                 dropped_prompts=dict(self._buffer.dropped_prompts),
             )
             # In a thread, so that the fleet keeps working.
-            await asyncio.to_thread(self._checkpoints.commit, path, progress, sealed)
+            await asyncio.to_thread(self._checkpoints.commit, path, progress, sealed, self._source.selection)
         self._tracker.checkpoint(self.step, path)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -16,6 +16,10 @@ import numpy as np
 from cluster.configuration.task_prompts import encoded_problems
 from cluster.core.config import RunConfig
 from cluster.core.types import Prompt, Sampling, Split
+from cluster.run_state.checkpoints import Checkpoint
+from cluster.run_state.selection_state import SelectionState, row_of
+from cluster.training.batch import Batch
+from cluster.training.selection import PRIOR
 from reward.registry import build_task
 from rollout.engine.chat_template import PromptError
 from rollout.engine.tokenizer import EncodedPrompt, PromptEncoder
@@ -128,7 +132,9 @@ class PromptSource:
     `position` is the number of prompts handed out so far. Together with the ids of the prompts in flight it is all that
     a checkpoint must remember:
 
-        source.resume(position, in_flight)  # hands out the prompts in flight again, in their order, before new ones
+        source.resume(checkpoint)  # hands out the prompts in flight again, in their order, before new ones
+
+    This order does not depend on what the responses are. That of `InformativeSource` does.
     """
 
     def __init__(
@@ -146,11 +152,25 @@ class PromptSource:
         self.position = position
         self._again: deque[str] = deque()
 
-    def resume(self, position: int, in_flight: Iterable[str]) -> None:
-        """Continue at the `position` of an earlier source of the same prompts, whose prompts `in_flight` were not
-        trained on."""
-        self.position = position
-        self._again = deque(in_flight)
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue at the position of an earlier source of the same prompts, whose prompts in flight were not trained
+        on."""
+        self.position = checkpoint.progress.position
+        self._again = deque(checkpoint.progress.in_flight)
+
+    @property
+    def selection(self) -> SelectionState | None:
+        """The state that a checkpoint stores besides the position; None if there is nothing else."""
+        return None
+
+    def observe(self, batch: Batch) -> dict[str, float]:
+        """Take note of a batch that was trained on, before the prompts of the next one are drawn. Return metrics."""
+        return {}
+
+    def prior(self, prompt_id: str) -> tuple[float, float]:
+        """Return the parameters (a, b) of the Beta distribution of the prompt's success probability, before it is
+        sampled."""
+        return PRIOR
 
     @property
     def coming_again(self) -> tuple[str, ...]:
@@ -181,8 +201,7 @@ class PromptSource:
 
     def by_id(self, prompt_id: str) -> Prompt:
         """Return the prompt that has, or had, this id."""
-        row = int(prompt_id.rpartition("/")[2])
-        return self._problems[row].prompt(prompt_id, self._sampling(prompt_id))
+        return self._problems[row_of(prompt_id)].prompt(prompt_id, self._sampling(prompt_id))
 
 
 @lru_cache(maxsize=2)

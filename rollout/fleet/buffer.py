@@ -50,6 +50,23 @@ class _Lease:
         return ScoredGroup(Group(self.prompt, responses, self.worker), verdicts)
 
 
+def slots(prompts_per_batch: int, max_staleness: int, oversampling: float | None) -> int:
+    """Return the number of prompts that may be in flight, for the arguments of `WorkBuffer`.
+
+    Raises:
+        ValueError: as `WorkBuffer` does.
+    """
+    if prompts_per_batch < 1:
+        raise ValueError(f"prompts_per_batch: expected at least one, got {prompts_per_batch}")
+    if oversampling is None:
+        oversampling = max_staleness + 1
+    if not 1 <= oversampling <= max_staleness + 1:
+        raise ValueError(
+            f"oversampling: expected from 1 to max_staleness + 1 = {max_staleness + 1}, got {oversampling:g}"
+        )
+    return round(oversampling * prompts_per_batch)
+
+
 class WorkBuffer:
     """The prompts in flight, in the order of their admission."""
 
@@ -66,17 +83,9 @@ class WorkBuffer:
         Raises:
             ValueError: if a batch would have no prompts, or `oversampling` is out of range.
         """
-        if prompts_per_batch < 1:
-            raise ValueError(f"prompts_per_batch: expected at least one, got {prompts_per_batch}")
-        if oversampling is None:
-            oversampling = max_staleness + 1
-        if not 1 <= oversampling <= max_staleness + 1:
-            raise ValueError(
-                f"oversampling: expected from 1 to max_staleness + 1 = {max_staleness + 1}, got {oversampling:g}"
-            )
         self._prompts_per_batch = prompts_per_batch
         self._max_staleness = max_staleness
-        self._capacity = round(oversampling * prompts_per_batch)
+        self._capacity = slots(prompts_per_batch, max_staleness, oversampling)
         self._order: dict[str, int] = {}
         """The admission number of each prompt in flight, oldest first."""
         self.admissions = 0

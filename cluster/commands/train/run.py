@@ -30,13 +30,8 @@ from cluster.training.batch import (
 )
 from cluster.training.control import RunIsLiveError, listening
 from cluster.training.controller import Controller
-from cluster.training.prompts import (
-    Dataset,
-    PromptSource,
-    evaluation_prompts,
-    load_dataset,
-    training_sampling,
-)
+from cluster.training.informative import prompt_source, refuse_other_selection
+from cluster.training.prompts import Dataset, evaluation_prompts, load_dataset, training_sampling
 from cluster.training.session import (
     RUN_ERRORS,
     frozen_garbage,
@@ -184,6 +179,7 @@ def _refuse_other_settings(newest: Checkpoint, config: RunConfig) -> None:
     Raises:
         CheckpointError: if the run cannot resume from the checkpoint with these settings.
     """
+    refuse_other_selection(newest, config.task.selection)
     file = learner_state(newest.path) / state_description.FILE_NAME
     saved = StateDescription.from_json(file.read_text(encoding="utf-8"))
     if reason := obstacle(saved, config.model.dtype, config.learner.zero_stage):
@@ -227,8 +223,11 @@ async def _run(
         console.stage("training")
         controller = Controller(
             config,
-            PromptSource(
-                dataset.train, config.seed, lambda prompt_id: training_sampling(config, prompt_id, draw)
+            prompt_source(
+                config.task.selection,
+                dataset.train,
+                config.seed,
+                lambda prompt_id: training_sampling(config, prompt_id, draw),
             ),
             evaluation_prompts(config, dataset),
             fleet,
