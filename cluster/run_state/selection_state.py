@@ -112,8 +112,9 @@ def rows_of(prompt_ids: Iterable[str]) -> Counter[int]:
 
 
 def _fault(arrays: dict[str, np.ndarray]) -> str | None:
+    rows = arrays["drawn"].size
     for name, array in arrays.items():
-        if array.dtype != _DTYPES[name] or array.shape != (len(arrays["drawn"]),) or not array.size:
+        if array.dtype != _DTYPES[name] or array.shape != (rows,) or not rows:
             return f"{name} is {array.dtype} {list(array.shape)}"
         if not (np.isfinite(array).all() and (array >= 0).all()):
             return f"{name} has an entry that is negative or not finite"

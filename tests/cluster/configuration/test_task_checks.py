@@ -244,6 +244,33 @@ def test_the_number_of_prompts_that_are_too_long_is_reported(
     assert problem.fix == "raise it to 164 or more, or drop long prompts (max_prompt_characters)"
 
 
+@pytest.mark.parametrize(
+    ("rollout", "needed"),
+    [
+        ({}, 4),
+        ({"max_staleness": 1}, 8),
+        ({"max_staleness": 1, "oversampling": 1.5}, 6),
+        ({"dynamic_sampling_limit": 3}, 12),
+        ({"max_staleness": 1, "dynamic_sampling_limit": 3}, 16),
+    ],
+)
+def test_an_informative_selection_needs_a_training_prompt_for_each_that_is_in_flight(
+    tmp_path: Path, rollout: dict[str, Any], needed: int
+) -> None:
+    """Dropped prompts count until their batch is complete. The limit is exact."""
+
+    def run(prompts: int, selection: str) -> RunConfig:
+        task = {"selection": selection, "options": {"train_puzzles": prompts, "eval_puzzles": 4}}
+        return run_config(tmp_path, rollout=rollout, task=task)
+
+    assert preflight(run(needed, "informative")) == preflight(run(1, "uniform")) == []
+    problem = only_problem(run(needed - 1, "informative"))
+    assert problem.where == "task.selection"
+    assert f"up to {needed} are in flight" in problem.what
+    assert f"the training split has {needed - 1}" in problem.what
+    assert "set it to uniform" in problem.fix
+
+
 def test_a_misspelled_shaping_setting_is_recognized(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("reward:\n  shaping:\n    - {function: 'a:b', wieght: 2}\n")

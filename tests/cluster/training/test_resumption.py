@@ -137,7 +137,12 @@ def configuration(**rollout: int) -> RunConfig:
 
 
 def run_until_cut(
-    config: RunConfig, directory: Path, ledger: Ledger, chance: random.Random, ticks: int | None
+    config: RunConfig,
+    directory: Path,
+    ledger: Ledger,
+    chance: random.Random,
+    ticks: int | None,
+    rows: int = ROWS,
 ) -> tuple[bool, str]:
     """Start or resume the run. Return True if it reached its last step, and the learner's weights."""
     fuse = Fuse(ticks)
@@ -148,8 +153,8 @@ def run_until_cut(
     ledger.resume_from(start.progress.step if start else -1)
     controller = Controller(
         config,
-        synthetic_source(config, ROWS),
-        [synthetic_source(config, ROWS).by_id("eval/0")],
+        synthetic_source(config, rows),
+        [synthetic_source(config, rows).by_id("eval/0")],
         cast(Any, SyntheticFleet(chance, fuse.tick)),
         cast(Any, learner),
         store,

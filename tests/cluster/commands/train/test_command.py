@@ -210,6 +210,11 @@ def test_an_interrupted_fresh_run_advises_to_resume(sound: Path, training: Train
     ("settings", "damage", "said"),
     [
         (["model.dtype=bfloat16"], None, "its weights are float32, and model.dtype is bfloat16: set it back"),
+        (
+            ["task.selection=informative"],
+            None,
+            "task.selection: uniform, and it is informative now; set it back",
+        ),
         (["learner.zero_stage=3"], None, "learner.zero_stage 2 and cannot be read with 3"),
         ([], ("COMPLETE", '{"format": 3, "files": {}}'), "format 3 by another version of this program"),
         ([], ("progress.json", "{"), "no undamaged checkpoint is left"),
