@@ -95,8 +95,8 @@ FAULTS = {
     "nan": replaced(incorrect=np.array([0.0, np.nan, 1.0])),
     "infinite": replaced(correct=np.array([0.0, np.inf, 1.0])),
     "negative": replaced(correct=np.array([0.0, -0.5, 1.0])),
-    "twice in flight": replaced(drawn=np.array([1, 3, 3])),
-    "settled undrawn": replaced(trained=np.array([2, 3, 0])),
+    "twice in flight": replaced(trained=np.array([0, 3, 0])),
+    "settled undrawn": replaced(trained=np.array([0, 3, 3])),
     **{f"without {name}": without(name) for name in NAMES},
     "another row in flight": replaced(trained=np.array([0, 2, 2])),
     "another step": replaced(drawn=np.array([2, 3, 2]), trained=np.array([1, 3, 1])),
@@ -133,6 +133,23 @@ def test_a_file_that_changed_on_the_disk_is_damaged(tmp_path: Path) -> None:
         CheckpointError, match=rf"is damaged: {FILE_NAME} has SHA-256 .* start again with --fresh"
     ):
         store.newest_intact(lambda _: None)
+
+
+class Touching:
+    """A pickle of it, when it is read, makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
+def test_no_code_in_a_file_is_run(tmp_path: Path) -> None:
+    np.savez(tmp_path / FILE_NAME, **arrays() | {"drawn": np.array([Touching(tmp_path / "touched")])})
+    with pytest.raises(ValueError, match="cannot be read"):
+        SelectionState.read(tmp_path, progress())
+    assert not (tmp_path / "touched").exists()
 
 
 @pytest.fixture(scope="module")
