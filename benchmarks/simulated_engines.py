@@ -77,7 +77,7 @@ class SimulatedEngine:
         self._idle.clear()
         for prompt in prompts:
             self._sampling += prompt.sampling.responses
-            for index in range(prompt.sampling.responses):
+            for index in prompt.sampling.indexes:
                 loop.call_later(self._seconds(prompt, index), self._end, prompt.id, index, self._version)
 
     def _end(self, prompt_id: str, index: int, began_under: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,10 @@ def make_group(
 ) -> ScoredGroup:
     """Return a group with one response per reward."""
     responses = [make_response() for _ in rewards] if responses is None else responses
-    group = Group(prompt or make_prompt(), tuple(responses), worker)
+    if prompt is None:
+        prompt = make_prompt()
+        prompt = replace(prompt, sampling=replace(prompt.sampling, responses=len(rewards)))
+    group = Group(prompt, tuple(responses), worker)
     return ScoredGroup(group, tuple(make_verdict(reward) for reward in rewards))
 
 

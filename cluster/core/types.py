@@ -33,6 +33,13 @@ class Sampling:
     max_response_tokens: int
     seed: int | None
     """The seed of response 0; response i uses `seed + i`. None samples without a fixed seed."""
+    first: int = 0
+    """The index of the first response. It is above 0 if a prompt that has responses already gets more of them."""
+
+    @property
+    def indexes(self) -> range:
+        """The indexes of the responses in their group."""
+        return range(self.first, self.first + self.responses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A response that a rollout worker returns: number `index` of the G responses to a prompt."""
+    """A response that a rollout worker returns: number `index` of all responses to a prompt."""
 
     prompt_id: str
     index: int
@@ -124,7 +131,7 @@ class ScoringRequest:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The G responses to one prompt, and the worker that sampled them."""
+    """All responses to one prompt, and the worker that sampled the last of them."""
 
     prompt: Prompt
     responses: tuple[Response, ...]
@@ -159,6 +166,11 @@ class ScoredGroup:
     def correct(self) -> int:
         """The number of correct responses."""
         return sum(verdict.outcome == "correct" for verdict in self.verdicts)
+
+    @property
+    def extra_responses(self) -> int:
+        """The number of responses by which the group was extended beyond those that its prompt began with."""
+        return len(self.responses) - self.prompt.sampling.responses
 
 
 @dataclass(frozen=True, slots=True)

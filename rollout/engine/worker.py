@@ -144,7 +144,7 @@ class RolloutWorker:
         """Start to sample the responses to every prompt. `collect` returns them."""
         self._idle.clear()
         for prompt in prompts:
-            for index in range(prompt.sampling.responses):
+            for index in prompt.sampling.indexes:
                 task = asyncio.create_task(self._sample_response(prompt, index))
                 self._sampling.add(task)
                 task.add_done_callback(self._note_end)

@@ -3,10 +3,12 @@
 A prompt is always in exactly one state:
 
     admit ─▶ waiting ─lease─▶ generating ─deliver all─▶ scored ─take_batch─▶ learning ─settle─▶ trained
-                 ▲                │                        │
-                 └──return_leases─┘                        └─drop(reason)─▶ dropped
+                 ▲                │                      │ │
+                 ├──return_leases─┘                      │ └─drop(reason)─▶ dropped
+                 └──────────────extend(responses)────────┘
 
-Responses are delivered one by one, each with its verdict. They are stored in the lease and are discarded with it.
+Responses are delivered one by one, each with its verdict. They are stored in the lease and are discarded with it. A
+group that is extended waits for more responses. It keeps those that it has, whatever becomes of the leases that follow.
 
 No operation per response or per worker iterates over all prompts: with thousands in flight, that would dominate the
 controller's time.
@@ -17,10 +19,12 @@ Invariants (tested as laws):
        because any number of fast prompts may overtake a slow one. So a batch is ready only when it contains all groups
        that would otherwise become too stale: for every k, of the prompts leased under version v − max_staleness + k or
        earlier, at most k × prompts_per_batch may be left for the next k batches. (Only prompts that are still
-       generating must be counted: earlier batches have already limited the number of scored ones.)
+       generating must be counted: earlier batches have already limited the number of scored ones.) A group that is
+       extended keeps the version of the lease of its first responses, which are its oldest, and counts as generating
+       under it until it is scored again, also while it waits. So it may delay a batch, but never misses its last one.
     3. A slot is freed by `settle`, after the weights trained on its prompt were published, or by `drop`. The loss of a
        worker never frees one.
-    4. A prompt id is admitted once, and is trained or dropped once.
+    4. A prompt id is admitted once, and is trained or dropped once, however often it is extended.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import MappingProxyType
 
@@ -40,14 +44,17 @@ class _Lease:
     prompt: Prompt
     worker: str
     version: int
+    """The version under which the prompt was leased first."""
     delivered: dict[int, tuple[Response, Verdict]] = field(default_factory=dict)
     """The delivered responses, by index in the group."""
 
-    @property
-    def group(self) -> ScoredGroup:
-        """The complete group, with its responses in order."""
+    def completed(self, begun: ScoredGroup | None) -> ScoredGroup:
+        """Return the complete group, with its responses in order. `begun` is the group that this lease extends."""
         responses, verdicts = zip(*(self.delivered[index] for index in sorted(self.delivered)), strict=True)
-        return ScoredGroup(Group(self.prompt, responses, self.worker), verdicts)
+        if begun is None:
+            return ScoredGroup(Group(self.prompt, responses, self.worker), verdicts)
+        whole = replace(begun.group, responses=begun.responses + responses, worker=self.worker)
+        return ScoredGroup(whole, begun.verdicts + verdicts)
 
 
 def slots(prompts_per_batch: int, max_staleness: int, oversampling: float | None) -> int:
@@ -90,18 +97,24 @@ class WorkBuffer:
         """The admission number of each prompt in flight, oldest first."""
         self.admissions = 0
         """The number of prompts admitted so far."""
+        self.offers = 0
+        """The number of times that a prompt was admitted or extended so far."""
         self._waiting: list[tuple[int, Prompt]] = []
         """A heap, ordered by admission number."""
         self._generating: dict[str, dict[str, _Lease]] = {}
         """The leases by worker and prompt id. Workers without leases are not in it."""
         self._generating_under: Counter[int] = Counter()
-        """The number of generating prompts by the version of their lease."""
+        """The number of generating and extended prompts by the version of their first lease."""
+        self._begun: dict[str, ScoredGroup] = {}
+        """The groups that are being extended, with the responses that they have, by prompt id."""
+        self._extra: dict[str, int] = {}
+        """The number of responses that extended groups have been given so far, by prompt id, until they are taken."""
         self._scored: dict[str, ScoredGroup] = {}
         """The scored groups by prompt id, in the order of scoring."""
         self.ever_scored = 0
         """The number of groups scored so far."""
         self._leased_under: dict[str, int] = {}
-        """The version of the lease of each scored group."""
+        """The version of the first lease of each scored or extended group."""
         self._learning: dict[str, ScoredGroup] = {}
         self._trained_prompts = 0
         self._dropped_prompts: Counter[str] = Counter()
@@ -125,6 +138,11 @@ class WorkBuffer:
     def scored_groups(self) -> int:
         """The number of scored groups that are in no batch yet."""
         return len(self._scored)
+
+    @property
+    def extra_responses(self) -> int:
+        """The number of responses by which the groups that are in no batch yet were extended, sampled or not."""
+        return sum(self._extra.values())
 
     def scored_since(self, ever_scored: int) -> list[ScoredGroup]:
         """Return the groups scored since `self.ever_scored` had the given value, oldest admission first.
@@ -173,15 +191,19 @@ class WorkBuffer:
         self._order[prompt.id] = self.admissions
         heapq.heappush(self._waiting, (self.admissions, prompt))
         self.admissions += 1
+        self.offers += 1
 
     def lease(self, worker: str, limit: int, version: int) -> list[Prompt]:
         """Lease up to `limit` of the oldest waiting prompts to the process `worker`. (A replaced process has another
         name.) It serves `version`, which is the current one."""
         prompts = [heapq.heappop(self._waiting)[1] for _ in range(min(limit, len(self._waiting)))]
         if prompts:
-            leases = {prompt.id: _Lease(prompt, worker, version) for prompt in prompts}
+            leases = {
+                prompt.id: _Lease(prompt, worker, self._leased_under.get(prompt.id, version))
+                for prompt in prompts
+            }
             self._generating.setdefault(worker, {}).update(leases)
-            self._generating_under[version] += len(prompts)
+            self._generating_under[version] += sum(prompt.id not in self._begun for prompt in prompts)
         return prompts
 
     def leases(self, worker: str) -> int:
@@ -193,16 +215,17 @@ class WorkBuffer:
         Return their ids."""
         lost = self._generating.pop(worker, {})
         for prompt_id, lease in lost.items():
-            self._generating_under[lease.version] -= 1
+            if prompt_id not in self._begun:
+                self._generating_under[lease.version] -= 1
             heapq.heappush(self._waiting, (self._order[prompt_id], lease.prompt))
         return list(lost)
 
     def deliver(self, worker: str, prompt_id: str, index: int, response: Response, verdict: Verdict) -> bool:
-        """Store response `index` of a prompt. Return False if the lease was taken back: then the response is discarded,
-        and the prompt is sampled again."""
+        """Store response `index` of a prompt. Return False if the lease was taken back, or did not ask for this index:
+        then the response is discarded."""
         leases = self._generating.get(worker, {})
         lease = leases.get(prompt_id)
-        if lease is None:
+        if lease is None or index not in lease.prompt.sampling.indexes:
             return False
         lease.delivered[index] = response, verdict
         if len(lease.delivered) == lease.prompt.sampling.responses:
@@ -210,14 +233,32 @@ class WorkBuffer:
             if not leases:
                 del self._generating[worker]
             self._generating_under[lease.version] -= 1
-            self._scored[prompt_id] = lease.group
+            self._scored[prompt_id] = lease.completed(self._begun.pop(prompt_id, None))
             self._leased_under[prompt_id] = lease.version
             self.ever_scored += 1
         return True
 
+    def extend(self, prompt_id: str, responses: int) -> None:
+        """Let a scored group wait for `responses` more responses, which any worker may sample.
+
+        Raises:
+            ValueError: if there would be no more responses.
+            KeyError: if the group is not scored.
+        """
+        if responses < 1:
+            raise ValueError(f"a group is extended by at least one response, not by {responses}")
+        group = self._scored.pop(prompt_id)
+        more = replace(group.prompt.sampling, responses=responses, first=len(group.responses))
+        self._begun[prompt_id] = group
+        self._extra[prompt_id] = self._extra.get(prompt_id, 0) + responses
+        self._generating_under[self._leased_under[prompt_id]] += 1
+        heapq.heappush(self._waiting, (self._order[prompt_id], replace(group.prompt, sampling=more)))
+        self.offers += 1
+
     def drop(self, prompt_id: str, reason: str) -> None:
         """Remove a scored group, free its slot, and count the reason."""
         del self._scored[prompt_id], self._leased_under[prompt_id], self._order[prompt_id]
+        self._extra.pop(prompt_id, None)
         self._dropped_prompts[reason] += 1
 
     def batch_is_ready(self, version: int) -> bool:
@@ -230,9 +271,9 @@ class WorkBuffer:
             for k in range(self._max_staleness)
         )
 
-    def take_batch(self, version: int) -> list[ScoredGroup]:
-        """Remove and return the groups of a batch: those leased under the oldest versions first, and among these the
-        oldest admissions. So a batch does not prefer fast workers.
+    def next_batch(self, version: int) -> list[ScoredGroup]:
+        """Return the groups that `take_batch` would take: those leased under the oldest versions first, and among these
+        the oldest admissions. So a batch does not prefer fast workers.
 
         Raises:
             ValueError: if no batch is ready.
@@ -241,11 +282,20 @@ class WorkBuffer:
             raise ValueError(
                 f"no batch of {self._prompts_per_batch} groups is ready: {len(self._scored)} groups are scored"
             )
-        self._generating_under = +self._generating_under  # removes versions with a count of 0
         by_age = sorted(self._scored, key=lambda id_: (self._leased_under[id_], self._order[id_]))
-        groups = [self._scored.pop(id_) for id_ in by_age[: self._prompts_per_batch]]
+        return [self._scored[id_] for id_ in by_age[: self._prompts_per_batch]]
+
+    def take_batch(self, version: int) -> list[ScoredGroup]:
+        """Remove and return the groups of a batch, which `next_batch` describes.
+
+        Raises:
+            ValueError: if no batch is ready.
+        """
+        groups = self.next_batch(version)
+        self._generating_under = +self._generating_under  # removes versions with a count of 0
         for group in groups:
-            del self._leased_under[group.prompt.id]
+            del self._scored[group.prompt.id], self._leased_under[group.prompt.id]
+            self._extra.pop(group.prompt.id, None)
             self._learning[group.prompt.id] = group
         return groups
 

@@ -130,7 +130,7 @@ class RolloutFleet:
         self._scheduler.announce()
 
     def feed(self, buffer: WorkBuffer) -> None:
-        """Work on the prompts that wait in `buffer`, now and later. Call it again after admitting prompts."""
+        """Work on the prompts that wait in `buffer`, now and later. Call it again after each admission or extension."""
         self._scheduler.feed(buffer)
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:

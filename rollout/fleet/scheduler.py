@@ -34,7 +34,7 @@ class Scheduler:
 
     def __init__(self) -> None:
         self._buffers: list[WorkBuffer] = []
-        self._admissions: dict[WorkBuffer, int] = {}
+        self._offers: dict[WorkBuffer, int] = {}
         self._waiting: dict[str | None, set[asyncio.Event]] = {}
         self._sampled_tokens = 0
 
@@ -76,11 +76,11 @@ class Scheduler:
             await self.news()
 
     def feed(self, buffer: WorkBuffer) -> None:
-        """Work on the prompts that wait in `buffer`, now and later. Call it again after admitting prompts."""
-        if buffer not in self._admissions:
+        """Work on the prompts that wait in `buffer`, now and later. Call it again after each admission or extension."""
+        if buffer not in self._offers:
             self._buffers.append(buffer)
-        if self._admissions.get(buffer) != buffer.admissions:
-            self._admissions[buffer] = buffer.admissions
+        if self._offers.get(buffer) != buffer.offers:
+            self._offers[buffer] = buffer.offers
             self.announce()
 
     @contextmanager
