@@ -153,8 +153,8 @@ def detached_weight(tokens: Tokens, clip_low: float, clip_high: float) -> Surrog
 ScaleRule = Callable[[np.ndarray, int], np.ndarray]
 """Compute each token's factor from the lengths |τ_i| of all responses of the batch and the largest length allowed.
 
-Both arrays are [P, G]. A masked response has length 0: it leaves the sums over tokens but remains one of the N
-responses."""
+Both arrays are [N], without any padding, so the rules need not know how many responses each group has. A masked
+response has length 0: it leaves the sums over tokens but remains one of the N responses."""
 
 
 def mean_of_means(lengths: np.ndarray, max_response_tokens: int) -> np.ndarray:
@@ -190,7 +190,7 @@ class SignFractions:
 
 
 def sign_fractions(advantages: np.ndarray) -> SignFractions:
-    """Count both signs over the whole optimizer batch, however it is split over ranks later (ours)."""
+    """Count both signs over the responses of the whole optimizer batch, however it is split over ranks later (ours)."""
     return SignFractions(positive=float((advantages > 0).mean()), negative=float((advantages < 0).mean()))
 
 

@@ -4,6 +4,18 @@ This is done once for the whole optimizer batch, before it is split over the lea
 sums `scale_i × Σ_t surrogate(ratio_it, advantage_i)` and the optional terms of each token. Nothing in a rank depends on
 the number of ranks or on how the batch is cut into micro-batches, so neither does the loss. Pure numpy, float64.
 
+Groups may have different numbers of responses, because an adaptive budget extends those without a correct response
+(`cluster/training/budget.py`). Their rows are padded to arrays [P, G] with the size of the largest group as G. Padding
+is no response: it is counted in no statistic, in no denominator and in no metric.
+
+N is the number of responses of the batch, so all responses have the same weight, and a prompt counts in proportion to
+its number of responses n (ours). Stopping a group at a success does not change the direction of its expected gradient,
+only its size: that is E[n] ∇p, up to a factor between 1 − 1 / G and 1 without a scaling of advantages, and a group that
+never stops early has 1 − 1 / G. Prompts with equal weights, by a mean over each group before the mean over groups,
+would be worse off: a group would be divided by a number that depends on when its first success happened to come.
+docs/objectives.md ("Groups of different sizes") has the reasons, tests/learner/objective/test_stopped_groups.py the
+exact expectations.
+
 Source of the formulas: HPO, arXiv 2605.30201. Choices of our own are marked (ours).
 """
 
@@ -38,7 +50,7 @@ def _rewards(verdicts: Sequence[Verdict]) -> list[float]:
 def build_training_batch(
     groups: Sequence[ScoredGroup], config: ObjectiveConfig, max_response_tokens: int
 ) -> TrainingBatch:
-    """Turn the scored groups of one optimizer batch, all with G responses, into training samples and metrics.
+    """Turn the scored groups of one optimizer batch into training samples and metrics.
 
     With `mask_truncated`, truncated responses count in their group's mean and standard deviation, and in N, but not in
     the sums over tokens (all as in TRL). They count as neither positive nor negative for α, since they have no gradient
@@ -50,21 +62,23 @@ def build_training_batch(
         max_response_tokens: the length limit under which the responses were sampled.
     """
     objective = resolve(config)
-    rewards = np.array([_rewards(group.verdicts) for group in groups])
-    valid = np.array([[verdict.is_valid for verdict in group.verdicts] for group in groups])
-    lengths = np.array([[len(response.token_ids) for response in group.responses] for group in groups])
-    truncated = np.array(
-        [[response.finish_reason == "length" for response in group.responses] for group in groups]
+    rewards = padded([_rewards(group.verdicts) for group in groups], 0.0)
+    valid = padded([[verdict.is_valid for verdict in group.verdicts] for group in groups], False)
+    lengths = padded([[len(response.token_ids) for response in group.responses] for group in groups], 0)
+    truncated = padded(
+        [[response.finish_reason == "length" for response in group.responses] for group in groups], False
     )
+    sampled = padded([[True] * len(group.responses) for group in groups], False)
     masked = truncated & config.mask_truncated
 
     penalties = overlong_penalties(lengths, max_response_tokens, config.overlong_tokens)
     in_group = group_advantages(rewards + penalties, valid, objective.advantage_scaling)
     unweighted = np.where(masked, 0.0, in_group)
-    fractions = sign_fractions(unweighted)
+    fractions = sign_fractions(unweighted[sampled])
     alpha = objective.alpha_rule(fractions, config)
     advantages = hysteretic(unweighted, alpha)
-    scales = objective.scale_rule(np.where(masked, 0, lengths), max_response_tokens)
+    scales = np.zeros(lengths.shape)
+    scales[sampled] = objective.scale_rule(np.where(masked, 0, lengths)[sampled], max_response_tokens)
     acts_on_all = bool(config.kl_coefficient) or config.entropy_coefficient > 0
     trained_on = ~masked if acts_on_all else advantages != 0
 
@@ -85,13 +99,19 @@ def build_training_batch(
         "objective/alpha": alpha,
         "objective/positive_fraction": fractions.positive,
         "objective/negative_fraction": fractions.negative,
-        "objective/advantage_mass_positive": float(advantages[advantages > 0].sum() / advantages.size),
-        "objective/advantage_mass_negative": float(-advantages[advantages < 0].sum() / advantages.size),
+        "objective/advantage_mass_positive": float(advantages[advantages > 0].sum() / sampled.sum()),
+        "objective/advantage_mass_negative": float(-advantages[advantages < 0].sum() / sampled.sum()),
         "reward/zero_variance_fraction": float((in_group == 0).all(axis=1).mean()),
     }
     if config.overlong_tokens:
-        metrics["reward/overlong_penalty_mean"] = float(penalties.mean())
+        metrics["reward/overlong_penalty_mean"] = float(penalties[sampled].mean())
     return TrainingBatch(samples=samples, metrics=metrics)
+
+
+def padded(rows: Sequence[Sequence[Any]], padding: Any) -> np.ndarray:
+    """Return the rows [P][n_p] as one array [P, G], in which shorter rows end with `padding`."""
+    width = max(map(len, rows))
+    return np.array([[*row, *[padding] * (width - len(row))] for row in rows])
 
 
 def group_advantages(rewards: np.ndarray, valid: np.ndarray, scaling: Scaling = "group") -> np.ndarray:
@@ -114,8 +134,8 @@ def group_advantages(rewards: np.ndarray, valid: np.ndarray, scaling: Scaling = 
 
     Args:
         rewards: float [P, G].
-        valid: bool [P, G]. False for responses whose verifier failed: they are left out of the group's statistics and
-            get 0 (ours).
+        valid: bool [P, G]. False for responses whose verifier failed, and for the padding of smaller groups: they are
+            left out of all statistics and get 0 (ours).
         scaling: the name of the factor.
 
     Returns:
