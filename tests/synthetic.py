@@ -27,7 +27,7 @@ class SyntheticFleet:
     """A replacement of `RolloutFleet`. Its two workers lease prompts, deliver responses and lose their leases, in an
     order that `chance` decides.
 
-    The responses to a prompt depend only on its seed, or on `chance` if it has no seed. `tick` is called before each
+    A response depends only on its seed, or on `chance` if it has no seed. `tick` is called before each
     move of a worker.
     """
 
@@ -35,8 +35,9 @@ class SyntheticFleet:
         self._chance = chance
         self._tick = tick
         self._scheduler = Scheduler()
-        self._undelivered: dict[str, tuple[str, int, list[tuple[Response, Verdict]]]] = {}
-        """For each leased prompt: its worker, the number of delivered responses, and all its responses."""
+        self._undelivered: dict[str, tuple[str, int, int, list[tuple[Response, Verdict]]]] = {}
+        """For each leased prompt: its worker, the index of its first response in the group, the number of delivered
+        responses, and all responses that it asks for."""
         self.state = FleetState(len(WORKERS), max_consecutive_failures=0)
 
     @property
@@ -81,30 +82,29 @@ class SyntheticFleet:
             assert self.state.current_version is not None, "nothing is sampled before weights are published"
             limit = self._chance.randint(1, 3)
             for prompt in self._scheduler.lease(worker, limit, self.state.current_version):
-                self._undelivered[prompt.id] = (worker, 0, self._answers(prompt))
+                self._undelivered[prompt.id] = (worker, prompt.sampling.first, 0, self._answers(prompt))
         elif self._undelivered:
             self._deliver(self._chance.choice(list(self._undelivered)))
 
     def _deliver(self, prompt_id: str) -> None:
         """Deliver the next response to a prompt."""
-        worker, index, answers = self._undelivered.pop(prompt_id)
+        worker, first, index, answers = self._undelivered.pop(prompt_id)
         response, verdict = answers[index]
-        self._scheduler.deliver(worker, [Sampled(prompt_id, index, response)], [verdict])
+        self._scheduler.deliver(worker, [Sampled(prompt_id, first + index, response)], [verdict])
         if index + 1 < len(answers):
-            self._undelivered[prompt_id] = (worker, index + 1, answers)
+            self._undelivered[prompt_id] = (worker, first, index + 1, answers)
 
     def _answers(self, prompt: Prompt) -> list[tuple[Response, Verdict]]:
+        return [self._answer(prompt.sampling.seed, index) for index in prompt.sampling.indexes]
+
+    def _answer(self, seed: int | None, index: int) -> tuple[Response, Verdict]:
         version = self.state.current_version
         assert version is not None
-        seed = prompt.sampling.seed
-        made_up = np.random.default_rng(self._chance.getrandbits(32) if seed is None else seed)
-        return [
-            (
-                make_response(made_up.integers(3, 20, size=made_up.integers(1, 12)), version=version),
-                make_verdict(float(made_up.integers(2))),
-            )
-            for _ in range(prompt.sampling.responses)
-        ]
+        made_up = np.random.default_rng(self._chance.getrandbits(32) if seed is None else seed + index)
+        return (
+            make_response(made_up.integers(3, 20, size=made_up.integers(1, 12)), version=version),
+            make_verdict(float(made_up.integers(2))),
+        )
 
 
 def synthetic_source(config: Any, rows: int) -> PromptSource:

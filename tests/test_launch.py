@@ -117,6 +117,8 @@ def test_the_batch_sizes_are_one_sentence() -> None:
     assert arithmetic(config).startswith(
         "7 steps of 6 prompts × 5 responses = 30 responses, in 3 optimizer step(s)"
     )
+    rollout = config.rollout.model_copy(update={"adaptive_budget": 40})
+    assert "= 30 responses (up to 40), in" in arithmetic(config.model_copy(update={"rollout": rollout}))
 
 
 # --- export (what it refuses: tests/cluster/commands/export/test_plan.py)

@@ -69,9 +69,10 @@ def _described(machine: str | None) -> Machine | None:
 def arithmetic(config: RunConfig) -> str:
     """Return the batch sizes of a run in one sentence."""
     rollout, learner = config.rollout, config.learner
+    at_most = "" if rollout.adaptive_budget is None else f" (up to {rollout.adaptive_budget})"
     return (
         f"{config.steps} steps of {rollout.prompts_per_step} prompts × {rollout.responses_per_prompt} responses = "
-        f"{config.responses_per_step} responses, in {config.optimizer_steps_per_batch} optimizer step(s) over "
+        f"{config.responses_per_step} responses{at_most}, in {config.optimizer_steps_per_batch} optimizer step(s) over "
         f"{learner.ranks} learner rank(s), micro-batches of up to {learner.micro_batch_tokens} tokens; "
         f"{rollout.workers} workers"
     )

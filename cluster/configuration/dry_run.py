@@ -5,6 +5,8 @@ from __future__ import annotations
 from cluster.core.config import RunConfig
 
 MAX_RESPONSE_TOKENS = 16
+RESPONSES = 2
+"""The number of responses per prompt."""
 
 
 def dry_run_of(config: RunConfig) -> RunConfig:
@@ -13,14 +15,17 @@ def dry_run_of(config: RunConfig) -> RunConfig:
     It has a run directory of its own and does not use W&B. The trained model has no value.
     """
     learner, rollout, objective = config.learner, config.rollout, config.objective
+    prompts = learner.mini_batches * learner.ranks
     return config.model_copy(
         update={
             "name": f"{config.name[:90]}.dry-run",
             "steps": 1,
             "rollout": rollout.model_copy(
                 update={
-                    "prompts_per_step": learner.mini_batches * learner.ranks,
-                    "responses_per_prompt": 2,
+                    "prompts_per_step": prompts,
+                    "responses_per_prompt": RESPONSES,
+                    # One extension, if there are extensions.
+                    "adaptive_budget": rollout.adaptive_budget and (prompts + 1) * RESPONSES,
                     "max_response_tokens": min(MAX_RESPONSE_TOKENS, rollout.max_response_tokens),
                     "dynamic_sampling_limit": None,  # so few groups may all have zero reward variance
                 }

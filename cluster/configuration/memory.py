@@ -230,8 +230,8 @@ def _bucket_elements(config: RunConfig) -> int:
 
 def computed_tokens(config: RunConfig) -> int:
     """Return the largest number of tokens in one micro-batch: a single response may exceed the limit."""
-    rollout, context = config.rollout, config.model.max_context_tokens
-    at_most = -(-rollout.prompts_per_step * rollout.responses_per_prompt // config.learner.ranks) * context
+    context = config.model.max_context_tokens
+    at_most = -(-config.max_responses_per_step // config.learner.ranks) * context
     return min(at_most, max(config.learner.micro_batch_tokens, context))
 
 

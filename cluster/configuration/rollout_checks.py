@@ -13,6 +13,7 @@ from cluster.core.weight_transport import WEIGHT_TRANSPORTS
 def check_rollout(config: RunConfig) -> Iterator[Problem]:
     """Report rollout settings that contradict each other or the learner's settings."""
     yield from _check_batch(config)
+    yield from _check_budget(config)
     yield from _check_fleet_size(config)
     yield from _check_limits(config)
     yield from _check_weight_transport(config)
@@ -35,6 +36,18 @@ def _check_batch(config: RunConfig) -> Iterator[Problem]:
             f"with {rollout.oversampling:g} batches in flight, samples become staler than rollout.max_staleness = "
             f"{rollout.max_staleness} allows",
             f"lower it to {rollout.max_staleness + 1} or less, or raise rollout.max_staleness",
+        )
+
+
+def _check_budget(config: RunConfig) -> Iterator[Problem]:
+    """Report a budget of responses that the first responses to the prompts of a batch would exceed."""
+    rollout, least = config.rollout, config.responses_per_step
+    if rollout.adaptive_budget is not None and rollout.adaptive_budget < least:
+        yield Problem(
+            "rollout.adaptive_budget",
+            f"{rollout.adaptive_budget} responses are fewer than those that every batch begins with: "
+            f"rollout.prompts_per_step × rollout.responses_per_prompt = {least}",
+            f"set it to {least} or more, or leave it out",
         )
 
 

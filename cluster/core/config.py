@@ -79,8 +79,14 @@ class RunConfig(Section):
 
     @property
     def responses_per_step(self) -> int:
-        """The number of responses in one batch (N in the papers)."""
+        """The number of responses that the prompts of one batch begin with. It is N in the papers, unless
+        `rollout.adaptive_budget` adds to it."""
         return self.rollout.prompts_per_step * self.rollout.responses_per_prompt
+
+    @property
+    def max_responses_per_step(self) -> int:
+        """The largest number of responses in one batch."""
+        return self.rollout.adaptive_budget or self.responses_per_step
 
     @property
     def logprob_gap_limits(self) -> LogprobGap:

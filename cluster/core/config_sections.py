@@ -80,6 +80,10 @@ class RolloutConfig(Section):
     """The number of prompts (groups) in one batch."""
     responses_per_prompt: Annotated[int, Field(ge=2, le=MAX_COUNT, strict=True)] = 16
     """The group size G: the number of responses that are sampled for each prompt."""
+    adaptive_budget: Count | None = None
+    """The largest number of responses in one batch, at least prompts_per_step × responses_per_prompt. Those beyond this
+    product go, in rounds, to prompts whose responses so far are all incorrect, those with the largest chance of a first
+    success first. A group stops when it has a correct response. Null gives all groups responses_per_prompt."""
     temperature: Positive = 1.0
     """The sampling temperature. The learner divides its logits by the same value."""
     max_response_tokens: Count = 256
@@ -100,8 +104,8 @@ class RolloutConfig(Section):
     dynamic_sampling_limit: Annotated[int, Field(ge=2, le=MAX_COUNT, strict=True)] | None = None
     """The limit of dynamic sampling, as a multiple of prompts_per_step. Groups whose responses are all correct or all
     incorrect have zero reward variance (no gradient signal). With a limit, such groups are dropped and replaced by
-    other prompts. The run stops if this many times prompts_per_step do not fill one batch. Null keeps all groups in
-    the batch."""
+    other prompts, all incorrect ones only when they get no more of `adaptive_budget`. The run stops if this many times
+    prompts_per_step do not fill one batch. Null keeps all groups in the batch."""
     prompts_per_request: Count = 4
     """The number of prompts that are sent to a worker in one call. It is exceeded if a batch has very many prompts."""
     inflight_prompts_per_worker: Count = 64
@@ -124,7 +128,8 @@ class RolloutConfig(Section):
     start_timeout_s: Seconds = 600.0
     """The maximum time to start a worker, in seconds: its process, the model and the first compilation."""
     request_timeout_s: Seconds = 600.0
-    """The maximum time for all responses to a prompt, in seconds."""
+    """The maximum time for all responses to a prompt that one request asks for, in seconds: the first ones, or those of
+    an extension (see `adaptive_budget`)."""
     response_timeout_s: Seconds | None = None
     """The maximum time for one response, in seconds. A response that takes longer is truncated, as at
     max_response_tokens. Null sets no limit."""

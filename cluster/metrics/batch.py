@@ -12,7 +12,12 @@ from cluster.core.types import ScoredGroup, TrainingBatch
 
 def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[str, float]:
     """Return the metrics of the responses in `groups`: rewards, lengths (tokens), staleness (weight versions), and the
-    fraction of tokens without a log-probability from the sampler."""
+    fraction of tokens without a log-probability from the sampler.
+
+    The mean reward and the fraction of correct responses are those of the responses that each prompt began with.
+    Extended groups were chosen by their outcomes, so that their other responses would bias both.
+    """
+    first = [verdict for group in groups for verdict in group.verdicts[: group.prompt.sampling.responses]]
     verdicts = [verdict for group in groups for verdict in group.verdicts]
     responses = [response for group in groups for response in group.responses]
     lengths = np.array([len(response.token_ids) for response in responses])
@@ -25,8 +30,8 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
         if has_outcome.any():  # without such a response there is no mean, and the key is left out
             length_by_outcome[f"response_length/{outcome}_mean"] = float(lengths[has_outcome].mean())
     return {
-        "reward/mean": _mean([verdict.reward for verdict in valid]) if valid else math.nan,
-        "reward/correct_fraction": sum(verdict.outcome == "correct" for verdict in verdicts) / len(verdicts),
+        "reward/mean": _mean([verdict.reward for verdict in first if verdict.is_valid]),
+        "reward/correct_fraction": sum(verdict.outcome == "correct" for verdict in first) / len(first),
         "reward/error_fraction": 1 - len(valid) / len(verdicts),
         "reward/limit_fraction": sum(verdict.outcome == "limit" for verdict in verdicts) / len(verdicts),
         "response_length/mean": float(lengths.mean()),
@@ -43,11 +48,27 @@ def batch_metrics(groups: Sequence[ScoredGroup], learner_version: int) -> dict[s
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Return the mean of finite values, which is finite although their sum may not be."""
+    """Return the mean of finite values, which is finite although their sum may not be; NaN without any."""
+    if not values:
+        return math.nan
     array = np.array(values)
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(array.mean())
     return mean if math.isfinite(mean) else float((array / len(array)).sum())
+
+
+def budget_metrics(trained: Sequence[ScoredGroup], sampled: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Return the metrics of an adaptive budget: the number of responses in the groups that are trained on, and what
+    the extensions of all groups that were sampled for the batch achieved."""
+    extended = [group for group in sampled if group.extra_responses]
+    metrics = {
+        "budget/responses": float(sum(len(group.responses) for group in trained)),
+        "budget/extended_fraction": len(extended) / len(sampled),
+    }
+    if extended:  # otherwise there is no fraction, and the key is left out
+        rescued = sum(group.correct > 0 for group in extended)
+        metrics["budget/rescued_fraction"] = rescued / len(extended)
+    return metrics
 
 
 def batch_distributions(

@@ -6,6 +6,7 @@ logs a metric that is missing here.
 
 from __future__ import annotations
 
+from cluster.metrics.budget_entries import BUDGET
 from cluster.metrics.entries import Chart, Metric, Section
 from cluster.metrics.selection_entries import SELECTION
 
@@ -39,10 +40,16 @@ _REWARD = Section(
     "How many training responses are correct, and how many groups give a gradient signal?",
     ("reward",),
     (
-        Metric("reward/mean", "mean reward of the batch's responses that have a verdict", "", "last"),
+        Metric(
+            "reward/mean",
+            "mean reward of the batch's responses that have a verdict; of an extended group only the first "
+            "`rollout.responses_per_prompt` count, because extensions choose the hard prompts",
+            "",
+            "last",
+        ),
         Metric(
             "reward/correct_fraction",
-            "fraction of the batch's responses that are correct",
+            "fraction of these responses that are correct, those whose verifier failed included",
             "fraction",
             "last",
         ),
@@ -336,6 +343,7 @@ SECTIONS = (
     _EVALUATION,
     _REWARD,
     SELECTION,
+    BUDGET,
     _OBJECTIVE,
     _RESPONSE_LENGTH,
     _AGREEMENT,

@@ -8,6 +8,11 @@ because it gives no gradient signal: its responses are all correct or all incorr
 slot. So in an on-policy run a batch consists of the first `prompts_per_step` *informative* groups in the order of their
 prompts, and does not depend on the speed of workers.
 
+With an adaptive budget a batch that is ready is not taken as long as any of its groups gets more responses. Only groups
+that get no more are dropped or trained on. In an on-policy run, whose batch is ready when all prompts in flight are
+scored, the extensions do not depend on the speed of workers either. In an asynchronous run the budget counts all groups
+that are in no batch yet, so that no batch can exceed it; a batch may wait for an extended group, as for any slow one.
+
 A response is correct by the verifier's outcome, not by its reward: shaped rewards may vary where outcomes do not.
 """
 
@@ -20,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.core.types import PolicyVersion, Prompt, ScoredGroup
+from cluster.training.budget import AdaptiveBudget, candidates
 from learner.engine.finite import NonFiniteError
 from rollout.fleet.buffer import WorkBuffer
 
@@ -78,7 +84,7 @@ class BatchCollector:
     """Fills one batch of `prompts` groups from `buffer`, for a learner with the weights of `version`.
 
     If `limit` is given, groups with zero reward variance are dropped, and up to limit × prompts prompts are sampled for
-    the batch.
+    the batch. If `budget` is given, groups without a correct response are extended within it, before they are dropped.
 
     Usage:
         collector = BatchCollector(buffer, source.next, version=7, prompts=32, limit=10)
@@ -93,52 +99,83 @@ class BatchCollector:
         version: int,
         prompts: int,
         limit: int | None = None,
+        budget: AdaptiveBudget | None = None,
     ) -> None:
         self._buffer = buffer
         self._next_prompt = next_prompt
         self._version = version
         self._prompts = prompts
         self._limit = limit
+        self._budget = budget
+        self._spent = 0
+        """The number of responses by which the dropped groups had been extended."""
         self._replacements = (limit - 1) * prompts if limit is not None else 0
         self._sifted = buffer.ever_scored - buffer.scored_groups
         self._seen = 0
         self._dropped: dict[str, list[ScoredGroup]] = {}
 
     def take(self) -> Batch | None:
-        """Return the batch, or None while it is not complete. May drop groups, and admit prompts in their slots.
+        """Return the batch, or None while it is not complete. May extend groups, and drop groups and admit prompts in
+        their slots.
 
         Raises:
             BatchNotFilledError: if all prompts that this batch may use are scored and the batch is not complete.
         """
-        if self._limit is not None:
-            self._drop_uninformative()
-        self._seen = self._buffer.scored_groups
-        if self._buffer.batch_is_ready(self._version):
-            return Batch(tuple(self._buffer.take_batch(self._version)), self._dropped)
-        if self._buffer.unscored_prompts:
-            return None
-        raise BatchNotFilledError(self._not_filled_message())
+        buffer = self._buffer
+        fresh, self._sifted = buffer.scored_since(self._sifted), buffer.ever_scored
+        self._drop(group for group in fresh if not self._may_be_extended(group))
+        batch = None
+        while batch is None and buffer.batch_is_ready(self._version):
+            groups = buffer.next_batch(self._version)
+            if not self._extend(groups) and not self._drop(groups):
+                batch = Batch(tuple(buffer.take_batch(self._version)), self._dropped)
+        if batch is None and not buffer.unscored_prompts:
+            self._drop(buffer.scored_since(buffer.ever_scored - buffer.scored_groups))
+            raise BatchNotFilledError(self._not_filled_message())
+        self._seen = buffer.scored_groups
+        return batch
 
     def has_news(self) -> bool:
         """Return True if the number of scored groups has changed since the last `take`."""
         return self._buffer.scored_groups != self._seen
 
-    def _drop_uninformative(self) -> None:
-        fresh, self._sifted = self._buffer.scored_since(self._sifted), self._buffer.ever_scored
-        for group in fresh:
-            reason = uninformative(group)
-            if reason is None:
-                continue
+    @property
+    def _left(self) -> int:
+        """The number of responses by which groups may still be extended."""
+        if self._budget is None:
+            return 0
+        return self._budget.extra_responses - self._buffer.extra_responses - self._spent
+
+    def _may_be_extended(self, group: ScoredGroup) -> bool:
+        return self._left > 0 and bool(candidates([group]))
+
+    def _extend(self, groups: Sequence[ScoredGroup]) -> bool:
+        """Let groups without a correct response wait for more. Return True if there were any."""
+        plan = {} if self._budget is None else self._budget.plan(candidates(groups), self._left)
+        for prompt_id, responses in plan.items():
+            self._buffer.extend(prompt_id, responses)
+        return bool(plan)
+
+    def _drop(self, groups: Iterable[ScoredGroup]) -> bool:
+        """With dynamic sampling, drop those of the groups that have zero reward variance, and admit prompts in their
+        slots. Return True if there were any."""
+        if self._limit is None:
+            return False
+        useless = [(group, reason) for group in groups if (reason := uninformative(group)) is not None]
+        for group, reason in useless:
             self._buffer.drop(group.prompt.id, reason)
+            self._spent += group.extra_responses
             self._dropped.setdefault(reason, []).append(group)
             if self._replacements:
                 self._replacements -= 1
                 self._buffer.admit(self._next_prompt())
+        return bool(useless)
 
     def _not_filled_message(self) -> str:
         dropped = ", ".join(f"{len(groups)} {reason}" for reason, groups in self._dropped.items())
+        found = self._buffer.scored_groups
         return (
-            f"a batch needs {self._prompts} groups with both correct and incorrect responses, and only {self._seen} "
+            f"a batch needs {self._prompts} groups with both correct and incorrect responses, and only {found} "
             f"were found; the dropped groups are: {dropped}. Choose easier (or harder) prompts, or raise "
             f"rollout.dynamic_sampling_limit (now {self._limit} × rollout.prompts_per_step prompts); null disables "
             "dynamic sampling and keeps groups with zero reward variance."

@@ -20,7 +20,8 @@ publish   the learner ranks; with the broadcast       the learner ranks; each en
           transport also the engines                  missed a version gets it before it leases another prompt
 settle    nothing; it frees the slots of the batch    -
 
-With dynamic sampling, `collect` drops groups with zero reward variance and admits other prompts in their slots.
+With an adaptive budget, `collect` extends groups without a correct response. With dynamic sampling, it drops groups
+with zero reward variance and admits other prompts in their slots.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import numpy as np
 
 from cluster.core.config import RunConfig
 from cluster.core.types import Prompt, ScoredGroup
-from cluster.metrics.batch import batch_distributions, batch_metrics
+from cluster.metrics.batch import batch_distributions, batch_metrics, budget_metrics
 from cluster.metrics.evaluation import evaluation_metrics
 from cluster.run_state.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.run_state.progress import Progress
@@ -49,6 +50,7 @@ from cluster.training.batch import (
     refuse_missing_logprobs,
     refuse_non_finite_update,
 )
+from cluster.training.budget import adaptive_budget
 from cluster.training.prompts import PromptSource
 from learner.engine.finite import NonFiniteError
 from learner.engine.group import LearnerGroup
@@ -82,6 +84,7 @@ class Controller:
         self._start = start
         rollout = config.rollout
         self._buffer = WorkBuffer(rollout.prompts_per_step, rollout.max_staleness, rollout.oversampling)
+        self._budget = adaptive_budget(rollout)
         self._times_s: dict[str, float] = defaultdict(float)
         self._distributions: dict[str, np.ndarray] = {}
         """The distributions of the batch in training, for the tracker's histograms."""
@@ -128,6 +131,8 @@ class Controller:
         self._refuse_failed_verdicts(batch.sampled, f"in step {self.step + 1}")
         metrics = batch_metrics(batch.sampled, learner_version=self.step)
         metrics["reward/dropped_fraction"] = batch.dropped_fraction
+        if self._budget is not None:
+            metrics |= budget_metrics(batch.groups, batch.sampled)
         assert metrics["staleness/max"] <= self._config.rollout.max_staleness, (
             "the work buffer returned a sample that is staler than allowed"
         )
@@ -158,7 +163,7 @@ class Controller:
         self._fleet.feed(self._buffer)
 
     async def _collect(self) -> Batch:
-        """Wait for a full batch. With dynamic sampling, drop groups and admit prompts meanwhile."""
+        """Wait for a full batch. Meanwhile groups may be extended, or dropped and replaced by other prompts."""
         rollout = self._config.rollout
         collector = BatchCollector(
             self._buffer,
@@ -166,6 +171,7 @@ class Controller:
             self.step,
             rollout.prompts_per_step,
             rollout.dynamic_sampling_limit,
+            self._budget,
         )
         while (batch := collector.take()) is None:
             self._fleet.feed(self._buffer)

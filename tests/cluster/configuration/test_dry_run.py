@@ -19,6 +19,11 @@ from cluster.runtime.capacity import needs_of
         {},
         {"learner": {"mini_batches": 4, "ranks": 2, "cpus_per_rank": 0.1}},
         {"rollout": {"dynamic_sampling_limit": 4}},
+        {"rollout": {"adaptive_budget": 600}},
+        {
+            "rollout": {"adaptive_budget": 512},
+            "learner": {"mini_batches": 4, "ranks": 2, "cpus_per_rank": 0.1},
+        },
         {"objective": {"overlong_tokens": 100}},
         {"learner": {"warmup_steps": 50, "epochs_per_batch": 2}},
     ],

@@ -279,6 +279,15 @@ def test_the_known_cases_of_the_default_micro_batch() -> None:
         assert activation_bytes(config, shape) / GIB == pytest.approx(gib, rel=0.15)
 
 
+def test_a_budget_of_responses_counts_where_they_do_not_fill_a_micro_batch() -> None:
+    sizes = {"prompts_per_step": 1, "responses_per_prompt": 2}
+    plain, budgeted = (
+        activation_bytes(run({"micro_batch_tokens": 10**6}, **sizes, **budget), QWEN)
+        for budget in ({}, {"adaptive_budget": 7})
+    )
+    assert budgeted == pytest.approx(7 / 2 * plain)
+
+
 def test_the_state_of_mixed_precision_is_18_bytes_per_parameter() -> None:
     """Weights 2, float32 copy 4, moments 8, gradients 4 (ZeRO paper, arXiv 1910.02054, and float32 accumulation)."""
     parts = {part.name: part.size for part in learner_memory(run({"zero_stage": 2}), QWEN).parts}

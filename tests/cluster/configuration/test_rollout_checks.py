@@ -105,6 +105,23 @@ def test_a_batch_is_divisible_into_mini_batches(
         assert only_problem(config).where == "rollout.prompts_per_step"
 
 
+@pytest.mark.parametrize(
+    ("budget", "valid"), [(1, False), (31, False), (32, True), (500, True), (None, True)]
+)
+def test_a_budget_covers_the_first_responses_of_a_batch(
+    tmp_path: Path, budget: int | None, valid: bool
+) -> None:
+    rollout = {"prompts_per_step": 4, "responses_per_prompt": 8, "adaptive_budget": budget}
+    config = run_config(tmp_path, rollout=rollout)
+    if valid:
+        assert preflight(config) == []
+        return
+    problem = only_problem(config)
+    assert problem.where == "rollout.adaptive_budget"
+    assert problem.what.startswith(f"{budget} responses are fewer")
+    assert "set it to 32 or more" in problem.fix
+
+
 def test_a_response_longer_than_the_context_is_refused(tmp_path: Path) -> None:
     config = run_config(tmp_path, rollout={"max_response_tokens": 128})
     assert "rollout.max_response_tokens" in [problem.where for problem in preflight(config)]

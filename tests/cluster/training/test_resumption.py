@@ -88,6 +88,8 @@ class Ledger:
     fuse: Fuse
     rows: dict[int, list[str]] = field(default_factory=dict)
     staleness: list[float] = field(default_factory=list)
+    budgets: list[dict[str, float]] = field(default_factory=list)
+    """The metrics of the steps with an adaptive budget."""
     wandb_run_id: str | None = "abc123"
     restarts_before: float = 0.0
 
@@ -99,6 +101,8 @@ class Ledger:
         assert step not in self.rows
         self.rows[step] = list(prompts)
         self.staleness.append(metrics.get("staleness/max", 0.0))
+        if "budget/responses" in metrics:
+            self.budgets.append(metrics)
         self.fuse.tick()
 
     def sync(self) -> None:
@@ -123,7 +127,7 @@ IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """A directory in memory: hundreds of checkpoints, each synchronized to the disk, would take minutes."""
 
 
-def configuration(**rollout: int) -> RunConfig:
+def configuration(**rollout: int | None) -> RunConfig:
     return RunConfig.model_validate(
         {
             "seed": 3,
@@ -205,14 +209,36 @@ def test_an_interrupted_on_policy_run_trains_on_the_same_prompts_in_the_same_ord
     assert weights == run_with_cuts(config, [], seed=0)[1]
 
 
+@settings(max_examples=10, deadline=None)
+@given(cuts=CUTS, seed=st.integers(0, 2**16), extra=st.integers(1, 6))
+def test_extensions_of_an_on_policy_run_depend_neither_on_workers_nor_on_interruptions(
+    cuts: list[int], seed: int, extra: int
+) -> None:
+    """The same groups get the same further responses, which have seeds of their own."""
+    config = configuration(adaptive_budget=4 * 2 + extra)
+    ledger, weights = run_with_cuts(config, cuts, seed)
+    assert ledger.trained == [prompt for prompt, _ in expected_prompts(config, ROWS, 24)]
+    whole, expected = run_with_cuts(config, [], seed=0)
+    assert weights == expected
+    assert weights != run_with_cuts(configuration(), [], seed=0)[1], "otherwise no group was extended"
+    sizes = [metrics["budget/responses"] for metrics in whole.budgets]
+    assert all(8 <= size <= 8 + extra for size in sizes)
+    assert max(sizes) > 8
+
+
 @settings(max_examples=25, deadline=None)
-@given(cuts=CUTS, seed=st.integers(0, 2**16), max_staleness=st.integers(1, 2))
+@given(
+    cuts=CUTS,
+    seed=st.integers(0, 2**16),
+    max_staleness=st.integers(1, 2),
+    budget=st.sampled_from([None, 8, 12]),
+)
 def test_an_asynchronous_run_neither_loses_prompts_nor_trains_on_them_twice(
-    cuts: list[int], seed: int, max_staleness: int
+    cuts: list[int], seed: int, max_staleness: int, budget: int | None
 ) -> None:
     """The speed of workers decides which prompts are in a batch. But each prompt occurs once per epoch, and no
     sample is too stale."""
-    config = configuration(max_staleness=max_staleness)
+    config = configuration(max_staleness=max_staleness, adaptive_budget=budget)
     ledger, _ = run_with_cuts(config, cuts, seed)
     trained = Counter(ledger.trained)
     assert set(trained.values()) == {1}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.core.actor_options import EngineOptions
+from cluster.core.types import Prompt, Sampling
 from rollout.engine import worker as worker_module
 from rollout.engine.worker import RolloutWorker, decoded
 from rollout.weights import pull
@@ -60,6 +62,35 @@ async def test_an_engine_sends_no_heartbeat_until_it_makes_progress(
     assert worker._engine.looks == 31, "the call must wait until there is another token"
     assert await worker.collect(0.001) == []
     assert worker._engine.looks == 32
+
+
+@pytest.mark.parametrize("seed", [8192, None])
+async def test_a_response_has_its_index_and_seed_whichever_request_asks_for_it(
+    worker: RolloutWorker, monkeypatch: pytest.MonkeyPatch, seed: int | None
+) -> None:
+    """The further responses to a prompt are those that a larger group would have had from the beginning."""
+    seeds: list[int | None] = []
+
+    async def sample(token_ids: Any, sampling: Any, seed: int | None, request_id: str) -> Any:
+        seeds.append(seed)
+        return SimpleNamespace(finish_reason="stop", seed=seed)
+
+    worker._engine = Engine(itertools.count())
+    monkeypatch.setattr(worker, "_sample", sample)
+    monkeypatch.setattr(worker, "_to_response", lambda completion: completion.seed)
+
+    async def sampled(*requests: tuple[int, int]) -> list[tuple[int, int | None]]:
+        """Return the index and the seed of each response to requests for (responses, first)."""
+        for responses, first in requests:
+            sampling = Sampling(responses, 1.0, 16, seed, first)
+            await worker.submit([Prompt("train/0/0", "", (1, 2), None, sampling)])
+        await worker._idle.wait()
+        return sorted((each.index, each.response) for each in await worker.collect(60))
+
+    whole = await sampled((6, 0))
+    assert await sampled((2, 0), (3, 2), (1, 5)) == whole
+    assert [index for index, _ in whole] == list(range(6))
+    assert seeds[:6] == ([None] * 6 if seed is None else list(range(seed, seed + 6)))
 
 
 async def test_responses_that_end_soon_after_the_first_are_returned_with_it(worker: RolloutWorker) -> None:

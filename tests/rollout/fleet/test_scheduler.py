@@ -1,4 +1,5 @@
-"""The scoring queue: each verdict is delivered for its own response, and a call scores many responses."""
+"""The scoring queue: each verdict is delivered for its own response, and a call scores many responses. The scheduler
+announces new work."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ import pytest
 
 from cluster.core.types import IndexedVerdicts, Sampled, ScoringRequest, Verdict
 from rollout.fleet import scheduler as scheduler_module
-from rollout.fleet.scheduler import ScoringQueue
-from tests.builders import make_response, make_verdict
+from rollout.fleet.buffer import WorkBuffer
+from rollout.fleet.scheduler import Scheduler, ScoringQueue
+from tests.builders import make_prompt, make_response, make_verdict
 
 
 @dataclass
@@ -85,3 +87,23 @@ async def test_a_failure_of_the_scorer_ends_the_run_and_not_the_worker() -> None
                 "rollout-0.0", sampled("a"), [1.0]
             )
     assert "no verdicts" in str(ended.value.exceptions[0])
+
+
+async def test_workers_that_wait_hear_of_an_extension() -> None:
+    """It is work, although no prompt was admitted."""
+    scheduler, buffer = Scheduler(), WorkBuffer(1)
+    buffer.admit(make_prompt())
+    scheduler.feed(buffer)
+    (prompt,) = scheduler.lease("rollout-0", 1, 0)
+    sampled = [Sampled(prompt.id, index, make_response()) for index in prompt.sampling.indexes]
+    scheduler.deliver("rollout-0", sampled, [make_verdict(0.0)] * len(sampled))
+    waiting = asyncio.create_task(scheduler.news("rollout-1"))
+    await asyncio.sleep(0)
+    scheduler.feed(buffer)
+    await asyncio.sleep(0)
+    assert not waiting.done(), "there is no news without work"
+    buffer.extend(prompt.id, 3)
+    scheduler.feed(buffer)
+    await asyncio.sleep(0)
+    assert waiting.done()
+    assert [more.sampling.responses for more in scheduler.lease("rollout-1", 1, 0)] == [3]
