@@ -54,6 +54,19 @@ class Prompt:
     problem: Any
     """The data with which the task's verifier scores a response (picklable, torch-free)."""
     sampling: Sampling
+    prefixes: tuple[tuple[int, ...], ...] = ()
+    """The tokens with which response i begins, for the first responses of the group. The others begin with nothing."""
+    has_examples: bool = False
+    """True if solved examples of other problems stand before the problem."""
+
+    @property
+    def helped(self) -> bool:
+        """True if the responses say less about the problem's difficulty, because some of them get help."""
+        return bool(self.prefixes) or self.has_examples
+
+    def prefix(self, index: int) -> tuple[int, ...]:
+        """Return the tokens with which response `index` begins."""
+        return self.prefixes[index] if index < len(self.prefixes) else ()
 
 
 LOADED_VERSION = 0
@@ -79,9 +92,21 @@ class Response:
     token_ids: np.ndarray  # int64 [T]
     logprobs: np.ndarray  # float32 [T]
     text: str
+    """The text of the whole response, with its prefix. The verifier scores it."""
     finish_reason: FinishReason
     version_spans: tuple[VersionSpan, ...]
     """Spans that cover all tokens, in order. There are several if new weights arrived during sampling."""
+    prefix: tuple[int, ...] = ()
+    """The tokens that the response was given as its beginning. They are context like the prompt: they are not among
+    `token_ids`, have no log-probabilities, and nothing is learned from them."""
+    replayed_from: tuple[int, ...] | None = None
+    """For a response of an earlier batch that is trained on again, the tokens of the prompt that it was sampled for.
+    None for the responses that were sampled for this batch."""
+
+    @property
+    def whole_length(self) -> int:
+        """The number of tokens of the whole response, with its prefix; `rollout.max_response_tokens` limits it."""
+        return len(self.prefix) + len(self.token_ids)
 
     @property
     def min_version(self) -> int:
@@ -158,6 +183,12 @@ class ScoredGroup:
         return min(response.min_version for response in self.responses)
 
     @property
+    def helped(self) -> bool:
+        """True if the outcomes are no evidence of the problem's difficulty: some responses got help (see
+        `Prompt.helped`) or are replays of earlier ones."""
+        return self.prompt.helped or any(response.replayed_from is not None for response in self.responses)
+
+    @property
     def valid(self) -> int:
         """The number of responses with a known outcome; on the remaining ones the verifier failed."""
         return sum(verdict.is_valid for verdict in self.verdicts)
@@ -177,13 +208,15 @@ class ScoredGroup:
 class TrainingSample:
     """One response, ready to be trained on."""
 
-    prompt_token_ids: np.ndarray  # int64 [S]
+    prompt_token_ids: np.ndarray  # int64 [S], the whole context: the prompt, and the prefix of the response
     response_token_ids: np.ndarray  # int64 [T]
     sampler_logprobs: np.ndarray  # float32 [T]
     advantage: float
     """The weighted advantage w_i A_i."""
     scale: float
     """The factor that multiplies each of its tokens in the loss: 1 / (N · L̄) for HPO."""
+    is_replay: bool = False
+    """True for a response of an earlier batch, whose sampler had other weights than the learner."""
 
     @property
     def tokens(self) -> int:

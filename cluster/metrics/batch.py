@@ -74,11 +74,16 @@ def budget_metrics(trained: Sequence[ScoredGroup], sampled: Sequence[ScoredGroup
 def batch_distributions(
     groups: Sequence[ScoredGroup], mini_batches: Sequence[TrainingBatch]
 ) -> dict[str, np.ndarray]:
-    """Return the values that are shown as histograms: the lengths (tokens) of all responses, and the advantages (after
-    α) of the responses that are trained on."""
+    """Return the values that are shown as histograms: the lengths (tokens) of all sampled responses, and the advantages
+    (after α) of the responses that are trained on."""
     return {
         "response_length": np.array(
-            [len(response.token_ids) for group in groups for response in group.responses]
+            [
+                len(response.token_ids)
+                for group in groups
+                for response in group.responses
+                if response.replayed_from is None
+            ]
         ),
         "advantages": np.array([row.advantage for batch in mini_batches for row in batch.samples]),
     }

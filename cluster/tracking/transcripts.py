@@ -49,6 +49,8 @@ def _with_tokens(group: ScoredGroup) -> dict[str, Any]:
     found = record(group, list(zip(group.responses, group.verdicts, strict=True)))
     found["prompt_token_ids"] = list(group.prompt.token_ids)
     for line, response in zip(found["responses"], group.responses, strict=True):
+        line["prefix_token_ids"] = list(response.prefix)
+        line["replayed_from"] = response.replayed_from
         line["token_ids"] = response.token_ids.tolist()
         line["logprobs"] = response.logprobs.tolist()
     return found

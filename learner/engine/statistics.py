@@ -14,7 +14,6 @@ _MEANS_OVER_TOKENS = {
     "objective/kl_to_reference": "kl_to_reference",
     "objective/importance_weight_mean": "importance_weight",
     "objective/importance_capped_fraction": "capped",
-    "logprob_gap/mean": "logprob_gap",
 }
 """Each metric that is a mean over tokens, and the sum it is computed from. Metrics of disabled options are left out."""
 
@@ -34,7 +33,7 @@ def learner_metrics(parts: Sequence[Mapping[str, float]], steps: int) -> dict[st
     """Return the metrics of `steps` optimizer steps from one entry per rank and step, the newest last. Values that are
     the same on all ranks are averaged."""
     merged = merge(parts)
-    tokens = merged["tokens"]
+    tokens, compared = merged["tokens"], merged["compared"]
     metrics = {
         metric: merged[name] / max(tokens, 1.0)
         for metric, name in _MEANS_OVER_TOKENS.items()
@@ -46,7 +45,8 @@ def learner_metrics(parts: Sequence[Mapping[str, float]], steps: int) -> dict[st
         "objective/ratio_max": merged["max_ratio"] if tokens else math.nan,
         "objective/learning_rate": parts[-1]["learning_rate"],
         "objective/grad_norm": merged["grad_norm"] / len(parts),
-        "logprob_gap/max": merged["max_logprob_gap"] if tokens else 0.0,
+        "logprob_gap/mean": merged["logprob_gap"] / max(compared, 1.0),
+        "logprob_gap/max": merged["max_logprob_gap"] if compared else 0.0,
         "learner_tokens": tokens,
     }
     if "positive_grad_norm" in merged:

@@ -103,6 +103,7 @@ class PolicyUpdate:
             batch.advantages_B.clamp(*bounds),
             batch.scales_B,
             batch.response_mask_BT,
+            batch.is_replay_B,
         )
         # DeepSpeed averages gradients over the ranks, but the denominators in `scales_B` are the whole batch's.
         self._engine.backward(result.loss * self._learner.ranks)

@@ -42,6 +42,8 @@ class TokenBatch:
     sampler_logprobs_BT: Tensor
     advantages_B: Tensor
     scales_B: Tensor
+    is_replay_B: Tensor
+    """True for responses of an earlier batch, bool."""
 
     @classmethod
     def from_samples(cls, samples: Sequence[TrainingSample], device: torch.device) -> TokenBatch:
@@ -90,6 +92,7 @@ class TokenBatch:
                 [sample.advantage for sample in samples], dtype=torch.float32, device=device
             ),
             scales_B=torch.tensor([sample.scale for sample in samples], dtype=torch.float32, device=device),
+            is_replay_B=torch.tensor([sample.is_replay for sample in samples], device=device),
         )
 
 

@@ -65,6 +65,7 @@ def policy_loss(
     advantages_B: Tensor,
     scales_B: Tensor,
     mask_BT: Tensor,
+    is_replay_B: Tensor | None = None,
 ) -> PolicyLoss:
     """Compute the loss and its statistics.
 
@@ -77,6 +78,8 @@ def policy_loss(
         advantages_B: w_i A_i.
         scales_B: the factor of each token of response i. The tokens of a response with scale 0 are not counted.
         mask_BT: True on response tokens.
+        is_replay_B: True for responses of an earlier batch, whose sampler had other weights: the gap to the sampler is
+            measured on the other responses alone. None if there are no such responses.
     """
     objective = resolve(config)
     mask_BT = mask_BT & logprobs.sampler_BT.isfinite()
@@ -86,6 +89,7 @@ def policy_loss(
     surrogate = objective.surrogate(tokens, objective.clip_low, objective.clip_high)
 
     values_BT = surrogate.values_BT
+    compared_BT = mask_BT if is_replay_B is None else mask_BT & ~is_replay_B[:, None]
     by_token = {
         "tokens": torch.ones_like(values_BT),
         "entropy": entropy_BT,
@@ -93,7 +97,8 @@ def policy_loss(
         "clipped_high": surrogate.clipped_high_BT,
         "ratio": surrogate.ratio_BT,
         "kl_to_old": kl_estimate(logprobs.old_BT, logprobs.new_BT, "k3"),
-        "logprob_gap": (logprobs.old_BT - logprobs.sampler_BT).abs(),
+        "compared": compared_BT,
+        "logprob_gap": torch.where(compared_BT, (logprobs.old_BT - logprobs.sampler_BT).abs(), 0.0),
     }
     if config.importance_cap is not None:
         weights_BT = importance_weights(logprobs, config.importance_cap, config.importance_level or "token")
@@ -117,7 +122,9 @@ def policy_loss(
 def _statistics(by_token: dict[str, Tensor], counted_BT: Tensor) -> dict[str, float]:
     """Return sums and extremes over the counted tokens; without any token the extremes are infinite."""
     found = {name: (values_BT * counted_BT).sum() for name, values_BT in by_token.items()} | {
-        "max_logprob_gap": torch.where(counted_BT, by_token["logprob_gap"], -torch.inf).max(),
+        "max_logprob_gap": torch.where(
+            counted_BT & by_token["compared"], by_token["logprob_gap"], -torch.inf
+        ).max(),
         "min_ratio": torch.where(counted_BT, by_token["ratio"], torch.inf).min(),
         "max_ratio": torch.where(counted_BT, by_token["ratio"], -torch.inf).max(),
     }

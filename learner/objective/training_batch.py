@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from cluster.core.config import ObjectiveConfig
-from cluster.core.types import ScoredGroup, TrainingBatch, TrainingSample, Verdict
+from cluster.core.types import Response, ScoredGroup, TrainingBatch, TrainingSample, Verdict
 from learner.objective.objectives import Scaling, resolve, sign_fractions
 
 STD_EPSILON = 1e-4
@@ -52,6 +52,9 @@ def build_training_batch(
 ) -> TrainingBatch:
     """Turn the scored groups of one optimizer batch into training samples and metrics.
 
+    A prefix that a response was given counts as a part of its prompt: |τ_i| and the sums over tokens are those of the
+    sampled tokens. Only the over-long penalty looks at the whole response, which the limit applies to.
+
     With `mask_truncated`, truncated responses count in their group's mean and standard deviation, and in N, but not in
     the sums over tokens (all as in TRL). They count as neither positive nor negative for α, since they have no gradient
     (ours).
@@ -71,7 +74,8 @@ def build_training_batch(
     sampled = padded([[True] * len(group.responses) for group in groups], False)
     masked = truncated & config.mask_truncated
 
-    penalties = overlong_penalties(lengths, max_response_tokens, config.overlong_tokens)
+    whole_lengths = padded([[response.whole_length for response in group.responses] for group in groups], 0)
+    penalties = overlong_penalties(whole_lengths, max_response_tokens, config.overlong_tokens)
     in_group = group_advantages(rewards + penalties, valid, objective.advantage_scaling)
     unweighted = np.where(masked, 0.0, in_group)
     fractions = sign_fractions(unweighted[sampled])
@@ -84,13 +88,7 @@ def build_training_batch(
 
     prompts = [np.asarray(group.prompt.token_ids, dtype=np.int64) for group in groups]
     samples = tuple(
-        TrainingSample(
-            prompt_token_ids=prompts[p],
-            response_token_ids=response.token_ids,
-            sampler_logprobs=response.logprobs,
-            advantage=float(advantages[p, g]),
-            scale=float(scales[p, g]),
-        )
+        _sample(prompts[p], response, float(advantages[p, g]), float(scales[p, g]))
         for p, group in enumerate(groups)
         for g, response in enumerate(group.responses)
         if trained_on[p, g]
@@ -106,6 +104,23 @@ def build_training_batch(
     if config.overlong_tokens:
         metrics["reward/overlong_penalty_mean"] = float(penalties[sampled].mean())
     return TrainingBatch(samples=samples, metrics=metrics)
+
+
+def _sample(prompt: np.ndarray, response: Response, advantage: float, scale: float) -> TrainingSample:
+    """Return a response as it is trained on, in the context in which it was sampled. Its prefix is a part of that
+    context, and the prompt of a replay is the one of its own batch. The other responses share the array `prompt`."""
+    if response.replayed_from is not None:
+        prompt = np.array(response.replayed_from, dtype=np.int64)
+    if response.prefix:
+        prompt = np.concatenate([prompt, np.array(response.prefix, dtype=np.int64)])
+    return TrainingSample(
+        prompt_token_ids=prompt,
+        response_token_ids=response.token_ids,
+        sampler_logprobs=response.logprobs,
+        advantage=advantage,
+        scale=scale,
+        is_replay=response.replayed_from is not None,
+    )
 
 
 def padded(rows: Sequence[Sequence[Any]], padding: Any) -> np.ndarray:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +24,6 @@ import numpy as np
 from cluster.core.actor_options import EngineOptions
 from cluster.core.config import OnNewWeights
 from cluster.core.network import use_interface_of
-from cluster.core.text import utf8_text
 from cluster.core.types import (
     LOADED_VERSION,
     LogprobGap,
@@ -35,6 +35,7 @@ from cluster.core.types import (
     VersionSpan,
 )
 from cluster.core.weight_transport import EngineRoute, WeightReceiver, transport_part
+from rollout.engine.decoding import decoded
 from rollout.engine.response_clock import ResponseClock
 from rollout.engine.vllm_args import vllm_arguments
 from rollout.engine.weights_digest import digest_of
@@ -60,25 +61,6 @@ def logprob_gap(served: Sequence[np.ndarray], expected: Sequence[np.ndarray]) ->
         gaps = [np.abs(np.subtract(ours, theirs, dtype=np.float64)) for ours, theirs in pairs]
     whole = np.concatenate(gaps)
     return LogprobGap(float(whole.mean()), float(whole.max()))
-
-
-def decoded(tokenizer: Any, token_ids: Sequence[int]) -> str:
-    """Return the text of sampled tokens as valid UTF-8, without special tokens, whatever the model sampled.
-
-    Some vocabularies have ids that their tokenizer does not know, or refuses. Then each such token is one U+FFFD.
-    """
-    try:
-        return utf8_text(tokenizer.decode(token_ids, skip_special_tokens=True))
-    except Exception as error:  # TypeError, KeyError, OverflowError, …: each tokenizer has its own
-        logger.warning("the tokenizer cannot decode a response as a whole: %r", error)
-    return "".join(_decoded_token(tokenizer, token_id) for token_id in token_ids)
-
-
-def _decoded_token(tokenizer: Any, token_id: int) -> str:
-    try:
-        return utf8_text(tokenizer.decode([token_id], skip_special_tokens=True))
-    except Exception:
-        return "\N{REPLACEMENT CHARACTER}"
 
 
 class RolloutWorker:
@@ -282,18 +264,19 @@ class RolloutWorker:
         self._receiver.close()
 
     async def _sample_response(self, prompt: Prompt, index: int) -> None:
-        seed = prompt.sampling.seed
-        seed = None if seed is None else seed + index
+        prefix, sampling = prompt.prefix(index), prompt.sampling
+        seed = None if sampling.seed is None else sampling.seed + index
+        continued = replace(sampling, max_response_tokens=sampling.max_response_tokens - len(prefix))
         while True:
             request_id = self._next_id()
             completion = await self._guarded(
-                self._sample(prompt.token_ids, prompt.sampling, seed, request_id)
+                self._sample((*prompt.token_ids, *prefix), continued, seed, request_id)
             )
             truncated = self._was_overdue(request_id)
             # Otherwise new weights have aborted the request, and it starts again with them.
             if completion.finish_reason != "abort" or truncated:
                 break
-        self._sampled.append(Sampled(prompt.id, index, self._to_response(completion)))
+        self._sampled.append(Sampled(prompt.id, index, self._to_response(completion, prefix)))
         self._news.set()
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
@@ -358,8 +341,8 @@ class RolloutWorker:
         assert output.finished
         return output
 
-    def _to_response(self, completion: Any) -> Response:
-        """Convert a completion of vLLM to a response.
+    def _to_response(self, completion: Any, prefix: tuple[int, ...]) -> Response:
+        """Convert a completion of vLLM to a response, which begins with `prefix`.
 
         Raises:
             ValueError: if log-probabilities or weight versions are missing.
@@ -375,11 +358,12 @@ class RolloutWorker:
         return Response(
             token_ids=token_ids,
             logprobs=logprobs,
-            text=decoded(self._engine.get_tokenizer(), completion.token_ids),
+            text=decoded(self._engine.get_tokenizer(), [*prefix, *completion.token_ids]),
             finish_reason="stop" if completion.finish_reason == "stop" else "length",
             version_spans=tuple(
                 VersionSpan(int(span.version), span.start, span.end) for span in completion.weight_versions
             ),
+            prefix=prefix,
         )
 
     async def _guarded(self, work: Awaitable[ResultT]) -> ResultT:

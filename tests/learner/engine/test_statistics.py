@@ -43,7 +43,7 @@ def of_step(tokens: float, **others: float) -> dict[str, float]:
         0.0,
     )
     extremes = {"max_logprob_gap": 0.5, "min_ratio": 0.75, "max_ratio": 1.5}
-    return zero | extremes | {"tokens": tokens} | others
+    return zero | extremes | {"tokens": tokens, "compared": tokens} | others
 
 
 def test_metrics_of_two_ranks_and_two_steps() -> None:
@@ -99,6 +99,13 @@ def test_without_any_token_there_is_no_ratio_and_no_gap() -> None:
     assert math.isnan(metrics["objective/ratio_min"])
     assert math.isnan(metrics["objective/ratio_max"])
     assert metrics["logprob_gap/max"] == metrics["logprob_gap/mean"] == 0
+
+
+def test_the_gap_is_a_mean_over_the_tokens_that_are_compared() -> None:
+    metrics = learner_metrics([of_step(4, compared=1, logprob_gap=0.5)], steps=1)
+    assert metrics["logprob_gap/mean"] == 0.5
+    nothing = of_step(4, compared=0, max_logprob_gap=-math.inf)
+    assert learner_metrics([nothing], steps=1)["logprob_gap/max"] == 0
 
 
 @given(PARTS, st.sampled_from(NAMES), st.data())

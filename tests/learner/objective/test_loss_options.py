@@ -251,6 +251,7 @@ def test_statistics_by_hand() -> None:
             "clipped_high": 1,
             "ratio": 2 + 0.5 + 0.5,
             "kl_to_old": (2 - 1 - math.log(2)) + 2 * (0.5 - 1 - math.log(0.5)),
+            "compared": 3,
             "logprob_gap": 0.75,
             "importance_weight": 3 * weight,
             "capped": 3,
@@ -260,6 +261,23 @@ def test_statistics_by_hand() -> None:
             "max_ratio": 2.0,
         }
     )
+
+
+def test_replays_are_not_compared_with_the_sampler() -> None:
+    """The policy has moved since they were sampled. Nothing else changes: their loss and their weights count."""
+    logged = torch.tensor([[-1.0, -1.0], [-9.0, -9.0]], dtype=torch.float64)
+    old = torch.full_like(logged, -1.5)
+    ones, mask = torch.ones(2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.bool)
+    both, fresh = (
+        policy_loss(
+            config_of(importance_cap=2.0), PolicyLogprobs(old, old, logged), -old, ones, ones, mask, is_replay
+        ).statistics
+        for is_replay in (None, torch.tensor([False, True]))
+    )
+    assert (fresh["compared"], fresh["logprob_gap"], fresh["max_logprob_gap"]) == (2, 1.0, 0.5)
+    assert (both["compared"], both["logprob_gap"], both["max_logprob_gap"]) == (4, 16.0, 7.5)
+    others = fresh.keys() - {"compared", "logprob_gap", "max_logprob_gap"}
+    assert {name: fresh[name] for name in others} == {name: both[name] for name in others}
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])

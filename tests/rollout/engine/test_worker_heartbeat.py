@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from cluster.core.actor_options import EngineOptions
 from cluster.core.types import Prompt, Sampling
 from rollout.engine import worker as worker_module
-from rollout.engine.worker import RolloutWorker, decoded
+from rollout.engine.decoding import decoded
+from rollout.engine.worker import RolloutWorker
 from rollout.weights import pull
 from rollout.weights.node_files import NodeWeightFiles
 
