@@ -81,6 +81,15 @@ class GeneratedTask(LocalTask, Protocol):
 
 
 @runtime_checkable
+class SolvedTask(Protocol):
+    """A task that knows correct responses, from a solver or from the references in its data."""
+
+    def solution(self, problem: Any) -> str | None:
+        """Return a correct response to a problem, or None if none is known or would take long to find."""
+        ...
+
+
+@runtime_checkable
 class CategorisedTask(Protocol):
     """A task with several categories of problems. Evaluations report each category."""
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
-from cluster.core.types import Group, PolicyVersion, Prompt, Response, Sampled, ScoredGroup, Verdict
+from cluster.configuration.example_prompts import Rendered, SolvedExamples
+from cluster.core.config import RunConfig
+from cluster.core.types import Group, PolicyVersion, Prompt, Response, Sampled, ScoredGroup, Split, Verdict
+from cluster.training.examples import ExamplePrompts
 from cluster.training.informative import prompt_source
 from cluster.training.prompts import PromptSource, TokenizedProblem, sampling_seed, training_sampling
 from reward.tasks.countdown.puzzles import Puzzle
@@ -95,16 +100,52 @@ class SyntheticFleet:
             self._undelivered[prompt_id] = (worker, first, index + 1, answers)
 
     def _answers(self, prompt: Prompt) -> list[tuple[Response, Verdict]]:
-        return [self._answer(prompt.sampling.seed, index) for index in prompt.sampling.indexes]
+        return [self._answer(prompt, index) for index in prompt.sampling.indexes]
 
-    def _answer(self, seed: int | None, index: int) -> tuple[Response, Verdict]:
-        version = self.state.current_version
+    def _answer(self, prompt: Prompt, index: int) -> tuple[Response, Verdict]:
+        version, seed = self.state.current_version, prompt.sampling.seed
         assert version is not None
         made_up = np.random.default_rng(self._chance.getrandbits(32) if seed is None else seed + index)
         return (
-            make_response(made_up.integers(3, 20, size=made_up.integers(1, 12)), version=version),
+            replace(
+                make_response(made_up.integers(3, 20, size=made_up.integers(1, 12)), version=version),
+                prefix=prompt.prefix(index),
+            ),
             make_verdict(float(made_up.integers(2))),
         )
+
+
+def synthetic_examples(config: RunConfig, rows: int) -> ExamplePrompts | None:
+    """Return the examples of a run with the prompts of `synthetic_source`, if it has any. Their tokens are the numbers
+    of the characters."""
+    if config.rescue.examples == 0:
+        return None
+    task = SyntheticTask()
+    pool = SolvedExamples(task, task.solution, range(rows), config.rescue.examples, config.seed)
+
+    def encode(rendered: Rendered) -> EncodedPrompt:
+        assert isinstance(rendered, str)
+        return EncodedPrompt(rendered, tuple(map(ord, rendered)))
+
+    return ExamplePrompts(config, pool, encode)
+
+
+class SyntheticTask:
+    """Asks for the square of a row's number."""
+
+    Options = BaseModel
+
+    def __init__(self, options: Any = None) -> None:
+        """Take no options."""
+
+    def problems(self, split: Split) -> Sequence[int]:
+        return range(100)
+
+    def render(self, problem: int) -> str:
+        return f"square of {problem}: "
+
+    def solution(self, problem: int) -> str | None:
+        return f"it is {problem**2}"
 
 
 def synthetic_source(config: Any, rows: int) -> PromptSource:

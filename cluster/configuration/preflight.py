@@ -13,6 +13,7 @@ from cluster.configuration.machine import Machine
 from cluster.configuration.machine_checks import check_described, check_memory
 from cluster.configuration.model_checks import check_context, check_model, check_prefix_sharing
 from cluster.configuration.objective_checks import check_objective
+from cluster.configuration.rescue_checks import check_rescue
 from cluster.configuration.resource_checks import check_packages, check_resources, check_run_directory
 from cluster.configuration.rollout_checks import check_rollout
 from cluster.configuration.task_checks import check_task
@@ -24,6 +25,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     check_learner,
     check_gpus,
     check_objective,
+    check_rescue,
     check_context,
     check_prefix_sharing,
     check_adapters,

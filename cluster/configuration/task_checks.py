@@ -6,11 +6,13 @@ transformers is imported only to measure the prompts of a model that is not a st
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from cluster.configuration.example_prompts import Rendered
 from cluster.configuration.loading import validate
 from cluster.configuration.messages import closest
+from cluster.configuration.rescue_checks import check_examples
 from cluster.configuration.task_prompts import encoded_problems
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
@@ -52,7 +54,8 @@ def check_task(config: RunConfig) -> Iterator[Problem]:
             yield Problem("task.options", f"the {split} split is empty", "change the task's options")
     if all(splits.get(split) for split in ("train", "eval")):
         yield from _check_selection(config, len(splits["train"]))
-        yield from _check_prompts(config, task, [*splits["train"], *splits["eval"]])
+        unusable = list(_check_prompts(config, task, [*splits["train"], *splits["eval"]]))
+        yield from unusable or _check_examples(config, task, splits["train"])
         yield from _check_verifier(config, task, splits["eval"][0])
 
 
@@ -119,6 +122,36 @@ def _prompt_tokens(config: RunConfig, task: Task, problems: Sequence[Any]) -> li
     from rollout.engine.tokenizer import PromptEncoder
 
     return [len(encoded.token_ids) for encoded in encoded_problems(PromptEncoder(directory), task, problems)]
+
+
+def _check_examples(config: RunConfig, task: Task, problems: Sequence[Any]) -> Iterator[Problem]:
+    """Report examples that the task cannot give, or that leave no room for a prompt."""
+    if config.rescue.examples == 0:
+        return
+    try:
+        yield from check_examples(config, task, problems, _token_counter(config))
+    except PromptError as error:
+        yield Problem("rescue.examples", str(error), "leave it out, or choose another model")
+
+
+def _token_counter(config: RunConfig) -> Callable[[Rendered], int] | None:
+    """Return a function that counts the tokens of a prompt, or None if the model must be downloaded first."""
+    if config.model.source == "starter":
+        from cluster.models.starter import find_starter, prompt_tokens
+
+        starter = find_starter(config.task.name)
+        added_tokens = () if starter is None else starter.added_tokens
+        return lambda prompt: prompt_tokens(prompt, added_tokens)
+    try:
+        directory = ready_directory(config)
+    except ValueError:  # check_model reports it
+        return None
+    if directory is None:
+        return None
+    from rollout.engine.tokenizer import PromptEncoder
+
+    encoder = PromptEncoder(directory)
+    return lambda prompt: len(encoder.encode(prompt).token_ids)
 
 
 def _check_verifier(config: RunConfig, task: Task, problem: Any) -> Iterator[Problem]:

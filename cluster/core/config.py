@@ -20,6 +20,7 @@ from cluster.core.config_sections import (
     ModelConfig,
     ObjectiveConfig,
     OnNewWeights,
+    RescueConfig,
     RewardConfig,
     RolloutConfig,
     ShapingConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "OnNewWeights",
+    "RescueConfig",
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
@@ -65,6 +67,7 @@ class RunConfig(Section):
     task: TaskConfig = TaskConfig()
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    rescue: RescueConfig = RescueConfig()
     learner: LearnerConfig = LearnerConfig()
     reward: RewardConfig = RewardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -196,6 +196,27 @@ class ObjectiveConfig(Section):
     the training reward of a response falls linearly by 1; its verdict does not change. 0 turns the penalty off."""
 
 
+class RescueConfig(Section):
+    """Help for prompts whose responses are all incorrect. Each of the three methods is off by default; see
+    docs/recipes.md."""
+
+    prefix_fraction: Fraction = 0.0
+    """The fraction of a group's responses that begin with a prefix of an earlier correct response to the same prompt,
+    if the prompt was solved once and its last group was all incorrect. The prefix is context, and is not learned from.
+    0 turns it off."""
+    replay_max_age_steps: CountOrZero = 0
+    """The maximum age of a replay, in steps. An earlier correct response to the same prompt that is no older is added
+    to a group that is all incorrect, and is trained on with the log-probabilities of its sampler. Requires
+    objective.importance_cap. 0 turns it off."""
+    examples: CountOrZero = 0
+    """The number of solved examples before the problem of a training prompt: other training problems, each with a
+    solution of the task. 0 turns it off."""
+    examples_fraction: Fraction = 0.5
+    """The probability that a prompt has examples, at the first step."""
+    examples_fade_steps: Count = 50
+    """The number of steps in which this probability falls linearly to 0."""
+
+
 class LearnerConfig(Section):
     """The DeepSpeed ranks that train the model."""
 

@@ -69,6 +69,11 @@ class Prompt:
         return self.prefixes[index] if index < len(self.prefixes) else ()
 
 
+def row_of(prompt_id: str) -> int:
+    """Return the row of the prompt with an id such as `train/0/17`."""
+    return int(prompt_id.rpartition("/")[2])
+
+
 LOADED_VERSION = 0
 """The version of the weights that a process has when it has loaded the model and received no others."""
 

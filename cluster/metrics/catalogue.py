@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cluster.metrics.budget_entries import BUDGET
 from cluster.metrics.entries import Chart, Metric, Section
+from cluster.metrics.rescue_entries import RESCUE
 from cluster.metrics.selection_entries import SELECTION
 
 _EVALUATION = Section(
@@ -344,6 +345,7 @@ SECTIONS = (
     _REWARD,
     SELECTION,
     BUDGET,
+    RESCUE,
     _OBJECTIVE,
     _RESPONSE_LENGTH,
     _AGREEMENT,

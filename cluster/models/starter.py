@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,16 @@ def build_starter(task: TaskConfig, directory: Path, progress: Any) -> None:
     )
 
 
-def prompt_tokens(prompt: str | list[dict[str, str]]) -> int:
-    """Return the number of tokens of a prompt: one per character.
+def prompt_tokens(prompt: str | list[dict[str, str]], added_tokens: Sequence[str] = ()) -> int:
+    """Return the number of tokens of a prompt: one per character, and one for each of the added tokens in it.
 
     Raises:
         ValueError: if the prompt is chat messages, which the starter model has not seen.
     """
     if not isinstance(prompt, str):
         raise ValueError("the starter model cannot read chat messages; set task.options.style to compact")
+    for token in added_tokens:
+        prompt = prompt.replace(token, " ")
     return len(prompt)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.core.reading import RECORD_MIB, read_bytes
+from cluster.core.types import row_of
 from cluster.run_state.progress import Progress
 
 FILE_NAME = "selection.npz"
@@ -99,11 +100,6 @@ class SelectionState:
         """Return whether the counts of draws and of prompts in flight are those of `progress`."""
         counted = Counter(np.flatnonzero(self.in_flight).tolist())
         return int(self.drawn.sum()) == progress.position and counted == rows_of(progress.in_flight)
-
-
-def row_of(prompt_id: str) -> int:
-    """Return the row of the prompt with an id such as `train/0/17`."""
-    return int(prompt_id.rpartition("/")[2])
 
 
 def rows_of(prompt_ids: Iterable[str]) -> Counter[int]:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.core.types import PolicyVersion, Prompt, ScoredGroup
-from cluster.training.budget import AdaptiveBudget, candidates
+from cluster.training.budget import AdaptiveBudget, Candidate, candidates
 from learner.engine.finite import NonFiniteError
 from rollout.fleet.buffer import WorkBuffer
 
@@ -85,6 +85,7 @@ class BatchCollector:
 
     If `limit` is given, groups with zero reward variance are dropped, and up to limit × prompts prompts are sampled for
     the batch. If `budget` is given, groups without a correct response are extended within it, before they are dropped.
+    A group that `is_rescued` says will get a replay has reward variance: it is neither extended nor dropped.
 
     Usage:
         collector = BatchCollector(buffer, source.next, version=7, prompts=32, limit=10)
@@ -100,7 +101,9 @@ class BatchCollector:
         prompts: int,
         limit: int | None = None,
         budget: AdaptiveBudget | None = None,
+        is_rescued: Callable[[ScoredGroup], bool] = lambda _: False,
     ) -> None:
+        self._is_rescued = is_rescued
         self._buffer = buffer
         self._next_prompt = next_prompt
         self._version = version
@@ -146,12 +149,15 @@ class BatchCollector:
             return 0
         return self._budget.extra_responses - self._buffer.extra_responses - self._spent
 
+    def _candidates(self, groups: Iterable[ScoredGroup]) -> list[Candidate]:
+        return candidates([group for group in groups if not self._is_rescued(group)])
+
     def _may_be_extended(self, group: ScoredGroup) -> bool:
-        return self._left > 0 and bool(candidates([group]))
+        return self._left > 0 and bool(self._candidates([group]))
 
     def _extend(self, groups: Sequence[ScoredGroup]) -> bool:
         """Let groups without a correct response wait for more. Return True if there were any."""
-        plan = {} if self._budget is None else self._budget.plan(candidates(groups), self._left)
+        plan = {} if self._budget is None else self._budget.plan(self._candidates(groups), self._left)
         for prompt_id, responses in plan.items():
             self._buffer.extend(prompt_id, responses)
         return bool(plan)
@@ -161,7 +167,11 @@ class BatchCollector:
         slots. Return True if there were any."""
         if self._limit is None:
             return False
-        useless = [(group, reason) for group in groups if (reason := uninformative(group)) is not None]
+        useless = [
+            (group, reason)
+            for group in groups
+            if (reason := uninformative(group)) is not None and not self._is_rescued(group)
+        ]
         for group, reason in useless:
             self._buffer.drop(group.prompt.id, reason)
             self._spent += group.extra_responses

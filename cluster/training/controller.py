@@ -51,7 +51,9 @@ from cluster.training.batch import (
     refuse_non_finite_update,
 )
 from cluster.training.budget import adaptive_budget
+from cluster.training.examples import ExamplePrompts
 from cluster.training.prompts import PromptSource
+from cluster.training.rescue import Rescue
 from learner.engine.finite import NonFiniteError
 from learner.engine.group import LearnerGroup
 from learner.objective.training_batch import build_training_batch
@@ -73,6 +75,7 @@ class Controller:
         checkpoints: CheckpointStore,
         tracker: Tracker,
         start: Checkpoint | None = None,
+        examples: ExamplePrompts | None = None,
     ) -> None:
         self._config = config
         self._source = source
@@ -82,9 +85,10 @@ class Controller:
         self._checkpoints = checkpoints
         self._tracker = tracker
         self._start = start
+        self._rescue = Rescue(config, examples)
         rollout = config.rollout
         self._buffer = WorkBuffer(rollout.prompts_per_step, rollout.max_staleness, rollout.oversampling)
-        self._budget = adaptive_budget(rollout)
+        self._budget = adaptive_budget(rollout, source.prior)
         self._times_s: dict[str, float] = defaultdict(float)
         self._distributions: dict[str, np.ndarray] = {}
         """The distributions of the batch in training, for the tracker's histograms."""
@@ -138,14 +142,16 @@ class Controller:
         )
         refuse_missing_logprobs(metrics, self.step + 1)
 
-        with self._kept_if_not_finite(batch):
+        groups = self._rescue.with_replays(batch.groups, self.step)
+        with self._kept_if_not_finite(groups):
             with self._timed("learn"):
                 await self._fleet.rest()
-                metrics |= await self._learn(batch.groups)
+                metrics |= await self._learn(groups)
             refuse_non_finite_update(metrics)
             refuse_logprob_gap(metrics, self._config.logprob_gap_limits.mean, self.step + 1)
             with self._timed("publish"):
                 await self._publish(self.step + 1)
+        metrics |= self._rescue.observe(batch.sampled, groups, self.step)
         self.step += 1
         metrics |= self._source.observe(batch)
         self._buffer.settle(batch.prompt_ids)
@@ -159,19 +165,23 @@ class Controller:
     def _admit(self) -> None:
         """Fill the buffer's free slots with prompts. The fleet starts to sample them at once."""
         while self._buffer.free_slots:
-            self._buffer.admit(self._source.next())
+            self._buffer.admit(self._next_prompt())
         self._fleet.feed(self._buffer)
+
+    def _next_prompt(self) -> Prompt:
+        return self._rescue.prepare(self._source.next(), self.step)
 
     async def _collect(self) -> Batch:
         """Wait for a full batch. Meanwhile groups may be extended, or dropped and replaced by other prompts."""
         rollout = self._config.rollout
         collector = BatchCollector(
             self._buffer,
-            self._source.next,
+            self._next_prompt,
             self.step,
             rollout.prompts_per_step,
             rollout.dynamic_sampling_limit,
             self._budget,
+            lambda group: self._rescue.is_rescued(group, self.step),
         )
         while (batch := collector.take()) is None:
             self._fleet.feed(self._buffer)
@@ -203,12 +213,12 @@ class Controller:
         await self._fleet.publish(published)
 
     @contextmanager
-    def _kept_if_not_finite(self, batch: Batch) -> Iterator[None]:
-        """If the block raises NonFiniteError, write the batch to the run directory, and name it in the error."""
+    def _kept_if_not_finite(self, groups: Sequence[ScoredGroup]) -> Iterator[None]:
+        """If the block raises NonFiniteError, write the groups to the run directory, and name it in the error."""
         try:
             yield
         except NonFiniteError as error:
-            file = self._tracker.failed_batch(self.step + 1, batch.groups)
+            file = self._tracker.failed_batch(self.step + 1, groups)
             raise NonFiniteError(
                 f"in step {self.step + 1}, {error}. Nothing of this step was published or saved, and the batch is in "
                 f"{file}. The run can be resumed from its last checkpoint; it then draws other responses. If it fails "
@@ -240,6 +250,7 @@ class Controller:
                 f"{path}: cannot resume from this checkpoint: the training prompts have changed, because seed, task.* "
                 "or the tokenizer did. Restore the earlier settings, or train under another name"
             )
+        self._rescue.restore(path, self._source.rows)
         await self._learner.load(learner_state(path), self._checkpoints.scratch)
         self.step = progress.step
         self.pass_at_1[0] = progress.first_pass_at_1
@@ -266,6 +277,7 @@ class Controller:
                 dropped_prompts=dict(self._buffer.dropped_prompts),
             )
             # In a thread, so that the fleet keeps working.
+            await asyncio.to_thread(self._rescue.save, path, progress.in_flight)
             await asyncio.to_thread(self._checkpoints.commit, path, progress, sealed, self._source.selection)
         self._tracker.checkpoint(self.step, path)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from cluster.core.types import Prompt, Sampling, ScoredGroup
+from cluster.core.types import Prompt, Sampling, ScoredGroup, row_of
 from cluster.run_state.checkpoints import Checkpoint
-from cluster.run_state.selection_state import SelectionState, row_of
+from cluster.run_state.selection_state import SelectionState
 from cluster.training.batch import Batch
 from cluster.training.prompts import PromptSource, TokenizedProblem
 from cluster.training.selection import Evidence, Selection
@@ -86,8 +86,10 @@ class InformativeSource(PromptSource):
 
 
 def evidence(group: ScoredGroup) -> Evidence:
-    """Return what a group tells about the policy's own success probability: the verdicts of all responses that the
-    policy sampled without help. On responses whose verifier failed, it tells nothing."""
+    """Return what a group tells about the policy's own success probability: the verdicts of all its responses, if they
+    were sampled without help. On responses whose verifier failed, it tells nothing."""
+    if group.helped:
+        return Evidence(row_of(group.prompt.id), 0, 0)
     return Evidence(row_of(group.prompt.id), group.correct, group.valid - group.correct)
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from cluster.configuration.task_prompts import encoded_problems
 from cluster.core.config import RunConfig
-from cluster.core.types import Prompt, Sampling, Split
+from cluster.core.types import Prompt, Sampling, Split, row_of
 from cluster.run_state.checkpoints import Checkpoint
-from cluster.run_state.selection_state import SelectionState, row_of
+from cluster.run_state.selection_state import SelectionState
 from cluster.training.batch import Batch
 from cluster.training.selection import PRIOR
 from reward.registry import build_task
@@ -185,6 +185,11 @@ class PromptSource:
             tokens = np.asarray(problem.encoded.token_ids, dtype=np.int64)
             digest.update(len(tokens).to_bytes(8, "big") + tokens.tobytes())
         return digest.hexdigest()
+
+    @property
+    def rows(self) -> int:
+        """The number of problems."""
+        return len(self._problems)
 
     @property
     def epoch(self) -> int:

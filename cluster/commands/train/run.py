@@ -30,6 +30,7 @@ from cluster.training.batch import (
 )
 from cluster.training.control import RunIsLiveError, listening
 from cluster.training.controller import Controller
+from cluster.training.examples import ExamplePrompts, load_examples
 from cluster.training.informative import prompt_source, refuse_other_selection
 from cluster.training.prompts import Dataset, evaluation_prompts, load_dataset, training_sampling
 from cluster.training.session import (
@@ -99,9 +100,12 @@ def _trained(
             model = prepare_in_cluster(config, console)
             console.stage("reading the prompts")
             dataset = load_dataset(config, model)
+            examples = load_examples(config, model)
             graph = ActorGraph(config, run_directory, model)
             with directory_loss_first(tracker):
-                controller = run_to_the_end(_run(graph, dataset, checkpoints, newest, tracker, console))
+                controller = run_to_the_end(
+                    _run(graph, dataset, examples, checkpoints, newest, tracker, console)
+                )
         summary = _summary(config, run_directory, controller, time.monotonic() - started)
         tracker.finish(summary)
     return summary
@@ -202,6 +206,7 @@ def _announce_resumption(
 async def _run(
     graph: ActorGraph,
     dataset: Dataset,
+    examples: ExamplePrompts | None,
     checkpoints: CheckpointStore,
     start: Checkpoint | None,
     tracker: Tracker,
@@ -235,6 +240,7 @@ async def _run(
             checkpoints,
             tracker,
             start,
+            examples,
         )
         with frozen_garbage():
             await controller.run()

@@ -28,6 +28,9 @@ from reward.tasks.countdown.solver import MAX_NUMBERS, solutions
 from reward.tasks.countdown.starter import STARTER, warmup_examples
 from reward.tasks.countdown.verifier import verify
 
+MAX_SOLVED_NUMBERS = 4
+"""The largest number of numbers for which a solution is looked for: with 5 it takes more than a second."""
+
 
 class CountdownOptions(Section):
     """The choice of puzzles, and the style of their prompts."""
@@ -154,6 +157,12 @@ class CountdownTask:
         incorrect = total if sum(problem.numbers) != problem.target else f"{total}+1"
         correct = solutions(problem.numbers, problem.target)[0]
         return Example(correct=f"<answer>{correct}</answer>", incorrect=f"<answer>{incorrect}</answer>")
+
+    def solution(self, problem: Puzzle) -> str | None:
+        if len(problem.numbers) > MAX_SOLVED_NUMBERS:
+            return None
+        found = solutions(problem.numbers, problem.target)
+        return f"<answer>{found[0]}</answer>" if found else None
 
     def starter_examples(self) -> list[tuple[str, str]]:
         recipe, options = self.starter.recipe, self._options

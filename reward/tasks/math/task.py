@@ -77,5 +77,16 @@ class MathTask(DatasetProblems):
             return Verdict("correct", 1.0, answer, "correct")
         return Verdict("incorrect", 0.0, answer, f"is not {reference}")
 
+    def solution(self, problem: Any) -> str:
+        """Return the reference as a response: as it is if it marks its answer, and otherwise in a box.
+
+        Raises:
+            ValueError: if the reference is not an answer.
+        """
+        reference = problem[self._answer_field]
+        if isinstance(reference, str) and last_answer(reference) is not None:
+            return reference
+        return f"\\boxed{{{reference_answer(reference)}}}"
+
 
 TASK = MathTask

@@ -95,9 +95,12 @@ class TeleLogsTask:
             reason=result.reason,
         )
 
+    def solution(self, problem: Problem) -> str:
+        return f"\\boxed{{{problem.answer}}}"
+
     def example(self, problem: Problem) -> Example:
         incorrect = next(label for label in problem.labels if label != problem.answer)
-        return Example(correct=f"\\boxed{{{problem.answer}}}", incorrect=f"\\boxed{{{incorrect}}}")
+        return Example(correct=self.solution(problem), incorrect=f"\\boxed{{{incorrect}}}")
 
     def starter_examples(self) -> list[tuple[str, str]]:
         recipe, fraction = self.starter.recipe, self._options.starter_correct_fraction

@@ -29,7 +29,7 @@ from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import RunConsole, Tracker
 from cluster.training.controller import Controller
 from learner.state.state_files import CheckpointError, FileRecord, seal
-from tests.synthetic import SyntheticFleet, expected_prompts, synthetic_source
+from tests.synthetic import SyntheticFleet, expected_prompts, synthetic_examples, synthetic_source
 
 
 class Cut(Exception):
@@ -60,7 +60,14 @@ class HashingLearner:
         self.fuse.tick()
         for batch in mini_batches:
             content = [
-                (row.prompt_token_ids, row.response_token_ids.tolist(), row.advantage)
+                (
+                    row.prompt_token_ids.tolist(),
+                    row.response_token_ids.tolist(),
+                    row.sampler_logprobs.tolist(),
+                    row.advantage,
+                    row.scale,
+                    row.is_replay,
+                )
                 for row in batch.samples
             ]
             self.weights = hashlib.sha256(f"{self.weights} {content}".encode()).hexdigest()
@@ -90,6 +97,8 @@ class Ledger:
     staleness: list[float] = field(default_factory=list)
     budgets: list[dict[str, float]] = field(default_factory=list)
     """The metrics of the steps with an adaptive budget."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """The metrics of all rows that were ever written."""
     wandb_run_id: str | None = "abc123"
     restarts_before: float = 0.0
 
@@ -100,6 +109,7 @@ class Ledger:
         self.fuse.tick()
         assert step not in self.rows
         self.rows[step] = list(prompts)
+        self.history.append(metrics)
         self.staleness.append(metrics.get("staleness/max", 0.0))
         if "budget/responses" in metrics:
             self.budgets.append(metrics)
@@ -164,6 +174,7 @@ def run_until_cut(
         store,
         cast(Any, ledger),
         start,
+        synthetic_examples(config, ROWS),
     )
     try:
         asyncio.run(controller.run())
