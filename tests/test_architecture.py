@@ -228,6 +228,7 @@ app(["check", "configs/demo.yaml", "rollout.cpus_per_worker=0.1", "learner.cpus_
         "learner.engine.statistics",
         "cluster.training.batch",
         "cluster.training.selection",
+        "cluster.training.rescue",
         "learner.objective.training_batch",
         "learner.model.batching",
         "learner.model.prefix_support",

@@ -4,6 +4,7 @@ checkpoints/step-000050/
     learner/        the learner ranks' files: DeepSpeed's, one set per rank, and the random state of each rank
     progress.json   the controller's state
     selection.npz   the state of the informative selection; only with `task.selection: informative`
+    rescue.safetensors   the successes of the run and the help of the prompts in flight; only with `rescue.*`
     COMPLETE        the manifest, written last: size and SHA-256 of every file above
     INCOMPLETE      in place of COMPLETE while the checkpoint is written or deleted. Such a directory is skipped, and
                     removed at the next save

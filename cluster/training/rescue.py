@@ -144,7 +144,12 @@ class Rescue:
         success = self._successes.get(row_of(group.prompt.id))
         if success is None or version - success.response.min_version > self._options.replay_max_age_steps:
             return None
-        return success
+        config = self._config
+        fits = (
+            success.response.whole_length <= config.rollout.max_response_tokens
+            and success.tokens <= config.model.max_context_tokens
+        )
+        return success if fits else None  # the limits may be lower since the run was resumed
 
 
 def _within(prefixes: tuple[tuple[int, ...], ...], prompt: Prompt) -> tuple[tuple[int, ...], ...]:

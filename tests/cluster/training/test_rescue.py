@@ -117,6 +117,23 @@ def test_an_all_incorrect_group_gets_a_success_that_is_young_enough(
     assert not group.helped, "as it was sampled, it is evidence"
 
 
+@pytest.mark.parametrize(
+    ("section", "limit", "margin"),
+    [("rollout", "max_response_tokens", 0), ("model", "max_context_tokens", 3)],
+)
+def test_a_replay_stays_within_lower_limits_of_a_resumed_run(section: str, limit: str, margin: int) -> None:
+    """The prompt has 3 tokens."""
+    solved = group_of(prompt_of(1), SOLVED, seed=5)
+    length = solved.responses[1].whole_length + margin
+    for value, replays in ((length, 1), (length - 1, 0)):
+        config = rescue_config(replay_max_age_steps=2)
+        part = getattr(config, section).model_copy(update={limit: value})
+        rescue = Rescue(config.model_copy(update={section: part}))
+        step(rescue, [solved], 0)
+        (found,) = rescue.with_replays([group_of(prompt_of(1, 1), INCORRECT)], 1)
+        assert len(found.responses) == RESPONSES + replays
+
+
 def test_a_replay_is_not_a_success_of_its_own() -> None:
     """Otherwise it would become younger with every use."""
     rescue = rescue_with(replay_max_age_steps=2)

@@ -50,6 +50,9 @@ class Run:
         trained = self.rescue.with_replays(groups, self.step)
         self.rescue.observe(groups, trained, self.step)
         self.step += 1
+        assert self.rescue._prepared.keys() == self.in_flight.keys(), (
+            "the help of settled prompts is forgotten"
+        )
         return trained
 
     def resumed(self, checkpoint: Path) -> Run:
