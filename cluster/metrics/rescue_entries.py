@@ -77,5 +77,7 @@ RESCUE = Section(
             "help: groups with both correct and incorrect responses",
             ("rescue/prefix_informative_fraction", "rescue/example_informative_fraction"),
         ),
+        Chart("help: problems with a known correct response", ("rescue/known_successes",), counted=True),
+        Chart("help: age of the replays", ("rescue/replay_age_mean",)),
     ),
 )

@@ -61,6 +61,11 @@ def test_seed_prompt_and_step_decide_the_examples(step: int, seed: int, count: i
         assert (found.id, found.problem, found.sampling) == (prompt.id, prompt.problem, prompt.sampling)
 
 
+def test_a_prompt_that_comes_again_has_other_examples() -> None:
+    texts = {examples_of(1000).prepared(prompt_of(5, epoch), 0).text for epoch in range(20)}
+    assert len(texts) > 10
+
+
 def test_about_the_right_fraction_of_prompts_has_examples() -> None:
     config = rescue_config(examples=1, examples_fraction=0.5, examples_fade_steps=4)
     examples = synthetic_examples(config, ROWS)

@@ -73,6 +73,16 @@ def test_a_prompt_keeps_its_prefixes_until_it_is_solved_without_one() -> None:
     assert rescue.prepare(prompt_of(1, 4), 4).prefixes == ()
 
 
+def test_where_every_response_has_a_prefix_they_decide_whether_it_fails() -> None:
+    rescue = rescue_with(prefix_fraction=1.0)
+    step(rescue, [group_of(prompt_of(1), SOLVED, seed=5)], 0)
+    step(rescue, [group_of(prompt_of(1, 1), INCORRECT)], 1)
+    prompt = rescue.prepare(prompt_of(1, 2), 2)
+    assert len(prompt.prefixes) == RESPONSES
+    step(rescue, [group_of(prompt, SOLVED, seed=6)], 2)
+    assert rescue.prepare(prompt_of(1, 3), 3).prefixes == ()
+
+
 def test_prefixes_stay_within_lower_limits_of_a_resumed_run() -> None:
     rescue = rescue_with(prefix_fraction=1.0)
     step(rescue, [group_of(prompt_of(1), SOLVED, seed=5)], 0)
