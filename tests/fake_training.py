@@ -42,8 +42,17 @@ def train(config: RunConfig) -> None:
         metrics.truncate_after(-1)
         bonus = config.learner.learning_rate
         for step in range(config.steps + 1):
-            reward = {"reward/mean": 0.1 * step + bonus, "response_length/mean": 5.0} if step else {}
-            metrics.log(step, {**reward, "eval/pass_at_1": 0.01 * step * (1 + config.seed) + bonus})
+            pass_at_1 = 0.01 * step * (1 + config.seed) + bonus
+            batch = {
+                "reward/mean": 0.1 * step + bonus,
+                "response_length/mean": 5.0,
+                "objective/alpha": 0.25,
+                "objective/entropy": 0.125,
+                "objective/clip_fraction_low": 0.02,
+                "objective/clip_fraction_high": 0.01,
+            }
+            evaluation = {"eval/pass_at_1": pass_at_1, "eval/pass_at_k": 2 * pass_at_1}
+            metrics.log(step, {**(batch if step else {}), **evaluation})
     run.write_summary({"steps": config.steps})
 
 

@@ -24,12 +24,20 @@ _EVALUATION = Section(
             "max",
         ),
         Metric("eval/pass_at_1_stderr", "standard error of `eval/pass_at_1` over the prompts", "fraction"),
+        Metric(
+            "eval/pass_at_k",
+            "probability that at least one of k responses is correct, with k = `evaluation.responses_per_prompt`; mean "
+            "over prompts; absent if k is 1",
+            "fraction",
+            "max",
+        ),
         Metric("eval/response_length_mean", "mean response length", "tokens"),
         Metric("eval/truncated_fraction", "fraction of responses truncated at the length limit", "fraction"),
         Metric("eval/error_fraction", "fraction of responses whose verifier failed", "fraction"),
     ),
     (
         Chart("pass@1 on eval prompts", ("eval/pass_at_1",)),
+        Chart("pass@k on eval prompts", ("eval/pass_at_k",)),
         Chart(
             "truncated responses and verifier failures", ("eval/truncated_fraction", "eval/error_fraction")
         ),

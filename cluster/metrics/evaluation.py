@@ -31,12 +31,15 @@ def categories_of(config: RunConfig) -> CategoryOf:
 
 
 def evaluation_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Return pass@1 (the mean over prompts of the fraction of correct responses), its standard
-    error over the prompts (which are the random sample), and the mean length of the responses (tokens)."""
+    """Return pass@1 (the mean over prompts of the fraction of correct responses), its standard error over the prompts
+    (which are the random sample), pass@k for the number k of responses per prompt if k > 1, and the mean length of the
+    responses (tokens)."""
     by_prompt = np.array(pass_at_k_estimates(groups, 1))
     responses = [response for group in groups for response in group.responses]
+    k = len(groups[0].responses)
     return {
         "eval/pass_at_1": mean_pass_at_k(groups, 1),
+        **({"eval/pass_at_k": mean_pass_at_k(groups, k)} if k > 1 else {}),
         "eval/pass_at_1_stderr": float(by_prompt.std(ddof=1) / math.sqrt(len(by_prompt)))
         if len(by_prompt) > 1
         else math.nan,

@@ -12,6 +12,8 @@ from typing import Any
 Row = Mapping[str, Any]
 LATE_FRACTION = 0.1
 """The fraction of the steps, at the end of the run, whose mean is a final value: a single batch is too noisy."""
+EARLY_FRACTION = 0.25
+"""The fraction of the steps, at the beginning of the run, whose mean is an early value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,22 @@ def late_mean(rows: Sequence[Row], key: str) -> float:
     return statistics.fmean(value for _, value in last) if last else math.nan
 
 
+def early_mean(rows: Sequence[Row], key: str) -> float:
+    """Return the mean over the first quarter of the steps."""
+    points = curve(rows, key)
+    first = points[: max(1, round(EARLY_FRACTION * len(points)))]
+    return statistics.fmean(value for _, value in first) if first else math.nan
+
+
+def mean_of_steps(rows: Sequence[Row], *keys: str) -> float:
+    """Return the mean over the steps of the sum of `keys`, over the steps that have all of them."""
+    curves = [dict(curve(rows, key)) for key in keys]
+    steps = set.intersection(*(set(points) for points in curves))
+    return statistics.fmean(sum(points[step] for points in curves) for step in steps) if steps else math.nan
+
+
 PASS_AT_1, REWARD, LENGTH = "eval/pass_at_1", "reward/mean", "response_length/mean"
-MEASURES = (
+HEADLINES = (
     Measure(
         "pass_at_1_final",
         "pass@1 final, %",
@@ -63,11 +79,37 @@ MEASURES = (
         lambda rows: final_value(rows, PASS_AT_1),
     ),
     Measure(
-        "pass_at_1_mean",
+        "pass_at_1_area",
         "pass@1 area, %",
         "area under the pass@1 curve of the evaluations, divided by the number of steps that it spans",
         lambda rows: mean_over_course(rows, PASS_AT_1),
     ),
+    Measure(
+        "pass_at_k_final",
+        "pass@k final, %",
+        "pass@k of the last evaluation, with k = `evaluation.responses_per_prompt`; absent with one response per "
+        "prompt",
+        lambda rows: final_value(rows, "eval/pass_at_k"),
+    ),
+    Measure(
+        "reward_early",
+        "reward early",
+        "mean reward of the batches in the first quarter of the steps",
+        lambda rows: early_mean(rows, REWARD),
+        scale=1.0,
+        decimals=3,
+    ),
+    Measure(
+        "reward_area",
+        "reward area",
+        "area under the curve of the batches' mean rewards, divided by the number of steps that it spans",
+        lambda rows: mean_over_course(rows, REWARD),
+        scale=1.0,
+        decimals=3,
+    ),
+)
+"""The measures of success, of which larger is better. A comparison shows their differences."""
+DETAILS = (
     Measure(
         "reward_final",
         "reward final",
@@ -77,12 +119,27 @@ MEASURES = (
         decimals=3,
     ),
     Measure(
-        "reward_mean",
-        "reward area",
-        "area under the curve of the batches' mean rewards, divided by the number of steps that it spans",
-        lambda rows: mean_over_course(rows, REWARD),
+        "alpha",
+        "α",
+        "weight of the negative advantages, mean over the steps",
+        lambda rows: mean_of_steps(rows, "objective/alpha"),
+        scale=1.0,
+        decimals=2,
+    ),
+    Measure(
+        "entropy_final",
+        "entropy final",
+        "entropy of the policy in the last tenth of the steps, mean over response tokens",
+        lambda rows: late_mean(rows, "objective/entropy"),
         scale=1.0,
         decimals=3,
+    ),
+    Measure(
+        "clipped",
+        "clipped, %",
+        "fraction of tokens that the objective clipped at one of its bounds, mean over the steps",
+        lambda rows: mean_of_steps(rows, "objective/clip_fraction_low", "objective/clip_fraction_high"),
+        decimals=2,
     ),
     Measure(
         "length_final",
@@ -93,3 +150,5 @@ MEASURES = (
         decimals=1,
     ),
 )
+"""The measures that help to explain a difference."""
+MEASURES = (*HEADLINES, *DETAILS)

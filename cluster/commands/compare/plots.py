@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from cluster.commands.compare.results import Results
 from cluster.commands.report.figures import Band, Curve, bands_figure, differences_figure
 from cluster.metrics.intervals import mean_estimate
-from cluster.metrics.run_measures import LENGTH, MEASURES, PASS_AT_1, REWARD, Row, curve
+from cluster.metrics.run_measures import HEADLINES, LENGTH, PASS_AT_1, REWARD, Row, curve
 
 SMOOTHED_OVER = 10
 """The number of batches that one point of a batch curve averages. Single batches are too noisy to compare by eye."""
@@ -59,7 +59,7 @@ def band(curves: Sequence[Curve]) -> Band:
 
 
 def _differences(results: Results) -> Figure:
-    measures = MEASURES[:2]
+    measures = HEADLINES[:2]
     baseline = results.comparison.baseline
     rows = []
     for measure in measures:

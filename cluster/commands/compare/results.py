@@ -17,7 +17,7 @@ from rich.text import Text
 
 from cluster.commands.compare.plan import Comparison, same_gradient
 from cluster.metrics.intervals import CONFIDENCE, Estimate, mean_estimate, paired_difference
-from cluster.metrics.run_measures import MEASURES, Measure, Row
+from cluster.metrics.run_measures import DETAILS, HEADLINES, MEASURES, Measure, Row
 
 ValuesBySeed = Mapping[int, float]
 
@@ -100,7 +100,7 @@ def as_markdown(results: Results, code_version: str, plots: Sequence[str] = ()) 
         f"{len(comparison.variants)} variants × {len(comparison.seeds)} seeds ({_listed(comparison.seeds)}), "
         f"{steps} steps each. Code: {code_version}.",
         "",
-        *_markdown_table(["variant", *(measure.title for measure in MEASURES)], _estimate_rows(results)),
+        *_markdown_table(_head(HEADLINES), _estimate_rows(results, HEADLINES)),
         "",
         f"Mean over seeds ± half the width of its {CONFIDENCE:.0%} interval (Student's t over seeds).",
         "",
@@ -109,14 +109,13 @@ def as_markdown(results: Results, code_version: str, plots: Sequence[str] = ()) 
         lines += [
             f"## Differences from {comparison.baseline}, paired by seed",
             "",
-            *_markdown_table(
-                ["variant", *(measure.title for measure in MEASURES)], _difference_rows(results)
-            ),
+            *_markdown_table(_head(HEADLINES), _difference_rows(results)),
             "",
             "`*`: the interval excludes 0. The page has "
-            f"{len(comparison.others) * len(MEASURES)} such intervals, without a correction for multiple comparisons.",
+            f"{len(comparison.others) * len(HEADLINES)} such intervals, without a correction for multiple comparisons.",
             "",
         ]
+    lines += ["## Details", "", *_markdown_table(_head(DETAILS), _estimate_rows(results, DETAILS)), ""]
     lines += [f"![{plot}]({plot})\n" for plot in plots]
     lines += ["## Columns", ""]
     lines += [f"- **{measure.title}**: {measure.meaning}." for measure in MEASURES]
@@ -140,13 +139,14 @@ def notes(results: Results) -> list[str]:
 
 
 def tables(results: Results) -> list[Table]:
-    """Return the tables of means and of differences for the terminal."""
+    """Return the tables of means, of differences and of details for the terminal."""
     comparison = results.comparison
-    found = [_rich_table("mean ± 95 % interval (t, over seeds)", _estimate_rows(results))]
+    title = "mean ± 95 % interval (t, over seeds)"
+    found = [rich_table(title, _head(HEADLINES), _estimate_rows(results, HEADLINES))]
     if comparison.others:
-        found.append(
-            _rich_table(f"difference from {comparison.baseline}, paired by seed", _difference_rows(results))
-        )
+        title = f"difference from {comparison.baseline}, paired by seed"
+        found.append(rich_table(title, _head(HEADLINES), _difference_rows(results)))
+    found.append(rich_table("details", _head(DETAILS), _estimate_rows(results, DETAILS)))
     return found
 
 
@@ -161,9 +161,13 @@ def shown(estimate: Estimate, measure: Measure, *, signed: bool = False) -> str:
     return f"{mean} ± {estimate.half_width * measure.scale:.{measure.decimals}f}{mark}"
 
 
-def _estimate_rows(results: Results) -> list[list[str]]:
+def _head(measures: Sequence[Measure]) -> list[str]:
+    return ["variant", *(measure.title for measure in measures)]
+
+
+def _estimate_rows(results: Results, measures: Sequence[Measure]) -> list[list[str]]:
     return [
-        [variant, *(shown(results.estimate(measure, variant), measure) for measure in MEASURES)]
+        [variant, *(shown(results.estimate(measure, variant), measure) for measure in measures)]
         for variant in results.comparison.variants
     ]
 
@@ -172,7 +176,7 @@ def _difference_rows(results: Results) -> list[list[str]]:
     return [
         [
             variant,
-            *(shown(results.difference(measure, variant), measure, signed=True) for measure in MEASURES),
+            *(shown(results.difference(measure, variant), measure, signed=True) for measure in HEADLINES),
         ]
         for variant in results.comparison.others
     ]
@@ -184,9 +188,10 @@ def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
     ]
 
 
-def _rich_table(title: str, rows: Sequence[Sequence[str]]) -> Table:
+def rich_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table for the terminal. The first column names the variant."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ["variant", *(measure.title for measure in MEASURES)]:
+    for column in head:
         table.add_column(column, justify="left" if column == "variant" else "right")
     for variant, *cells in rows:
         table.add_row(

@@ -134,6 +134,7 @@ def test_pass_at_1_is_the_mean_over_prompts() -> None:
         {
             "eval/pass_at_1": 0.5,
             "eval/pass_at_1_stderr": 0.5 / math.sqrt(3),
+            "eval/pass_at_k": 2 / 3,
             "eval/response_length_mean": 3.0,
             "eval/truncated_fraction": 1 / 6,
             "eval/error_fraction": 1 / 6,
@@ -161,6 +162,20 @@ def test_a_verifier_that_fails_in_place_of_saying_incorrect_changes_no_result(
     for report in (with_failures, without):  # votes: a response without an answer abstains
         del report["majority_at_k"], report["majority_at_k_interval"]
     assert with_failures == without
+
+
+@given(st.lists(st.lists(st.sampled_from([1.0, 0.0, None]), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_pass_at_k_is_the_fraction_of_prompts_with_a_correct_response(
+    rewards: list[list[float | None]],
+) -> None:
+    """With k responses per prompt there is one choice of k responses."""
+    metrics = evaluation_metrics([make_group(group) for group in rewards])
+    assert metrics["eval/pass_at_k"] == pytest.approx(sum(1.0 in group for group in rewards) / len(rewards))
+    assert metrics["eval/pass_at_k"] >= metrics["eval/pass_at_1"]
+
+
+def test_one_response_per_prompt_has_no_pass_at_k() -> None:
+    assert "eval/pass_at_k" not in evaluation_metrics([make_group([1.0]), make_group([0.0])])
 
 
 def test_one_prompt_has_no_standard_error() -> None:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from cluster.commands.compare.plan import Comparison, load_comparison, same_gradient, settings_changed
 from cluster.commands.compare.run import OtherSettingsError, run_comparison
 from cluster.commands.options import checked_run
+from cluster.metrics.run_measures import HEADLINES
 from launch import app
 from tests import PROJECT
 from tests.fake_training import train
@@ -181,8 +182,13 @@ def test_results_are_written_and_shown(tmp_path: Path) -> None:
     assert final["high"]["difference"] == pytest.approx(
         {"mean": 0.2, "half_width": 0.0, "count": 2}, abs=1e-9
     )
-    assert found["measures"]["reward_mean"]["low"]["estimate"]["mean"] == pytest.approx(0.35)
+    assert found["measures"]["reward_area"]["low"]["estimate"]["mean"] == pytest.approx(0.35)
+    assert found["measures"]["reward_early"]["high"]["estimate"]["mean"] == pytest.approx(0.4)
     page = (comparison.directory / "comparison.md").read_text()
+    details = "| variant | reward final | α | entropy final | clipped, % | tokens final |"
+    assert details in page
+    assert "| high | 0.700 ± 0.000 | 0.25 ± 0.00 | 0.125 ± 0.000 | 3.00 ± 0.00 | 5.0 ± 0.0 |" in page
+    assert f"{len(HEADLINES)} such intervals" in page
     assert "| high | +20.0 ± 0.0 * |" in page
     assert "python launch.py train" in page
     for plot in ("pass_at_1.png", "reward.png", "length.png", "differences.png"):
