@@ -1,7 +1,8 @@
 """A fast replacement of `launch.py train CONFIG [KEY=VALUE]...`, for tests of the code that starts trainings.
 
-A run with a learning rate of 13 fails, and one with 99 does not end until it is interrupted. Each start adds a line to
-the file `starts` next to the run directory.
+A run with a learning rate of 13 or 14 fails, and one with 99 does not end until it is interrupted. Rewards are higher
+with higher learning rates, and with `objective.name=gspo` with lower ones. Each start adds a line to the file `starts`
+next to the run directory.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def train(config: RunConfig) -> None:
     with (run.path.parent / "starts").open("a") as starts:
         starts.write(f"{config.name}\n")
     run.write_config(config)
-    if config.learner.learning_rate == 13:
+    if config.learner.learning_rate in (13, 14):
         raise SystemExit("12:00:00  stopped: the moon is in the wrong phase")
     if config.learner.learning_rate == 99:
         try:
@@ -40,7 +41,8 @@ def train(config: RunConfig) -> None:
             raise SystemExit(130) from None
     with MetricsFile(run.metrics_file, run.superseded_metrics_file) as metrics:
         metrics.truncate_after(-1)
-        bonus = config.learner.learning_rate
+        rate = config.learner.learning_rate
+        bonus = 1 - rate if config.objective.name == "gspo" else rate
         for step in range(config.steps + 1):
             pass_at_1 = 0.01 * step * (1 + config.seed) + bonus
             batch = {

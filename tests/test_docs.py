@@ -14,7 +14,7 @@ import typer
 import yaml
 from typer.exceptions import TyperException
 
-from cluster.commands.compare.plan import ComparisonConfig
+from cluster.commands.compare.comparison_file import ComparisonConfig
 from cluster.commands.docs import pages
 from cluster.configuration.loading import validate
 from cluster.configuration.messages import setting_names

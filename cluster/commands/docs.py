@@ -14,13 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.commands.compare.plan import ComparisonConfig
+from cluster.commands.compare.comparison_file import ComparisonConfig, TuningConfig
 from cluster.core.config import RunConfig
 from cluster.core.project import ROOT
 from cluster.core.renamed import FOREIGN_NAMES, FORMER_NAMES
 from cluster.core.schema import MAX_COUNT, MAX_NUMBER, MAX_SECONDS, MAX_SEED, Section
 from cluster.core.weight_transport import WEIGHT_TRANSPORTS
 from cluster.metrics.catalogue import SECTIONS
+from cluster.metrics.run_measures import HEADLINES
 from cluster.tracking import prometheus
 from learner.objective.objectives import OBJECTIVES
 
@@ -29,6 +30,7 @@ GENERAL_LIMITS = (None, MAX_COUNT, MAX_SECONDS, MAX_SEED, MAX_NUMBER, -MAX_COUNT
 CHOICES: Mapping[str, Iterable[str]] = {
     "objective.name": OBJECTIVES,
     "rollout.weight_transport": WEIGHT_TRANSPORTS,
+    "tuning.measure": [measure.key for measure in HEADLINES],
 }
 """Settings whose possible values come from a table of the code instead of the schema."""
 
@@ -98,7 +100,10 @@ def pages() -> dict[Path, str]:
 def configuration_page() -> str:
     """Return the text of `docs/configuration.md`."""
     comparison = _table(ComparisonConfig.model_json_schema(), "")
-    return "\n".join([CONFIGURATION, *_sections(RunConfig), COMPARISON, *comparison])
+    tuning = [f"{TuningConfig.__doc__}\n", *_table(TuningConfig.model_json_schema(), "tuning.")]
+    return "\n".join(
+        [CONFIGURATION, *_sections(RunConfig), COMPARISON, *comparison, "## `tuning`", "", *tuning]
+    )
 
 
 def metrics_page() -> str:

@@ -7,49 +7,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
-
+from cluster.commands.compare.comparison_file import (
+    IRRELEVANT,
+    ComparisonConfig,
+    TuningConfig,
+    check,
+    check_tuning,
+    value_text,
+)
 from cluster.configuration.loading import load_config, read_yaml, validate
 from cluster.configuration.machine_checks import with_chosen_defaults
 from cluster.configuration.preflight import preflight
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
-from cluster.core.schema import Section
 from cluster.run_state.run_directory import differences
 from learner.objective.objectives import resolve
-
-Name = Annotated[str, Field(max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Seed = Annotated[int, Field(ge=0, strict=True)]
-
-MANAGED = ("seed", "name", "directory")
-"""The settings that the comparison sets for each run."""
-MEASUREMENT = ("task.", "evaluation.", "reward.truncated_is_incorrect")
-"""The settings that all runs must share: otherwise they answer different problems, or are scored differently."""
-IRRELEVANT = ("directory", "name", "cluster.", "tracking.", "checkpoint.")
-"""The settings that may change when a comparison is resumed: no result depends on them."""
-
-
-class ComparisonConfig(Section):
-    """One comparison. `configs/compare_objectives.yaml` is an example."""
-
-    name: Name = "comparison"
-    """The name of the comparison's folder, its runs and their group in W&B."""
-    directory: Path = Path("runs")
-    """The directory in which the comparison's folder is created. The runs' directories are in that folder."""
-    base: Path = Path("demo.yaml")
-    """The configuration of all runs, relative to the comparison's own file."""
-    overrides: tuple[str, ...] = ()
-    """Settings for all runs, as on the command line, such as `steps=100`."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
-    """The seeds. Each variant is trained once with each; a seed determines the order of prompts and the sampling."""
-    variants: Mapping[Name, tuple[str, ...]] = Field(default_factory=dict)
-    """The variants to compare: a name, and the settings in which the variant differs."""
-    baseline: str | None = None
-    """The variant from which the differences of the other variants are computed. With null it is the first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +36,24 @@ class PlannedRun:
     config: RunConfig
     arguments: tuple[str, ...]
     """The arguments of `launch.py train` that start this run by hand."""
+    value: float | None = None
+    """The value of the tuned setting; None without tuning."""
 
     @property
     def name(self) -> str:
         """The name of the run."""
         return self.config.name
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The planned tuning of a comparison."""
+
+    config: TuningConfig
+    directory: Path
+    """The absolute path of the folder for its logs and run directories, beside that of the comparison."""
+    runs: tuple[PlannedRun, ...]
+    """The runs, seed by seed: all variants with all values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +67,18 @@ class Comparison:
     baseline: str
     seeds: tuple[int, ...]
     runs: tuple[PlannedRun, ...]
-    """The runs, seed by seed, so that early results already compare all variants."""
+    """The runs, seed by seed, so that early results already compare all variants. With tuning there is one for each
+    value of the grid, all with the same name, until `with_values` selects one of them."""
+    tuning: Tuning | None = None
 
     @property
     def others(self) -> tuple[str, ...]:
         """All variants except the baseline."""
         return tuple(variant for variant in self.variants if variant != self.baseline)
+
+    def with_values(self, chosen: Mapping[str, float]) -> Comparison:
+        """Return the comparison in which each variant has the chosen value of the tuned setting."""
+        return replace(self, runs=tuple(run for run in self.runs if run.value == chosen[run.variant]))
 
     def of_variant(self, variant: str) -> list[PlannedRun]:
         """Return the runs of a variant."""
@@ -99,28 +93,61 @@ def load_comparison(
     config, schema_problems = validate(ComparisonConfig, values)
     problems += schema_problems
     if values or not problems:  # an empty file is read without a problem
-        problems += _check(config, overrides)
+        problems += check(config, overrides)
+    if config.tuning is not None:
+        is_readable = not any(problem.where.startswith("tuning.") for problem in schema_problems)
+        mistakes = [*check_tuning(config, config.tuning, overrides)] if is_readable else []
+        problems += mistakes
+        if mistakes or not is_readable:
+            config = config.model_copy(update={"tuning": None})
     at_address = [f"cluster.address={address}"] if address else []
-    runs = tuple(
-        _plan(path, config, variant, seed, [*overrides, *at_address])
-        for seed, variant in itertools.product(config.seeds, config.variants)
-    )
-    baseline = config.baseline or next(iter(config.variants), "")
+    comparison, plan_problems = _planned(path, config, [*overrides, *at_address])
+    return comparison, [*dict.fromkeys([*problems, *plan_problems, *_check_runs(comparison)])]
+
+
+def _planned(
+    path: Path, config: ComparisonConfig, overrides: Sequence[str]
+) -> tuple[Comparison, list[Problem]]:
+    """Plan all runs. Those of other seeds have the same problems, so each variant is checked once with each value."""
     directory = (config.directory.expanduser() / config.name).absolute()
+    grid = config.tuning.values if config.tuning else (None,)
+    runs, found = [], dict[str, dict[float | None, list[Problem]]]()
+    for seed, variant, value in itertools.product(config.seeds, config.variants, grid):
+        run, problems = _plan(path, config, variant, seed, overrides, value)
+        runs.append(run)
+        found.setdefault(variant, {}).setdefault(value, problems)
+    tuning = None
+    if config.tuning is not None:
+        tuning_runs = []
+        for seed, variant, value in itertools.product(config.tuning.seeds, config.variants, grid):
+            run, problems = _plan(path, config, variant, seed, overrides, value, is_tuning=True)
+            tuning_runs.append(run)
+            found[variant][value] += problems
+        tuning = Tuning(config.tuning, directory.with_name(f"{config.name}.tuning"), tuple(tuning_runs))
     comparison = Comparison(
         config.name,
         directory,
         tuple(config.variants),
-        baseline,
+        config.baseline or next(iter(config.variants), ""),
         config.seeds,
-        tuple(planned for planned, _ in runs),
+        tuple(runs),
+        tuning,
     )
-    for run, run_problems in runs[: len(config.variants)]:  # each variant once
-        problems += [
-            Problem(f"variant {run.variant}: {problem.where}", problem.what, problem.fix)
-            for problem in run_problems
-        ]
-    return comparison, [*dict.fromkeys([*problems, *_check_runs(comparison)])]
+    setting = config.tuning.setting if config.tuning else ""
+    return comparison, [
+        problem for variant, by_value in found.items() for problem in _located(variant, setting, by_value)
+    ]
+
+
+def _located(
+    variant: str, setting: str, by_value: Mapping[float | None, Sequence[Problem]]
+) -> Iterator[Problem]:
+    """Yield the problems of a variant. Those that only some values of the tuned setting cause name the value."""
+    everywhere = set.intersection(*(set(problems) for problems in by_value.values()))
+    for value, problems in by_value.items():
+        for problem in problems:
+            cause = "" if value is None or problem in everywhere else f" with {setting}={value_text(value)}"
+            yield Problem(f"variant {variant}{cause}: {problem.where}", problem.what, problem.fix)
 
 
 def settings_changed(saved: RunConfig, planned: RunConfig) -> list[str]:
@@ -129,85 +156,58 @@ def settings_changed(saved: RunConfig, planned: RunConfig) -> list[str]:
 
 
 def _plan(
-    path: Path, comparison: ComparisonConfig, variant: str, seed: int, overrides: Sequence[str]
+    path: Path,
+    comparison: ComparisonConfig,
+    variant: str,
+    seed: int,
+    overrides: Sequence[str],
+    value: float | None,
+    *,
+    is_tuning: bool = False,
 ) -> tuple[PlannedRun, list[Problem]]:
+    """Return a run, and its problems. Those that need a preflight are found at the comparison's first seed."""
     base = path.parent / comparison.base
+    tuned = [] if comparison.tuning is None or value is None else [value_text(value)]
+    group = f"{comparison.name}.tuning" if is_tuning else comparison.name
     arguments = [
         *comparison.overrides,
         *comparison.variants[variant],
         *overrides,
+        *(f"{comparison.tuning.setting}={text}" for text in tuned if comparison.tuning),
         f"seed={seed}",
-        f"name={comparison.name}.{variant}.seed{seed}",
-        f"directory={comparison.directory / comparison.name}",
-        f"tracking.wandb_group={comparison.name}",
+        f"name={'.'.join([group, variant, *(tuned if is_tuning else []), f'seed{seed}'])}",
+        f"directory={comparison.directory / group}",
+        f"tracking.wandb_group={group}",
     ]
     loaded = load_config(base, arguments)
     config, _ = with_chosen_defaults(loaded.config)  # as the training chooses them
     problems = list(loaded.problems)
-    if loaded.readable and seed == comparison.seeds[0]:  # the runs with other seeds have the same problems
+    if loaded.readable and seed == comparison.seeds[0]:
         problems += preflight(config)
-    return PlannedRun(variant, seed, config, (str(base), *arguments)), problems
-
-
-def _check(config: ComparisonConfig, overrides: Sequence[str]) -> Iterator[Problem]:
-    """Yield the mistakes of the comparison itself."""
-    if len(config.variants) < 2:
-        yield Problem(
-            "variants",
-            f"expected two or more, got {len(config.variants)}",
-            "name two or more, each with its list of settings",
-        )
-    if config.baseline is not None and config.baseline not in config.variants:
-        yield Problem(
-            "baseline", f"no such variant: {config.baseline}", f"choose one of {', '.join(config.variants)}"
-        )
-    if len(set(config.seeds)) < len(config.seeds):
-        yield Problem(
-            "seeds",
-            "a seed is repeated",
-            "list each seed once, because a repeated run gives no new information",
-        )
-    for where, settings in [("overrides", config.overrides), ("the command line", overrides)]:
-        for key in _keys(settings):
-            if key in MANAGED:
-                yield Problem(
-                    f"{where}: {key}",
-                    "the comparison sets it for each run",
-                    "use seeds, name and directory of the file instead",
-                )
-    varied = {key for settings in config.variants.values() for key in _keys(settings)}
-    for key in sorted(varied & set(_keys(overrides))):
-        yield Problem(
-            key,
-            "the variants set it differently",
-            "remove it from the command line",
-        )
-    for variant, settings in config.variants.items():
-        for key in _keys(settings):
-            if key in MANAGED:
-                yield Problem(f"variant {variant}: {key}", "the comparison sets it for each run", "remove it")
-            elif key.startswith(MEASUREMENT):
-                yield Problem(
-                    f"variant {variant}: {key}",
-                    "the variants would be measured on different problems or with different scoring",
-                    "set it in overrides, which applies to all runs",
-                )
+    return PlannedRun(variant, seed, config, (str(base), *arguments), value), problems
 
 
 def _check_runs(comparison: Comparison) -> Iterator[Problem]:
-    """Yield variants with equal settings. Runs of other seeds differ only in the seed, so the first one is enough."""
-    first = [run for run in comparison.runs if run.seed == comparison.seeds[0]]
-    for one, other in itertools.combinations(first, 2):
+    """Yield variants with equal settings, and a tuning by a measure that the runs do not have. Runs of other seeds
+    differ only in the seed, so the first one is enough."""
+    first = {run.variant: run for run in reversed(comparison.runs)}  # of the first seed, with the first value
+    for one, other in itertools.combinations([first[variant] for variant in comparison.variants], 2):
         if not settings_changed(one.config, other.config):
             yield Problem(
                 f"variant {other.variant}",
                 f"its settings equal those of {one.variant}",
                 "remove one of the two",
             )
-
-
-def _keys(settings: Sequence[str]) -> list[str]:
-    return [setting.partition("=")[0] for setting in settings]
+    if (
+        comparison.tuning is not None
+        and comparison.tuning.config.measure == "pass_at_k_final"
+        and comparison.runs[0].config.evaluation.responses_per_prompt == 1
+    ):
+        yield Problem(
+            "tuning.measure",
+            "evaluations have no pass@k, because evaluation.responses_per_prompt is 1",
+            "set it to 2 or more in overrides, or choose another measure",
+        )
 
 
 def same_gradient(comparison: Comparison) -> list[list[str]]:

@@ -16,6 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.commands.compare.plan import Comparison, same_gradient
+from cluster.commands.compare.tuning import (
+    Tuned,
+    tuning_head,
+    tuning_json,
+    tuning_notes,
+    tuning_rows,
+    tuning_title,
+)
 from cluster.metrics.intervals import CONFIDENCE, Estimate, mean_estimate, paired_difference
 from cluster.metrics.run_measures import DETAILS, HEADLINES, MEASURES, Measure, Row
 
@@ -31,6 +39,8 @@ class Results:
     """The values by measure key, variant and seed, without those that are not finite."""
     missing: tuple[str, ...]
     """The names of the runs that are not finished."""
+    tuned: Tuned | None = None
+    """The results of the tuning; None without one."""
 
     def estimate(self, measure: Measure, variant: str) -> Estimate:
         """Return the mean of a variant over its seeds, with an interval."""
@@ -42,11 +52,14 @@ class Results:
         return paired_difference(values[variant], values[self.comparison.baseline])
 
 
-def results_of(comparison: Comparison, rows: Mapping[str, Sequence[Row]]) -> Results:
+def results_of(
+    comparison: Comparison, rows: Mapping[str, Sequence[Row]], tuned: Tuned | None = None
+) -> Results:
     """Measure all finished runs.
 
     Args:
         rows: The rows of metrics of each finished run, by the name of the run.
+        tuned: The results of the tuning, if the comparison has one. It has chosen the values of its runs.
     """
     values = {
         measure.key: {
@@ -59,7 +72,8 @@ def results_of(comparison: Comparison, rows: Mapping[str, Sequence[Row]]) -> Res
         }
         for measure in MEASURES
     }
-    return Results(comparison, values, tuple(run.name for run in comparison.runs if run.name not in rows))
+    missing = tuple(run.name for run in comparison.runs if run.name not in rows)
+    return Results(comparison, values, missing, tuned)
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -72,6 +86,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "runs": {run.name: list(run.arguments) for run in comparison.runs},
         "missing": list(results.missing),
+        "tuning": None if results.tuned is None else tuning_json(results.tuned),
         "measures": {
             measure.key: {
                 variant: {
@@ -98,7 +113,12 @@ def as_markdown(results: Results, code_version: str, plots: Sequence[str] = ()) 
         f"# {comparison.name}",
         "",
         f"{len(comparison.variants)} variants × {len(comparison.seeds)} seeds ({_listed(comparison.seeds)}), "
-        f"{steps} steps each. Code: {code_version}.",
+        f"{steps} steps each. Code: {code_version}."
+        + (
+            f" Each variant has its best value of {results.tuned.tuning.config.setting}, chosen on other seeds."
+            if results.tuned is not None
+            else ""
+        ),
         "",
         *_markdown_table(_head(HEADLINES), _estimate_rows(results, HEADLINES)),
         "",
@@ -116,12 +136,24 @@ def as_markdown(results: Results, code_version: str, plots: Sequence[str] = ()) 
             "",
         ]
     lines += ["## Details", "", *_markdown_table(_head(DETAILS), _estimate_rows(results, DETAILS)), ""]
+    if results.tuned is not None:
+        seeds = _listed(results.tuned.tuning.config.seeds)
+        lines += [
+            "## Tuning",
+            "",
+            f"{tuning_title(results.tuned)}, mean over the tuning's seeds ({seeds}):",
+            "",
+        ]
+        lines += [*_markdown_table(tuning_head(results.tuned), tuning_rows(results.tuned)), ""]
     lines += [f"![{plot}]({plot})\n" for plot in plots]
     lines += ["## Columns", ""]
     lines += [f"- **{measure.title}**: {measure.meaning}." for measure in MEASURES]
     lines += ["", *notes(results), ""]
     lines += ["## Commands of the single runs", "", "```bash"]
-    lines += [f"python launch.py train {shlex.join(run.arguments)}" for run in comparison.runs]
+    tuning_runs = results.tuned.tuning.runs if results.tuned is not None else ()
+    lines += [
+        f"python launch.py train {shlex.join(run.arguments)}" for run in (*tuning_runs, *comparison.runs)
+    ]
     return "\n".join([*lines, "```", ""])
 
 
@@ -130,6 +162,7 @@ def notes(results: Results) -> list[str]:
     found = (
         [f"Not finished and therefore not included: {', '.join(results.missing)}."] if results.missing else []
     )
+    found += tuning_notes(results.tuned) if results.tuned is not None else []
     found += [
         f"{', '.join(equal)} have the same gradient here (on-policy, one optimizer step per batch): any difference "
         "between them is due to chance."
@@ -138,15 +171,20 @@ def notes(results: Results) -> list[str]:
     return found
 
 
+def tuning_table(tuned: Tuned) -> Table:
+    """Return the table of the tuning for the terminal."""
+    return _rich_table(tuning_title(tuned), tuning_head(tuned), tuning_rows(tuned))
+
+
 def tables(results: Results) -> list[Table]:
     """Return the tables of means, of differences and of details for the terminal."""
     comparison = results.comparison
     title = "mean ± 95 % interval (t, over seeds)"
-    found = [rich_table(title, _head(HEADLINES), _estimate_rows(results, HEADLINES))]
+    found = [_rich_table(title, _head(HEADLINES), _estimate_rows(results, HEADLINES))]
     if comparison.others:
         title = f"difference from {comparison.baseline}, paired by seed"
-        found.append(rich_table(title, _head(HEADLINES), _difference_rows(results)))
-    found.append(rich_table("details", _head(DETAILS), _estimate_rows(results, DETAILS)))
+        found.append(_rich_table(title, _head(HEADLINES), _difference_rows(results)))
+    found.append(_rich_table("details", _head(DETAILS), _estimate_rows(results, DETAILS)))
     return found
 
 
@@ -188,8 +226,7 @@ def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
     ]
 
 
-def rich_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table for the terminal. The first column names the variant."""
+def _rich_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in head:
         table.add_column(column, justify="left" if column == "variant" else "right")

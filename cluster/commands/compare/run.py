@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cluster.commands.compare.plan import Comparison, settings_changed
+from cluster.commands.compare.plan import Comparison, PlannedRun, Tuning, settings_changed
 from cluster.commands.compare.plots import figures
-from cluster.commands.compare.results import Results, as_json, as_markdown, notes, results_of, tables
+from cluster.commands.compare.results import (
+    Results,
+    as_json,
+    as_markdown,
+    notes,
+    results_of,
+    tables,
+    tuning_table,
+)
 from cluster.commands.compare.trials import State, Trial, last_line, run_trials, trials_of
+from cluster.commands.compare.tuning import Tuned, tuned_by, tuning_notes
 from cluster.commands.report.figures import png
 from cluster.core.files import write_atomically
 from cluster.core.project import code_version
@@ -48,55 +59,98 @@ def run_comparison(
         RunInUseError: if another process runs this comparison. The table alone can be shown meanwhile.
         KeyboardInterrupt: on Ctrl-C. The same call resumes the comparison.
     """
-    refuse_other_settings(comparison)
-    if only_table:
-        trials = trials_of(comparison)
-    else:
-        with run_lock(comparison.directory, lambda text: console.print(text, soft_wrap=True)):
-            trials = trials_of(comparison)
-            with _Progress(console, trials) as progress:
-                run_trials(trials, command, side_by_side, progress.changed, progress.tick)
-    results = write_results(comparison)
+    tuning = comparison.tuning
+    plans: list[Comparison | Tuning] = [comparison] if tuning is None else [tuning, comparison]
+    for plan in plans:
+        refuse_other_settings(plan.runs)
+    tuned = None
+    with ExitStack() as locks:
+        if not only_table:
+            for plan in plans:
+                locks.enter_context(
+                    run_lock(plan.directory, lambda text: console.print(text, soft_wrap=True))
+                )
+
+        def trained(plan: Comparison | Tuning) -> list[Trial]:
+            trials = trials_of(plan)
+            if not only_table:
+                with _Progress(console, trials, "the tuning: " if plan is tuning else "") as progress:
+                    run_trials(trials, command, side_by_side, progress.changed, progress.tick)
+            return trials
+
+        if tuning is not None:
+            _show_failed(trained(tuning), console)
+            tuned = tuned_by(tuning, finished_rows(tuning.runs))
+            console.print(tuning_table(tuned))
+            if tuned.undecided:
+                _show_lines([*tuning_notes(tuned), _undecided(tuned)], console)
+                return False
+            comparison = comparison.with_values(tuned.chosen)
+            refuse_other_settings(comparison.runs)
+        trials = trained(comparison)
+    results = write_results(comparison, tuned)
     for table in tables(results):
         console.print(table)
-    for note in notes(results):
-        console.print(note, soft_wrap=True)
-    for trial in trials:
-        if trial.state is State.FAILED:
-            console.print(
-                f"{trial.run.name} failed: {last_line(trial.log_file)} (log: {trial.log_file})",
-                soft_wrap=True,
-                markup=False,
-            )
+    _show_lines(notes(results), console)
+    _show_failed(trials, console)
     console.print(f"tables and plots: {comparison.directory}", soft_wrap=True)
     return not results.missing
 
 
-def refuse_other_settings(comparison: Comparison) -> None:
-    """Refuse to continue a comparison whose earlier runs differ from the ones that it would start now.
+def _undecided(tuned: Tuned) -> str:
+    return (
+        f"No value of {tuned.tuning.config.setting} has all of its runs for {', '.join(tuned.undecided)}, so the "
+        "comparison has not started; the same command trains the missing runs"
+    )
+
+
+def _show_lines(lines: Sequence[str], console: Console) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _show_failed(trials: Sequence[Trial], console: Console) -> None:
+    failed = [trial for trial in trials if trial.state is State.FAILED]
+    _show_lines(
+        [f"{t.run.name} failed: {last_line(t.log_file)} (log: {t.log_file})" for t in failed], console
+    )
+
+
+def refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
+    """Refuse to continue if an earlier run differs from the one of its name that would start now. A run of several
+    planned ones with the same name, of which the tuning selects one, must equal one of them.
 
     Raises:
         OtherSettingsError: if one run differs.
     """
-    for run in comparison.runs:
-        directory = RunDirectory(run.config.run_directory)
+    by_directory: dict[Path, list[PlannedRun]] = {}
+    for run in runs:
+        by_directory.setdefault(run.config.run_directory, []).append(run)
+    for path, planned in by_directory.items():
+        directory = RunDirectory(path)
         if not directory.config_file.exists():
             continue
-        if changed := settings_changed(directory.read_config(), run.config):
+        saved = directory.read_config()
+        if changed := min((settings_changed(saved, run.config) for run in planned), key=len):
             raise OtherSettingsError(
                 f"{directory.path} was trained with other settings: {'; '.join(changed)}. Restore them, move that "
                 "directory away, or choose another name for the comparison"
             )
 
 
-def write_results(comparison: Comparison) -> Results:
-    """Write `comparison.json`, `comparison.md` and the plots of the finished runs."""
-    rows = {
+def finished_rows(runs: Sequence[PlannedRun]) -> dict[str, list[Row]]:
+    """Return the rows of metrics of the finished runs, by the name of the run."""
+    return {
         run.name: list(read_metrics(directory.metrics_file, increasing=True))
-        for run in comparison.runs
+        for run in runs
         if (directory := RunDirectory(run.config.run_directory)).is_finished
     }
-    results = results_of(comparison, rows)
+
+
+def write_results(comparison: Comparison, tuned: Tuned | None = None) -> Results:
+    """Write `comparison.json`, `comparison.md` and the plots of the finished runs."""
+    rows = finished_rows(comparison.runs)
+    results = results_of(comparison, rows, tuned)
     comparison.directory.mkdir(parents=True, exist_ok=True)
     plots = []
     if rows:
@@ -111,8 +165,9 @@ def write_results(comparison: Comparison) -> Results:
 class _Progress:
     """Show the progress of the runs: a live table on a terminal, lines elsewhere."""
 
-    def __init__(self, console: Console, trials: Sequence[Trial]) -> None:
+    def __init__(self, console: Console, trials: Sequence[Trial], purpose: str) -> None:
         self._console = console
+        self._purpose = purpose
         self._trials = trials
         self._said_at = time.monotonic()
         self._live = Live(console=console, get_renderable=self._table, auto_refresh=False)
@@ -121,7 +176,7 @@ class _Progress:
         if self._console.is_terminal:
             self._live.start()
         finished = sum(trial.state is State.FINISHED for trial in self._trials)
-        self._say(f"{len(self._trials)} runs, {finished} of them already finished")
+        self._say(f"{self._purpose}{len(self._trials)} runs, {finished} of them already finished")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.commands.compare.plan import Comparison, PlannedRun
+from cluster.commands.compare.plan import Comparison, PlannedRun, Tuning
 from cluster.core import ending
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime import signals
@@ -59,9 +59,9 @@ class Trial:
         return RunDirectory(self.run.config.run_directory)
 
 
-def trials_of(comparison: Comparison) -> list[Trial]:
+def trials_of(plan: Comparison | Tuning) -> list[Trial]:
     """Return all runs, with the finished ones marked."""
-    trials = [Trial(run, comparison.directory / "logs" / f"{run.name}.log") for run in comparison.runs]
+    trials = [Trial(run, plan.directory / "logs" / f"{run.name}.log") for run in plan.runs]
     for trial in trials:
         if trial.directory.is_finished:
             trial.state = State.FINISHED

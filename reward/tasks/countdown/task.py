@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Sequence
@@ -82,6 +83,24 @@ class CountdownOptions(Section):
         return self
 
 
+@functools.lru_cache(maxsize=2)  # both splits; a comparison checks many runs with the same puzzles
+def _generated(split: Split, count: int | None, options: CountdownOptions) -> tuple[Puzzle, ...]:
+    return tuple(
+        generate_puzzles(
+            split,
+            count,
+            options.seed,
+            numbers=options.numbers or 3,
+            number_min=options.number_min,
+            number_max=options.number_max,
+            target_min=options.target_min,
+            target_max=options.target_max,
+            eval_fraction=options.eval_fraction,
+            difficulty=options.difficulty,
+        )
+    )
+
+
 class CountdownTask:
     """The Countdown task."""
 
@@ -94,25 +113,10 @@ class CountdownTask:
     def problems(self, split: Split) -> Sequence[Puzzle]:
         options = self._options
         count = options.train_puzzles if split == "train" else options.eval_puzzles
-        puzzles = self._generated(split, count) if options.data is None else self._chosen(split, count)
+        puzzles = _generated(split, count, options) if options.data is None else self._chosen(split, count)
         if split == "eval":
             return puzzles
         return in_several_orders(puzzles, options.orders_per_puzzle, options.seed)
-
-    def _generated(self, split: Split, count: int | None) -> list[Puzzle]:
-        options = self._options
-        return generate_puzzles(
-            split,
-            count,
-            options.seed,
-            numbers=options.numbers or 3,
-            number_min=options.number_min,
-            number_max=options.number_max,
-            target_min=options.target_min,
-            target_max=options.target_max,
-            eval_fraction=options.eval_fraction,
-            difficulty=options.difficulty,
-        )
 
     def _chosen(self, split: Split, count: int | None) -> list[Puzzle]:
         """Return the first `count` selected puzzles of the data, in an order that the seed decides."""

@@ -73,11 +73,6 @@ def starts(comparison: Comparison) -> list[str]:
     return (comparison.directory / "starts").read_text().split()
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-
-
 # --- The plan
 
 
