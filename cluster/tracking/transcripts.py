@@ -99,6 +99,7 @@ def record(group: ScoredGroup, pairs: Sequence[Pair], category: str | None = Non
                 "answer": verdict.answer,
                 "reason": verdict.reason,
                 "text": response.text,
+                **({"prefix_tokens": len(response.prefix)} if response.prefix else {}),
                 "tokens": len(response.token_ids),
                 "finish_reason": response.finish_reason,
                 "min_version": response.min_version,
@@ -152,6 +153,8 @@ def _heading(response: Response, verdict: Verdict) -> str:
     tokens = f"{len(response.token_ids)} tokens" + (
         ", truncated" if response.finish_reason == "length" else ""
     )
+    if response.prefix:
+        tokens += f" after a prefix of {len(response.prefix)}"
     weights = f"weights v{response.min_version}"
     if response.max_version != response.min_version:
         weights += f" to v{response.max_version}"

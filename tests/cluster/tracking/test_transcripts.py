@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.core.types import Group, Outcome, Prompt, Response, Sampling, ScoredGroup, Verdict, VersionSpan
-from cluster.tracking.transcripts import choose, render, write_transcripts
+from cluster.tracking.transcripts import choose, record, render, write_transcripts
 
 OUTCOMES = st.lists(st.sampled_from(["correct", "incorrect", "error", "limit"]), min_size=1, max_size=8)
 
@@ -95,3 +96,15 @@ def test_a_very_long_response_is_cut_with_a_note() -> None:
     page = render(1, [group(["correct"], text="x" * 100_000)], 1)
     assert len(page) < 10_000
     assert "more characters" in page
+
+
+def test_a_prefix_is_told_apart_from_the_sampled_tokens() -> None:
+    plain = group(["correct"])
+    (response,) = plain.responses
+    given_ = replace(plain, group=replace(plain.group, responses=(replace(response, prefix=(7, 8)),)))
+    assert "3 tokens after a prefix of 2" in render(1, [given_], 4)
+    assert "prefix" not in render(1, [plain], 4)
+    for one, expected in ((given_, 2), (plain, None)):
+        (line,) = record(one, list(zip(one.responses, one.verdicts, strict=True)))["responses"]
+        assert line.get("prefix_tokens") == expected
+        assert line["tokens"] == 3

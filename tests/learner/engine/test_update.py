@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,40 @@ def test_every_step_of_a_batch_has_the_policy_that_it_began_with(epochs: int) ->
     assert [step["learning_rate"] for step in statistics] == [0.1 * 0.5**step for step in range(2 * epochs)]
     assert statistics[0]["min_ratio"] == statistics[0]["max_ratio"] == 1, "where it begins, it is that policy"
     assert all(step["min_ratio"] < 1 < step["max_ratio"] for step in statistics[1:])
+
+
+def test_replays_are_learned_from_and_not_compared_with_their_sampler() -> None:
+    """Their marks change the gap alone: it is the one of the other samples, in whatever micro-batches they are."""
+
+    def learned(work: list[MicroBatch]) -> tuple[Tensor, dict[str, float]]:
+        engine: Any = PlainEngine()
+        (statistics,) = PolicyUpdate(engine, learner_options(ObjectiveConfig(importance_cap=2.0))).learn(
+            [work]
+        )
+        return engine.weights(), statistics
+
+    samples = [sample for micro_batch in mini_batch(0) for bundle in micro_batch for sample in bundle]
+    old = np.array([-3.0, -9.0], np.float32)
+    marked = [
+        replace(
+            sample,
+            is_replay=number % 2 == 1,
+            sampler_logprobs=np.full_like(sample.sampler_logprobs, old[number % 2]),
+        )
+        for number, sample in enumerate(samples)
+    ]
+    with_marks, without, fresh = (
+        learned(shard(each, 1, Packing(20, "off"))[0])
+        for each in (marked, [replace(sample, is_replay=False) for sample in marked], marked[::2])
+    )
+    assert torch.equal(with_marks[0], without[0])
+    gap = {"compared", "logprob_gap", "max_logprob_gap"}
+    assert with_marks[1]["compared"] == fresh[1]["tokens"]
+    assert with_marks[1]["logprob_gap"] == pytest.approx(fresh[1]["logprob_gap"])
+    assert with_marks[1]["max_logprob_gap"] == pytest.approx(fresh[1]["max_logprob_gap"])
+    assert without[1]["max_logprob_gap"] > with_marks[1]["max_logprob_gap"]
+    others = with_marks[1].keys() - gap
+    assert {name: with_marks[1][name] for name in others} == {name: without[1][name] for name in others}
 
 
 def test_the_reference_is_asked_once_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
