@@ -21,7 +21,8 @@ publish   the learner ranks; with the broadcast       the learner ranks; each en
 settle    nothing; it frees the slots of the batch    -
 
 With an adaptive budget, `collect` extends groups without a correct response. With dynamic sampling, it drops groups
-with zero reward variance and admits other prompts in their slots.
+with zero reward variance and admits other prompts in their slots. With `rescue.*`, prompts that fail get help when they
+are admitted, and all-incorrect groups a replay before `learn`.
 """
 
 from __future__ import annotations

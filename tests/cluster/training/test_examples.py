@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +13,13 @@ from hypothesis import strategies as st
 from cluster.configuration.example_prompts import SolvedExamples, joined
 from cluster.training.examples import ExamplePrompts, examples_probability
 from cluster.training.prompts import UnusablePromptError
+from learner.model.supervised import character_tokenizer
 from reward.tasks.countdown.puzzles import in_several_orders
 from reward.tasks.countdown.task import CountdownOptions, CountdownTask
-from rollout.engine.chat_template import PromptError
+from rollout.engine.chat_template import ChatTemplate, PromptError
 from rollout.engine.tokenizer import EncodedPrompt
 from tests.cluster.training.rescues import prompt_of, rescue_config
+from tests.rollout.engine.chat_templates import FAMILIES
 from tests.synthetic import SyntheticTask, synthetic_examples
 
 ROWS = 40
@@ -108,6 +112,22 @@ def test_examples_are_earlier_turns_of_a_conversation() -> None:
         ("assistant", "It is "),
     )
     assert joined([("1 + 1 = ", "2")], "1 + 2 = ") == "1 + 1 = 2\n\n1 + 2 = "
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chat_templates_of_all_families_show_the_examples(family: str) -> None:
+    """Each turn is there, in its order, and the problem comes last."""
+    tokenizer: Any = character_tokenizer("".join(sorted(set(string.printable) - set("\r\x0b\x0c"))), (), 4096)
+    tokenizer.chat_template = FAMILIES[family].template
+    task = CountdownTask(CountdownOptions(style="chat", train_puzzles=20))
+    puzzles = task.problems("train")
+    rendered = SolvedExamples(task, task.solution, puzzles, count=2, seed=0).prompt(3, "a draw")
+    assert isinstance(rendered, list)
+    assert [message["role"] for message in rendered] == ["user", "assistant"] * 2 + ["user"]
+    assert rendered[-1:] == task.render(puzzles[3])
+    text, position = ChatTemplate(tokenizer, Path("some/model")).render(rendered), 0
+    for message in rendered:
+        position = text.index(message["content"].strip(), position) + 1
 
 
 def examples_of(max_context_tokens: int, encode: Any = None, solve: Any = None) -> ExamplePrompts:
