@@ -175,7 +175,7 @@ def _plan(
         *overrides,
         *(f"{comparison.tuning.setting}={text}" for text in tuned if comparison.tuning),
         f"seed={seed}",
-        f"name={'.'.join([group, variant, *(tuned if is_tuning else []), f'seed{seed}'])}",
+        f"name={'.'.join([group, variant, *(f'at{text}' for text in tuned if is_tuning), f'seed{seed}'])}",
         f"directory={comparison.directory / group}",
         f"tracking.wandb_group={group}",
     ]

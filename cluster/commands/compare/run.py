@@ -55,7 +55,7 @@ def run_comparison(
     """Run the trainings that are not finished, then write and show the results. Return True if all runs are finished.
 
     Raises:
-        OtherSettingsError: if earlier runs had other settings. Nothing is started.
+        OtherSettingsError: if earlier runs had other settings. None of the runs that would differ from them is started.
         RunInUseError: if another process runs this comparison. The table alone can be shown meanwhile.
         KeyboardInterrupt: on Ctrl-C. The same call resumes the comparison.
     """
@@ -100,7 +100,7 @@ def run_comparison(
 def _undecided(tuned: Tuned) -> str:
     return (
         f"No value of {tuned.tuning.config.setting} has all of its runs for {', '.join(tuned.undecided)}, so the "
-        "comparison has not started; the same command trains the missing runs"
+        "comparison has not started; without --only-table this command trains the missing runs"
     )
 
 

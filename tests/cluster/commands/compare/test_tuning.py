@@ -85,7 +85,7 @@ def test_each_variant_is_tuned_with_each_value_and_then_compared_with_one(tmp_pa
     tuning = comparison.tuning
     assert tuning is not None
     assert [run.name for run in tuning.runs] == [
-        f"rates.tuning.{variant}.{value}.seed{seed}"
+        f"rates.tuning.{variant}.at{value}.seed{seed}"
         for seed, variant, value in itertools.product((8, 9), VARIANTS, (0.25, 0.5))
     ]
     assert {run.config.run_directory.parent for run in tuning.runs} == {tmp_path / "runs" / "rates.tuning"}
@@ -99,6 +99,13 @@ def test_each_variant_is_tuned_with_each_value_and_then_compared_with_one(tmp_pa
         ("rates.down.seed5", 0.25),
     ]
     assert {run.config.run_directory.parent for run in chosen.runs} == {tmp_path / "runs" / "rates"}
+
+
+def test_runs_have_names_of_their_own_whatever_the_names_of_the_variants(tmp_path: Path) -> None:
+    variants = {"hpo-0": ["objective.name=grpo"], "hpo-0.0": ["objective.name=gspo"]}
+    comparison = planned(tmp_path, variants=variants, tuning={**TUNING, "values": [0.5, 5]})
+    assert comparison.tuning is not None
+    assert len({run.name for run in comparison.tuning.runs}) == len(comparison.tuning.runs)
 
 
 def test_a_setting_that_counts_can_be_tuned(tmp_path: Path) -> None:
@@ -209,7 +216,7 @@ def test_each_variant_is_compared_with_its_best_value_and_the_choice_is_shown(tm
     assert "| variant | 0.25 | 0.5 | chosen |" in page
     assert "| up | 0.500 | 0.750 | 0.5 |" in page
     assert "| down | 1.000 | 0.750 | 0.25 |" in page
-    assert "name=rates.tuning.up.0.25.seed8" in page
+    assert "name=rates.tuning.up.at0.25.seed8" in page
     assert "mean over the tuning's seeds (8, 9)" in page
     assert re.search(r"up +0\.500 +0\.750 +0\.5 *\n", screen)
     for shown in (page, screen):
@@ -236,7 +243,7 @@ def test_a_value_whose_run_failed_is_not_chosen_and_the_run_is_named(tmp_path: P
     comparison = tuned(tmp_path, values=[0.25, 0.5, 13])
     complete, screen = run(comparison, 4)
     assert complete
-    names = [f"rates.tuning.{variant}.13.seed{seed}" for seed in (8, 9) for variant in VARIANTS]
+    names = [f"rates.tuning.{variant}.at13.seed{seed}" for seed in (8, 9) for variant in VARIANTS]
     assert all(
         f"{name} failed: 12:00:00  stopped: the moon is in the wrong phase" in screen for name in names
     )
@@ -254,7 +261,7 @@ def test_without_a_value_to_choose_the_comparison_does_not_start(tmp_path: Path)
     complete, screen = run(comparison, 4)
     assert not complete
     assert "No value of learner.learning_rate has all of its runs for up, down" in screen
-    assert "rates.tuning.up.13.seed8 failed: 12:00:00  stopped: the moon" in screen
+    assert "rates.tuning.up.at13.seed8 failed: 12:00:00  stopped: the moon" in screen
     assert len(tuning_starts(comparison)) == 4
     assert not (comparison.directory / "starts").exists()
 
