@@ -20,7 +20,7 @@ class InformativeSource(PromptSource):
     The id of a prompt is `train/<visit>/<row>`, where visit is the number of times that the row was drawn before. So no
     id occurs twice in a run. A row is in flight from its draw until `observe` gets its group; until then it is not
     drawn again, even if the group was dropped earlier. So the draws of an on-policy run do not depend on the order in
-    which the workers finish.
+    which the workers finish. `epoch` is the number of draws in whole multiples of the number of problems.
     """
 
     def __init__(
@@ -49,11 +49,6 @@ class InformativeSource(PromptSource):
     @property
     def selection(self) -> SelectionState:
         return self._selection.state
-
-    @property
-    def epoch(self) -> int:
-        """The number of prompts drawn so far, in whole multiples of the number of problems."""
-        return super().epoch
 
     def next(self) -> Prompt:
         """Return the next prompt.
