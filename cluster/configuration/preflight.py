@@ -20,7 +20,8 @@ from cluster.configuration.task_checks import check_task
 from cluster.core.config import ACTOR_ROLES, ActorRole, RunConfig
 from cluster.core.problem import Problem
 
-_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
+Check = Callable[[RunConfig], Iterator[Problem]]
+_CHECKS: tuple[Check, ...] = (
     check_rollout,
     check_learner,
     check_gpus,
@@ -29,24 +30,27 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     check_context,
     check_prefix_sharing,
     check_adapters,
-    check_task,
     check_run_directory,
     check_packages,
 )
 
 
 def preflight(
-    config: RunConfig, roles: Collection[ActorRole] = ACTOR_ROLES, machine: Machine | None = None
+    config: RunConfig,
+    roles: Collection[ActorRole] = ACTOR_ROLES,
+    machine: Machine | None = None,
+    task_check: Check = check_task,
 ) -> list[Problem]:
     """Return all problems of `config`, each once.
 
     Args:
         roles: The actors that will run. Only their resources are checked.
         machine: The machine for which the run is meant; by default this one.
+        task_check: The check of the task, which takes longest: `once_per_task()` for many similar configurations.
     """
     problems = [
         *check_model(config, elsewhere=machine is not None),
-        *(problem for check in _CHECKS for problem in check(config)),
+        *(problem for check in (*_CHECKS, task_check) for problem in check(config)),
     ]
     resources = check_resources(config, roles) if machine is None else check_described(config, machine, roles)
     return list(dict.fromkeys([*problems, *resources, *check_memory(config, roles, machine)]))

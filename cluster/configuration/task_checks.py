@@ -24,6 +24,33 @@ from reward.verifier_check import verifier_problem
 from rollout.engine.chat_template import PromptError
 from rollout.fleet.buffer import slots
 
+_OF_OTHERS = {
+    "name",
+    "directory",
+    "steps",
+    "objective",
+    "learner",
+    "evaluation",
+    "checkpoint",
+    "tracking",
+    "cluster",
+}
+"""The settings that the check of a task does not look at."""
+
+
+def once_per_task() -> Callable[[RunConfig], Iterator[Problem]]:
+    """Return a `check_task` that remembers what it has found, and looks once at configurations that differ only in
+    settings of no importance to it. The variants of a comparison mostly have one task."""
+    found: dict[str, list[Problem]] = {}
+
+    def check(config: RunConfig) -> Iterator[Problem]:
+        key = config.model_dump_json(exclude=_OF_OTHERS)
+        if key not in found:
+            found[key] = list(check_task(config))
+        yield from found[key]
+
+    return check
+
 
 def check_task(config: RunConfig) -> Iterator[Problem]:
     """Report an unknown task, invalid options, an empty split, prompts that do not fit into the context, and a

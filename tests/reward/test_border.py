@@ -14,7 +14,7 @@ from typing import Any, get_args
 import pytest
 
 from cluster.core.text import utf8_text
-from cluster.core.types import Outcome, ScoredGroup, Verdict
+from cluster.core.types import Outcome, Sampling, ScoredGroup, Verdict
 from cluster.metrics.batch import batch_metrics
 from cluster.tracking.evaluation_files import write_evaluation
 from cluster.tracking.jsonl import MetricsFile
@@ -105,9 +105,13 @@ def test_whatever_is_said_is_a_verdict_that_can_be_kept(verdicts: Sequence[Verdi
 
 
 def groups_of(verdicts: Sequence[Verdict]) -> list[ScoredGroup]:
+    sampling = Sampling(responses=8, temperature=1.0, max_response_tokens=8, seed=None)
     return [
         replace(
-            make_group([None] * len(verdicts[at : at + 8]), prompt=make_prompt(f"train/0/{at}")),
+            make_group(
+                [None] * len(verdicts[at : at + 8]),
+                prompt=replace(make_prompt(f"train/0/{at}"), sampling=sampling),
+            ),
             verdicts=tuple(verdicts[at : at + 8]),
         )
         for at in range(0, len(verdicts), 8)

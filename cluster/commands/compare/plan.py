@@ -20,7 +20,8 @@ from cluster.commands.compare.comparison_file import (
 )
 from cluster.configuration.loading import load_config, read_yaml, validate
 from cluster.configuration.machine_checks import with_chosen_defaults
-from cluster.configuration.preflight import preflight
+from cluster.configuration.preflight import Check, preflight
+from cluster.configuration.task_checks import once_per_task
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
 from cluster.run_state.run_directory import differences
@@ -111,16 +112,17 @@ def _planned(
     """Plan all runs. Those of other seeds have the same problems, so each variant is checked once with each value."""
     directory = (config.directory.expanduser() / config.name).absolute()
     grid = config.tuning.values if config.tuning else (None,)
+    task_check = once_per_task()
     runs, found = [], dict[str, dict[float | None, list[Problem]]]()
     for seed, variant, value in itertools.product(config.seeds, config.variants, grid):
-        run, problems = _plan(path, config, variant, seed, overrides, value)
+        run, problems = _plan(path, config, variant, seed, overrides, value, task_check)
         runs.append(run)
         found.setdefault(variant, {}).setdefault(value, problems)
     tuning = None
     if config.tuning is not None:
         tuning_runs = []
         for seed, variant, value in itertools.product(config.tuning.seeds, config.variants, grid):
-            run, problems = _plan(path, config, variant, seed, overrides, value, is_tuning=True)
+            run, problems = _plan(path, config, variant, seed, overrides, value, task_check, is_tuning=True)
             tuning_runs.append(run)
             found[variant][value] += problems
         tuning = Tuning(config.tuning, directory.with_name(f"{config.name}.tuning"), tuple(tuning_runs))
@@ -162,6 +164,7 @@ def _plan(
     seed: int,
     overrides: Sequence[str],
     value: float | None,
+    task_check: Check,
     *,
     is_tuning: bool = False,
 ) -> tuple[PlannedRun, list[Problem]]:
@@ -183,7 +186,7 @@ def _plan(
     config, _ = with_chosen_defaults(loaded.config)  # as the training chooses them
     problems = list(loaded.problems)
     if loaded.readable and seed == comparison.seeds[0]:
-        problems += preflight(config)
+        problems += preflight(config, task_check=task_check)
     return PlannedRun(variant, seed, config, (str(base), *arguments), value), problems
 
 

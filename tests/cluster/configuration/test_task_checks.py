@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cluster.configuration.loading import load_config
 from cluster.configuration.preflight import preflight
 from cluster.configuration.task_checks import task_notes
 from cluster.core.config import RunConfig, TaskConfig
+from cluster.core.problem import Problem
 from cluster.models.starter import prompt_tokens
 from reward.tasks.countdown.starter import ANSWER_TAGS, COMPACT_CHARACTERS, STARTER
 from reward.tasks.countdown.task import CountdownOptions, CountdownTask
@@ -277,3 +279,32 @@ def test_a_misspelled_shaping_setting_is_recognized(tmp_path: Path) -> None:
     (problem,) = load_config(file, []).problems
     assert problem.where == "reward.shaping.0.wieght"
     assert problem.fix == "did you mean weight?"
+
+
+def test_a_task_is_looked_at_once_for_all_configurations_that_differ_in_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else is set, the problems are those of the task that is configured."""
+    looked: list[RunConfig] = []
+    check_task = task_checks.check_task
+
+    def noted(config: RunConfig) -> Iterator[Problem]:
+        looked.append(config)
+        return check_task(config)
+
+    monkeypatch.setattr(task_checks, "check_task", noted)
+    check = task_checks.once_per_task()
+    tasks = [{"train_puzzles": 8}, {"train_puzzles": 9}, {"number_max": 0}, {"train_puzzles": 10**9}]
+    others = [
+        {},
+        {"learner": {"learning_rate": 1e-3}, "objective": {"name": "grpo"}, "name": "other", "steps": 3},
+        {"evaluation": {"prompts": 3}, "checkpoint": {"keep": 5}, "tracking": {"wandb": "disabled"}},
+    ]
+    for other in others:
+        for options in tasks:
+            config = run_config(tmp_path, task={"name": "countdown", "options": options}, **other)
+            assert list(check(config)) == list(check_task(config))
+    assert len(looked) == len(tasks)
+    for change in ({"rollout": {"max_response_tokens": 250}}, {"model": {"max_context_tokens": 20}}):
+        config = run_config(tmp_path, task={"name": "countdown", "options": tasks[0]}, **change)
+        assert list(check(config)) == list(check_task(config))
