@@ -44,10 +44,9 @@ def uniform(prompt_id: str) -> tuple[float, float]:
 def chance_of_success(failures: int, more: int, a: float = 1.0, b: float = 1.0) -> float:
     """Return the probability of at least one success in `more` responses, after `failures` incorrect ones and no
     correct one, for a success probability with the prior Beta(a, b)."""
-    failed, known = b + failures, a + b + failures
-    log_none = (math.lgamma(failed + more) - math.lgamma(failed)) - (
-        math.lgamma(known + more) - math.lgamma(known)
-    )
+    known = a + b + failures
+    # The ratio of two Beta functions as a product: differences of their logarithms would lose digits.
+    log_none = math.fsum(math.log1p(-a / (known + index)) for index in range(more))
     return -math.expm1(log_none)
 
 

@@ -51,6 +51,7 @@ def learned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not key.startswith(free)} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_as_if_nothing_had_happened(write_config: Callable[..., Path]) -> None:
     """Prompts, rewards, losses and gradients are those of an undisturbed run, to the last bit."""
     alone_file = write_config(**everything("alone"))

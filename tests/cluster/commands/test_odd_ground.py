@@ -156,7 +156,7 @@ def _only_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     view.save = stopped  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, view.__name__, view)
     monkeypatch.setattr("cluster.commands.train.run.CheckpointStore", stopped)
-    monkeypatch.setattr("cluster.commands.compare.plan.preflight", lambda _: [])
+    monkeypatch.setattr("cluster.commands.compare.plan.preflight", lambda *_, **__: [])
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
