@@ -22,6 +22,8 @@ WITH_ENGINES = (
     "memory_estimate.py",
 )
 """The benchmarks that start engines, which takes a minute for each of them."""
+OTHER_LONG_ONES = ("learner_speed.py", "learner_ranks.py --cases smollm2", "math_verdicts.py", "fleet_scale.py")
+"""The benchmarks that compute for ten seconds or more even at tiny sizes."""
 
 
 def run(script: str, *options: str) -> str:
@@ -35,15 +37,11 @@ def run(script: str, *options: str) -> str:
 @pytest.mark.parametrize(
     "command",
     [
-        "learner_speed.py",
-        pytest.param("learner_ranks.py --cases smollm2", marks=pytest.mark.slow),
         "logprob_memory.py",
         "reward_throughput.py",
         "telelogs_problems.py",
-        "math_verdicts.py",
-        "fleet_scale.py",
         "weight_broadcast.py",
-        *(pytest.param(script, marks=pytest.mark.slow) for script in WITH_ENGINES),
+        *(pytest.param(command, marks=pytest.mark.slow) for command in (*WITH_ENGINES, *OTHER_LONG_ONES)),
     ],
 )
 def test_every_benchmark_writes_a_report_at_tiny_sizes(command: str, tmp_path: Path) -> None:
