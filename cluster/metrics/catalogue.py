@@ -333,6 +333,13 @@ _FLEET = Section(
             "number of passes over the training prompts; with `task.selection: informative`, the number of prompts "
             "drawn in whole multiples of the number of training prompts",
         ),
+        Metric(
+            "progress/responses_sampled",
+            "number of responses to the prompts that were trained on or dropped so far: what the run has cost in "
+            "sampling, without responses that were lost with a worker",
+            "",
+            "last",
+        ),
         Metric("progress/prompts_trained", "number of prompts trained on so far", "prompts", "last"),
         Metric(
             "progress/prompts_dropped",

@@ -26,6 +26,8 @@ class Progress:
     """The id of the W&B run; None without W&B."""
     dropped_prompts: dict[str, int] = field(default_factory=dict)
     """The number of prompts that dynamic sampling dropped, by reason."""
+    sampled_responses: int = 0
+    """The number of responses to the trained and the dropped prompts. Earlier versions did not count them."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)

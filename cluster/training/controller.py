@@ -94,6 +94,7 @@ class Controller:
         self._distributions: dict[str, np.ndarray] = {}
         """The distributions of the batch in training, for the tracker's histograms."""
         self._started = time.monotonic()
+        self._sampled_responses = 0
         self.step = 0
         self.pass_at_1: dict[int, float] = {}
         """The pass@1 of each evaluation, by step."""
@@ -133,6 +134,7 @@ class Controller:
         with self._timed("rollout"):
             batch = await self._collect()
         sampled_tokens = self._fleet.sampled_tokens - tokens_before
+        self._sampled_responses += sum(len(group.responses) for group in batch.sampled)
         self._refuse_failed_verdicts(batch.sampled, f"in step {self.step + 1}")
         metrics = batch_metrics(batch.sampled, learner_version=self.step)
         metrics["reward/dropped_fraction"] = batch.dropped_fraction
@@ -255,6 +257,7 @@ class Controller:
         await self._learner.load(learner_state(path), self._checkpoints.scratch)
         self.step = progress.step
         self.pass_at_1[0] = progress.first_pass_at_1
+        self._sampled_responses = progress.sampled_responses
         self._started -= progress.elapsed_s
         self._source.resume(self._start)
         self._buffer.restore(progress.trained_prompts, progress.dropped_prompts)
@@ -276,6 +279,7 @@ class Controller:
                 data=self._source.fingerprint,
                 wandb_run_id=self._tracker.wandb_run_id,
                 dropped_prompts=dict(self._buffer.dropped_prompts),
+                sampled_responses=self._sampled_responses,
             )
             # In a thread, so that the fleet keeps working.
             await asyncio.to_thread(self._rescue.save, path, progress.in_flight)
@@ -314,6 +318,7 @@ class Controller:
             "logprob_gap/probe_max": self._fleet.take_probe_gap(),
             "progress/weight_version": float(self.step),
             "progress/epoch": float(self._source.epoch),
+            "progress/responses_sampled": float(self._sampled_responses),
             "progress/prompts_trained": float(self._buffer.trained_prompts),
             "progress/prompts_dropped": float(sum(self._buffer.dropped_prompts.values())),
             **{f"time/{part}_s": seconds for part, seconds in self._times_s.items()},

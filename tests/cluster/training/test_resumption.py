@@ -218,6 +218,7 @@ def test_an_interrupted_on_policy_run_trains_on_the_same_prompts_in_the_same_ord
     source = synthetic_source(config, ROWS)
     assert [(prompt, source.by_id(prompt).sampling.seed) for prompt in ledger.trained] == expected
     assert weights == run_with_cuts(config, [], seed=0)[1]
+    assert ledger.history[-1]["progress/responses_sampled"] == 24 * 2
 
 
 @settings(max_examples=10, deadline=None)
@@ -235,6 +236,8 @@ def test_extensions_of_an_on_policy_run_depend_neither_on_workers_nor_on_interru
     sizes = [metrics["budget/responses"] for metrics in whole.budgets]
     assert all(8 <= size <= 8 + extra for size in sizes)
     assert max(sizes) > 8
+    for runs in (ledger, whole):
+        assert runs.history[-1]["progress/responses_sampled"] == sum(sizes)
 
 
 @settings(max_examples=25, deadline=None)
