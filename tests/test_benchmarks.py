@@ -22,7 +22,12 @@ WITH_ENGINES = (
     "memory_estimate.py",
 )
 """The benchmarks that start engines, which takes a minute for each of them."""
-OTHER_LONG_ONES = ("learner_speed.py", "learner_ranks.py --cases smollm2", "math_verdicts.py", "fleet_scale.py")
+OTHER_LONG_ONES = (
+    "learner_speed.py",
+    "learner_ranks.py --cases smollm2",
+    "math_verdicts.py",
+    "fleet_scale.py",
+)
 """The benchmarks that compute for ten seconds or more even at tiny sizes."""
 
 

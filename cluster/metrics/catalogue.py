@@ -352,6 +352,7 @@ _FLEET = Section(
         Chart("rollout workers", ("fleet/workers", "fleet/healthy_workers"), counted=True),
         Chart("worker restarts", ("fleet/restarts",), counted=True),
         Chart("prompts", ("progress/prompts_trained", "progress/prompts_dropped"), counted=True),
+        Chart("responses", ("progress/responses_sampled",), counted=True),
     ),
 )
 
