@@ -173,7 +173,7 @@ def test_in_16_bits_sharing_is_as_exact_as_each_response_alone(name: str) -> Non
         return generator.integers(0, VOCABULARY, generator.integers(1, 8)).tolist()
 
     errors: list[tuple[float, float]] = []
-    for _ in range(20):
+    for _ in range(8):
         bundles = range(generator.integers(1, 4))
         micro_batch = tuple(
             make_bundle(drawn(), [drawn() for _ in range(generator.integers(1, 5))]) for _ in bundles
