@@ -118,41 +118,39 @@ def validate(
     """Return the valid values as `schema`, and the problems of the others, which get their defaults.
 
     All fields of `schema` must have defaults. A section below it may have fields without one: if such a field is
-    missing, the whole section gets its default.
+    missing, the whole section gets its default. If values contradict each other, all of their section get theirs.
     """
     problems: list[Problem] = []
     while True:  # a removal may leave a section without a field that it needs, which is then removed too
         try:
             return schema.model_validate(values), problems
         except ValidationError as error:
+            if not values:
+                raise  # a field of `schema` has no default
             details = error.errors(include_url=False)
-        if not problems:
-            problems = [
-                problem for detail in _told(details) for problem in problems_of(schema, detail, prefix)
-            ]
-        values = _without(values, [_removable(detail) for detail in details])
+        # What is missing after a removal is its consequence. Contradictions were not looked for before it.
+        told = [detail for detail in _told(details) if not problems or detail["type"] != "missing"]
+        problems += [problem for detail in told for problem in problems_of(schema, detail, prefix)]
+        values = _without(values, [tuple(detail["loc"]) for detail in details])
 
 
 def _told(details: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Yield pydantic's errors without those of values under an invalid key: the key is what must be corrected."""
-    keys = [detail["loc"] for detail in details if detail["loc"][-1] == KEY_ITSELF]
+    keys = [detail["loc"] for detail in details if detail["loc"][-1:] == (KEY_ITSELF,)]
     for detail in details:
         if detail["loc"] in keys or not any(detail["loc"][: len(key) - 1] == key[:-1] for key in keys):
             yield detail
 
 
-def _removable(detail: Mapping[str, Any]) -> tuple[int | str, ...]:
-    """Return the location of the value whose removal fixes one of pydantic's errors."""
-    location = tuple(detail["loc"])
-    return location[:-1] if detail["type"] == "missing" or location[-1] == KEY_ITSELF else location
-
-
 def _without(values: Mapping[str, Any], locations: Sequence[tuple[int | str, ...]]) -> dict[str, Any]:
-    """Return a copy without the values at `locations`. A location inside a list removes the whole list."""
+    """Return a copy without the values at `locations`. If there is no value at a location (it is inside a list, a field
+    is missing, or it names a key itself), the nearest value around it is removed; around an empty one that is all."""
+    if any(not location or location[0] not in values for location in locations):
+        return {}
     kept: dict[str, Any] = {}
     for key, value in values.items():
         below = [location[1:] for location in locations if location[0] == key]
-        if any(not rest or not isinstance(value, Mapping) for rest in below):
+        if any(not rest or not isinstance(value, Mapping) or rest[0] not in value for rest in below):
             continue
         kept[key] = _without(value, below) if below else value
     return kept

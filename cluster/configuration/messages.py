@@ -55,7 +55,7 @@ def problems_of(schema: type[BaseModel], detail: Mapping[str, Any], prefix: str)
     if detail["type"] == "extra_forbidden":
         yield from _unknown(schema, location, detail["input"], prefix)
     else:
-        named = location[:-1] if location[-1] == KEY_ITSELF else location
+        named = location[:-1] if location[-1:] == [KEY_ITSELF] else location
         yield _invalid(".".join(filter(None, [prefix, *named])), detail)
 
 

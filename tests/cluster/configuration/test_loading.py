@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from cluster.configuration.loading import Loaded, load_config, validate
 from cluster.configuration.messages import setting_names
 from cluster.core.config import RewardConfig, RunConfig
 from cluster.core.problem import Problem
 from cluster.core.schema import Section
+from reward.registry import task_class, task_names
 from tests import PROJECT
 
 SETTINGS = list(setting_names(RunConfig))
@@ -309,6 +310,42 @@ def test_a_section_without_a_field_that_it_needs_gets_its_default(values: dict[s
     )
     assert config == _Pairs(pairs={"b": _Pair(left=5, right=6)})
     assert {problem.where.split(".")[0] for problem in problems} == {"pair", "pairs"}
+
+
+@pytest.mark.parametrize("task", task_names())
+@settings(max_examples=100)
+@given(data=st.data())
+def test_options_of_any_shape_are_accepted_or_reported(task: str, data: st.DataObject) -> None:
+    schema = task_class(task).Options
+    values = data.draw(
+        st.dictionaries(st.sampled_from(list(schema.model_fields)) | st.text(max_size=5), TREES)
+    )
+    options, problems = validate(schema, values, "task.options")
+    assert repr(schema.model_validate(options.model_dump())) == repr(options)
+    assert all(problem.where.startswith("task.options") for problem in problems)
+    assert problems or repr(schema.model_validate(values)) == repr(options)
+
+
+@pytest.mark.parametrize("further", [{}, {"seed": "x"}])
+def test_options_that_contradict_each_other_are_one_problem_of_the_section(further: dict[str, Any]) -> None:
+    """A mistake in another option hides it as little as it hides that mistake."""
+    schema = task_class("countdown").Options
+    options, problems = validate(schema, {"data": "x.jsonl", "number_max": 3, **further}, "task.options")
+    assert options == schema()
+    assert [problem.where for problem in problems] == [
+        *(["task.options.seed"] if further else []),
+        "task.options",
+    ]
+    assert "do not apply to data" in problems[-1].what
+
+
+class _Needy(Section):
+    needed: int
+
+
+def test_a_schema_without_defaults_is_no_endless_search() -> None:
+    with pytest.raises(ValidationError):
+        validate(_Needy, {"needed": "x"})
 
 
 @pytest.mark.parametrize("key", ["1", "1.5", "yes", "null"])
