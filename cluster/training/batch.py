@@ -126,7 +126,9 @@ class BatchCollector:
         """
         buffer = self._buffer
         fresh, self._sifted = buffer.scored_since(self._sifted), buffer.ever_scored
-        self._drop(group for group in fresh if not self._may_be_extended(group))
+        waiting = fresh if self._left > 0 else []  # dropping a group of these leaves the budget as it is
+        extendable = {candidate.prompt_id for candidate in self._candidates(waiting)}
+        self._drop(group for group in fresh if group.prompt.id not in extendable)
         batch = None
         while batch is None and buffer.batch_is_ready(self._version):
             groups = buffer.next_batch(self._version)
@@ -151,9 +153,6 @@ class BatchCollector:
 
     def _candidates(self, groups: Iterable[ScoredGroup]) -> list[Candidate]:
         return candidates([group for group in groups if not self._is_rescued(group)])
-
-    def _may_be_extended(self, group: ScoredGroup) -> bool:
-        return self._left > 0 and bool(self._candidates([group]))
 
     def _extend(self, groups: Sequence[ScoredGroup]) -> bool:
         """Let groups without a correct response wait for more. Return True if there were any."""
@@ -258,7 +257,7 @@ def refuse_logprob_gap(metrics: Mapping[str, float], limit: float, step: int) ->
 
 
 def refuse_non_finite_update(metrics: Mapping[str, float]) -> None:
-    """Raise unless the loss and the gradient norms of an update are finite. The ranks check theirs before they answer;
+    """Raise unless the loss and the gradient norm of an update are finite. The ranks check theirs before they answer;
     here it does not matter who has computed the metrics.
 
     Raises:

@@ -107,7 +107,7 @@ class AdaptiveBudget:
         return chance_of_success(candidate.failures, self.chunk, *self.prior(candidate.prompt_id))
 
 
-def adaptive_budget(rollout: RolloutConfig, prior: Prior = uniform) -> AdaptiveBudget | None:
+def adaptive_budget(rollout: RolloutConfig, prior: Prior) -> AdaptiveBudget | None:
     """Return the budget that the configuration asks for, or None if all groups have the same number of responses.
 
     An extension is sampled by one worker, so it has at most as many responses as an engine decodes at the same time.

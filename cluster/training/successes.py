@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cluster.core.types import Response, ScoredGroup, row_of
 
 MAX_TOKENS = 2**23
-"""The number of tokens that are kept, of prompts and responses together: about 100 MB. The oldest successes beyond it
+"""The number of tokens that are kept, of prompts and responses together. The oldest successes beyond it
 are forgotten."""
 
 

@@ -18,6 +18,7 @@ from cluster.training.budget import (
     adaptive_budget,
     candidates,
     chance_of_success,
+    uniform,
 )
 from tests.builders import make_group, make_prompt
 
@@ -193,5 +194,5 @@ def test_a_prior_that_knows_more_decides() -> None:
 
 def test_the_budget_of_a_configuration_is_what_is_beyond_the_first_responses() -> None:
     rollout = RolloutConfig(prompts_per_step=4, responses_per_prompt=8, adaptive_budget=50, max_sequences=20)
-    assert adaptive_budget(rollout) == AdaptiveBudget(extra_responses=18, chunk=8, max_extension=20)
-    assert adaptive_budget(rollout.model_copy(update={"adaptive_budget": None})) is None
+    assert adaptive_budget(rollout, uniform) == AdaptiveBudget(extra_responses=18, chunk=8, max_extension=20)
+    assert adaptive_budget(rollout.model_copy(update={"adaptive_budget": None}), uniform) is None
