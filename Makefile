@@ -18,9 +18,10 @@ READY_TEST := $(VENV)/.ready-$(PLATFORM)-test
 
 PYTEST = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-# Several files at a time. Tests wait for processes half of their time, so there are more than cores; those of
-# tests/integration start engines, so there are fewer. Each of their files has a cluster of its own, in a process that
-# has imported nothing before, because Ray reads its environment when it is imported.
+# Several files at a time. Tests wait for processes half of their time, so there are more than cores, and each process
+# computes with one thread: threads that wait for each other on busy cores double the time. Those of tests/integration
+# start engines, so there are fewer. Each of their files has a cluster of its own, in a process that has imported
+# nothing before, because Ray reads its environment when it is imported.
 LIGHT := $(shell echo $$(($(CORES) < 4 ? 2 * $(CORES) : 8)))
 HEAVY := $(shell echo $$(($(CORES) < 4 ? $(CORES) + 1 : 4)))
 
@@ -45,7 +46,7 @@ demo: setup ## set up, then train the demonstration (configs/demo.yaml)
 test: setup-test lint typecheck ## set up, then run the linter, the type checker and all tests except the slow ones
 	@echo "==> running the tests"
 	@$(if $(ARGS),$(PYTEST) $(ARGS),\
-		$(PYTEST) --numprocesses $(LIGHT) --dist loadfile --ignore tests/integration --durations 10 && \
+		OMP_NUM_THREADS=1 $(PYTEST) --numprocesses $(LIGHT) --dist loadfile --ignore tests/integration --durations 10 && \
 		$(PYTEST) --numprocesses $(HEAVY) --dist loadfile --no-loadscope-reorder --durations 20 tests/integration)
 
 test-slow: setup-test ## run the slow tests: SmolLM2-135M, the resume drill, a new user's session on three nodes

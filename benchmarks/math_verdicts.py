@@ -113,14 +113,16 @@ def canary(answers: int, seed: int) -> dict[str, Any]:
     }
 
 
-def verdicts_on_corpus(every: int = 1) -> dict[Pair, bool]:
-    """Return the verdicts on all parts, computed in an order that depends on the hash seed of the process.
+def corpus_pairs(every: int = 1) -> list[Pair]:
+    """Return the pairs of all parts whose numbers are multiples of `every`."""
+    return [pair for part in PARTS for pair in pairs(part)][::every]
 
-    Args:
-        every: Take each pair whose number is a multiple of this.
-    """
-    taken = [pair for part in PARTS for pair in pairs(part)][::every]
-    return {pair: is_correct(pair) for pair in sorted(taken, key=lambda pair: hash(pair.response))}
+
+def verdicts_on_corpus(every: int = 1) -> dict[Pair, bool]:
+    """Return the verdicts on these pairs, computed in an order that depends on the hash seed of the process."""
+    return {
+        pair: is_correct(pair) for pair in sorted(corpus_pairs(every), key=lambda pair: hash(pair.response))
+    }
 
 
 def digest(verdicts: Mapping[Pair, bool]) -> str:

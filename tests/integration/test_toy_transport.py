@@ -65,6 +65,7 @@ ROW = WeightTransport(
 )
 
 
+@pytest.mark.slow  # the transports that are shipped are tested each time
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("local_ray")
 async def test_a_row_in_the_table_adds_a_transport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
