@@ -37,7 +37,7 @@ from rollout.engine.worker import RolloutWorker
 from rollout.fleet.fleet import RolloutFleet
 from rollout.fleet.state import WorkerState
 from rollout.weights import broadcast
-from tests.integration.test_real_run import (
+from tests.integration.runs import (
     assert_every_prompt_trained_once,
     finish,
     rows_of,

@@ -14,7 +14,7 @@ import yaml
 
 from cluster.configuration.loading import load_config
 from tests import PROJECT
-from tests.integration.test_real_run import interrupt, rows_of, wait_for_step
+from tests.integration.runs import interrupt, rows_of, wait_for_step
 from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(1200)

@@ -14,7 +14,7 @@ from cluster.configuration.loading import load_config
 from cluster.metrics.catalogue import METRICS
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.run_state.run_directory import RunDirectory
-from tests.integration.test_real_run import finish, rows_of, start, wait_for_step
+from tests.integration.runs import finish, rows_of, start, wait_for_step
 
 pytestmark = pytest.mark.timeout(1200)
 

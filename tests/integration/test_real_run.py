@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,19 @@ from safetensors.numpy import load_file
 
 from cluster.configuration.loading import load_config
 from cluster.core.config import RunConfig
-from cluster.core.files import try_lock
 from cluster.metrics.catalogue import METRICS
 from cluster.run_state.run_directory import RunDirectory
-from cluster.tracking.jsonl import read_metrics
 from reward.registry import build_task
 from rollout.engine.tokenizer import PromptEncoder
-from tests import PROJECT
 from tests.cluster.tracking.wandb_runs import name_of, records
+from tests.integration.runs import (
+    assert_every_prompt_trained_once,
+    finish,
+    launch,
+    rows_of,
+    start,
+    wait_for_step,
+)
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -46,76 +50,6 @@ outputs = llm.generate(
 )
 print("TOKENS", json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
 """
-
-
-def start(config_file: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "launch.py", "train", str(config_file), *arguments],
-        cwd=PROJECT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str], config: RunConfig, timeout_s: float = 400) -> str:
-    """Wait for the run and return its output. If the run failed, fail with its output and the logs of its actors."""
-    output, _ = process.communicate(timeout=timeout_s)
-    if process.returncode != 0:
-        logs = sorted(RunDirectory(config.run_directory).logs.glob("*.log"))
-        tails = [f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs]
-        pytest.fail(f"exit code {process.returncode}\n{output}\n" + "\n".join(tails))
-    return output
-
-
-def launch(*arguments: str, timeout_s: float = 300) -> str:
-    """Run another command and return its stdout."""
-    result = subprocess.run(
-        [sys.executable, "launch.py", *arguments],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-    )
-    assert result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
-
-
-def rows_of(config: RunConfig) -> list[dict[str, Any]]:
-    return list(read_metrics(RunDirectory(config.run_directory).metrics_file))
-
-
-def wait_for_step(
-    config: RunConfig, step: int, process: subprocess.Popen[str], timeout_s: float = 500
-) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not any(row["step"] >= step for row in rows_of(config)):
-        assert process.poll() is None, f"the run ended early:\n{process.communicate()[0]}"
-        assert time.monotonic() < deadline, f"step {step} was not reached within {timeout_s} s"
-        time.sleep(0.2)
-
-
-def assert_every_prompt_trained_once(rows: list[dict[str, Any]], config: RunConfig) -> None:
-    """Assert that the run settled the first prompts of the data, each exactly once per epoch and in order.
-
-    Prompts that are in flight when an asynchronous run ends may be missing. Prompts that dynamic sampling dropped are
-    not trained on.
-    """
-    trained = [prompt for row in rows for prompt in row.get("prompts", [])]
-    dropped = [prompt for row in rows for ids in row.get("dropped", {}).values() for prompt in ids]
-    assert len(dropped) == rows[-1]["progress/prompts_dropped"]
-    problems = len(build_task(config.task.name, config.task.options).problems("train"))
-    assert len(trained) == config.steps * config.rollout.prompts_per_step
-    settled = trained + dropped
-    assert len(set(settled)) == len(settled)
-    missing = 0
-    for epoch in range(len(settled) // problems):
-        rows_of_epoch = {
-            int(prompt.split("/")[2]) for prompt in settled if prompt.startswith(f"train/{epoch}/")
-        }
-        missing += len(set(range(problems)) - rows_of_epoch)
-    assert missing <= config.rollout.max_staleness * config.rollout.prompts_per_step
 
 
 def greedy_in_transformers(model: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
@@ -249,29 +183,6 @@ def assert_offline_run_holds(directory: RunDirectory, rows: list[dict[str, Any]]
     assert rewards == [pytest.approx(row["reward/mean"]) for row in rows[1:]]
 
 
-def interrupt(process: subprocess.Popen[str], *signals: signal.Signals) -> str:
-    """End a command by signals. Assert that nothing of it is left, and return its output."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    for number in signals:
-        process.send_signal(number)
-        time.sleep(0.5)
-    output, _ = process.communicate(timeout=120)
-    assert "Traceback" not in output
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive, f"still running: {[child.cmdline() for child in alive]}"
-    assert not [weights for weights in Path("/dev/shm").glob("hpo-weights-*") if not is_in_use(weights)]
-    return output
-
-
-def is_in_use(weights: Path) -> bool:
-    """Return whether a live worker, of another run on this machine, has these files."""
-    try:
-        with open(weights / "presence") as presence:
-            return not try_lock(presence)
-    except FileNotFoundError:
-        return True
-
-
 @pytest.mark.slow
 def test_a_run_survives_a_killed_worker_and_a_refused_network(write_config: Callable[..., Path]) -> None:
     """One rollout worker gets SIGKILL during the run. The run completes, and no prompt is lost or trained on twice."""
@@ -303,50 +214,3 @@ def test_a_run_survives_a_killed_worker_and_a_refused_network(write_config: Call
     _, alive = psutil.wait_procs(engines, timeout=30)
     assert not alive, "the engine of the dead worker is still running"
     assert_eval_finds_what_the_last_evaluation_found(config_file, config)
-
-
-def test_an_interrupted_run_is_resumed_by_the_same_command(write_config: Callable[..., Path]) -> None:
-    """Ctrl-C ends a run cleanly, also if it is pressed twice. The resumed run continues from the checkpoint and
-    accounts for every prompt, although its console is lost after three lines.
-
-    This also holds with dynamic sampling. A second command beside the live run is refused, and costs it nothing.
-    """
-    config_file = write_config(
-        name="resumed",
-        steps=12,
-        rollout={"dynamic_sampling_limit": 50},
-        checkpoint={"every_steps": 3},
-        evaluation={"every_steps": 6},
-    )
-    config = load_config(config_file).config
-    process = start(config_file)
-    wait_for_step(config, 2, process)
-    process.send_signal(signal.SIGSTOP)  # otherwise the run might be finished before the others are started
-    for second in [start(config_file, option) for option in ("--resume", "--fresh")]:
-        output, _ = second.communicate(timeout=120)
-        assert second.returncode == 2, output
-        assert f"is in use by `launch.py train {config_file}` (process {process.pid} on" in output
-        assert len(output.splitlines()) == 1, output
-    process.send_signal(signal.SIGCONT)
-    wait_for_step(config, 4, process)
-    assert [row["step"] for row in rows_of(config)][:5] == list(range(5)), (
-        "the record of the live run is whole"
-    )
-    interrupt(process, signal.SIGINT, signal.SIGINT)
-    assert process.returncode == 130
-
-    directory = RunDirectory(config.run_directory)
-    command = f"set -o pipefail; {sys.executable} launch.py train {config_file} --resume | head -3"
-    piped = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, timeout=600)
-    assert piped.returncode == 0, piped.stdout + piped.stderr
-    assert len(piped.stdout.splitlines()) == 3
-    rest = directory.console_log.read_text()
-    assert "the console was lost (Broken pipe)" in rest
-    assert "resuming at step" in piped.stdout + rest
-    assert rest.splitlines()[-1].startswith("final_model"), "nothing is printed after the summary"
-    rows = rows_of(config)
-    assert [row["step"] for row in rows] == list(range(13))
-    assert_every_prompt_trained_once(rows, config)
-    assert rows[-1]["progress/prompts_dropped"] > 0
-    assert all(row["reward/zero_variance_fraction"] == 0 for row in rows[1:])
-    assert "finished" in finish(start(config_file), config)
