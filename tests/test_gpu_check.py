@@ -182,7 +182,9 @@ def test_a_part_passes_on_cpu(name: str, settings: Settings) -> None:
 
 
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("name", ["link", "sharing", "steps"])
+@pytest.mark.parametrize(
+    "name", ["sharing", *(pytest.param(name, marks=pytest.mark.slow) for name in ("link", "steps"))]
+)
 def test_a_part_with_processes_passes_on_cpu(name: str, settings: Settings, tmp_path: Path) -> None:
     """The limit is raised: a busy machine is no failure here."""
     (one,) = chosen((name,))

@@ -34,7 +34,7 @@ def test_an_interrupted_run_is_resumed_by_the_same_command(write_config: Callabl
     config_file = write_config(
         name="resumed",
         steps=12,
-        rollout={"dynamic_sampling_limit": 50},
+        rollout={"dynamic_sampling_limit": 50, "workers": 1},
         checkpoint={"every_steps": 3},
         evaluation={"every_steps": 6},
     )
