@@ -17,10 +17,14 @@ queries and without caches.
 from __future__ import annotations
 
 import argparse
-import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.marks import write_part
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "learner.md"
 MARKS = "<!-- benchmarks/attention_cost.py writes from here -->\n", "<!-- to here: attention_cost -->"
@@ -136,16 +140,6 @@ def rows() -> Iterator[str]:
             yield f"| {' | '.join(cells)} |"
 
 
-def parts(document: str) -> tuple[str, str, str]:
-    """Split a document into the text before the table, the table, and the text after it. The marks are text."""
-    first, last = map(re.escape, MARKS)
-    found = re.fullmatch(f"(.*{first})(.*)({last}.*)", document, re.DOTALL)
-    if found is None:
-        raise ValueError(f"the document has no lines {MARKS[0]!r} and {MARKS[1]!r}")
-    before, between, behind = found.groups()
-    return before, between, behind
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -154,8 +148,7 @@ def main() -> None:
     write = parser.parse_args().write
     print(table())
     if write:
-        before, _, after = parts(DOCUMENT.read_text(encoding="utf-8"))
-        DOCUMENT.write_text("".join([before, table(), after]), encoding="utf-8")
+        write_part(DOCUMENT, MARKS, table())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.marks import write_part
 from benchmarks.report import RESULTS
 
 DOCS = RESULTS.parents[1] / "docs"
@@ -39,19 +39,7 @@ def main() -> None:
         text = tables(RESULTS, benchmarks)
         print(f"{name}\n\n{text}")
         if write:
-            document = DOCS / name
-            before, _, after = split(document.read_text(encoding="utf-8"))
-            document.write_text("".join([before, text, after]), encoding="utf-8")
-
-
-def split(document: str) -> tuple[str, str, str]:
-    """Split a document into the text before the tables, the tables, and the text after them. The marks are text."""
-    first, last = map(re.escape, MARKS)
-    parts = re.fullmatch(f"(.*{first})(.*)({last}.*)", document, re.DOTALL)
-    if parts is None:
-        raise ValueError(f"the document has no lines {MARKS[0]!r} and {MARKS[1]!r}")
-    before, between, behind = parts.groups()
-    return before, between, behind
+            write_part(DOCS / name, MARKS, text)
 
 
 def tables(results: Path, benchmarks: Sequence[str]) -> str:

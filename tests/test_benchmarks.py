@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import attention_cost, report, table
+from benchmarks.marks import part_of
 from benchmarks.report import RESULTS
 from tests import PROJECT
 
@@ -45,6 +46,7 @@ def run(script: str, *options: str) -> str:
         "logprob_memory.py",
         "reward_throughput.py",
         "telelogs_problems.py",
+        "toy_map.py",
         "weight_broadcast.py",
         *(pytest.param(command, marks=pytest.mark.slow) for command in (*WITH_ENGINES, *OTHER_LONG_ONES)),
     ],
@@ -89,12 +91,12 @@ def test_new_results_do_not_mark_the_commit_as_dirty(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("name", table.DOCUMENTS)
 def test_documents_show_the_stored_results(name: str) -> None:
-    _, shown, _ = table.split((table.DOCS / name).read_text(encoding="utf-8"))
+    shown = part_of(table.DOCS / name, table.MARKS)
     assert shown == table.tables(RESULTS, table.DOCUMENTS[name]), "run: python benchmarks/table.py --write"
 
 
 def test_learner_md_shows_the_predicted_cost_of_attention() -> None:
-    _, shown, _ = attention_cost.parts(attention_cost.DOCUMENT.read_text(encoding="utf-8"))
+    shown = part_of(attention_cost.DOCUMENT, attention_cost.MARKS)
     assert shown == attention_cost.table(), "run: python benchmarks/attention_cost.py --write"
 
 

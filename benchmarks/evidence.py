@@ -1,0 +1,205 @@
+"""Keep what comparisons of objectives found, and show it in docs/evidence.md.
+
+    python launch.py compare configs/compare_sparse.yaml
+    python benchmarks/evidence.py keep runs/sparse     # into benchmarks/results/evidence/sparse.json
+    python benchmarks/evidence.py show                 # print the tables of the toy and of all kept comparisons
+    python benchmarks/evidence.py show --write         # also write them into the document, between the marks
+
+A kept comparison has all numbers of its `comparison.json`, the mean reward of every batch and the pass@1 of every
+evaluation of each run, and the code and the machine that computed them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.marks import write_part
+from benchmarks.report import RESULTS, conditions
+
+KEPT = RESULTS / "evidence"
+DOCUMENT = RESULTS.parents[1] / "docs" / "evidence.md"
+MARKS = "<!-- benchmarks/evidence.py writes the runs from here -->\n", "<!-- to here: runs -->"
+TOY = RESULTS / "toy_map.json"
+TOY_MARKS = "<!-- benchmarks/evidence.py writes the toy from here -->\n", "<!-- to here: toy -->"
+COLUMNS = {
+    "reward_early": ("reward early", 1, 3),
+    "reward_area": ("reward area", 1, 3),
+    "pass_at_1_final": ("pass@1 final, %", 100, 1),
+    "pass_at_k_final": ("pass@k final, %", 100, 1),
+    "entropy_final": ("entropy final", 1, 2),
+    "clipped": ("clipped, %", 100, 2),
+    "alpha": ("α", 1, 2),
+}
+"""Measures of a comparison with their titles, factors and decimals. The first four also have differences."""
+COMPARED = tuple(COLUMNS)[:4]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    keeping = commands.add_parser("keep", help="keep the results of a comparison")
+    keeping.add_argument("directory", type=Path, help="the directory of the comparison, such as runs/sparse")
+    keeping.add_argument("--output", type=Path, default=KEPT, help="the directory of the kept results")
+    showing = commands.add_parser("show", help="print the tables")
+    showing.add_argument("--write", action="store_true", help="into docs/evidence.md")
+    arguments = parser.parse_args()
+    if arguments.command == "keep":
+        print(f"written to {keep(arguments.directory, arguments.output)}")
+        return
+    for marks, text in ((TOY_MARKS, toy_tables(TOY)), (MARKS, tables(KEPT))):
+        print(text)
+        if arguments.write:
+            write_part(DOCUMENT, marks, text)
+
+
+def keep(directory: Path, output: Path) -> Path:
+    """Write the results of a comparison and the rewards of its batches into `output`. Return the file."""
+    comparison = json.loads((directory / "comparison.json").read_text(encoding="utf-8"))
+    rows = {
+        name: read_rows(directory / name / "metrics.jsonl")
+        for name in comparison["runs"]
+        if name not in comparison["missing"]
+    }
+    found = {
+        **conditions(),
+        "comparison": comparison,
+        "rewards": {name: rounded(row.get("reward/mean") for row in found) for name, found in rows.items()},
+        "pass_at_1": {
+            name: rounded(row.get("eval/pass_at_1") for row in found) for name, found in rows.items()
+        },
+        "responses": {name: responses_at_evaluations(found) for name, found in rows.items()},
+    }
+    file = output / f"{comparison['name']}.json"
+    output.mkdir(parents=True, exist_ok=True)
+    file.write_text(compact(found) + "\n", encoding="utf-8")
+    return file
+
+
+def read_rows(metrics_file: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics of a finished run."""
+    return [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+
+
+def rounded(values: Iterable[float | None]) -> list[float]:
+    """Return the values that exist, with four decimals."""
+    return [round(value, 4) for value in values if value is not None]
+
+
+def responses_at_evaluations(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Return how many responses the run had sampled for training at each evaluation."""
+    sampled, found = 0, []
+    for row in rows:
+        sampled = int(row.get("progress/responses_sampled", sampled))
+        if "eval/pass_at_1" in row:
+            found.append(sampled)
+    return found
+
+
+def compact(found: Mapping[str, Any]) -> str:
+    """Return JSON with one line for each list of numbers."""
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    return re.sub(r"\[[^][{}]*\]", lambda match: re.sub(r"\s*\n\s*", " ", match[0]), text)
+
+
+def tables(kept: Path) -> str:
+    """Return Markdown tables of all kept comparisons."""
+    return "\n".join(
+        line
+        for file in sorted(kept.glob("*.json"))
+        for line in _study(json.loads(file.read_text(encoding="utf-8")))
+    )
+
+
+def toy_tables(file: Path) -> str:
+    """Return Markdown tables of the toy: the area under the reward's curve of each objective at its best rate."""
+    cases = json.loads(file.read_text(encoding="utf-8"))
+    lines: list[str] = []
+    for start in dict.fromkeys(case.partition(",")[0] for case in cases):
+        of_start = {case.rpartition(" ")[2]: kept for case, kept in cases.items() if case.startswith(start)}
+        head = [start, *(f"{steps} steps: early, area, difference, rate" for steps in of_start)]
+        names = next(iter(of_start.values()))["objectives"]
+        rows = [
+            [name, *(_toy_cell(kept["objectives"][name]) for kept in of_start.values())] for name in names
+        ]
+        lines += [*_table([head, *rows]), ""]
+    return "\n".join(lines)
+
+
+def _toy_cell(found: Mapping[str, Any]) -> str:
+    early, area = found["reward_early"], found["reward_area"]
+    difference, half_width = area["difference"], area["difference_half_width"]
+    mark = " *" if abs(difference) > half_width else ""
+    return f"{early['mean']:.3f}, {area['mean']:.3f}, {difference:+.3f} ± {half_width:.3f}{mark}, {found['rate']:g}"
+
+
+def _study(found: Mapping[str, Any]) -> Iterator[str]:
+    comparison = found["comparison"]
+    seeds = ", ".join(map(str, comparison["seeds"]))
+    yield f"### {comparison['name']}\n"
+    yield f"Seeds {seeds}; commit {found['commit']}; {found['machine']['processor']}.\n"
+    yield from _table(_cells(comparison, COLUMNS, "estimate", signed=False))
+    yield f"\nDifference from {comparison['baseline']}, paired by seed (`*`: the interval excludes 0):\n"
+    yield from _table(_cells(comparison, COMPARED, "difference", signed=True))
+    if comparison["tuning"] is not None:
+        yield ""
+        yield from _tuning(comparison["tuning"])
+    yield ""
+
+
+def _tuning(tuning: Mapping[str, Any]) -> Iterator[str]:
+    seeds = ", ".join(map(str, tuning["seeds"]))
+    yield f"Chosen by {tuning['measure']} on the seeds {seeds}, by {tuning['setting']}:\n"
+    rows = []
+    for variant, choice in tuning["variants"].items():
+        means = {float(value): mean for value, mean in choice["means"].items()}
+        shown = (f"{means[value]:.3f}" if value in means else "–" for value in tuning["values"])
+        rows.append([variant, *shown, "–" if choice["chosen"] is None else f"{choice['chosen']:g}"])
+    yield from _table([["variant", *(f"{value:g}" for value in tuning["values"]), "chosen"], *rows])
+
+
+def _cells(
+    comparison: Mapping[str, Any], columns: Iterable[str], kind: str, *, signed: bool
+) -> list[list[str]]:
+    columns = [column for column in columns if column in comparison["measures"]]
+    variants = [
+        variant
+        for variant in next(iter(comparison["measures"].values()))
+        if not (signed and variant == comparison["baseline"])
+    ]
+    head = ["variant", *(COLUMNS[column][0] for column in columns)]
+    rows = [
+        [variant, *(_shown(comparison["measures"][c][variant][kind], c, signed=signed) for c in columns)]
+        for variant in variants
+    ]
+    return [head, *rows]
+
+
+def _shown(estimate: Mapping[str, Any], column: str, *, signed: bool) -> str:
+    _, scale, decimals = COLUMNS[column]
+    mean, half_width = estimate["mean"], estimate["half_width"]
+    if mean is None:
+        return "–"
+    text = f"{scale * mean:{'+' if signed else ''}.{decimals}f}"
+    if half_width is None:
+        return text
+    mark = " *" if signed and abs(mean) > half_width else ""
+    return f"{text} ± {scale * half_width:.{decimals}f}{mark}"
+
+
+def _table(rows: list[list[str]]) -> Iterator[str]:
+    for cells in [rows[0], ["---"] * len(rows[0]), *rows[1:]]:
+        yield f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
