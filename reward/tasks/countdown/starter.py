@@ -22,6 +22,9 @@ from reward.tasks.countdown.solver import expressions
 # Every character of a compact prompt or a warm-up response to it, except the tags.
 COMPACT_CHARACTERS = "0123456789+-*/()= \n"
 ANSWER_TAGS = ("<answer>", "</answer>")
+KEPT_EXPRESSIONS = 500_000
+"""The largest number of expressions that are kept while examples are written. A puzzle has several examples, and with
+four numbers it has thousands of expressions."""
 STARTER = Starter(StarterRecipe(), COMPACT_CHARACTERS, ANSWER_TAGS)
 
 
@@ -51,9 +54,14 @@ def warmup_examples(
 
     rng = random.Random(f"countdown warm-up {seed}")
     examples = []
+    writers: dict[Puzzle, _Writer] = {}
+    kept = 0
     for _ in range(count):
         puzzle = rng.choice(puzzles)
-        writer = _Writer(puzzle, correct_fraction, rng)
+        writer = writers.get(puzzle) or _Writer(puzzle, correct_fraction, rng)
+        if puzzle not in writers and kept + writer.size <= KEPT_EXPRESSIONS:
+            writers[puzzle] = writer
+            kept += writer.size
         tries = [writer.expression() for _ in range(rng.randint(0, max_tries))]
         answer = tries[-1] if tries and rng.random() < repeat_fraction else writer.expression()
         trace = "".join(f"{text}={writer.value(text)}\n" for text in tries)
@@ -72,6 +80,11 @@ class _Writer:
         self._correct = [text for text, value in self._values.items() if value == puzzle.target]
         self._correct_fraction = correct_fraction
         self._rng = rng
+
+    @property
+    def size(self) -> int:
+        """The number of expressions that this writer holds."""
+        return len(self._all)
 
     def expression(self) -> str:
         correct = self._correct and self._rng.random() < self._correct_fraction

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reward.tasks.countdown import starter
 from reward.tasks.countdown.puzzles import (
     Difficulty,
     Puzzle,
@@ -206,6 +207,19 @@ def test_the_options_decide_how_often_the_starter_is_shown_a_correct_answer(
     correct = sum(verify(response, by_prompt[prompt]).correct for prompt, response in examples)
     assert least < correct / len(examples) < most
     assert {response.count("\n") for _, response in examples} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("kept", [0, 100, 10_000])
+def test_warmup_examples_do_not_depend_on_what_is_kept(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    puzzles = generate_puzzles("train", 5, 0)
+    expected = warmup_examples(puzzles, 50, 1, max_tries=2)
+    enumerated = []
+    monkeypatch.setattr(starter, "KEPT_EXPRESSIONS", kept)
+    monkeypatch.setattr(
+        starter, "expressions", lambda numbers: enumerated.append(numbers) or expressions(numbers)
+    )
+    assert warmup_examples(puzzles, 50, 1, max_tries=2) == expected
+    assert (len(enumerated) == len(set(enumerated))) == (kept == 10_000)
 
 
 def test_warmup_examples_follow_their_seed() -> None:
