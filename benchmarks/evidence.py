@@ -1,6 +1,6 @@
 """Keep what comparisons of objectives found, and show it in docs/evidence.md.
 
-    python launch.py compare configs/compare_sparse.yaml
+    python launch.py compare configs/compare_sparse.yaml --side-by-side 2
     python benchmarks/evidence.py keep runs/sparse     # into benchmarks/results/evidence/sparse.json
     python benchmarks/evidence.py show                 # print the tables of the toy and of all kept comparisons
     python benchmarks/evidence.py show --write         # also write them into the document, between the marks
