@@ -12,9 +12,6 @@ normalization by length.
 Batches, advantages, α, scales and surrogates are computed by the functions that a run uses (`learner.objective`). A
 batch has 32 prompts × 16 responses; it is split into mini-batches and repeated for several epochs as in a run. All
 seeds are trained at once, each with its own matrix and its own Adam.
-
-`bounded` is a candidate that the product does not have: `grpo` with r A bounded for A < 0 at r = 1 + clip_high, where
-dual clip has r = 3.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -38,7 +35,7 @@ from torch import Tensor
 from benchmarks.report import write_cases
 from cluster.core.config import ObjectiveConfig
 from cluster.metrics.intervals import mean_estimate, paired_difference
-from learner.objective.objectives import Objective, Surrogate, Tokens, resolve, sign_fractions, token_clip
+from learner.objective.objectives import Objective, Tokens, resolve, sign_fractions
 from learner.objective.training_batch import group_advantages, hysteretic
 
 PROMPTS, RESPONSES, TOKENS = 32, 16, 3
@@ -85,13 +82,6 @@ class Part:
     scales_SB: Tensor
 
 
-def bounded(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
-    """Return min(r A, clip(r) A), with r A bounded at r = 1 + clip_high for A < 0."""
-    clipped = token_clip(tokens, clip_low, clip_high)
-    limited_BT = clipped.values_BT.maximum((1 + clip_high) * tokens.advantages_B1)
-    return replace(clipped, values_BT=limited_BT.where(tokens.advantages_B1 < 0, clipped.values_BT))
-
-
 def objectives() -> dict[str, tuple[ObjectiveConfig, Objective]]:
     """Return the objectives of the map by name."""
     configs = {
@@ -106,12 +96,12 @@ def objectives() -> dict[str, tuple[ObjectiveConfig, Objective]]:
         "gspo": ObjectiveConfig(name="gspo"),
         "sapo": ObjectiveConfig(name="sapo"),
         "cispo": ObjectiveConfig(name="cispo"),
-        "grpo_dual_clip": ObjectiveConfig(name="grpo_dual_clip"),
         "grpo, clip_high 0.5": ObjectiveConfig(name="grpo", clip_high=0.5),
+        "grpo_dual_clip 3": ObjectiveConfig(name="grpo_dual_clip", dual_clip=3.0),
+        "grpo_dual_clip 1.2": ObjectiveConfig(name="grpo_dual_clip", dual_clip=1.2),
+        "a_hpo_dual_clip 1.2": ObjectiveConfig(name="a_hpo_dual_clip", dual_clip=1.2),
     }
-    found = {name: (config, resolve(config)) for name, config in configs.items()}
-    config, grpo = found["grpo"]
-    return found | {"bounded": (config, replace(grpo, surrogate=bounded))}
+    return {name: (config, resolve(config)) for name, config in configs.items()}
 
 
 def make_world(setting: Setting, chance: torch.Generator) -> World:
@@ -228,7 +218,7 @@ def learn(world: World, matrix_STFV: Tensor, part: Part, objective: Objective) -
         part.advantages_SB.flatten()[:, None],
         torch.ones_like(new_RT, dtype=torch.bool),
     )
-    values_RT = objective.surrogate(tokens, objective.clip_low, objective.clip_high).values_BT
+    values_RT = objective.surrogate(tokens, objective.bounds).values_BT
     loss = -(part.scales_SB.flatten()[:, None] * values_RT).sum()
     (gradient,) = torch.autograd.grad(loss, matrix_STFV)
     return gradient

@@ -59,6 +59,12 @@ def _check_unused_settings(config: RunConfig, objective: Objective) -> Iterator[
     for clip in ("clip_low", "clip_high"):
         if not objective.has_clip and getattr(given, clip) is not None:
             yield Problem(f"objective.{clip}", f"{given.name} has no clip", _LEAVE_OUT)
+    if given.dual_clip is not None and objective.dual_clip is None:
+        yield Problem(
+            "objective.dual_clip",
+            f"{given.name} has no dual clip",
+            f"{_LEAVE_OUT}, or set name to {_names(lambda known: known.dual_clip is not None)}",
+        )
     if given.alpha != defaults.alpha and not objective.uses_alpha:
         yield Problem(
             "objective.alpha",

@@ -169,6 +169,9 @@ class ObjectiveConfig(Section):
     """The ratio is clipped below 1 - clip_low. Not available for `sapo`, which does not clip."""
     clip_high: Positive | None = None
     """The ratio is clipped above 1 + clip_high. Not available for `sapo`."""
+    dual_clip: Annotated[float, Field(gt=1, le=MAX_NUMBER)] | None = None
+    """The largest ratio that counts for a negative advantage; used by the objectives with `dual_clip` in their name
+    alone. Null is 3."""
     advantage_scaling: Literal["group", "batch", "whole_batch", "mean", "leave_one_out", "none"] | None = None
     """The divisor of the difference between a reward and the mean of its group: the standard deviation of the `group`,
     of the `batch` (without the groups that have no reward variance) or of the `whole_batch`; the `mean` of the group;

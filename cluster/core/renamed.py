@@ -152,7 +152,7 @@ _MINI_BATCHES = "the number of optimizer steps that a batch is divided into, ins
 _RESPONSES = "prompts_per_step × responses_per_prompt is the number of responses"
 _TOKENS = "a number of tokens, instead of sequences"
 _OBJECTIVE = "the objective sets the advantage, the aggregation and the clipping; see docs/objectives.md"
-_DUAL_CLIP = "the objectives with dual_clip in their name bound the ratio at 3"
+_DUAL_CLIP = "used by the objectives with dual_clip in their name"
 _STEPS = "a number of optimizer steps, instead of a fraction of the run"
 _BATCHES = "a number of batches, instead of passes over the data"
 _PEAK = "a constant learning rate by default; see learner.lr_schedule"
@@ -167,7 +167,7 @@ _TRL = (
     ("dataset_train_split", "task.options.data_split", ""),
     ("dataset_test_split", "task.options.eval_data_split", ""),
     ("deepspeed", "learner.zero_stage", "there is no DeepSpeed file; see also learner.offload"),
-    ("delta", "objective.name", _DUAL_CLIP),
+    ("delta", "objective.dual_clip", _DUAL_CLIP),
     ("entropy_coef", "objective.entropy_coefficient", ""),
     ("epsilon", "objective.clip_low", ""),
     ("epsilon_high", "objective.clip_high", ""),
@@ -239,7 +239,7 @@ _VERL = (
     (f"{_ACTOR}.ppo_epochs", "learner.epochs_per_batch", ""),
     (f"{_ACTOR}.grad_clip", "learner.max_grad_norm", ""),
     (f"{_ACTOR}.clip_ratio", "objective.clip_low", "see also objective.clip_high"),
-    (f"{_ACTOR}.clip_ratio_c", "objective.name", _DUAL_CLIP),
+    (f"{_ACTOR}.clip_ratio_c", "objective.dual_clip", _DUAL_CLIP),
     (f"{_ACTOR}.clip_ratio_low", "objective.clip_low", ""),
     (f"{_ACTOR}.clip_ratio_high", "objective.clip_high", ""),
     (f"{_ACTOR}.entropy_coeff", "objective.entropy_coefficient", ""),
@@ -319,7 +319,7 @@ _OPENRLHF = (
     ),
     ("policy_loss_type", "objective.name", _OBJECTIVE),
     ("no_advantage_std_norm", "objective.advantage_scaling", "none"),
-    ("dual_clip", "objective.name", _DUAL_CLIP),
+    ("dual_clip", "objective.dual_clip", _DUAL_CLIP),
     ("eps_clip", "objective.clip_low", "see also objective.clip_high"),
     ("eps_clip_low_high", "objective.clip_low", "see also objective.clip_high"),
     ("init_kl_coef", "objective.kl_coefficient", "a term of the loss, not of the reward"),

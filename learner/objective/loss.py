@@ -86,7 +86,7 @@ def policy_loss(
     logprobs = logprobs.masked(mask_BT)
     entropy_BT = torch.where(mask_BT, entropy_BT, 0.0)
     tokens = Tokens(logprobs.new_BT, logprobs.new_BT - logprobs.old_BT, advantages_B[:, None], mask_BT)
-    surrogate = objective.surrogate(tokens, objective.clip_low, objective.clip_high)
+    surrogate = objective.surrogate(tokens, objective.bounds)
 
     values_BT = surrogate.values_BT
     compared_BT = mask_BT if is_replay_B is None else mask_BT & ~is_replay_B[:, None]

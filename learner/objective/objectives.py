@@ -33,7 +33,7 @@ LOG_RATIO_LIMIT = 20.0
 limit, a ratio that overflows to infinity gets NaN as its gradient even where it is clipped: 0 × inf."""
 
 DUAL_CLIP = 3.0
-"""Dual clip's c > 1, the largest ratio that counts for a negative advantage (arXiv 1912.09729)."""
+"""The usual c > 1 of dual clip, the largest ratio that counts for a negative advantage (arXiv 1912.09729)."""
 
 POSITIVE_TEMPERATURE, NEGATIVE_TEMPERATURE = 1.0, 1.05
 """SAPO's τ for positive and for negative advantages: the gate of a negative advantage closes sooner."""
@@ -65,8 +65,20 @@ class Surrogate:
     clipped_high_BT: Tensor
 
 
-SurrogateFunction = Callable[[Tokens, float, float], Surrogate]
-"""Compute a surrogate from the tokens, `clip_low` and `clip_high`."""
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The bounds of the ratio."""
+
+    low: float
+    """`clip_low`: ratios below 1 − low are clipped."""
+    high: float
+    """`clip_high`: ratios above 1 + high are clipped."""
+    dual: float | None = None
+    """`dual_clip`: the largest ratio that counts for a negative advantage; None if any does."""
+
+
+SurrogateFunction = Callable[[Tokens, Bounds], Surrogate]
+"""Compute a surrogate from the tokens and the bounds."""
 
 
 def ratio_of(log_ratio: Tensor) -> Tensor:
@@ -74,55 +86,44 @@ def ratio_of(log_ratio: Tensor) -> Tensor:
     return log_ratio.clamp(max=LOG_RATIO_LIMIT).exp()
 
 
-def token_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
+def token_clip(tokens: Tokens, bounds: Bounds) -> Surrogate:
     """Return min(r A, clip(r) A) with the ratio of each token."""
-    return _pessimistic(ratio_of(tokens.log_ratio_BT), tokens.advantages_B1, clip_low, clip_high)
+    return _pessimistic(ratio_of(tokens.log_ratio_BT), tokens.advantages_B1, bounds)
 
 
-def dual_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
-    """Return max(min(r A, clip(r) A), 3 A) for A < 0, and min(r A, clip(r) A) otherwise, with the ratio of each token.
-
-    Without the bound the surrogate of a negative advantage is unlimited: r A falls with r, and the clip acts only on
-    small ratios. Above r = 3 its gradient is 0."""
-    clipped = token_clip(tokens, clip_low, clip_high)
-    advantages = tokens.advantages_B1
-    is_negative = advantages < 0
-    bounded_BT = clipped.values_BT.maximum(DUAL_CLIP * advantages)
-    return replace(
-        clipped,
-        values_BT=bounded_BT.where(is_negative, clipped.values_BT),
-        clipped_high_BT=clipped.clipped_high_BT | ((clipped.ratio_BT > DUAL_CLIP) & is_negative),
-    )
-
-
-def sequence_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
+def sequence_clip(tokens: Tokens, bounds: Bounds) -> Surrogate:
     """Return min(s A, clip(s) A) with s_i = exp(mean_t log r_it). Each token of a response has the response's value, so
     that the scale 1 / (N |τ_i|) adds up to 1 / N over the response."""
     length_B1 = tokens.mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
     ratio_B1 = ratio_of(tokens.log_ratio_BT.sum(dim=1, keepdim=True) / length_B1)
     ratio_BT = ratio_B1.expand_as(tokens.log_ratio_BT)
-    return _pessimistic(ratio_BT, tokens.advantages_B1, clip_low, clip_high)
+    return _pessimistic(ratio_BT, tokens.advantages_B1, bounds)
 
 
-def response_clip(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
+def response_clip(tokens: Tokens, bounds: Bounds) -> Surrogate:
     """Return min(s A, clip(s) A) / |τ_i| with s_i = exp(Σ_t log r_it), the ratio of the probabilities of the whole
     response. Its tokens have equal parts of its value, so that the scale 1 / N adds up to 1 / N over the response."""
     length_B1 = tokens.mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
     ratio_BT = ratio_of(tokens.log_ratio_BT.sum(dim=1, keepdim=True)).expand_as(tokens.log_ratio_BT)
-    clipped = _pessimistic(ratio_BT, tokens.advantages_B1, clip_low, clip_high)
+    clipped = _pessimistic(ratio_BT, tokens.advantages_B1, bounds)
     return replace(clipped, values_BT=clipped.values_BT / length_B1)
 
 
-def _pessimistic(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Surrogate:
-    return Surrogate(
-        (ratio * advantages).minimum(ratio.clamp(1 - clip_low, 1 + clip_high) * advantages),
-        ratio,
-        (ratio < 1 - clip_low) & (advantages < 0),
-        (ratio > 1 + clip_high) & (advantages > 0),
-    )
+def _pessimistic(ratio: Tensor, advantages: Tensor, bounds: Bounds) -> Surrogate:
+    """Return min(r A, clip(r) A), and with dual clip max(min(r A, clip(r) A), c A) for A < 0.
+
+    Without dual clip the surrogate of a negative advantage is unlimited: r A falls with r, and the clip acts only on
+    small ratios. With it, the gradient above r = c is 0."""
+    values = (ratio * advantages).minimum(ratio.clamp(1 - bounds.low, 1 + bounds.high) * advantages)
+    is_negative = advantages < 0
+    clipped_high = (ratio > 1 + bounds.high) & (advantages > 0)
+    if bounds.dual is not None:
+        values = values.maximum(bounds.dual * advantages).where(is_negative, values)
+        clipped_high = clipped_high | ((ratio > bounds.dual) & is_negative)
+    return Surrogate(values, ratio, (ratio < 1 - bounds.low) & is_negative, clipped_high)
 
 
-def soft_gate(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
+def soft_gate(tokens: Tokens, bounds: Bounds) -> Surrogate:
     """Return (4/τ) σ(τ (r − 1)) A. Its slope is A at r = 1 and fades on both sides. It has no bounds, so no token is
     clipped."""
     advantages = tokens.advantages_B1
@@ -134,17 +135,17 @@ def soft_gate(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
     return Surrogate(gate * advantages, ratio, nowhere, nowhere)
 
 
-def detached_weight(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
+def detached_weight(tokens: Tokens, bounds: Bounds) -> Surrogate:
     """Return stopgrad(clip(r)) A log π. The bounds limit a token's weight but never remove its gradient, whatever the
     sign of the advantage."""
     ratio = ratio_of(tokens.log_ratio_BT).detach()
-    weight = ratio.clamp(1 - clip_low, 1 + clip_high)
+    weight = ratio.clamp(1 - bounds.low, 1 + bounds.high)
     has_advantage = tokens.advantages_B1 != 0
     return Surrogate(
         weight * tokens.advantages_B1 * tokens.logprobs_BT,
         ratio,
-        (ratio < 1 - clip_low) & has_advantage,
-        (ratio > 1 + clip_high) & has_advantage,
+        (ratio < 1 - bounds.low) & has_advantage,
+        (ratio > 1 + bounds.high) & has_advantage,
     )
 
 
@@ -230,14 +231,21 @@ UNBOUNDED_HIGH = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """One objective: its surrogate, its rules, and the defaults of the three settings that may be null."""
+    """One objective: its surrogate, its rules, and the defaults of the four settings that may be null."""
 
     surrogate: SurrogateFunction
     scale_rule: ScaleRule
     alpha_rule: AlphaRule = no_hysteresis
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float | None = None
+    """None if the surrogate has no such bound."""
     advantage_scaling: Scaling = "group"
+
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds of the ratio."""
+        return Bounds(self.clip_low, self.clip_high, self.dual_clip)
 
     @property
     def has_clip(self) -> bool:
@@ -277,9 +285,9 @@ OBJECTIVES: dict[str, Objective] = {
     "maxrl": Objective(token_clip, mean_over_tokens, advantage_scaling="mean"),
     "rloo": Objective(response_clip, mean_of_sums, advantage_scaling="leave_one_out"),
     "reinforce_pp": Objective(token_clip, mean_over_tokens, advantage_scaling="whole_batch"),
-    "grpo_dual_clip": Objective(dual_clip, mean_of_means),
-    "hpo_dual_clip": Objective(dual_clip, mean_over_tokens, fixed),
-    "a_hpo_dual_clip": Objective(dual_clip, mean_over_tokens, adaptive),
+    "grpo_dual_clip": Objective(token_clip, mean_of_means, dual_clip=DUAL_CLIP),
+    "hpo_dual_clip": Objective(token_clip, mean_over_tokens, fixed, dual_clip=DUAL_CLIP),
+    "a_hpo_dual_clip": Objective(token_clip, mean_over_tokens, adaptive, dual_clip=DUAL_CLIP),
 }
 """All objectives by the name that `objective.name` selects."""
 
@@ -291,5 +299,6 @@ def resolve(config: ObjectiveConfig) -> Objective:
         default,
         clip_low=default.clip_low if config.clip_low is None else config.clip_low,
         clip_high=default.clip_high if config.clip_high is None else config.clip_high,
+        dual_clip=default.dual_clip if config.dual_clip is None else config.dual_clip,
         advantage_scaling=config.advantage_scaling or default.advantage_scaling,
     )

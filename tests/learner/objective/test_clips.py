@@ -138,16 +138,21 @@ def test_dual_clip_by_hand(
 
 
 @pytest.mark.parametrize(("name", "base"), DUAL_CLIP.items())
-@given(ratio=st.floats(1e-3, 1e6), advantage=st.integers(-500, 500).map(lambda number: number / 100))
+@given(
+    ratio=st.floats(1e-3, 1e6),
+    advantage=st.integers(-500, 500).map(lambda number: number / 100),
+    dual_clip=st.none() | st.integers(101, 10_000).map(lambda number: number / 100),
+)
 def test_dual_clip_bounds_the_surrogate_of_negative_advantages_and_changes_nothing_else(
-    name: str, base: str, ratio: float, advantage: float
+    name: str, base: str, ratio: float, advantage: float, dual_clip: float | None
 ) -> None:
-    bounded, plain = (one_token(each, ratio, advantage) for each in (name, base))
-    assert bounded[0] >= -3 * abs(advantage) * (1 + 1e-9)
-    if ratio < 2.999 or advantage >= 0:
+    bounded, plain = one_token(name, ratio, advantage, dual_clip=dual_clip), one_token(base, ratio, advantage)
+    bound = 3 if dual_clip is None else dual_clip
+    assert bounded[0] >= -bound * abs(advantage) * (1 + 1e-9)
+    if ratio < bound * 0.9999 or advantage >= 0:
         assert bounded == plain
-    elif ratio > 3.001 and advantage < 0:
-        assert bounded[:2] == (pytest.approx(3 * advantage), 0)
+    elif ratio > bound * 1.0001 and advantage < 0:
+        assert bounded[:2] == (pytest.approx(bound * advantage), 0)
         assert plain[0] <= bounded[0]
 
 
