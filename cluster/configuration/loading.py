@@ -47,24 +47,31 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
 def _loaded(path: Path, layers: list[Any], problems: list[Problem], overrides: Sequence[str]) -> Loaded:
     readable = bool(layers)
+    merged = layers[0] if layers else OmegaConf.create()
     for override in overrides:
         try:
             if not _OVERRIDE.match(override):
                 raise ValueError("expected the name of a setting, followed by = and a value")
-            layers.append(OmegaConf.from_dotlist([override]))
+            merged.merge_with(OmegaConf.from_dotlist([override]))
+        except TypeError:  # OmegaConf's answer to a list in the place of a section
+            problems.append(
+                Problem(override, "a list cannot replace a section", "write it as rollout.workers=4")
+            )
         except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
             problems.append(
                 Problem(override, f"this is not a valid override ({error})", "write it as rollout.workers=4")
             )
-    values = _resolved(OmegaConf.merge(*layers), path, problems) if layers else {}
-    config, schema_problems = validate(RunConfig, values)
+    config, schema_problems = validate(RunConfig, _resolved(merged, path, problems))
     return Loaded(config, (*problems, *schema_problems), readable)
 
 
 def load_run_config(config_file: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read the configuration that a run wrote, perhaps with an earlier version's names, and apply overrides."""
     layers, problems = _read_file(config_file)
-    current = [current_settings(cast(dict[str, Any], OmegaConf.to_container(layer))) for layer in layers]
+    current = [
+        OmegaConf.create(current_settings(cast(dict[str, Any], OmegaConf.to_container(layer))))
+        for layer in layers
+    ]
     return _loaded(config_file, current, problems, overrides)
 
 

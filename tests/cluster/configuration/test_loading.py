@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
@@ -359,6 +359,7 @@ def test_a_key_that_is_not_a_string_in_yaml_is_one_problem(tmp_path: Path, key: 
     key=st.sampled_from(SETTINGS) | st.text(max_size=8),
     value=st.text(alphabet="0aeyn.-_[]{}:,'\"$?!&*#|> \n\t", max_size=8),
 )
+@example(key="task.options", value="-")
 def test_no_override_makes_loading_raise(tmp_path: Path, key: str, value: str) -> None:
     load_config(PROJECT / "configs" / "demo.yaml", [f"{key}={value}"])
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cluster.configuration.objective_checks import check_objective
 from cluster.core.config import ObjectiveConfig, RunConfig
-from learner.objective.objectives import OBJECTIVES, Objective, Surrogate, Tokens
+from learner.objective.objectives import OBJECTIVES, Bounds, Objective, Surrogate, Tokens
 from tests.learner.drawn_batch import MAX_TOKENS, Drawn, DrawnBatch, assert_same_loss
 
 SEEDS = st.integers(0, 10**6)
@@ -281,7 +281,7 @@ def test_alpha_scales_the_loss_of_the_negative_side(seed: int, alpha: float) -> 
 def test_an_entry_of_the_table_is_all_that_an_objective_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its name is valid in a configuration, and batch and loss are its formula: REINFORCE with a constant scale."""
 
-    def log_probability(tokens: Tokens, clip_low: float, clip_high: float) -> Surrogate:
+    def log_probability(tokens: Tokens, bounds: Bounds) -> Surrogate:
         unclipped_BT = torch.zeros_like(tokens.mask_BT)
         values_BT = tokens.advantages_B1 * tokens.logprobs_BT
         return Surrogate(values_BT, torch.ones_like(tokens.logprobs_BT), unclipped_BT, unclipped_BT)
