@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from cluster.core.addresses import parse_address, shown_url
 from cluster.core.config import ClusterConfig
@@ -25,6 +26,8 @@ from cluster.runtime.capacity import Node
 from cluster.runtime.job import code_is_packaged, current_job
 
 PROBE_TIMEOUT_S = 10.0
+LOOPBACK = ("127.0.0.1", "[::1]")
+"""The hosts of an address at which Ray serves this machine alone."""
 _PACKAGES = ("cluster", "rollout", "learner", "reward")
 
 
@@ -51,7 +54,7 @@ def connect(config: ClusterConfig) -> str:
             runtime_env["py_modules"] = [
                 str(Path(importlib.import_module(package).__file__ or "").parent) for package in _PACKAGES
             ]
-        with explained_connection(address):
+        with explained_connection(address), loopback_kept():
             ray.init(runtime_env=runtime_env, **options)
         return f"the Ray cluster at {address}"
 
@@ -62,9 +65,34 @@ def connect(config: ClusterConfig) -> str:
     # DeepSpeed compiles an operator with the ninja that is installed beside Python.
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     runtime_env["env_vars"] = {"PYTHONPATH": search_path, "PATH": programs}
-    with explained_start():
+    with explained_start(), loopback_kept():
         ray.init(runtime_env=runtime_env, **options)
     return "Ray on this machine"
+
+
+@contextmanager
+def loopback_kept() -> Iterator[None]:
+    """Let `ray.init` in the block use 127.0.0.1: a Ray that it starts listens there only, and an address with it is
+    used as it is.
+
+    By default Ray replaces 127.0.0.1 by the address of a network interface, and all servers of a node with such an
+    address listen on all addresses. RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 prevents that on every system, but Ray reads
+    the variable only when it is imported, and child processes that join a cluster must not inherit it.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def cluster_address() -> str:
+    """Return the HOST:PORT under which the connected cluster is reached from all its nodes."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    if host in LOOPBACK:  # then the head of the cluster is this machine, which may have another address in it
+        host = ray.util.get_node_ip_address()
+    return f"{host}:{port}"
 
 
 def probe(address: str) -> None:

@@ -23,7 +23,7 @@ import ray
 from cluster.core.actor import Actor
 from cluster.core.failures import trimmed
 from cluster.runtime.auth import token_sources
-from cluster.runtime.connect import ClusterRefusedError, probe
+from cluster.runtime.connect import ClusterRefusedError, loopback_kept, probe
 from rollout.fleet.fleet import RolloutFleet
 
 NAMESPACE = "hpo-trainer"
@@ -212,7 +212,8 @@ def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str
             f"no Ray cluster answers at {address}: the run {name} has ended, or its cluster has another --address"
         ) from error
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        with loopback_kept():
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError) as error:
         raise NoLiveRunError(
             f"the server at {address} refuses this command. If it is the run's Ray cluster, it requires a token: "

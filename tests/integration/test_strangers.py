@@ -1,4 +1,5 @@
-"""Ray listens on all addresses of a machine, even for a run that uses one machine. Its token keeps others out."""
+"""Without a cluster, no server of Ray listens on an address that another machine reaches. Ray's token keeps out the
+other users of this one."""
 
 from __future__ import annotations
 
@@ -11,12 +12,15 @@ import pytest
 import ray
 
 from cluster.runtime.auth import MODE_VARIABLE, TOKEN_VARIABLES
+from tests.integration.listeners import listeners, reachable_listeners
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 STRANGER = """
 import sys, ray
-ray.init(sys.argv[1], log_to_driver=False)
+from cluster.runtime.connect import loopback_kept
+with loopback_kept():
+    ray.init(sys.argv[1], log_to_driver=False)
 print(ray.get(ray.remote(lambda: "it ran").remote()))
 """
 
@@ -34,6 +38,21 @@ def run_code_on(address: str, environment: dict[str, str]) -> subprocess.Complet
     )
 
 
+class Idle:
+    def here(self) -> str:
+        return ray.util.get_node_ip_address()
+
+
+def test_no_process_of_a_local_ray_listens_on_an_address_that_others_reach() -> None:
+    idle = ray.remote(Idle).options(num_cpus=0.1).remote()
+    address = ray.get(idle.here.remote())
+    names = {name for name, _ in listeners()}
+    assert names >= {"gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::Idle"}
+    assert reachable_listeners() == []
+    assert address == "127.0.0.1"  # which the learner's store and the channels of engines use
+
+
+@pytest.mark.slow
 def test_only_a_process_with_the_token_runs_code_on_a_local_ray(tmp_path: Path) -> None:
     address = ray.get_runtime_context().gcs_address
     owner = run_code_on(address, {MODE_VARIABLE: "token"})

@@ -26,6 +26,7 @@ from tests.integration.engines import (
     sampling_gap,
     save_model,
 )
+from tests.integration.listeners import reachable_listeners
 from tests.integration.publishing import batch, publishing_learner
 
 NEAR, FAR = 1e-4, 1e-3
@@ -173,6 +174,9 @@ async def test_workers_pull_after_a_broadcast_that_fails(
         assert max(gap.largest for gap in gaps) < NEAR
         answer = await engines[0].generate.remote(prompt)
         assert {(one.min_version, one.max_version) for one in answer.responses} == {(2, 2)}
+        assert reachable_listeners() == [], (
+            "the learner's store, the channel and the engines use this machine only"
+        )
 
 
 @pytest.mark.slow

@@ -10,8 +10,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from cluster.core.config import RunConfig
 from cluster.core.errors import RefusedError
 from cluster.core.project import code_version
@@ -19,6 +17,7 @@ from cluster.core.reading import shown_path
 from cluster.run_state.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.run_state.run_directory import RunDirectory
 from cluster.run_state.run_lock import RunInUseError, RunLock, run_lock
+from cluster.runtime.connect import cluster_address
 from cluster.tracking import RunConsole, Tracker, read_metrics
 from cluster.tracking.prometheus import RayMetrics
 from cluster.training.actors import ActorGraph
@@ -95,7 +94,7 @@ def _trained(
         run_directory.write_config(config)
         run_directory.write_code_version(code_version())
         with ray_started(config, console):
-            run_directory.ray_address_file.write_text(ray.get_runtime_context().gcs_address + "\n")
+            run_directory.ray_address_file.write_text(cluster_address() + "\n")
             tracker.attach(RayMetrics(config.name))
             model = prepare_in_cluster(config, console)
             console.stage("reading the prompts")
