@@ -10,7 +10,7 @@ from cluster.commands.exits import refuse
 from cluster.commands.options import OPERATE_PANEL, RunArgument
 from cluster.core.addresses import parse_address
 from cluster.run_state.run_directory import RunDirectory
-from cluster.runtime.auth import send_token_to
+from cluster.runtime.auth import send_no_token, send_token_anywhere, send_token_to
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +27,10 @@ def scale(
         str | None,
         typer.Option(help="Ray cluster of the run (default: the one recorded in the run directory)."),
     ] = None,
+    send_token: Annotated[
+        bool,
+        typer.Option("--send-token", help="Send Ray's token to the cluster, also to that of --address."),
+    ] = False,
 ) -> None:
     """Change the number of rollout workers of a live run.
 
@@ -38,12 +42,18 @@ def scale(
     load the current weights and then take prompts. Removed workers finish
     the prompts that they hold first.
     """
-    recorded = RunDirectory.existing(run_directory).read_ray_address() if address is None else None
+    given = address is not None
     if address is not None:
         parse_address(address, "--address")
-    elif recorded is not None:
-        address = recorded
-        send_token_to(recorded)  # to the run's own cluster only
+    else:
+        address = RunDirectory.existing(run_directory).read_ray_address()
+    # Only the address that the run has recorded is known to be its own.
+    if send_token:
+        send_token_anywhere()
+    elif given:
+        send_no_token()
+    elif address is not None:
+        send_token_to(address)
 
     from cluster.training.control import NoLiveRunError, ScalingRefusedError
     from cluster.training.control import scale as scale_run

@@ -38,6 +38,18 @@ def send_token_to(address: str) -> None:
         os.environ[MODE_VARIABLE] = "token"
 
 
+def send_token_anywhere() -> None:
+    """Let Ray send its token to whatever address it connects to, because the user asks for it. Without a token, Ray
+    would refuse to connect."""
+    if _has_token():
+        os.environ[MODE_VARIABLE] = "token"
+
+
+def send_no_token() -> None:
+    """Let Ray send its token to no address, whatever RAY_AUTH_MODE is. Without this, the address `auto` receives it."""
+    os.environ[MODE_VARIABLE] = "disabled"
+
+
 def listeners(port: int) -> set[int]:
     """Return the ids of the users whose processes listen at a port of this machine."""
     return {user for file in _SOCKETS for user in _listeners(Path(file), port)}

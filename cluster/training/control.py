@@ -217,7 +217,7 @@ def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str
     except (OSError, RuntimeError) as error:
         raise NoLiveRunError(
             f"the server at {address} refuses this command. If it is the run's Ray cluster, it requires a token: "
-            f"RAY_AUTH_MODE=token launch.py scale … sends the token from {token_sources()}"
+            f"launch.py scale … --send-token sends the one from {token_sources()}"
         ) from error
     try:
         mailbox: Actor[Mailbox] = Actor(ray.get_actor(name, NAMESPACE))
