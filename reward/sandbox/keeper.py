@@ -1,10 +1,12 @@
-"""The keeper of one verifier process: `python -m reward.sandbox.keeper MODULE SOCKET_FD PROGRESS_FD PARENT_ID CGROUP`.
+"""The keeper of one verifier process:
+`python -m reward.sandbox.keeper MODULE SOCKET_FD PROGRESS_FD PARENT_ID TAG CGROUP`.
 
     sandbox (process.py) ─▶ keeper ─▶ verifier process (child.py) ─▶ whatever the verifier starts
 
 It forks the verifier process and sleeps until that ends, until the sandbox asks it to end, or until the sandbox's own
 process is gone. Then it kills everything below it: as a subreaper it inherits every process whose parent has ended, so
-none can escape by leaving its session or its parent. Last it removes the temporary directory of the verifier.
+none can escape by leaving its session or its parent. If the keeper itself is killed, the sandbox finds them by the mark
+that it has set. Last it removes the temporary directory of the verifier.
 
 It imports next to nothing before the fork, because there is one keeper for each verifier process.
 """
@@ -21,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 
 from reward.sandbox.cgroup import Cgroup
-from reward.sandbox.processes import descendants, reap, sweep
+from reward.sandbox.processes import descendants, reap, set_mark, sweep
 
 PROGRESS_NUMBERS = 6
 EXIT_STATUS, OUT_OF_MEMORY = 4, 5
@@ -87,6 +89,7 @@ def _wait(verifier_id: int) -> int:
 
 
 if __name__ == "__main__":
-    name, *numbers, group = sys.argv[1:]
+    name, *numbers, tag, group = sys.argv[1:]
     socket, progress, parent = map(int, numbers)
+    set_mark(tag)
     main(name, socket, progress, parent, Cgroup(Path(group)) if group else None)

@@ -19,13 +19,21 @@ from cluster.core.secrets import verifier_environment
 from reward.sandbox.cgroup import Cgroup
 from reward.sandbox.channel import Progress, ProtocolError, ReplyParser, RunnerFailedError, frame, read_start
 from reward.sandbox.directory import VerifierDirectory, remove_abandoned
-from reward.sandbox.processes import descendants, how_it_ended, memory_bytes, sweep, with_environment
+from reward.sandbox.processes import (
+    descendants,
+    how_it_ended,
+    memory_bytes,
+    sweep,
+    with_environment,
+    with_mark,
+)
 from reward.sandbox.spec import Limits, RunnerSpec
 
 logger = logging.getLogger(__name__)
 
 TAG = "HPO_VERIFIER_PROCESS"
-"""The environment variable that identifies the descendants of a process after its keeper is gone."""
+"""The environment variable that identifies the descendants of a process after its keeper is gone. Those that were
+started without it have the mark (`set_mark`)."""
 MARGIN = 1.06
 """The factor by which the kernel's limit is above the configured one, so that a verifier gets a MemoryError first."""
 MAX_UNREAD_REPLIES = 1000
@@ -91,7 +99,7 @@ class VerifierProcess:
         # -P: a file in the working directory must not shadow a module of this project.
         keeper = [sys.executable, "-P", "-m", "reward.sandbox.keeper"]
         return subprocess.Popen(
-            [*keeper, "reward.sandbox.child", *map(str, fds), str(os.getpid()), group],
+            [*keeper, "reward.sandbox.child", *map(str, fds), str(os.getpid()), self._tag, group],
             env=_environment(self._tag, str(self._directory.path)),
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
@@ -195,8 +203,14 @@ class VerifierProcess:
         self._keeper.kill()
         self._keeper.wait()
         if not swept:
-            cgroup, tag = self._cgroup, f"{TAG}={self._tag}".encode()
-            sweep(lambda: with_environment(tag) | (cgroup.members() if cgroup else set()))
+            cgroup, variable = self._cgroup, f"{TAG}={self._tag}".encode()
+            sweep(
+                lambda: (
+                    with_environment(variable)
+                    | with_mark(self._tag)
+                    | (cgroup.members() if cgroup else set())
+                )
+            )
             if cgroup is not None:
                 cgroup.remove()
         self._directory.remove()

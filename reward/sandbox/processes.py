@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import time
 from collections import defaultdict
@@ -11,6 +12,9 @@ from collections.abc import Callable, Iterable
 
 SWEEP_TIMEOUT_S = 10.0
 SWEEP_PAUSE_S = 0.002
+_RLIMIT_LOCKS = 10
+"""A limit that the kernel has not enforced since Linux 2.4, and which every process still inherits from its parent."""
+_SMALLEST_RANGE = 2**32
 _SHARED_MEMORY = ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV")
 _COUNTED = (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:")
 
@@ -39,6 +43,37 @@ def with_environment(entry: bytes) -> set[int]:
             if entry in _read(f"/proc/{process_id}/environ").split(b"\0"):
                 found.add(process_id)
     return found - {os.getpid()}
+
+
+def set_mark(tag: str) -> None:
+    """Mark this process and all its later descendants with `tag`, in hexadecimal digits.
+
+    Unlike a variable, a session or a parent, the mark does not get lost when a program is started, whatever its
+    arguments: it is the limit of file locks. A kernel that refuses to set it leaves the processes without a mark.
+    """
+    if (number := _mark(tag)) is not None:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(_RLIMIT_LOCKS, (number, number))
+
+
+def with_mark(tag: str) -> set[int]:
+    """Return the processes of this machine that run and have the mark of `tag`."""
+    found, number = set(), _mark(tag)
+    for process_id in _process_ids() if number is not None else ():
+        with contextlib.suppress(OSError, IndexError):
+            if resource.prlimit(process_id, _RLIMIT_LOCKS) == (number, number):
+                state = _read(f"/proc/{process_id}/stat").rpartition(b")")[2].split()[0]
+                if state not in (b"Z", b"X"):
+                    found.add(process_id)
+    return found - {os.getpid()}
+
+
+def _mark(tag: str) -> int | None:
+    """Return the number for `tag`, which this process may set; None if too few numbers are left for different ones."""
+    most = resource.getrlimit(_RLIMIT_LOCKS)[1]
+    if most == resource.RLIM_INFINITY:
+        most = 2**62
+    return int(tag, 16) % most if most >= _SMALLEST_RANGE else None
 
 
 def memory_bytes(process_ids: Iterable[int]) -> int:

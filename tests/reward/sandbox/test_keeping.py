@@ -133,6 +133,20 @@ async def test_a_program_without_session_parent_and_environment_ends_with_its_ve
     assert_ends(int(verdict.answer))
 
 
+async def test_such_a_program_ends_also_if_its_verifier_kills_the_keeper(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Cgroup, "create", lambda name, memory_bytes: None)
+    monkeypatch.setenv("ESCAPED", str(tmp_path / "escaped"))
+    async with Sandbox(SPEC, LIMITS, 1) as sandbox:
+        (verdict,) = await scored_by(sandbox, None, ["escape_and_kill_its_keeper"])
+        assert "killed the keeper" in verdict.reason
+    escaped = (tmp_path / "escaped").read_text().split()
+    assert len(escaped) == 2, "the response is scored once more, in a new process"
+    for process_id in escaped:
+        assert_ends(int(process_id))
+
+
 async def test_the_temporary_directory_of_a_verifier_is_removed() -> None:
     async with Sandbox(SPEC, LIMITS, 1) as sandbox:
         left, hanging = await scored_by(sandbox, None, ["leave_a_file", "exit_at_once"])

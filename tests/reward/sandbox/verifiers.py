@@ -145,6 +145,13 @@ def escape_and_hang() -> None:
     hang()
 
 
+def escape_and_kill_its_keeper() -> None:
+    """Leave a program, append its id to the file `ESCAPED` of the environment, and kill the keeper."""
+    with open(os.environ["ESCAPED"], "a") as file:
+        file.write(f"{escape().answer}\n")
+    kill_its_keeper()
+
+
 def leave_a_file() -> Verdict:
     """Return the directory of a temporary file that is left."""
     fd, name = tempfile.mkstemp()
@@ -259,6 +266,7 @@ DEEDS: dict[str, Callable[[], Any]] = {
         escape,
         escape_and_exit,
         escape_and_hang,
+        escape_and_kill_its_keeper,
         leave_a_file,
         flood_the_channel,
         exit_at_once,
