@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
+from cluster.core.reading import read_object
 from cluster.models.published import PUBLISHED
 from cluster.models.source import described_directory, locate
 from cluster.models.starter import find_starter, starter_tasks
@@ -79,7 +79,6 @@ def _model_configuration(config: RunConfig) -> dict[str, Any]:
         directory = described_directory(config)
         if directory is None:
             return dict(PUBLISHED.get(config.model.source, {}))
-        known = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except ValueError:  # check_model reports a missing model; loading reports invalid JSON
+        return read_object(directory / "config.json")
+    except (OSError, ValueError):  # check_model reports a missing model; loading reports invalid JSON
         return {}
-    return known if isinstance(known, dict) else {}

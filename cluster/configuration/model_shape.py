@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.core.config import RunConfig
+from cluster.core.reading import read_object
 from cluster.models.published import PUBLISHED
 from cluster.models.source import described_directory
 from cluster.models.starter import find_starter
@@ -145,10 +145,8 @@ def find_shape(config: RunConfig) -> ModelShape:
             "config.json)"
         )
     try:
-        known = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        known = read_object(directory / "config.json")
         stored = sum(math.prod(shape) for shape in checkpoint_shapes(directory).values())
     except (OSError, ValueError) as error:
         raise UnknownShapeError(f"its files cannot be read ({error})") from error
-    if not isinstance(known, dict):
-        raise UnknownShapeError("its config.json is not a mapping")
     return ModelShape.from_config(known, stored or None)

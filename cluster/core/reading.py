@@ -1,7 +1,8 @@
 """Read files that may be anything: missing, a directory, a named pipe, a device, binary, truncated.
 
-Everything that a command reads of a run directory, or by a name from the user, is read here. The functions never wait
-for another process, never read without a limit, and refuse what they cannot use in one line.
+Everything that a command reads of a run directory, or by a name from the user, is read here; what it writes goes
+through `cluster/core/files.py`. The functions never wait for another process, never read without a limit, and refuse
+what they cannot use in one line. tests/test_architecture.py lists the modules that may open a file themselves.
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ def open_regular(path: Path, *, flags: int = os.O_RDONLY) -> int:
     """
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer.
-        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode=0o666)
     except FileNotFoundError:
         raise
     except OSError as error:
+        cannot = "cannot be written" if flags & os.O_ACCMODE else "cannot be read"
         raise RefusedError(
-            f"{shown_path(path)}: {_not_a_file(path) or f'cannot be read ({error.strerror})'}; {FIX}"
+            f"{shown_path(path)}: {_not_a_file(path) or f'{cannot} ({error.strerror})'}; {FIX}"
         ) from error
     except ValueError as error:  # a null character in the path
         raise RefusedError(f"{shown_path(path)}: this is not a path ({error}); {FIX}") from error
@@ -174,6 +176,31 @@ def read_mapping(path: Path) -> dict[str, Any]:
         content = "nothing" if found is None else type(found).__name__
         raise RefusedError(f"{shown_path(path)}: expected a mapping of settings, found {content}; {FIX}")
     return found
+
+
+def refuse_special_files(directory: Path, *, below: bool = False) -> None:
+    """Refuse a directory that a library is going to read, if it has a pipe, a socket or a device in it: the library
+    would wait indefinitely, or read without end. Hidden entries, and links that lead nowhere, are left out.
+
+    Args:
+        below: Whether the directories in it are looked at as well.
+
+    Raises:
+        RefusedError: if it has one. The message names it.
+    """
+    for folder, folders, names in os.walk(directory):
+        folders[:] = [name for name in folders if below and not name.startswith(".")]
+        for name in sorted(names):
+            file = Path(folder, name)
+            if name.startswith(".") or not (file.is_fifo() or file.is_socket() or _is_device(file)):
+                continue
+            raise RefusedError(
+                f"{shown_path(file)}: this is {kind_of(file.stat())}, and not a file; move it away"
+            )
+
+
+def _is_device(file: Path) -> bool:
+    return file.is_char_device() or file.is_block_device()
 
 
 def kind_of(status: os.stat_result) -> str | None:

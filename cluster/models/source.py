@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any, Literal
 
 from cluster.core.config import ModelConfig, RunConfig
 from cluster.core.files import new_directory
+from cluster.core.reading import open_regular, refuse_special_files
 from cluster.core.renamed import former_starter_key
 from cluster.models.starter import build_starter, starter_key
 
@@ -67,6 +69,7 @@ def locate(model: ModelConfig, hub_token: str | None = None) -> ModelSource:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{source} is not a Hugging Face model directory: it has no config.json")
+        refuse_special_files(path)
         return ModelSource("directory", str(path.resolve()))
     if _is_hub_id(source):
         return ModelSource("hub", _known_to_hub(source, hub_token))
@@ -80,7 +83,7 @@ def _is_hub_id(source: str) -> bool:
 
 def _magic(path: Path) -> bytes:
     """Return the first four bytes of a file, which identify its format."""
-    with open(path, "rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         return file.read(4)
 
 

@@ -7,9 +7,12 @@ Names and shapes are read from the headers alone. Source of the format: https://
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from cluster.core.reading import open_regular
 
 
 def checkpoint_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -21,12 +24,20 @@ def checkpoint_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(directory.glob("*.safetensors")):
         try:
-            with open(path, "rb") as file:
+            with os.fdopen(open_regular(path), "rb") as file:
                 header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             shapes |= {
                 name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
             }
-        except (AttributeError, KeyError, TypeError, OverflowError, MemoryError, ValueError) as error:
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            MemoryError,
+            RecursionError,
+            ValueError,
+        ) as error:
             raise ValueError(f"{path} is not a safetensors file, or is damaged") from error
     return shapes
 

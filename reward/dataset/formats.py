@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.core.reading import open_regular
 from reward.dataset.values import DataError, Located, Row, describe, one_line, plain_rows, refuse
 
 if TYPE_CHECKING:
@@ -53,9 +55,10 @@ def read_file(path: Path, name: str, delimiter: str | None = None) -> list[Locat
 
 def _rows(path: Path, name: str, delimiter: str | None) -> Iterable[Located]:
     suffix = suffix_of(name)
-    if suffix == ".parquet":
-        return read_parquet(path, name)
-    data = path.read_bytes()
+    with os.fdopen(open_regular(path), "rb") as file:
+        if suffix == ".parquet":
+            return read_parquet(path, name)
+        data = file.read()
     if name.lower().endswith(_COMPRESSED):
         data = gzip.decompress(data)
     match suffix:

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.core.reading import read_bytes, refuse_special_files
 from reward.dataset.formats import SUFFIXES, read_file, suffix_of, table_rows
 from reward.dataset.values import DataError, Located, plain_rows
 
@@ -44,6 +45,7 @@ def splits_of(source: str, subset: str | None) -> Splits:
         raise DataError("the source of the data is empty text; name a file, a directory or a hub id")
     path = Path(os.path.expanduser(source))
     if path.is_dir():
+        refuse_special_files(path, below=True)  # `datasets` would wait for a pipe
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return _saved(path, source)
         _refuse_several_formats(path, source)
@@ -75,7 +77,7 @@ def _refuse_several_formats(directory: Path, source: str) -> None:
     A card that lists the data files makes the choice.
     """
     card = directory / "README.md"
-    if card.is_file() and b"data_files" in card.read_bytes():
+    if card.is_file() and b"data_files" in read_bytes(card):
         return
     files = [path for path in directory.rglob("*") if not _is_hidden(path.relative_to(directory))]
     found = {_format_of(file.name) for file in files if file.name not in _IGNORED_JSON and file.is_file()} - {

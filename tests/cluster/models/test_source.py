@@ -357,3 +357,12 @@ def test_two_concurrent_builds_both_get_the_model(tmp_path: Path, monkeypatch: p
     directory = prepare_model(config(tmp_path), progress=print)
     assert len(built) == 2
     assert list(tmp_path.iterdir()) == [directory]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_pipe_in_the_directory_of_a_model_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=r"named pipe|has no config\.json"):
+        locate(ModelConfig(source=str(tmp_path)))

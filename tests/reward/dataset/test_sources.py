@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,3 +253,14 @@ def test_no_type_of_exception_passes_the_wall(kind: type[Exception], monkeypatch
     ) as error:
         read_rows("some/data", None, "train")
     assert "\n" not in str(error.value).encode().decode()
+
+
+@pytest.mark.parametrize(
+    "name", ["train.jsonl", "README.md", "part/train.jsonl", "data-00000-of-00001.arrow"]
+)
+def test_a_pipe_in_a_directory_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    write_jsonl(tmp_path / "other.jsonl", [{"a": 1}])
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=f"{name}: this is a named pipe"):
+        read_splits(str(tmp_path))
