@@ -253,6 +253,62 @@ def test_the_pure_cores_need_neither_ray_nor_torch(module: str) -> None:
     assert not loaded & {"torch", "ray", "vllm"}
 
 
+OPENERS = {
+    # Named by the user, or in a run directory: never directly.
+    "cluster/core/reading.py": "the functions that read",
+    "cluster/core/files.py": "the functions that write",
+    "cluster/core/output.py": "the null device",
+    "cluster/core/shared_memory.py": "descriptors of our own processes",
+    "cluster/run_state/lock_file.py": "looks at the kind of the lock first, and follows no link; /proc",
+    "cluster/run_state/checkpoints.py": "marks a directory that it has just made, and flushes entries of directories",
+    "cluster/tracking/jsonl.py": "flushes the entries of a directory",
+    "cluster/runtime/auth.py": "the kernel's tables of sockets",
+    "cluster/commands/doctor/examination.py": "a file of this project; a file with a new random name",
+    "cluster/commands/docs.py": "pages of this project",
+    "learner/engine/process_setup.py": "locks of torch's extensions in their own cache",
+    "rollout/weights/node_files.py": "our own files in shared memory",
+    "rollout/weights/shared_memory.py": "our own files in shared memory",
+    "rollout/weights/pull.py": "our own files in shared memory",
+    "rollout/weights/lora_update.py": "our own files in shared memory",
+    "reward/sandbox/cgroup.py": "control groups and /proc",
+    "reward/sandbox/directory.py": "directories of the sandbox",
+    "reward/sandbox/processes.py": "/proc",
+}
+"""The modules that open files themselves, with what they open."""
+OPENING = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "touch", "safe_open"}
+
+
+def opened_in(source: str) -> set[str]:
+    """Return the calls in a module that open a file by its path, such as `path.read_text` and `open`."""
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return {
+        ast.unparse(call)
+        for call in calls
+        if (isinstance(call, ast.Attribute) and call.attr in OPENING)
+        or (isinstance(call, ast.Name) and call.id in {"open", "safe_open"})
+    }
+
+
+def test_the_calls_that_open_files_are_seen() -> None:
+    source = (
+        "open('x'); os.open('x', 0); path.read_text(); read_text(path); path.touch(); self.path.open('a')"
+    )
+    assert opened_in(source) == {"open", "os.open", "path.read_text", "path.touch", "self.path.open"}
+
+
+def test_files_are_opened_by_the_functions_that_never_wait_for_a_pipe() -> None:
+    """A file of a run directory, or one that a user names, may be anything: only `cluster/core/reading.py` and
+    `cluster/core/files.py` know that."""
+    found = {
+        str(file.relative_to(PROJECT)): calls
+        for room in ROOMS
+        for file in sources(room)
+        if (calls := opened_in(file.read_text(encoding="utf-8")))
+    }
+    assert {module: calls for module, calls in found.items() if module not in OPENERS} == {}
+    assert OPENERS.keys() <= found.keys(), "a module no longer opens files: remove its row"
+
+
 def project_table() -> dict[str, Any]:
     return tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

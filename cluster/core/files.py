@@ -1,7 +1,8 @@
-"""Files and directories that appear whole or not at all, and the locks between processes.
+"""Files and directories that appear whole or not at all, files that grow, and the locks between processes.
 
 A crash at any moment leaves the old content or the new content under a name, never a part of it. Every other module
-uses these functions instead of `os.replace` and `fcntl`.
+uses these functions instead of `os.replace` and `fcntl`. None of them waits for a pipe: see also
+`cluster/core/reading.py`, which has the functions that read.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import platform
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO, cast
 
-from cluster.core.reading import open_own
+from cluster.core.errors import RefusedError
+from cluster.core.reading import kind_of, open_own, open_regular, shown_path
 from cluster.core.text import utf8_text
 
 _LOCK = "lock"
@@ -30,13 +32,15 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
     `utf8_text`.
 
     A reader sees the old content or the new content. If writing fails, the old file stays and the temporary file is
-    deleted. A killed process may leave its temporary file, named `.NAME.XXXXXXXX.partial`.
+    deleted. A killed process may leave its temporary file, named `.NAME.XXXXXXXX.partial`. A pipe, a socket, a device
+    or a link at `path` is replaced and never opened.
 
     Args:
         durable: Whether the content is flushed to the disk before the rename, so that the same holds after a power
             failure.
 
     Raises:
+        RefusedError: if `path` is a directory.
         OSError: if the file cannot be written.
     """
     data = utf8_text(content).encode() if isinstance(content, str) else content
@@ -48,9 +52,75 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except IsADirectoryError as error:
+        temporary.unlink(missing_ok=True)
+        raise RefusedError(
+            f"{shown_path(path)}: this is a directory, and a file is to be written there; move it away"
+        ) from error
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno is not None:
+            error.filename, error.filename2 = os.fspath(path), None  # the name that the user knows
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def open_to_append(path: Path, *, errors: str = "strict") -> TextIO:
+    """Open the regular file at `path` to append UTF-8 text, without waiting. A file that does not exist is made.
+
+    Args:
+        errors: The treatment of characters that UTF-8 lacks, as for `open`.
+
+    Raises:
+        RefusedError: if it is not a regular file, or cannot be written.
+        OSError: if its directory does not exist.
+    """
+    descriptor = open_regular(path, flags=os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    return cast("TextIO", os.fdopen(descriptor, "a", encoding="utf-8", errors=errors))
+
+
+def refuse_obstacles(
+    root: Path, directories: Iterable[str], files: Iterable[str], grow: Iterable[str], remedy: str
+) -> None:
+    """Refuse if something else is in the place of a directory or a file that a command is going to write, before the
+    command has started anything. What does not exist is no obstacle.
+
+    Args:
+        root: The directory to which the names are relative.
+        directories: The names of directories, the outer ones first.
+        files: The names of files, with `*` for any text. They may be replaced as a whole.
+        grow: The same for files to which lines are appended. This process must be able to read and write them.
+        remedy: The end of the message.
+
+    Raises:
+        RefusedError: if there is an obstacle. The message names it.
+    """
+    for name in directories:
+        _refuse_obstacle(root / name, remedy, directory=True, access=os.R_OK | os.W_OK | os.X_OK)
+    for names, access in ((files, 0), (grow, os.R_OK | os.W_OK)):
+        for name in names:
+            for file in sorted(root.glob(name)) if "*" in name else [root / name]:
+                _refuse_obstacle(file, remedy, directory=False, access=access)
+
+
+def _refuse_obstacle(path: Path, remedy: str, *, directory: bool, access: int) -> None:
+    try:
+        kind = kind_of(path.stat()) or "a file"
+        if kind != ("a directory" if directory else "a file"):
+            fault = f"this is {kind}, and not {'a directory' if directory else 'a file'}"
+        elif access and not os.access(path, access):
+            fault = "this process may not read and write it"
+        else:
+            return
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return
+        fault = "this is a symbolic link that leads nowhere"
+    except (OSError, ValueError) as error:  # a circle of links, a name that is too long, a null character
+        fault = f"it cannot be examined ({getattr(error, 'strerror', None) or error})"
+    raise RefusedError(f"{shown_path(path)}: {fault}; {remedy}")
 
 
 @contextmanager

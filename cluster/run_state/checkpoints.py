@@ -332,7 +332,7 @@ def _mebibytes(size: int) -> str:
 
 def _sync(path: Path) -> None:
     """Flush a file's content, or a directory's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.fsync(descriptor)
     finally:

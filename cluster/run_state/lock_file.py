@@ -238,8 +238,6 @@ class _Examination:
             OSError: if it cannot be examined.
         """
         try:
-            if not stat.S_ISREG(self._path.lstat().st_mode):
-                raise OSError(errno.EINVAL, "it is not a regular file; move it away", str(self._path))
             file = _opened(self._path)
         except FileNotFoundError:
             return _Verdict.GONE, None
@@ -333,11 +331,19 @@ def _take_away(file: IO[str], path: Path) -> None:
 
 
 def _opened(path: Path) -> IO[str]:
-    """Open the file for reading, and for writing if possible, because NFS locks only files that may be written."""
+    """Open the file for reading, and for writing if possible, because NFS locks only files that may be written. Links
+    are not followed, and pipes are not waited for.
+
+    Raises:
+        OSError: if it is not a regular file, or cannot be opened.
+    """
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file; move it away", str(path))
+    flags = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return open(path, "r+", encoding="utf-8")
+        return os.fdopen(os.open(path, os.O_RDWR | flags), "r+", encoding="utf-8")
     except PermissionError:
-        return open(path, encoding="utf-8")
+        return os.fdopen(os.open(path, os.O_RDONLY | flags), encoding="utf-8")
 
 
 def _now_s() -> float:
@@ -347,7 +353,7 @@ def _now_s() -> float:
 
 def _holder_at(path: Path) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
+        with _opened(path) as file:
             return str(Holder.read(file) or "another process")
     except OSError:
         return "no one"

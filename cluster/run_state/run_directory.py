@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from cluster.core.addresses import parse_address
 from cluster.core.config import RunConfig
 from cluster.core.errors import RefusedError
-from cluster.core.files import write_atomically
+from cluster.core.files import refuse_obstacles, write_atomically
 from cluster.core.reading import FIX, read_mapping, read_object, read_text, shown_path
 from cluster.core.renamed import current_settings
 from cluster.core.text import json_text
+from cluster.run_state.run_entries import DIRECTORIES, FILES, GROWING_FILES
 
 README = """\
 # {name}
@@ -50,9 +51,10 @@ Read the metrics with `pandas.read_json("metrics.jsonl", lines=True)`.
 A newer version may have renamed settings of `config.yaml`. Then `launch.py train` reports the new name of each.
 """
 
-
 ABSENT = "(absent)"
 """The value that is shown for an option that a configuration lacks."""
+_WANDB_ID = re.compile(r"[^\s\x00-\x20\x7f/\\#?%:]{1,128}")
+"""The ids that W&B accepts."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -221,6 +223,14 @@ class RunDirectory:
             directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.readme_file, README.format(name=self.path.name), durable=True)
 
+    def refuse_obstacles(self, remedy: str = "move it away, or choose another name=NAME") -> None:
+        """Refuse if a pipe, a link that leads nowhere or the like is in the place of anything that a command writes.
+
+        Raises:
+            RefusedError: if so. The message names it and ends with `remedy`.
+        """
+        refuse_obstacles(self.path, DIRECTORIES, FILES, GROWING_FILES, remedy)
+
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved configuration as YAML, with paths as strings."""
         # Not with `allow_unicode`: PyYAML would write U+0085 in a form that it reads back as a space.
@@ -256,6 +266,10 @@ class RunDirectory:
         except FileNotFoundError:
             return ""
 
+    def write_ray_address(self, address: str) -> None:
+        """Write the address of the Ray cluster in which the run is started."""
+        write_atomically(self.ray_address_file, f"{address}\n")
+
     def read_ray_address(self) -> str | None:
         """Read the address of the Ray cluster in which the run was last started; None if it has not recorded it.
 
@@ -268,6 +282,28 @@ class RunDirectory:
             return None
         parse_address(address, shown_path(self.ray_address_file))
         return address
+
+    def write_wandb_run_id(self, run_id: str) -> None:
+        """Write the id of the W&B run in which the run is shown."""
+        self.wandb.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.wandb_run_id_file, f"{run_id}\n")
+
+    def read_wandb_run_id(self) -> str | None:
+        """Read the id of the W&B run in which the run is shown; None if it has not recorded it.
+
+        Raises:
+            RefusedError: if the file cannot be read, or has something else than an id.
+        """
+        try:
+            run_id = read_text(self.wandb_run_id_file).strip()
+        except FileNotFoundError:
+            return None
+        if run_id and not _WANDB_ID.fullmatch(run_id):
+            raise RefusedError(
+                f"{shown_path(self.wandb_run_id_file)}: this is not the id of a W&B run; restore it from a copy, or "
+                "delete it, so that W&B shows the run as a new one"
+            )
+        return run_id or None
 
     def differences(self, config: RunConfig) -> list[str]:
         """Return the changes from the saved configuration to `config`: `learner.learning_rate: 0.0002 -> 0.0003`.

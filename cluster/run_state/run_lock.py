@@ -62,8 +62,14 @@ def run_lock(directory: Path, say: Callable[[str], None] = lambda _: None) -> It
         say: Told once if it takes up to a minute to find out whether a holder on another machine lives.
 
     Raises:
-        RunInUseError: if another live process holds the lock, or it cannot be written.
+        RunInUseError: if another live process holds the lock, it cannot be written, or `directory` is a link that leads
+            nowhere. Nothing is made at its end.
     """
+    if directory.is_symlink() and not directory.exists():
+        raise RunInUseError(
+            f"{directory} cannot be locked: this is a symbolic link that leads nowhere; move it away, or choose "
+            "another name"
+        )
     paths = lock_paths(directory)
     if (outer := _held.get(paths[0])) is not None:
         yield outer
@@ -102,5 +108,7 @@ def lock_paths(directory: Path) -> list[Path]:
     """Return the paths of the locks of a directory: one, or two if the directory is a symbolic link, because it can be
     reached by both of its names."""
     absolute = Path(os.path.abspath(directory))
-    by_name, by_target = absolute.parent.resolve() / absolute.name, absolute.resolve()
+    # Unlike `Path.resolve`, `realpath` accepts links that lead in a circle.
+    by_name = Path(os.path.realpath(absolute.parent)) / absolute.name
+    by_target = Path(os.path.realpath(absolute))
     return [path.with_name(f".{path.name}.lock") for path in dict.fromkeys((by_name, by_target))]

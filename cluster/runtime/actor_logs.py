@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from cluster.core.files import open_to_append
 from cluster.core.secrets import hide_secrets
 
 LOG_FILE_VARIABLE = "HPO_TRAINER_LOG_FILE"
@@ -32,7 +33,7 @@ def redirect_output() -> None:
     if path is None:
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab", buffering=0) as file:
+    with open_to_append(Path(path)) as file:
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(file.fileno(), 1)

@@ -23,6 +23,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from cluster.core.errors import RefusedError
+from cluster.core.files import open_to_append
 from cluster.core.output import TolerantStream, tolerant
 from cluster.core.text import json_text, plain_text
 from cluster.tracking.console_view import View, live, plain_line, summary_rows
@@ -189,7 +191,7 @@ class RunConsole:
             self._noted.add(stream.lost)
             note = f"the console was lost ({stream.lost}); its output continues here"
             text = f"{_with_time(note).plain}\n{text}"
-        with suppress(OSError), self._rest.open("a", encoding="utf-8", errors="replace") as rest:
+        with suppress(OSError, RefusedError), open_to_append(self._rest, errors="replace") as rest:
             rest.write(f"{text}\n")
 
 

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster.core.errors import RefusedError
-from cluster.core.files import write_atomically
-from cluster.core.reading import FIX, RECORD_MIB, object_of, open_regular, read_bytes, shown_path
+from cluster.core.files import open_to_append, write_atomically
+from cluster.core.reading import FIX, RECORD_MIB, object_of, open_regular, read_bytes, read_text, shown_path
 from cluster.core.renamed import current_row
 from cluster.core.text import json_text
 from cluster.run_state.run_lock import RunDirectoryLostError
@@ -39,7 +39,7 @@ class MetricsFile:
 
     Raises:
         OSError: if the file cannot be opened or written (on a full disk, for example).
-        RefusedError: if a line other than the last one is broken.
+        RefusedError: if a line other than the last one is broken, or a file is not a regular one.
     """
 
     def __init__(self, path: Path, superseded: Path) -> None:
@@ -47,7 +47,7 @@ class MetricsFile:
         self._superseded = superseded
         _cut_half_written_line(path)
         self._last_step = max((row["step"] for row in read_metrics(path)), default=-1)
-        self._stream = path.open("a", encoding="utf-8")
+        self._stream = open_to_append(path)
         self._opened = os.fstat(self._stream.fileno())
 
     def log(
@@ -113,18 +113,20 @@ class MetricsFile:
 
         After a crash in between, moved lines may be in both files, but none is lost.
         """
-        with self._path.open(encoding="utf-8", newline="\n") as stream:  # as `read_metrics` divides it
-            lines = stream.readlines()
+        lines = (
+            read_text(self._path, RECORD_MIB).removesuffix("\n").split("\n")
+        )  # as `read_metrics` divides it
+        lines = [f"{line}\n" for line in lines if line]
         later = [line for line in lines if json.loads(line)["step"] > step]
         if later:
-            with self._superseded.open("a", encoding="utf-8") as stream:
+            with open_to_append(self._superseded) as stream:
                 stream.writelines(later)
                 stream.flush()
                 os.fsync(stream.fileno())
             self._stream.close()
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             write_atomically(self._path, "".join(kept), durable=True)
-            self._stream = self._path.open("a", encoding="utf-8")
+            self._stream = open_to_append(self._path)
             self._opened = os.fstat(self._stream.fileno())
         self._last_step = min(self._last_step, step)
         return len(later)
@@ -199,10 +201,11 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
 
 def _cut_half_written_line(path: Path) -> None:
     """Remove a last line without an end, which a crash may leave. The resumed run repeats that step anyway."""
-    if not path.exists():
+    try:
+        content = read_bytes(path, RECORD_MIB)
+    except FileNotFoundError:
         return
-    content = read_bytes(path, RECORD_MIB)
     complete = content.rfind(b"\n") + 1
     if complete < len(content):
-        with path.open("r+b") as stream:
+        with os.fdopen(open_regular(path, flags=os.O_RDWR), "r+b") as stream:
             stream.truncate(complete)

@@ -39,12 +39,15 @@ Job = Callable[[Any], None]
 
 
 class WandbSink:
-    """Sends metrics, sample tables and the summary to W&B, in order, and never raises.
+    """Sends metrics, sample tables and the summary to W&B, in order, and never raises once it is made.
 
     W&B only appends. Steps that a resumed run repeats (those up to `shown_step`) are not sent again, so W&B keeps their
     first version.
 
     `notify` is called, mostly from the sink's thread, with the address of the run's page and with warnings.
+
+    Raises:
+        RefusedError: if the run directory's id of the W&B run cannot be read.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class WandbSink:
         if config.tracking.wandb == "disabled":
             self.off_reason = "as configured"
         else:
-            self.run_id = self._kept_id() or resumed_id or secrets.token_hex(6)
+            self.run_id = run_directory.read_wandb_run_id() or resumed_id or secrets.token_hex(6)
             self._thread = threading.Thread(target=self._work, name="wandb-sink", daemon=True)
             self._thread.start()
 
@@ -202,7 +205,8 @@ class WandbSink:
         if self.off_reason is not None:
             raise TimeoutError(self.off_reason)  # `close` has stopped waiting for this thread
         tracking = self._config.tracking
-        self._keep_id()
+        assert self.run_id is not None
+        self._run_directory.write_wandb_run_id(self.run_id)
         run = wandb.init(
             mode=mode,  # type: ignore[arg-type]
             dir=self._run_directory.path,  # wandb makes `wandb/` in it
@@ -233,17 +237,6 @@ class WandbSink:
             self._notify(f"the checkpoint of step {step} was not uploaded to W&B: {_one_line(error)}")
         else:
             run.log_artifact(artifact, aliases=[f"step-{step}"])
-
-    def _kept_id(self) -> str:
-        try:
-            return self._run_directory.wandb_run_id_file.read_text(encoding="utf-8").strip()
-        except OSError:
-            return ""
-
-    def _keep_id(self) -> None:
-        file = self._run_directory.wandb_run_id_file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{self.run_id}\n", encoding="utf-8")
 
     def _tear_down(self) -> None:
         """End wandb's service process, so that wandb's own exit hook does not wait for it."""

@@ -8,6 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster.core.reading import read_text, shown_path
+from learner.state.state_files import CheckpointError
 
 FILE_NAME = "description.json"
 
@@ -27,6 +31,21 @@ class StateDescription:
     def to_json(self) -> str:
         """Return the content of `description.json`."""
         return json.dumps(asdict(self))
+
+    @staticmethod
+    def read(directory: Path) -> StateDescription:
+        """Read the description in the directory of a learner's state.
+
+        Raises:
+            CheckpointError: if it does not exist, or cannot be read.
+        """
+        file = directory / FILE_NAME
+        try:
+            return StateDescription.from_json(read_text(file))
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{shown_path(file)} cannot be read: {' '.join(str(error).split())}; restore the checkpoint from a copy"
+            ) from error
 
     @staticmethod
     def from_json(text: str) -> StateDescription:

@@ -38,7 +38,7 @@ def seal(file: Path) -> FileRecord:
     Raises:
         OSError: if the file cannot be read or synchronized.
     """
-    with open(file, "rb") as stream:
+    with os.fdopen(open_regular(file), "rb") as stream:
         os.fsync(stream.fileno())
     return record(file)
 

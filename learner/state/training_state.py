@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from cluster.core.actor_options import LearnerOptions
+from cluster.core.files import write_atomically
 from learner.state.state_description import FILE_NAME, StateDescription, obstacle, other_model, resizing
 from learner.state.state_files import CheckpointError, CheckpointWriteError, FileRecord, seal, why_not_written
 
@@ -50,7 +51,7 @@ def save_training_state(
         (directory / "random").mkdir(exist_ok=True)
         save_random_state(_random_file(directory, rank))
         if rank == 0:
-            (directory / FILE_NAME).write_text(describe(engine, options).to_json(), encoding="utf-8")
+            write_atomically(directory / FILE_NAME, describe(engine, options).to_json())
         return {file: seal(file) for file in directory.rglob("*") if file.is_file() and _writer(file) == rank}
     except (OSError, RuntimeError) as error:  # torch.save says RuntimeError on a full disk
         if (why := why_not_written(error, directory)) is None:
@@ -70,10 +71,7 @@ def load_training_state(
     Raises:
         CheckpointError: if the state belongs to another model, or cannot be read with these settings.
     """
-    try:
-        saved = StateDescription.from_json((directory / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / FILE_NAME} cannot be read: {error}") from error
+    saved = StateDescription.read(directory)
     learner = options.learner
     obstacle_found = obstacle(saved, options.dtype, learner.zero_stage) or other_model(
         saved, describe(engine, options)

@@ -26,7 +26,7 @@ from cluster.commands.compare.results import (
 from cluster.commands.compare.trials import State, Trial, last_line, run_trials, trials_of
 from cluster.commands.compare.tuning import Tuned, tuned_by, tuning_notes
 from cluster.commands.report.figures import png
-from cluster.core.files import write_atomically
+from cluster.core.files import refuse_obstacles, write_atomically
 from cluster.core.project import code_version
 from cluster.core.text import json_text
 from cluster.metrics.run_measures import PASS_AT_1, REWARD, Row, curve
@@ -35,6 +35,8 @@ from cluster.run_state.run_lock import run_lock
 from cluster.tracking.formats import duration
 from cluster.tracking.jsonl import read_metrics
 
+RESULTS = ("comparison.json", "comparison.md", "*.png")
+"""The files of a comparison's results in its directory."""
 PLAIN_PROGRESS_S = 60.0
 """The interval of progress messages where no live view is shown."""
 STYLES = {State.WAITING: "dim", State.RUNNING: "cyan", State.FINISHED: "green", State.FAILED: "bold red"}
@@ -65,8 +67,17 @@ def run_comparison(
         refuse_other_settings(plan.runs)
     tuned = None
     with ExitStack() as locks:
-        if not only_table:
-            for plan in plans:
+        for plan in plans:
+            refuse_obstacles(
+                plan.directory,
+                (".", "logs"),
+                RESULTS,
+                ("logs/*.log",),
+                "move it away, or choose another name",
+            )
+            if not only_table:
+                for run in plan.runs:
+                    RunDirectory(run.config.run_directory).refuse_obstacles("move it away")
                 locks.enter_context(
                     run_lock(plan.directory, lambda text: console.print(text, soft_wrap=True))
                 )

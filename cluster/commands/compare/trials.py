@@ -20,6 +20,8 @@ import psutil
 
 from cluster.commands.compare.plan import Comparison, PlannedRun, Tuning
 from cluster.core import ending
+from cluster.core.files import open_to_append
+from cluster.core.reading import RECORD_MIB, read_bytes
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime import signals
 
@@ -105,7 +107,7 @@ def run_trials(
 
 def _start(trial: Trial, command: Sequence[str]) -> None:
     trial.log_file.parent.mkdir(parents=True, exist_ok=True)
-    with trial.log_file.open("ab") as log:
+    with open_to_append(trial.log_file) as log:
         trial.process = subprocess.Popen(
             [*command, "train", *trial.run.arguments],
             stdin=subprocess.DEVNULL,
@@ -156,6 +158,7 @@ def _stop(running: Sequence[Trial]) -> None:
 
 def last_line(log_file: Path) -> str:
     """Return the last line that a training printed, which usually is the reason why it stopped."""
-    lines = [line.strip() for line in log_file.read_text(encoding="utf-8", errors="replace").splitlines()]
+    text = read_bytes(log_file, RECORD_MIB).decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines()]
     messages = [line for line in lines if line and "logs: " not in line]
     return messages[-1] if messages else "it printed nothing"

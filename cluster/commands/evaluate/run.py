@@ -68,6 +68,7 @@ def evaluate_in(
             f"{shown_path(directory.path)}: this is the directory of a run; choose another name with name=NAME"
         )
     with run_lock(directory.path, console.event) as lock:
+        directory.refuse_obstacles()
         console.continue_in(directory.console_log)
         return _evaluated(config, split, console, directory, lock, whole_fleet)
 

@@ -37,9 +37,10 @@ def plan_export(
     """Find the checkpoint of `step`, or the newest one, and everything else that the export needs. Start nothing.
 
     Raises:
-        ExportRefusedError: if something is missing, damaged or in the way.
+        RefusedError: if something is missing, damaged or in the way.
     """
     run, config = _opened(run_directory)
+    run.export.refuse_obstacles("move it away")
     if address:
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": address})})
     try:

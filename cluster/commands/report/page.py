@@ -44,7 +44,7 @@ def write_report(paths: Sequence[Path], output: Path | None) -> tuple[Path, Path
     plots.mkdir(parents=True, exist_ok=True)
     for section in sections:
         for drawn in section.charts:
-            (plots / f"{drawn.file_stem}.png").write_bytes(png(drawn.figure))
+            write_atomically(plots / f"{drawn.file_stem}.png", png(drawn.figure))
     write_atomically(file, page(title, runs, sections, made).encode("utf-8", errors="backslashreplace"))
     return file, plots
 

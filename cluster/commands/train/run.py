@@ -13,7 +13,6 @@ from typing import Any
 from cluster.core.config import RunConfig
 from cluster.core.errors import RefusedError
 from cluster.core.project import code_version
-from cluster.core.reading import shown_path
 from cluster.run_state.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.run_state.run_directory import RunDirectory
 from cluster.run_state.run_lock import RunInUseError, RunLock, run_lock
@@ -40,7 +39,6 @@ from cluster.training.session import (
     run_to_the_end,
 )
 from learner.engine.finite import NonFiniteError
-from learner.state import state_description
 from learner.state.state_description import StateDescription, obstacle
 from learner.state.state_files import CheckpointError
 
@@ -94,7 +92,7 @@ def _trained(
         run_directory.write_config(config)
         run_directory.write_code_version(code_version())
         with ray_started(config, console):
-            run_directory.ray_address_file.write_text(cluster_address() + "\n")
+            run_directory.write_ray_address(cluster_address())
             tracker.attach(RayMetrics(config.name))
             model = prepare_in_cluster(config, console)
             console.stage("reading the prompts")
@@ -125,11 +123,14 @@ def directory_loss_first(tracker: Tracker) -> Iterator[None]:
 
 
 def refuse_damaged(run: RunDirectory) -> None:
-    """Read everything that a resumption reads of an earlier run, before anything of it is changed.
+    """Read everything that a resumption reads of an earlier run, before anything of it is changed, and look for
+    obstacles to what the run is going to write, before it has taken its time.
 
     Raises:
-        RefusedError: if a part of it cannot be read.
+        RefusedError: if a part of it cannot be read or written.
     """
+    run.refuse_obstacles()
+    run.read_wandb_run_id()
     with suppress(FileNotFoundError):
         run.read_config()
     with suppress(FileNotFoundError):
@@ -137,11 +138,6 @@ def refuse_damaged(run: RunDirectory) -> None:
     for file, increasing in ((run.metrics_file, True), (run.superseded_metrics_file, False)):
         for _ in read_metrics(file, increasing=increasing):
             pass
-    for directory in (run.path, run.logs, run.transcripts, run.checkpoints, run.wandb):
-        if (directory.exists() or directory.is_symlink()) and not directory.is_dir():
-            raise RefusedError(
-                f"{shown_path(directory)}: this is not a directory; move it away, or choose another name=NAME"
-            )
 
 
 def set_aside(config: RunConfig) -> Path | None:
@@ -183,8 +179,7 @@ def _refuse_other_settings(newest: Checkpoint, config: RunConfig) -> None:
         CheckpointError: if the run cannot resume from the checkpoint with these settings.
     """
     refuse_other_selection(newest, config.task.selection)
-    file = learner_state(newest.path) / state_description.FILE_NAME
-    saved = StateDescription.from_json(file.read_text(encoding="utf-8"))
+    saved = StateDescription.read(learner_state(newest.path))
     if reason := obstacle(saved, config.model.dtype, config.learner.zero_stage):
         raise CheckpointError(
             f"{newest.path}: cannot resume from this checkpoint: {reason}, or train under another name"

@@ -50,7 +50,8 @@ def made(config: RunConfig) -> RunDirectory:
     run.write_config(config)
     run.write_code_version("hpo-trainer 0.1.0")
     run.write_summary({"steps": 2})
-    run.ray_address_file.write_text(f"{NOWHERE}\n")
+    run.write_ray_address(NOWHERE)
+    run.write_wandb_run_id("abc123")
     rows = [{"step": step, "time": 100.0 + step, "reward/mean": 0.5} for step in range(3)]
     run.metrics_file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     group = {
@@ -106,6 +107,7 @@ FILES = (
     "summary.json",
     "code_version",
     "ray_address",
+    "wandb/run_id",
     "transcripts/step_000001.jsonl",
 )
 
@@ -217,7 +219,7 @@ READS = {
     "export": {"config.yaml"},
     "scale": {"config.yaml", "ray_address"},
     "workspace": {"config.yaml"},
-    "train": {"config.yaml", "metrics.jsonl", "summary.json"},
+    "train": {"config.yaml", "metrics.jsonl", "summary.json", "wandb/run_id"},
 }
 UNREADABLE = ("directory", "fifo", "socket", "device")
 """The damages that no file may have."""

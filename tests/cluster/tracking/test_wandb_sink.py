@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from cluster.core.config import RunConfig
+from cluster.core.errors import RefusedError
 from cluster.metrics.catalogue import CHARTED, METRICS
 from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking import alerts, wandb_sink
@@ -306,6 +307,15 @@ def test_the_id_is_that_of_the_run_directory_else_of_the_checkpoint_else_new(
     run.wandb.mkdir(parents=True)
     run.wandb_run_id_file.write_text("kept\n")
     assert id_of("from-checkpoint") == id_of(None) == "kept"
+
+
+@pytest.mark.parametrize("content", [b"caf\xe9\n", b"a\0b\n", b"two words\n", b"a/b\n", b"1" * 400])
+def test_what_is_no_id_is_refused(config: RunConfig, content: bytes) -> None:
+    run = RunDirectory(config.run_directory)
+    run.wandb.mkdir(parents=True)
+    run.wandb_run_id_file.write_bytes(content)
+    with pytest.raises(RefusedError, match="wandb/run_id"):
+        WandbSink(config, run, pytest.fail)
 
 
 def test_off_starts_nothing(config: RunConfig) -> None:
