@@ -14,6 +14,7 @@ from cluster.commands.exits import EXIT_FAILED, ExplainedGroup
 from cluster.commands.export import command as export
 from cluster.commands.jobs import command as jobs
 from cluster.commands.plan import command as plan
+from cluster.commands.replay import command as replay
 from cluster.commands.report import command as report
 from cluster.commands.train import command as train
 from cluster.commands.workspace import command as workspace
@@ -30,7 +31,21 @@ Examples:
 
 Each command has its own help, with examples: launch.py COMMAND --help
 """
-COMMANDS = (train, compare, plan, evaluate, export, scale, report, workspace, jobs, check, doctor, tasks)
+COMMANDS = (
+    train,
+    compare,
+    plan,
+    evaluate,
+    export,
+    scale,
+    report,
+    replay,
+    workspace,
+    jobs,
+    check,
+    doctor,
+    tasks,
+)
 
 app = typer.Typer(
     cls=ExplainedGroup, help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False

@@ -18,7 +18,8 @@ from cluster.tracking.alerts import Alerts
 from cluster.tracking.console import RunConsole
 from cluster.tracking.evaluation_files import write_evaluation
 from cluster.tracking.jsonl import MetricsFile, read_metrics
-from cluster.tracking.transcripts import choose, write_batch, write_transcripts
+from cluster.tracking.kept_batch import write_batch
+from cluster.tracking.transcripts import choose, write_transcripts
 from cluster.tracking.wandb_sink import WandbSink
 
 

@@ -35,27 +35,6 @@ def write_transcripts(file: Path, step: int, groups: Sequence[ScoredGroup], resp
     write_atomically(file.with_suffix(".jsonl"), "".join(f"{line}\n" for line in lines))
 
 
-def write_batch(file: Path, groups: Sequence[ScoredGroup]) -> None:
-    """Write a whole batch as JSON Lines: a line per group as in the transcripts, and the tokens that the learner got.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    lines = [json_text(_with_tokens(group)) for group in groups]
-    write_atomically(file, "".join(f"{line}\n" for line in lines), durable=True)
-
-
-def _with_tokens(group: ScoredGroup) -> dict[str, Any]:
-    found = record(group, list(zip(group.responses, group.verdicts, strict=True)))
-    found["prompt_token_ids"] = list(group.prompt.token_ids)
-    for line, response in zip(found["responses"], group.responses, strict=True):
-        line["prefix_token_ids"] = list(response.prefix)
-        line["replayed_from"] = response.replayed_from
-        line["token_ids"] = response.token_ids.tolist()
-        line["logprobs"] = response.logprobs.tolist()
-    return found
-
-
 def read_transcript(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the groups of a `.jsonl` file of `write_transcripts`. Names that an earlier version wrote are translated.
 

@@ -81,19 +81,7 @@ class ActorGraph:
     async def learner(self, probe_tokens: tuple[tuple[int, ...], ...]) -> AsyncIterator[LearnerGroup]:
         """Yield the learner ranks, which are not started yet."""
         config = self.config.learner
-        options = LearnerOptions(
-            model=str(self.model),
-            dtype=self.config.model.dtype,
-            temperature=self.config.rollout.temperature,
-            seed=self.config.seed,
-            learner=config,
-            objective=self.config.objective,
-            probe_tokens=probe_tokens,
-            steps=self.config.steps * self.config.optimizer_steps_per_batch,
-            max_context_tokens=self.config.model.max_context_tokens,
-            shares_gpu=self.config.rollout.sleep_while_learning,
-            transport=self._transport,
-        )
+        options = learner_options(self.config, self.model, probe_tokens)
         bundles = [bundle(config.cpus_per_rank, config.gpus_per_rank)] * config.ranks
         cluster = self.config.cluster
         async with Reservation(
@@ -225,6 +213,25 @@ class RayWorkerFactory:
                 env=cpu_environment(rollout.threads_per_worker, on_gpu=rollout.gpus_per_worker > 0),
                 max_concurrency=CONCURRENT_CALLS,
             )
+
+
+def learner_options(
+    config: RunConfig, model: Path, probe_tokens: tuple[tuple[int, ...], ...]
+) -> LearnerOptions:
+    """Return the options of the learner's ranks."""
+    return LearnerOptions(
+        model=str(model),
+        dtype=config.model.dtype,
+        temperature=config.rollout.temperature,
+        seed=config.seed,
+        learner=config.learner,
+        objective=config.objective,
+        probe_tokens=probe_tokens,
+        steps=config.steps * config.optimizer_steps_per_batch,
+        max_context_tokens=config.model.max_context_tokens,
+        shares_gpu=config.rollout.sleep_while_learning,
+        transport=WEIGHT_TRANSPORTS[config.rollout.weight_transport],
+    )
 
 
 def engine_options(config: RunConfig, model: Path) -> EngineOptions:

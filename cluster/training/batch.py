@@ -24,9 +24,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cluster.core.types import PolicyVersion, Prompt, ScoredGroup
+from cluster.core.config import RunConfig
+from cluster.core.types import PolicyVersion, Prompt, ScoredGroup, TrainingBatch
 from cluster.training.budget import AdaptiveBudget, Candidate, candidates
 from learner.engine.finite import NonFiniteError
+from learner.objective.training_batch import build_training_batch
 from rollout.fleet.buffer import WorkBuffer
 
 MAX_MISSING_LOGPROBS_FRACTION = 0.01
@@ -189,6 +191,18 @@ class BatchCollector:
             f"rollout.dynamic_sampling_limit (now {self._limit} × rollout.prompts_per_step prompts); null disables "
             "dynamic sampling and keeps groups with zero reward variance."
         )
+
+
+def mini_batches(groups: Sequence[ScoredGroup], config: RunConfig) -> list[TrainingBatch]:
+    """Return the batch of each optimizer step. Each is built as a whole, before it is divided among the ranks, because
+    advantages and weights are global."""
+    size = len(groups) // config.learner.mini_batches
+    return [
+        build_training_batch(
+            groups[start : start + size], config.objective, config.rollout.max_response_tokens
+        )
+        for start in range(0, len(groups), size)
+    ]
 
 
 def uninformative(group: ScoredGroup) -> str | None:

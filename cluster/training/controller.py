@@ -45,6 +45,7 @@ from cluster.tracking import Tracker
 from cluster.training.batch import (
     Batch,
     BatchCollector,
+    mini_batches,
     refuse_broken_probe,
     refuse_failed_verdicts,
     refuse_logprob_gap,
@@ -57,7 +58,6 @@ from cluster.training.prompts import PromptSource
 from cluster.training.rescue import Rescue
 from learner.engine.finite import NonFiniteError
 from learner.engine.group import LearnerGroup
-from learner.objective.training_batch import build_training_batch
 from learner.state.state_files import CheckpointError
 from rollout.fleet.buffer import WorkBuffer
 from rollout.fleet.fleet import RolloutFleet
@@ -192,22 +192,13 @@ class Controller:
         return batch
 
     async def _learn(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
-        """Train on `groups`, one optimizer step per mini-batch. Return the learner's metrics.
-
-        Advantages and weights are global: each mini-batch is built as a whole before it is divided among the ranks.
-        """
-        size = len(groups) // self._config.learner.mini_batches
-        max_response_tokens = self._config.rollout.max_response_tokens
-        mini_batches = [
-            build_training_batch(groups[start : start + size], self._config.objective, max_response_tokens)
-            for start in range(0, len(groups), size)
-        ]
-        self._distributions = batch_distributions(groups, mini_batches)
+        """Train on `groups`, one optimizer step per mini-batch. Return the learner's metrics."""
+        batches = mini_batches(groups, self._config)
+        self._distributions = batch_distributions(groups, batches)
         mean_metrics = {
-            key: sum(batch.metrics[key] for batch in mini_batches) / len(mini_batches)
-            for key in mini_batches[0].metrics
+            key: sum(batch.metrics[key] for batch in batches) / len(batches) for key in batches[0].metrics
         }
-        return mean_metrics | await self._learner.learn(mini_batches)
+        return mean_metrics | await self._learner.learn(batches)
 
     async def _publish(self, version: int) -> None:
         """Distribute the learner's weights to the fleet as `version`."""

@@ -37,6 +37,8 @@ class PolicyUpdate:
         self._temperature = options.temperature
         self._objective = options.objective
         self._reference = build_reference(engine, options)
+        self.steps: list[dict[str, float]] = []
+        """The statistics of the last batch's optimizer steps. If one failed it is the last, with what was known."""
 
     def learn(self, mini_batches: Sequence[Sequence[MicroBatch]]) -> list[dict[str, float]]:
         """Do one optimizer step per mini-batch, `epochs_per_batch` times. Returns this rank's statistics (see
@@ -55,6 +57,7 @@ class PolicyUpdate:
             for item in itertools.chain(*work):
                 item.reference_BT = self._reference.logprobs(self._tensors(item), self._temperature)
         norms = self._gradient_norms_by_sign(work[0]) if self._learner.measure_gradient_fraction else {}
+        self.steps = []
         epochs = self._learner.epochs_per_batch
         first, *others = [
             self._step(mini_batch, number)
@@ -65,6 +68,7 @@ class PolicyUpdate:
     def _step(self, mini_batch: Sequence[_Work], number: int) -> dict[str, float]:
         """Do optimizer step `number` of the batch, counted from 1."""
         statistics = merge([self._backward(item, self._objective) for item in mini_batch])
+        self.steps.append(statistics)
         refuse_non_finite_step(statistics, number)
         statistics["learning_rate"] = self._engine.get_lr()[0]
         self._engine.step()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.exits import explained_exits, refuse
+from cluster.commands.exits import explained_exits
 from cluster.commands.options import EVALUATE_PANEL, Address, RunArgument
 
 
@@ -34,12 +34,9 @@ def export(
     The command starts the learner ranks of the run's config.yaml, with any
     number of ranks and any ZeRO stage, and needs their resources.
     """
-    from cluster.commands.export.plan import ExportRefusedError, plan_export
+    from cluster.commands.export.plan import plan_export
 
-    try:
-        plan = plan_export(run_directory, destination, step, address)
-    except ExportRefusedError as refusal:
-        refuse(refusal)
+    plan = plan_export(run_directory, destination, step, address)
 
     from cluster.commands.export.run import run_export
     from cluster.runtime.signals import answer_signals

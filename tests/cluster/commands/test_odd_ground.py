@@ -31,8 +31,10 @@ from cluster.commands.report.runs import read_run
 from cluster.core.config import RunConfig
 from cluster.core.errors import RefusedError
 from cluster.run_state.run_directory import RunDirectory
+from cluster.tracking.kept_batch import write_batch
 from launch import app
 from learner.state.state_files import CheckpointError
+from tests.builders import make_group
 
 DEADLINE_S = 120
 NOWHERE = "127.0.0.1:9"
@@ -63,6 +65,8 @@ def made(config: RunConfig) -> RunDirectory:
         "responses": [],
     }
     run.transcript_file(1).with_suffix(".jsonl").write_text(json.dumps(group) + "\n")
+    run.failed_batches.mkdir()
+    write_batch(run.failed_batch_file(2), [make_group()])
     return run
 
 
@@ -109,6 +113,7 @@ FILES = (
     "ray_address",
     "wandb/run_id",
     "transcripts/step_000001.jsonl",
+    "failed_batches/step_000002-1.jsonl",
 )
 
 
@@ -158,6 +163,7 @@ def _only_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     view.save = stopped  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, view.__name__, view)
     monkeypatch.setattr("cluster.commands.train.run.CheckpointStore", stopped)
+    monkeypatch.setattr("cluster.commands.replay.run.run_replay", stopped)
     monkeypatch.setattr("cluster.commands.compare.plan.preflight", lambda *_, **__: [])
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
@@ -205,6 +211,7 @@ READERS: dict[str, Callable[[Path, RunDirectory, pytest.MonkeyPatch], Result]] =
     "export": lambda place, run, _: run_command("export", run.path, place / "exported"),
     "scale": lambda place, run, _: run_command("scale", run.path, "--rollout-workers", 2),
     "workspace": lambda place, run, _: run_command("workspace", run.path),
+    "replay": lambda place, run, _: run_command("replay", run.path),
     "train": train,
 }
 """The commands that read a run directory which the user names."""
@@ -219,6 +226,7 @@ READS = {
     "export": {"config.yaml"},
     "scale": {"config.yaml", "ray_address"},
     "workspace": {"config.yaml"},
+    "replay": {"config.yaml", "failed_batches/step_000002-1.jsonl"},
     "train": {"config.yaml", "metrics.jsonl", "summary.json", "wandb/run_id"},
 }
 UNREADABLE = ("directory", "fifo", "socket", "device")
@@ -292,7 +300,7 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path: Path, monkeypatch: pyte
     odd.mkdir()
     places = [tmp_path / name for name in ("nowhere", "file", "pipe", "empty", "loop", "x" * 300)]
     for path in [*places, odd, Path("~no-user-has-this-name/x")]:
-        for command in ("report", "export", "scale"):
+        for command in ("report", "export", "scale", "replay"):
             result = READERS[command](tmp_path, RunDirectory(path), monkeypatch)
             assert refused(result), (command, path, result.output)
             assert "this is not a run directory" in result.stderr

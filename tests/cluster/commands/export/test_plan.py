@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from cluster.commands.export.plan import ExportRefusedError, plan_export
+from cluster.commands.export.plan import plan_export
 from cluster.commands.export.run import run_export
 from cluster.core.config import RunConfig
+from cluster.core.errors import RefusedError
 from cluster.run_state.checkpoints import CheckpointStore
 from cluster.run_state.lock_file import LockFile
 from cluster.run_state.manifest import Manifest
@@ -48,7 +49,7 @@ def save(run: RunDirectory, step: int) -> None:
 
 
 def refusal(*arguments: Any, **options: Any) -> str:
-    with pytest.raises(ExportRefusedError) as caught:
+    with pytest.raises(RefusedError) as caught:
         plan_export(*arguments, **options)
     text = str(caught.value)
     assert "\n" not in text
@@ -178,7 +179,7 @@ def test_a_damaged_checkpoint_is_refused(run: RunDirectory, tmp_path: Path) -> N
 
 def test_a_checkpoint_of_another_version_is_refused(run: RunDirectory, tmp_path: Path) -> None:
     (run.checkpoints / "step-000100" / "COMPLETE").write_text('{"format": 3, "files": {}}')
-    with pytest.raises(ExportRefusedError, match="another version of this program"):
+    with pytest.raises(RefusedError, match="another version of this program"):
         plan_export(run.path, tmp_path / "here")
 
 
