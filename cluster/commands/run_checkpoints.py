@@ -32,7 +32,7 @@ def refuse_missing_checkpoint(run: RunDirectory, checkpoints: Mapping[int, Path]
     """Refuse unless there is a complete checkpoint of `step`.
 
     Raises:
-        RefusedError: if there is none. The message names the steps that have one.
+        RefusedError: if there is no such checkpoint. The message names the steps that have one.
     """
     if step not in checkpoints:
         steps = ", ".join(map(str, checkpoints)) or "none"

@@ -1,4 +1,4 @@
-"""What is not finite or extreme in a batch: its rewards, advantages, tokens and log-probabilities. Pure."""
+"""Find in a batch: rewards, advantages, tokens and log-probabilities that are not finite, or extreme. Pure."""
 
 from __future__ import annotations
 

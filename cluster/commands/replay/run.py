@@ -42,7 +42,7 @@ class Replayed:
     steps: Sequence[Mapping[str, float]] = field(default=())
     """The loss and the gradient norm of each optimizer step, up to one that failed. The norm may be missing there."""
     failure: str | None = None
-    """What was not finite, or why nothing could be computed; None if the update is finite."""
+    """The number that was not finite, or the reason why nothing could be computed; None if the update is finite."""
 
 
 def run_replay(plan: ReplayPlan) -> Replayed:
