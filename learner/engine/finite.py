@@ -3,16 +3,22 @@
 A NaN in the weights stays there, so one that was saved would replace the last good checkpoint sooner or later. Each
 rank checks its own part:
 
-    after an optimizer step     its loss, and the norm of the gradient
-    before a publication        its weights
+    before an optimizer step    its loss
+    after an optimizer step     the norm of the gradient, and whether DeepSpeed has skipped the step
+    before a publication        its weights, and its log-probabilities of the probe
     before a checkpoint         its weights, and the optimizer's state
+
+Each check is a collective: what one rank finds is raised in all of them, so that no rank continues or waits for the
+others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -23,44 +29,84 @@ class NonFiniteError(RuntimeError):
     """A number that must be finite is NaN or infinite. The message says which one, in one line."""
 
 
-def refuse_non_finite_step(statistics: Mapping[str, float], step: int, skipped: bool = False) -> None:
-    """Raise if the loss or the gradient norm of an optimizer step is not finite, or if DeepSpeed has skipped the step.
+_STATISTICS = {
+    "loss": "the loss",
+    "grad_norm": "the gradient norm",
+    "positive_grad_norm": "the gradient norm of the positive advantages",
+    "negative_grad_norm": "the gradient norm of the negative advantages",
+}
+"""The statistics of an optimizer step that must be finite."""
+
+
+def refuse_non_finite_step(statistics: Mapping[str, float], step: int, skipped_steps: int = 0) -> None:
+    """Raise if DeepSpeed has skipped an optimizer step, or if its loss or a gradient norm is not finite. A collective.
 
     Args:
-        statistics: "loss", and "grad_norm" if it is known.
+        statistics: Those of `_STATISTICS` that are known.
         step: The number of the step in its batch, from 1.
-        skipped: True if DeepSpeed has found an infinite gradient and left the weights as they were.
+        skipped_steps: If DeepSpeed has left the weights as they were, the number of steps that it has skipped in this
+            run; otherwise 0.
 
     Raises:
-        NonFiniteError: if any of them is not.
+        NonFiniteError: if any of them is not, on any rank.
     """
-    named = {"loss": "the loss", "grad_norm": "the gradient norm"}
-    for name, text in named.items():
-        if name in statistics and not math.isfinite(statistics[name]):
-            raise NonFiniteError(f"{text} of optimizer step {step} of the batch is {statistics[name]}")
-    if skipped:
-        raise NonFiniteError(
-            f"DeepSpeed skipped optimizer step {step} of the batch because a gradient was infinite"
+    fault = None
+    if skipped_steps:
+        fault = (
+            f"DeepSpeed skipped optimizer step {step} of the batch because a gradient was NaN or infinite (skipped "
+            f"steps of this run: {skipped_steps})"
         )
+    for name, text in _STATISTICS.items():
+        if fault is None and not math.isfinite(statistics.get(name, 0.0)):
+            fault = f"{text} of optimizer step {step} of the batch is {statistics[name]}"
+    _refuse_on_all_ranks(fault)
+
+
+def refuse_non_finite_probe(logprobs: Sequence[np.ndarray]) -> None:
+    """Raise if a rank's log-probability of a token of the probe is not finite. A collective.
+
+    Raises:
+        NonFiniteError: if any of them is not, on any rank.
+    """
+    finite = all(np.isfinite(each).all() for each in logprobs)
+    _refuse_on_all_ranks(
+        None if finite else "the learner's log-probability of a token of the probe is NaN or infinite"
+    )
 
 
 def refuse_non_finite_weights(engine: DeepSpeedEngine) -> None:
-    """Raise if a weight in this rank's part of the model is not finite.
+    """Raise if a weight in a rank's part of the model is not finite. A collective.
 
     Raises:
-        NonFiniteError: naming the weights.
+        NonFiniteError: naming the weights, on all ranks.
     """
-    _refuse(_weights(engine), "the weights")
+    _refuse_on_all_ranks(_fault(_weights(engine), "the weights"))
 
 
 def refuse_non_finite_state(engine: DeepSpeedEngine) -> None:
-    """Raise if a weight or a part of the optimizer's state on this rank is not finite.
+    """Raise if a weight or a part of the optimizer's state on a rank is not finite. A collective.
 
     Raises:
-        NonFiniteError: naming them.
+        NonFiniteError: naming them, on all ranks.
     """
     refuse_non_finite_weights(engine)
-    _refuse(_optimizer_state(engine), "the tensors of the optimizer")
+    _refuse_on_all_ranks(_fault(_optimizer_state(engine), "the tensors of the optimizer"))
+
+
+def _refuse_on_all_ranks(fault: str | None) -> None:
+    """Raise on every rank if any rank has found a fault. The ranks share one flag, and texts only if it is set."""
+    from torch import distributed, int32, tensor
+
+    faults: list[str | None] = [fault]
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        flag = tensor(fault is not None, dtype=int32, device=device)
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+        if flag.item():
+            faults = [None] * distributed.get_world_size()
+            distributed.all_gather_object(faults, fault)
+    if any(faults):
+        raise NonFiniteError("; ".join(dict.fromkeys(each for each in faults if each)))
 
 
 def _weights(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
@@ -85,7 +131,8 @@ def _optimizer_state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
                 yield name, value
 
 
-def _refuse(tensors: Iterable[tuple[str, Tensor]], what: str) -> None:
+def _fault(tensors: Iterable[tuple[str, Tensor]], what: str) -> str | None:
+    """Return which of the tensors are not finite, or None."""
     import torch
 
     checked = [(name, tensor) for name, tensor in tensors if tensor.numel() and tensor.is_floating_point()]
@@ -98,7 +145,8 @@ def _refuse(tensors: Iterable[tuple[str, Tensor]], what: str) -> None:
     for indices in by_device.values():  # one synchronization for each device
         finite = torch.stack([extremes[index] for index in indices]).isfinite().all(dim=1).tolist()
         found |= {checked[index][0] for index, good in zip(indices, finite, strict=True) if not good}
-    if found:
-        names = sorted(found)
-        others = f" and {len(names) - 3} others" if len(names) > 3 else ""
-        raise NonFiniteError(f"{what} contain NaN or infinity: {', '.join(names[:3])}{others}")
+    if not found:
+        return None
+    names = sorted(found)
+    others = f" and {len(names) - 3} others" if len(names) > 3 else ""
+    return f"{what} contain NaN or infinity: {', '.join(names[:3])}{others}"

@@ -68,7 +68,7 @@ class LearnerGroup:
         """Take one optimizer step per mini-batch and epoch (`epochs_per_batch`). Return metrics over all steps.
 
         Raises:
-            NonFiniteError: if a loss or a gradient norm is NaN or infinite. Ranks may then wait for each other.
+            NonFiniteError: if a loss or a gradient norm is NaN or infinite.
         """
         sharded = [shard(batch.samples, len(self._ranks), self._packing) for batch in mini_batches]
         per_rank = [[shards[rank] for shards in sharded] for rank in range(len(self._ranks))]

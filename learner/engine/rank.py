@@ -20,7 +20,11 @@ from cluster.core.network import use_interface_of
 from cluster.core.types import PolicyVersion
 from cluster.core.weight_transport import RequestedSender, WeightSender, transport_part
 from learner.engine.deepspeed_engine import build_engine
-from learner.engine.finite import refuse_non_finite_state, refuse_non_finite_weights
+from learner.engine.finite import (
+    refuse_non_finite_probe,
+    refuse_non_finite_state,
+    refuse_non_finite_weights,
+)
 from learner.engine.process_setup import (
     RankDevice,
     join_ranks,
@@ -111,12 +115,13 @@ class LearnerRank:
         workers are to be given it, the other ranks return None.
 
         Raises:
-            NonFiniteError: if a weight is NaN or infinite.
+            NonFiniteError: if a weight, or a log-probability of the probe, is NaN or infinite on any rank.
         """
         from learner.engine.weight_stream import published_sources, streamed_weights
 
         refuse_non_finite_weights(self._engine)
         probes = self.probe_logprobs(self._options.probe_tokens)
+        refuse_non_finite_probe(probes)
         sources = published_sources(self._engine, self._options.learner)
         self._published = PolicyVersion(
             version=version,

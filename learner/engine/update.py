@@ -45,7 +45,7 @@ class PolicyUpdate:
         `learner_metrics`), one dict per step.
 
         Raises:
-            NonFiniteError: if the loss or the gradient norm of a step is NaN or infinite.
+            NonFiniteError: if the loss or the gradient norm of a step is NaN or infinite, on any rank.
 
         π_old is the policy before the first of these steps. For the first mini-batch it equals π_θ and costs nothing;
         for the later ones it is computed before the first step is taken. The reference is evaluated once per batch.
@@ -72,8 +72,9 @@ class PolicyUpdate:
         refuse_non_finite_step(statistics, number)
         statistics["learning_rate"] = self._engine.get_lr()[0]
         self._engine.step()
-        statistics["grad_norm"] = float(self._engine.get_global_grad_norm())
-        refuse_non_finite_step(statistics, number, skipped=not self._engine.was_step_applied())
+        skipped_steps = 0 if self._engine.was_step_applied() else self._engine.skipped_steps
+        statistics["grad_norm"] = _gradient_norm(self._engine)
+        refuse_non_finite_step(statistics, number, skipped_steps)
         return statistics
 
     def _gradient_norms_by_sign(self, mini_batch: Sequence[_Work]) -> dict[str, float]:
@@ -85,6 +86,7 @@ class PolicyUpdate:
             for item in mini_batch:
                 self._backward(item, surrogate, bounds)
             norms[f"{sign}_grad_norm"] = take_gradient_norm(self._engine)
+        refuse_non_finite_step(norms, 1)
         return norms
 
     def _backward(
@@ -144,14 +146,20 @@ def take_gradient_norm(engine: DeepSpeedEngine) -> float:
         engine.optimizer, "optimizer", engine.optimizer
     )  # ZeRO's optimizer wraps torch's
     update, schedule = optimizer.step, engine.lr_scheduler
-    counted = engine.global_steps, engine.global_samples
+    counted = engine.global_steps, engine.global_samples, engine.skipped_steps
     optimizer.step, engine.lr_scheduler = _no_update, None
     try:
         engine.step()
     finally:
         optimizer.step, engine.lr_scheduler = update, schedule
-        engine.global_steps, engine.global_samples = counted
-    return float(engine.get_global_grad_norm())
+        engine.global_steps, engine.global_samples, engine.skipped_steps = counted
+    return _gradient_norm(engine)
+
+
+def _gradient_norm(engine: DeepSpeedEngine) -> float:
+    """Return the gradient norm of the last step. If DeepSpeed has skipped that step, it is NaN: the engine still has
+    the norm of an earlier one."""
+    return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.nan
 
 
 def _no_update(*_: Any, **__: Any) -> None:

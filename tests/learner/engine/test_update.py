@@ -28,7 +28,7 @@ class PlainEngine(nn.Module):
     """The part of DeepSpeed's engine that the update uses, with the behavior of stage 0."""
 
     device = CPU
-    global_steps = global_samples = 0
+    global_steps = global_samples = skipped_steps = 0
     applied = True
 
     def __init__(self) -> None:
