@@ -1,4 +1,5 @@
-"""Limits of the difference between the log-probabilities of sampler and learner at equal weights. Pure."""
+"""Limits of the difference between the log-probabilities of sampler and learner at equal weights, and of how many may
+be missing. Pure."""
 
 from __future__ import annotations
 
@@ -16,6 +17,10 @@ Simulated on CPU with SmolLM2-135M, whose attention alone got factors cut to TF3
 token (tests/learner/model/test_tf32_gap.py)."""
 LARGEST_TO_MEAN_GAP = 10.0
 """The limit of a token of the probe, as a multiple of the limit of the mean. Measured: 6 to 8 in bfloat16."""
+
+MAX_MISSING_LOGPROBS_FRACTION = 0.01
+"""The largest fraction of tokens that may have no log-probability, in a response and in a batch. They are left out of
+the loss. A larger fraction means that the sampler is broken."""
 
 
 def gap_limits(mean: float | None, dtype: str, engines_on_gpus: bool) -> LogprobGap:

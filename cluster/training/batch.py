@@ -25,15 +25,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.core.config import RunConfig
+from cluster.core.logprob_gap import MAX_MISSING_LOGPROBS_FRACTION
 from cluster.core.types import PolicyVersion, Prompt, ScoredGroup, TrainingBatch
 from cluster.training.budget import AdaptiveBudget, Candidate, candidates
 from learner.engine.finite import NonFiniteError
 from learner.objective.training_batch import build_training_batch
 from rollout.fleet.buffer import WorkBuffer
-
-MAX_MISSING_LOGPROBS_FRACTION = 0.01
-"""The largest fraction of a batch's tokens that may have no log-probability. They are left out of the loss. A larger
-fraction means that the sampler is broken."""
 
 
 class BatchNotFilledError(RuntimeError):

@@ -32,10 +32,9 @@ from cluster.core.types import (
     Response,
     Sampled,
     Sampling,
-    VersionSpan,
 )
 from cluster.core.weight_transport import EngineRoute, WeightReceiver, transport_part
-from rollout.engine.decoding import decoded
+from rollout.engine.answers import EngineAnswerError, Limits, only_completion, response_of
 from rollout.engine.response_clock import ResponseClock
 from rollout.engine.vllm_args import vllm_arguments
 from rollout.engine.weights_digest import digest_of
@@ -47,6 +46,8 @@ LOOK_EVERY_S = 0.2
 """The interval at which the progress of the engine's responses is observed."""
 KILLED_WITHIN_S = 3.0
 """The time in which a process of the engine must have ended after it was killed."""
+ANSWER_ATTEMPTS = 3
+"""The number of times that a response is asked for, if the engine's answers are no valid responses."""
 _PAUSE_MODES: dict[OnNewWeights, str] = {"continue": "keep", "finish": "wait", "restart": "abort"}
 
 
@@ -81,6 +82,8 @@ class RolloutWorker:
         self._receiver: WeightReceiver = transport_part(options.transport.receiver)(options.run_id)
         self._engine: Any = None
         self._version = LOADED_VERSION
+        self._vocabulary = sys.maxsize
+        """The number of the model's token ids. Known after `start`."""
         self._ending = False
         self._updating = False
         """True while the engine loads weights, digests them or falls asleep. The caller of that limits its time."""
@@ -113,6 +116,7 @@ class RolloutWorker:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**vllm_arguments(options)))
+        self._vocabulary = self._engine.model_config.get_vocab_size()
         await self._engine.collective_rpc("end_with", args=(os.getpid(),))
         warm_up = Sampling(responses=1, temperature=1.0, max_response_tokens=4, seed=None)
         await self._sample((0, 1), warm_up, None, self._next_id())
@@ -206,12 +210,12 @@ class RolloutWorker:
             await self._engine.pause_generation(mode=mode, clear_cache=True)
         await self._engine.collective_rpc("receive_version", args=(*route, version.layout))
         await self._engine.update_weight_version(str(version.version))
+        self._version = version.version  # before anything is sampled with it
         if self._asleep:
             await self._engine.wake_up(["kv_cache"])
             self._asleep = False
         else:
             await self._engine.resume_generation()
-        self._version = version.version
 
     async def sleep(self) -> None:
         """Finish the responses in flight, then release the GPU memory of weights and caches until the next update.
@@ -264,20 +268,43 @@ class RolloutWorker:
         self._receiver.close()
 
     async def _sample_response(self, prompt: Prompt, index: int) -> None:
+        """Sample one response. An answer that is none is asked for again.
+
+        Raises:
+            EngineAnswerError: if no answer was valid. The process is then replaced, and other workers get the prompt.
+        """
+        for attempt in range(1, ANSWER_ATTEMPTS + 1):
+            try:
+                response = await self._answer(prompt, index)
+            except EngineAnswerError as error:
+                logger.warning("%s, response %d, attempt %d: %s", prompt.id, index, attempt, error)
+                if attempt == ANSWER_ATTEMPTS:
+                    raise
+            else:
+                break
+        self._sampled.append(Sampled(prompt.id, index, response))
+        self._news.set()
+
+    async def _answer(self, prompt: Prompt, index: int) -> Response:
+        """Return the engine's next answer.
+
+        Raises:
+            EngineAnswerError: if it is no valid response.
+        """
         prefix, sampling = prompt.prefix(index), prompt.sampling
         seed = None if sampling.seed is None else sampling.seed + index
         continued = replace(sampling, max_response_tokens=sampling.max_response_tokens - len(prefix))
         while True:
             request_id = self._next_id()
-            completion = await self._guarded(
-                self._sample((*prompt.token_ids, *prefix), continued, seed, request_id)
-            )
-            truncated = self._was_overdue(request_id)
+            try:
+                completion = await self._guarded(
+                    self._sample((*prompt.token_ids, *prefix), continued, seed, request_id)
+                )
+            finally:
+                truncated = self._was_overdue(request_id)
             # Otherwise new weights have aborted the request, and it starts again with them.
-            if completion.finish_reason != "abort" or truncated:
-                break
-        self._sampled.append(Sampled(prompt.id, index, self._to_response(completion, prefix)))
-        self._news.set()
+            if truncated or getattr(completion, "finish_reason", None) != "abort":
+                return self._to_response(completion, prefix, continued.max_response_tokens)
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         self._sampling.discard(task)
@@ -303,7 +330,11 @@ class RolloutWorker:
     async def _sample(
         self, token_ids: Sequence[int], sampling: Sampling, seed: int | None, request_id: str
     ) -> Any:
-        """Return one completion of vLLM."""
+        """Return one completion of vLLM.
+
+        Raises:
+            EngineAnswerError: if there is not exactly one.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -317,12 +348,13 @@ class RolloutWorker:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._run(token_ids, parameters, request_id)
-        (completion,) = output.outputs
-        return completion
+        return only_completion(await self._run(token_ids, parameters, request_id))
 
     async def _score(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Return the log-probabilities of `token_ids[1:]` at temperature 1 with the served weights, float32 [T - 1]."""
+        """Return the log-probabilities of `token_ids[1:]` at temperature 1 with the served weights, float32 [T - 1].
+
+        Whatever else the engine answers is an exception, which costs this process and nothing more.
+        """
         from vllm import SamplingParams
 
         parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=1.0)
@@ -337,34 +369,16 @@ class RolloutWorker:
         # vLLM processes prompts that it must render in a thread. This is the form that its renderer would return.
         async for news in self._engine.generate(tokens_input(list(token_ids)), parameters, request_id):
             output = news
-        assert output is not None, "vLLM ended a request without an output"
-        assert output.finished
         return output
 
-    def _to_response(self, completion: Any, prefix: tuple[int, ...]) -> Response:
+    def _to_response(self, completion: Any, prefix: tuple[int, ...], max_tokens: int) -> Response:
         """Convert a completion of vLLM to a response, which begins with `prefix`.
 
         Raises:
-            ValueError: if log-probabilities or weight versions are missing.
+            EngineAnswerError: if it is no valid response.
         """
-        token_ids = np.asarray(completion.token_ids, dtype=np.int64)
-        logprobs = np.asarray(
-            completion.logprobs.logprobs, dtype=np.float32
-        )  # one per position, for the sampled token
-        if completion.logprobs.token_ids != list(completion.token_ids):
-            raise ValueError("vLLM returned log-probabilities of other tokens than the sampled ones")
-        if not completion.weight_versions:
-            raise ValueError("vLLM returned a response without weight versions")
-        return Response(
-            token_ids=token_ids,
-            logprobs=logprobs,
-            text=decoded(self._engine.get_tokenizer(), [*prefix, *completion.token_ids]),
-            finish_reason="stop" if completion.finish_reason == "stop" else "length",
-            version_spans=tuple(
-                VersionSpan(int(span.version), span.start, span.end) for span in completion.weight_versions
-            ),
-            prefix=prefix,
-        )
+        limits = Limits(max_tokens, self._vocabulary, self._version)
+        return response_of(completion, prefix, limits, self._engine.get_tokenizer())
 
     async def _guarded(self, work: Awaitable[ResultT]) -> ResultT:
         """Await `work`. If the engine has died, end this process: a dead engine cannot be used, and the process must be

@@ -36,6 +36,7 @@ class Continuing(RolloutWorker):
     def __init__(self) -> None:
         super().__init__("rollout-0", OPTIONS)
         self.asked: list[tuple[tuple[int, ...], Sampling, int | None]] = []
+        self._version = 4
         self._engine = SimpleNamespace(get_tokenizer=Letters, errored=False)
 
     async def _sample(self, token_ids: Any, sampling: Sampling, seed: int | None, request_id: str) -> Any:

@@ -78,7 +78,7 @@ async def test_a_response_has_its_index_and_seed_whichever_request_asks_for_it(
 
     worker._engine = Engine(itertools.count())
     monkeypatch.setattr(worker, "_sample", sample)
-    monkeypatch.setattr(worker, "_to_response", lambda completion, prefix: completion.seed)
+    monkeypatch.setattr(worker, "_to_response", lambda completion, *_: completion.seed)
 
     async def sampled(*requests: tuple[int, int]) -> list[tuple[int, int | None]]:
         """Return the index and the seed of each response to requests for (responses, first)."""
