@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from cluster.configuration.gpu_checks import check_gpus
 from cluster.configuration.learner_checks import check_adapters, check_learner
 from cluster.configuration.machine import Machine
-from cluster.configuration.machine_checks import check_described, check_memory
+from cluster.configuration.machine_checks import check_described, check_memory, with_chosen_defaults
 from cluster.configuration.model_checks import check_context, check_model, check_prefix_sharing
 from cluster.configuration.objective_checks import check_objective
 from cluster.configuration.rescue_checks import check_rescue
@@ -41,13 +41,15 @@ def preflight(
     machine: Machine | None = None,
     task_check: Check = check_task,
 ) -> list[Problem]:
-    """Return all problems of `config`, each once.
+    """Return all problems of `config`, each once. Settings that it does not name have the values that a command would
+    choose for its model and its devices.
 
     Args:
         roles: The actors that will run. Only their resources are checked.
         machine: The machine for which the run is meant; by default this one.
         task_check: The check of the task, which takes longest: `once_per_task()` for many similar configurations.
     """
+    config, _ = with_chosen_defaults(config, machine)
     problems = [
         *check_model(config, elsewhere=machine is not None),
         *(problem for check in (*_CHECKS, task_check) for problem in check(config)),

@@ -21,7 +21,8 @@ def test_the_defaults_have_no_problems() -> None:
         "model.max_context_tokens",
         "rollout.max_response_tokens",
     ]
-    assert preflight(config, roles=()) == []
+    assert preflight(config, roles=()) == preflight(RunConfig(), roles=()) == []
+    assert {problem.where for problem in preflight(RunConfig())} <= {"cluster"}
 
 
 def test_a_context_that_is_set_is_kept(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.commands.evaluate.command import evaluate
 from cluster.core.config import RunConfig
 from cluster.core.types import Prompt, Sampling, Split
 from cluster.training.prompts import (
@@ -181,6 +182,20 @@ def test_all_evaluations_use_the_same_prompts_and_each_prompt_has_its_own_seed()
     assert both[:4] == evaluation_prompts(configuration(4), tokenized_dataset(12, 5))
     assert len({prompt.sampling.seed for prompt in both}) == 8
     assert {prompt.sampling.responses for prompt in both} == {3}
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 3])
+@pytest.mark.parametrize("split", ["eval", "train"])
+def test_evaluations_are_always_seeded_as_the_help_says(max_staleness: int, split: Split) -> None:
+    config = configuration(4, max_staleness=max_staleness)
+    prompts = evaluation_prompts(config, tokenized_dataset(12, 5), split)
+    assert prompts
+    assert all(prompt.sampling.seed is not None for prompt in prompts)
+    said = " ".join((RunConfig.model_fields["seed"].description or "").split())
+    assert said.endswith(
+        "of the responses of evaluations and, with `rollout.max_staleness` 0, of those of training."
+    )
+    assert "Every response has a seed" in " ".join((evaluate.__doc__ or "").split())
 
 
 @pytest.mark.parametrize(("max_staleness", "seeded"), [(0, True), (1, False)])
