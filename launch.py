@@ -31,21 +31,8 @@ Examples:
 
 Each command has its own help, with examples: launch.py COMMAND --help
 """
-COMMANDS = (
-    train,
-    compare,
-    plan,
-    evaluate,
-    export,
-    scale,
-    report,
-    replay,
-    workspace,
-    jobs,
-    check,
-    doctor,
-    tasks,
-)
+_OTHERS = (workspace, jobs, check, doctor, tasks)
+COMMANDS = (train, compare, plan, evaluate, export, scale, report, replay, *_OTHERS)
 
 app = typer.Typer(
     cls=ExplainedGroup, help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False

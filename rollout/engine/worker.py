@@ -273,7 +273,7 @@ class RolloutWorker:
         Raises:
             EngineAnswerError: if no answer was valid. The process is then replaced, and other workers get the prompt.
         """
-        for attempt in range(1, ANSWER_ATTEMPTS + 1):
+        for attempt in itertools.count(1):
             try:
                 response = await self._answer(prompt, index)
             except EngineAnswerError as error:
@@ -281,9 +281,9 @@ class RolloutWorker:
                 if attempt == ANSWER_ATTEMPTS:
                     raise
             else:
-                break
-        self._sampled.append(Sampled(prompt.id, index, response))
-        self._news.set()
+                self._sampled.append(Sampled(prompt.id, index, response))
+                self._news.set()
+                return
 
     async def _answer(self, prompt: Prompt, index: int) -> Response:
         """Return the engine's next answer.

@@ -65,8 +65,8 @@ def made(config: RunConfig) -> RunDirectory:
         "responses": [],
     }
     run.transcript_file(1).with_suffix(".jsonl").write_text(json.dumps(group) + "\n")
-    run.failed_batches.mkdir()
-    write_batch(run.failed_batch_file(2), [make_group()])
+    run.failed_batches.mkdir(exist_ok=True)
+    write_batch(run.failed_batches / "step_000002-1.jsonl", [make_group()])
     return run
 
 
