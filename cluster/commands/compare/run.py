@@ -31,7 +31,7 @@ from cluster.core.project import code_version
 from cluster.core.text import json_text
 from cluster.metrics.run_measures import PASS_AT_1, REWARD, Row, curve
 from cluster.run_state.run_directory import RunDirectory
-from cluster.run_state.run_lock import run_lock
+from cluster.run_state.run_lock import RunInUseError, run_lock
 from cluster.tracking.formats import duration
 from cluster.tracking.jsonl import read_metrics
 
@@ -58,29 +58,25 @@ def run_comparison(
 
     Raises:
         OtherSettingsError: if earlier runs had other settings. None of the runs that would differ from them is started.
-        RunInUseError: if another process runs this comparison. The table alone can be shown meanwhile.
+        RunInUseError: if another process runs this comparison. The table alone is shown meanwhile, and not written.
         KeyboardInterrupt: on Ctrl-C. The same call resumes the comparison.
     """
     tuning = comparison.tuning
     plans: list[Comparison | Tuning] = [comparison] if tuning is None else [tuning, comparison]
     for plan in plans:
         refuse_other_settings(plan.runs)
-    tuned = None
+        _refuse_obstacles(plan, only_table)
+    tuned, in_use = None, ""
     with ExitStack() as locks:
-        for plan in plans:
-            refuse_obstacles(
-                plan.directory,
-                (".", "logs"),
-                RESULTS,
-                ("logs/*.log",),
-                "move it away, or choose another name",
-            )
-            if not only_table:
-                for run in plan.runs:
-                    RunDirectory(run.config.run_directory).refuse_obstacles("move it away")
+        try:
+            for plan in plans:
                 locks.enter_context(
                     run_lock(plan.directory, lambda text: console.print(text, soft_wrap=True))
                 )
+        except RunInUseError as error:
+            if not only_table:
+                raise
+            in_use = str(error)  # that process writes the tables
 
         def trained(plan: Comparison | Tuning) -> list[Trial]:
             trials = trials_of(plan)
@@ -99,13 +95,27 @@ def run_comparison(
             comparison = comparison.with_values(tuned.chosen)
             refuse_other_settings(comparison.runs)
         trials = trained(comparison)
-    results = write_results(comparison, tuned)
+        # Within the locks: otherwise the results of an earlier moment could replace those of another process.
+        results = results_of_finished(comparison, tuned) if in_use else write_results(comparison, tuned)
     for table in tables(results):
         console.print(table)
     _show_lines(notes(results), console)
     _show_failed(trials, console)
-    console.print(f"tables and plots: {comparison.directory}", soft_wrap=True)
+    if in_use:
+        console.print(f"nothing was written: {in_use}", soft_wrap=True, markup=False)
+    else:
+        console.print(f"tables and plots: {comparison.directory}", soft_wrap=True)
     return not results.missing
+
+
+def _refuse_obstacles(plan: Comparison | Tuning, only_table: bool) -> None:
+    """Refuse what is in the place of a file that the comparison or one of its runs will write."""
+    refuse_obstacles(
+        plan.directory, (".", "logs"), RESULTS, ("logs/*.log",), "move it away, or choose another name"
+    )
+    if not only_table:
+        for run in plan.runs:
+            RunDirectory(run.config.run_directory).refuse_obstacles("move it away")
 
 
 def _undecided(tuned: Tuned) -> str:
@@ -156,6 +166,11 @@ def finished_rows(runs: Sequence[PlannedRun]) -> dict[str, list[Row]]:
         for run in runs
         if (directory := RunDirectory(run.config.run_directory)).is_finished
     }
+
+
+def results_of_finished(comparison: Comparison, tuned: Tuned | None) -> Results:
+    """Return the results of the finished runs."""
+    return results_of(comparison, finished_rows(comparison.runs), tuned)
 
 
 def write_results(comparison: Comparison, tuned: Tuned | None = None) -> Results:

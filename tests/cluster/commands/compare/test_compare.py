@@ -21,6 +21,8 @@ from cluster.commands.compare.plan import Comparison, load_comparison, same_grad
 from cluster.commands.compare.run import OtherSettingsError, run_comparison
 from cluster.commands.options import checked_run
 from cluster.metrics.run_measures import HEADLINES
+from cluster.run_state.lock_file import LockFile
+from cluster.run_state.run_lock import lock_paths
 from launch import app
 from tests import PROJECT
 from tests.fake_training import train
@@ -237,6 +239,23 @@ def test_the_table_alone_starts_no_run(tmp_path: Path) -> None:
     assert not complete
     assert "Not finished" in screen
     assert not (comparison.directory / "starts").exists()
+
+
+def test_the_table_alone_writes_nothing_beside_a_live_comparison(tmp_path: Path) -> None:
+    """The live one writes its results; older ones must not replace them."""
+    comparison = planned(tmp_path)
+    comparison.directory.mkdir(parents=True)
+    (path,) = lock_paths(comparison.directory)
+    held = LockFile.take(path)
+    try:
+        complete, screen = run(comparison, only_table=True)
+    finally:
+        held.release()
+    assert not complete
+    assert "Not finished" in screen
+    assert "nothing was written: " in screen
+    assert "is in use by" in screen
+    assert list(comparison.directory.iterdir()) == []
 
 
 @pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGHUP"], ["SIGINT", "SIGINT"]], ids="-".join)
