@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from cluster.commands.options import INSPECT_PANEL, Address, ConfigFile, Overrid
 from cluster.configuration.machine import Machine, parse_machine
 from cluster.configuration.machine_checks import target_machine
 from cluster.configuration.task_checks import task_notes
+from cluster.core.addresses import cluster_address
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
 from cluster.runtime.auth import send_token_to
@@ -80,7 +80,7 @@ def arithmetic(config: RunConfig) -> str:
 
 def _checked_cluster(config: RunConfig) -> str:
     """Return a description of the cluster, or print every shortfall on stderr and exit with code 2."""
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(config.cluster.address)
     if not address:
         refuse("--cluster needs the --address of the cluster, such as HOST:6379 or auto")
     send_token_to(address)

@@ -46,12 +46,28 @@ class ExplainedGroup(TyperGroup):
             return super().invoke(ctx)
         except RefusedError as error:
             refuse(error)
+        except typer.BadParameter as error:
+            if type(error) is not typer.BadParameter:  # something is missing: the usage helps
+                raise
+            refuse(f"{_origin(error)}: {error.message}")
         except OSError as error:
             if error.filename is None or isinstance(error, ConnectionError):
                 raise
             refuse(f"{shown_path(Path(os.fsdecode(error.filename)))}: {error.strerror}")
         finally:
             note_signals()
+
+
+def _origin(error: typer.BadParameter) -> str:
+    """Return where a value comes from: the name of its option or of its variable."""
+    parameter, context = error.param, error.ctx
+    if parameter is None or context is None:
+        return "the command line"
+    source = context.get_parameter_source(parameter.name or "")
+    if source is not None and source.name == "ENVIRONMENT":
+        variables = [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or ()
+        return next((name for name in variables if os.environ.get(name)), "the environment")
+    return max(parameter.opts, key=len)
 
 
 @contextmanager

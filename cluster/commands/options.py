@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from cluster.commands.exits import refuse
+from cluster.commands.option_types import address as an_address
 from cluster.configuration.chosen_defaults import Choice
 from cluster.configuration.loading import load_config
 from cluster.configuration.machine import Machine
 from cluster.configuration.machine_checks import with_chosen_defaults
 from cluster.configuration.preflight import preflight
+from cluster.core.addresses import cluster_address
 from cluster.core.config import ACTOR_ROLES, ActorRole, RunConfig
 
 TRAIN_PANEL = "Train"
@@ -33,7 +35,11 @@ RunArgument = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option(help="Ray cluster to connect to (default: RAY_ADDRESS, otherwise Ray on this machine)."),
+    typer.Option(
+        metavar="ADDRESS",
+        parser=an_address,
+        help="Ray cluster to connect to (default: RAY_ADDRESS, otherwise Ray on this machine).",
+    ),
 ]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Move an earlier run of this name aside and start from scratch.")
@@ -72,6 +78,7 @@ def checked_run(
     loaded = load_config(config_file, [*(overrides or []), *at_address])
     if not loaded.readable:
         refuse(*loaded.problems)
+    cluster_address(loaded.config.cluster.address)  # refused before anything is written
     config, choices = with_chosen_defaults(loaded.config, machine)
     problems = [*loaded.problems, *preflight(config, actors, machine)]
     if problems:

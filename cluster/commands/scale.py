@@ -7,8 +7,11 @@ from typing import Annotated
 import typer
 
 from cluster.commands.exits import refuse
+from cluster.commands.option_types import address as an_address
+from cluster.commands.option_types import number
 from cluster.commands.options import OPERATE_PANEL, RunArgument
-from cluster.core.addresses import parse_address
+from cluster.core.addresses import cluster_address
+from cluster.core.schema import ActorCount
 from cluster.run_state.run_directory import RunDirectory
 from cluster.runtime.auth import send_no_token, send_token_anywhere, send_token_to
 
@@ -21,11 +24,21 @@ def register(app: typer.Typer) -> None:
 def scale(
     run_directory: RunArgument,
     rollout_workers: Annotated[
-        int, typer.Option("--rollout-workers", min=1, help="New number of rollout workers.")
+        int,
+        typer.Option(
+            "--rollout-workers",
+            metavar="INTEGER",
+            parser=number(ActorCount),
+            help="New number of rollout workers.",
+        ),
     ],
     address: Annotated[
         str | None,
-        typer.Option(help="Ray cluster of the run (default: the one recorded in the run directory)."),
+        typer.Option(
+            metavar="ADDRESS",
+            parser=an_address,
+            help="Ray cluster of the run (default: the one recorded in the run directory).",
+        ),
     ] = None,
     send_token: Annotated[
         bool,
@@ -44,7 +57,7 @@ def scale(
     """
     given = address is not None
     if address is not None:
-        parse_address(address, "--address")
+        cluster_address(address)
     else:
         address = RunDirectory.existing(run_directory).read_ray_address()
     # Only the address that the run has recorded is known to be its own.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Collection, Iterator
 
@@ -24,6 +23,7 @@ from cluster.configuration.memory import (
 from cluster.configuration.memory_checks import check_gpu_memory
 from cluster.configuration.model_checks import context_limit
 from cluster.configuration.model_shape import ModelShape, UnknownShapeError, find_shape
+from cluster.core.addresses import cluster_address
 from cluster.core.config import ActorRole, RunConfig
 from cluster.core.gpu_slots import take_gpus
 from cluster.core.problem import Problem
@@ -31,7 +31,7 @@ from cluster.core.problem import Problem
 
 def on_a_cluster(config: RunConfig) -> bool:
     """Return True if the run connects to a cluster, whose nodes are not this machine."""
-    return bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    return bool(config.cluster.address or cluster_address(None))
 
 
 def target_machine(config: RunConfig, described: Machine | None = None) -> Machine | None:

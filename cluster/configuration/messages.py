@@ -22,6 +22,7 @@ _EXPECTED = {
     "float_type": "a number",
     "int_from_float": "an integer",
     "int_parsing": "an integer",
+    "int_parsing_size": "an integer with fewer digits",
     "int_type": "an integer",
     "list_type": "a list",
     "model_type": "a mapping of settings",
@@ -161,10 +162,10 @@ def _invalid(where: str, detail: Mapping[str, Any]) -> Problem:
         choices = re.findall(r"'([^']*)'", context["expected"])
         near = closest(str(value), choices)
         advice = f"did you mean {near}?" if near else ""
-    return Problem(where, f"expected {_expected(kind, detail['msg'], context)}, got {value!r}", advice)
+    return Problem(where, f"expected {expected(kind, detail['msg'], context)}, got {value!r}", advice)
 
 
-def _expected(kind: str, message: str, context: Mapping[str, Any]) -> str:
+def expected(kind: str, message: str, context: Mapping[str, Any]) -> str:
     """Return the description of the values that the setting accepts."""
     if kind in _EXPECTED:
         return _EXPECTED[kind]

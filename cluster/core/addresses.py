@@ -7,6 +7,7 @@ through `shown_url`, so that no password reaches a message, a file or W&B.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from cluster.core.errors import RefusedError
 from cluster.core.secrets import is_secret_name
 
 FORMS = "HOST:6379, http://HOST:8265 or auto"
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+"""The variable with the address of a cluster; the name is Ray's."""
 NAMES = ("auto", "local")
 """Addresses that Ray resolves itself."""
 _SCHEMES = ("http", "https", "ray")
@@ -75,6 +78,40 @@ def parse_address(text: str, origin: str = "") -> Address:
     if not scheme and (parts.path or parts.query or parts.fragment or "@" in parts.netloc):
         raise AddressError(_refusal(text, origin, "there is text around the host and the port"))
     return Address(scheme.lower(), host, port)
+
+
+def cluster_address(given: str | None) -> str | None:
+    """Return the address of the Ray cluster to connect to: `given`, or that of `RAY_ADDRESS`. None if there is neither,
+    which means Ray on this machine. Every command calls this before it writes anything.
+
+    Args:
+        given: The address of an option or of a configuration, if there is one.
+
+    Raises:
+        AddressError: if it is not the address of a Ray cluster.
+    """
+    address = given or os.environ.get(ADDRESS_VARIABLE) or None
+    # Ray itself looks at the variable to find out what `auto` means.
+    found = os.environ.get(ADDRESS_VARIABLE) or given if given == "auto" else address
+    if found is not None:
+        refuse_job_server(found, "" if found == given else ADDRESS_VARIABLE)
+    return address
+
+
+def refuse_job_server(text: str, origin: str = "") -> Address:
+    """Return the parts of an address that Ray connects to.
+
+    Raises:
+        AddressError: if it is not an address, or that of a job server.
+    """
+    parsed = parse_address(text, origin)
+    if parsed.scheme.startswith("http"):
+        where = f"{origin}: " if origin else ""
+        raise AddressError(
+            f"{where}{shown_url(text)} is a job server: launch.py submit sends a run to it. To connect from one of the "
+            "cluster's own machines, give --address HOST:6379"
+        )
+    return parsed
 
 
 def url_problem(url: str) -> str | None:

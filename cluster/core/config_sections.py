@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 from cluster.core.schema import (
     MAX_COUNT,
     MAX_NUMBER,
+    ActorCount,
     Count,
     CountOrZero,
     Fraction,
@@ -68,11 +69,11 @@ class TaskConfig(Section):
 class RolloutConfig(Section):
     """The vLLM workers that sample responses. Their number is independent of the number of learner ranks."""
 
-    workers: Count = 2
+    workers: ActorCount = 2
     """The number of workers at the start of the run. `launch.py scale` changes it during the run."""
-    min_workers: Count = 1
+    min_workers: ActorCount = 1
     """The lower limit of the number of workers when it is adjusted automatically (see `max_workers`)."""
-    max_workers: Count | None = None
+    max_workers: ActorCount | None = None
     """The upper limit of the number of workers. If it is set, the number is adjusted automatically: one worker is
     added when the learner waits long for samples, and one is removed when the learner hardly waits. Null keeps the
     number fixed."""
@@ -223,7 +224,7 @@ class RescueConfig(Section):
 class LearnerConfig(Section):
     """The DeepSpeed ranks that train the model."""
 
-    ranks: Count = 1
+    ranks: ActorCount = 1
     """The number of processes that share the training. The loss does not depend on it."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """The ZeRO stage, that is the state that DeepSpeed partitions over the ranks: none (0), the optimizer's state
@@ -301,11 +302,11 @@ class ShapingConfig(Section):
 class RewardConfig(Section):
     """The actors that score responses."""
 
-    workers: Count = 1
+    workers: ActorCount = 1
     """The number of actors. Each has verifier processes of its own."""
     cpus_per_worker: NotNegative = 0.5
     """The number of CPUs that Ray reserves for each actor. Fractions are allowed."""
-    processes_per_worker: Count = 4
+    processes_per_worker: ActorCount = 4
     """The number of verifier processes of one actor. If a verdict hangs in one process, the other processes
     continue."""
     verifier_timeout_s: Seconds = 5.0

@@ -39,6 +39,9 @@ def _is_address(text: str) -> str:
 
 MAX_COUNT = 2**31 - 1
 """The largest count: that of a 32-bit integer, which C libraries expect."""
+MAX_ACTORS = 4096
+"""The largest number of actors or processes of one kind. Each has a log file, a place in the cluster and a task that
+watches it."""
 MAX_SECONDS = 1e8
 """The longest time: three years."""
 MAX_SEED = 2**63 - 1
@@ -48,6 +51,7 @@ MAX_NUMBER = 1e9
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT, strict=True)]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT, strict=True)]
+ActorCount = Annotated[int, Field(ge=1, le=MAX_ACTORS, strict=True)]
 Integer = Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT, strict=True)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-from cluster.core.addresses import parse_address, shown_url
+from cluster.core.addresses import ADDRESS_VARIABLE, cluster_address, refuse_job_server
 from cluster.core.config import ClusterConfig
 from cluster.core.project import ROOT
 from cluster.runtime.actor_logs import SETUP_HOOK
@@ -42,7 +42,7 @@ def connect(config: ClusterConfig) -> str:
         ConnectionError: if no Ray listens at the address, if the cluster refuses this process, or if Ray does not
             start on this machine.
     """
-    address = os.environ["RAY_ADDRESS"] if current_job() else config.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(os.environ[ADDRESS_VARIABLE] if current_job() else config.address)
     runtime_env: dict[str, Any] = {"worker_process_setup_hook": SETUP_HOOK}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
@@ -87,7 +87,7 @@ def loopback_kept() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def cluster_address() -> str:
+def reachable_address() -> str:
     """Return the HOST:PORT under which the connected cluster is reached from all its nodes."""
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     if host in LOOPBACK:  # then the head of the cluster is this machine, which may have another address in it
@@ -102,15 +102,9 @@ def probe(address: str) -> None:
 
     Raises:
         OSError: if no server listens there.
-        ClusterRefusedError: if it is the address of a job server.
-        AddressError: if it is not an address.
+        AddressError: if it is not an address, or that of a job server.
     """
-    parsed = parse_address(address)
-    if parsed.scheme.startswith("http"):
-        raise ClusterRefusedError(
-            f"{shown_url(address)} is a job server: launch.py submit sends a run to it. To connect from one of the "
-            "cluster's own machines, give --address HOST:6379"
-        )
+    parsed = refuse_job_server(address)
     if not parsed.scheme and parsed.host and parsed.port:
         with socket.create_connection((parsed.host, parsed.port), timeout=PROBE_TIMEOUT_S):
             pass
@@ -127,8 +121,6 @@ def explained_connection(address: str) -> Iterator[None]:
     """
     try:
         probe(address)
-    except ClusterRefusedError:
-        raise
     except OSError as error:
         raise ConnectionError(
             f"no Ray cluster listens at {address} ({error.strerror or error}): check on the head node that it is up "

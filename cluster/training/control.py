@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,13 +23,15 @@ import ray
 from cluster.core.actor import Actor
 from cluster.core.failures import trimmed
 from cluster.runtime.auth import token_sources
-from cluster.runtime.connect import ClusterRefusedError, loopback_kept, probe
+from cluster.runtime.connect import loopback_kept, probe
 from rollout.fleet.fleet import RolloutFleet
 
 NAMESPACE = "hpo-trainer"
 CLOSE_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 """The longest wait for the run's answer to a request."""
+MOST_NAMES = 8
+"""The number of workers that an answer names."""
 
 
 class RunIsLiveError(RuntimeError):
@@ -173,7 +175,7 @@ def _resize(fleet: RolloutFleet, workers: int) -> str:
     before, free_slots = fleet.state.size, fleet.free_slots
     change = fleet.resize(workers)
     answer = f"rollout workers: {before} → {fleet.state.size}" + "".join(
-        f"; {what} {', '.join(names)}"
+        f"; {what} {_listed(names)}"
         for what, names in (("starting", change.added), ("draining", change.drained))
         if names
     )
@@ -184,12 +186,18 @@ def _resize(fleet: RolloutFleet, workers: int) -> str:
     return answer
 
 
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many follow."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
 def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str:
     """Ask the live run of `run_directory` to change its number of rollout workers. Return its answer.
 
     Args:
         run_directory: the run's directory. The last part of its path is the run's name.
-        rollout_workers: the requested number, at least 1.
+        rollout_workers: the requested number. The run refuses one that no fleet can have.
         address: the address of the run's Ray cluster; None if it is unknown.
 
     Raises:
@@ -205,8 +213,6 @@ def scale(run_directory: Path, rollout_workers: int, address: str | None) -> str
         )
     try:
         probe(address)
-    except ClusterRefusedError as error:
-        raise NoLiveRunError(str(error)) from error
     except OSError as error:
         raise NoLiveRunError(
             f"no Ray cluster answers at {address}: the run {name} has ended, or its cluster has another --address"

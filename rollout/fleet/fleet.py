@@ -17,7 +17,7 @@ from rollout.fleet.autoscaler import Autoscaler
 from rollout.fleet.buffer import WorkBuffer
 from rollout.fleet.context import FleetContext, ServedPolicy, WorkerFactory, WorkerRegistry
 from rollout.fleet.scheduler import Scheduler, ScoringQueue
-from rollout.fleet.state import FleetState, Resizing, WorkerState
+from rollout.fleet.state import FleetState, Resizing, WorkerState, refuse_size
 from rollout.fleet.supervisor import WorkerSupervisor
 
 
@@ -79,8 +79,9 @@ class RolloutFleet:
         Workers that are to go first finish the prompts that they hold.
 
         Raises:
-            ValueError: if `workers` is not positive, or outside of the autoscaler's range.
+            ValueError: as in `refuse_size`, or if `workers` is outside of the autoscaler's range.
         """
+        refuse_size(workers)
         if self._autoscaler is not None:
             self._autoscaler.refuse_outside(workers)
         change = self.state.resize(workers)

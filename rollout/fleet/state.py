@@ -26,6 +26,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from cluster.core.schema import MAX_ACTORS
 from cluster.core.types import LOADED_VERSION
 
 
@@ -91,6 +92,17 @@ class Resizing:
     drained: tuple[str, ...]
 
 
+def refuse_size(workers: object) -> None:
+    """Refuse a number of workers that no fleet can have.
+
+    Raises:
+        ValueError: if it is not a positive integer up to `MAX_ACTORS`. The message is for the user, and does not quote
+            the number, which may have any length.
+    """
+    if type(workers) is not int or not 1 <= workers <= MAX_ACTORS:
+        raise ValueError(f"the number of rollout workers must be an integer from 1 to {MAX_ACTORS}")
+
+
 class FleetState:
     """The members and the current weight version. Every change is one of the events below.
 
@@ -142,10 +154,9 @@ class FleetState:
         """Add or drain members until `size` is `workers`. New members get names that were not used before.
 
         Raises:
-            ValueError: if `workers` is not positive.
+            ValueError: as in `refuse_size`. Nothing is changed.
         """
-        if workers < 1:
-            raise ValueError(f"workers: expected at least 1, got {workers}")
+        refuse_size(workers)
         added = [f"rollout-{len(self._members) + index}" for index in range(workers - self.size)]
         candidates = [
             member for state in _DRAINED_FIRST for member in reversed(self.members) if member.state is state

@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 
 from cluster.commands.exits import EXIT_FAILED, exit_code_of, how_ended, refuse
+from cluster.commands.option_types import number
 from cluster.commands.options import TRAIN_PANEL, Address
 from cluster.core.project import ROOT
+from cluster.core.schema import Count
 from cluster.runtime.signals import answer_signals
 
 
@@ -30,7 +32,12 @@ def compare(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings for all runs, such as steps=50."),
     ] = None,
     address: Address = None,
-    side_by_side: Annotated[int, typer.Option("--side-by-side", min=1, help="Number of parallel runs.")] = 1,
+    side_by_side: Annotated[
+        int,
+        typer.Option(
+            "--side-by-side", metavar="INTEGER", parser=number(Count), help="Number of parallel runs."
+        ),
+    ] = 1,
     only_table: Annotated[
         bool, typer.Option("--only-table", help="Start nothing; show the results of the finished runs.")
     ] = False,

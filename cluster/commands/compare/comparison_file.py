@@ -15,11 +15,10 @@ from cluster.configuration.loading import validate
 from cluster.configuration.messages import closest, setting_names
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
-from cluster.core.schema import Number, Section
+from cluster.core.schema import Number, Section, Seed
 from cluster.metrics.run_measures import HEADLINES
 
 Name = Annotated[str, Field(max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Seed = Annotated[int, Field(ge=0, strict=True)]
 
 MANAGED = ("seed", "name", "directory")
 """The settings that the comparison sets for each run."""

@@ -22,6 +22,7 @@ from cluster.configuration.loading import load_config, read_yaml, validate
 from cluster.configuration.machine_checks import with_chosen_defaults
 from cluster.configuration.preflight import Check, preflight
 from cluster.configuration.task_checks import once_per_task
+from cluster.core.addresses import cluster_address
 from cluster.core.config import RunConfig
 from cluster.core.problem import Problem
 from cluster.run_state.run_directory import differences
@@ -89,7 +90,11 @@ class Comparison:
 def load_comparison(
     path: Path, overrides: Sequence[str] = (), address: str | None = None
 ) -> tuple[Comparison, list[Problem]]:
-    """Read the file and apply `overrides` to all runs. The comparison is valid only if there are no problems."""
+    """Read the file and apply `overrides` to all runs. The comparison is valid only if there are no problems.
+
+    Raises:
+        AddressError: if the address of the cluster is none.
+    """
     values, problems = read_yaml(path)
     config, schema_problems = validate(ComparisonConfig, values)
     problems += schema_problems
@@ -183,6 +188,7 @@ def _plan(
         f"tracking.wandb_group={group}",
     ]
     loaded = load_config(base, arguments)
+    cluster_address(loaded.config.cluster.address)  # refused before anything is written
     config, _ = with_chosen_defaults(loaded.config)  # as the training chooses them
     problems = list(loaded.problems)
     if loaded.readable and seed == comparison.seeds[0]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.commands.exits import EXIT_FAILED, refuse
+from cluster.commands.option_types import address as an_address
 from cluster.commands.options import INSPECT_PANEL, AsJson, Overrides
 from cluster.configuration.loading import load_config
+from cluster.core.addresses import cluster_address
 from cluster.runtime.auth import send_token_to
 
 if TYPE_CHECKING:
@@ -40,7 +41,12 @@ def doctor(
     ] = None,
     overrides: Overrides = None,
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster, HOST:6379 or auto, whose nodes to examine.")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            parser=an_address,
+            help="Ray cluster, HOST:6379 or auto, whose nodes to examine (default: RAY_ADDRESS).",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +67,7 @@ def doctor(
         if loaded.problems:
             refuse(*loaded.problems)
         config = loaded.config
-    address = address or (config.cluster.address if config else None) or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(address or (config.cluster.address if config else None))
     if address:
         send_token_to(address)
         if config:  # the cluster that the run would connect to

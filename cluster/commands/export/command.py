@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from cluster.commands.exits import explained_exits
+from cluster.commands.option_types import number
 from cluster.commands.options import EVALUATE_PANEL, Address, RunArgument
+from cluster.core.schema import CountOrZero
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +21,14 @@ def register(app: typer.Typer) -> None:
 def export(
     run_directory: RunArgument,
     destination: Annotated[Path, typer.Argument(metavar="DESTINATION", help="New or empty directory.")],
-    step: Annotated[int | None, typer.Option(help="Step of the checkpoint (default: the newest).")] = None,
+    step: Annotated[
+        int | None,
+        typer.Option(
+            metavar="INTEGER",
+            parser=number(CountOrZero),
+            help="Step of the checkpoint (default: the newest).",
+        ),
+    ] = None,
     address: Address = None,
 ) -> None:
     """Write the model of a checkpoint as a Hugging Face directory.

@@ -13,6 +13,7 @@ from cluster.commands.run_checkpoints import (
     refuse_missing_model,
 )
 from cluster.configuration.resource_checks import check_resources
+from cluster.core.addresses import cluster_address
 from cluster.core.config import RunConfig
 from cluster.core.errors import RefusedError
 from cluster.run_state.run_directory import RunDirectory
@@ -36,12 +37,14 @@ def plan_export(
 
     Raises:
         RefusedError: if something is missing, damaged or in the way.
+        AddressError: if the cluster's address is none.
     """
     run = RunDirectory.existing(run_directory)
     config = run.read_config()
     run.export.refuse_obstacles("move it away")
     if address:
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": address})})
+    cluster_address(config.cluster.address)
     store, checkpoints = complete_checkpoints(run, config)
     if not checkpoints:
         raise RefusedError(f"{run_directory}: the run has no complete checkpoint yet; let it reach one")

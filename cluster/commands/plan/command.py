@@ -8,17 +8,28 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 from rich.console import Console
 
 from cluster.commands.exits import EXIT_FAILED, explained_exits, refuse
+from cluster.commands.option_types import number
 from cluster.commands.options import EVALUATE_PANEL, Address, AsJson, ConfigFile, Overrides, checked_config
 from cluster.core.reading import shown_path
-from cluster.core.schema import MAX_COUNT
+from cluster.core.schema import Count
 from cluster.core.text import json_text
 from cluster.run_state.run_directory import RunDirectory
 
 MOST_RESPONSES = 4096
 """The number of responses to a prompt that have seeds of their own."""
+_Responses = Annotated[Count, Field(le=MOST_RESPONSES)]
+_PromptsOption = Annotated[
+    int,
+    typer.Option(metavar="INTEGER", parser=number(Count), help="Number of training prompts to sample."),
+]
+_ResponsesOption = Annotated[
+    int,
+    typer.Option(metavar="INTEGER", parser=number(_Responses), help="Number of responses to each of them."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,8 +40,8 @@ def register(app: typer.Typer) -> None:
 def plan(
     config_file: ConfigFile,
     overrides: Overrides = None,
-    prompts: Annotated[int, typer.Option(help="Number of training prompts to sample.")] = 128,
-    responses: Annotated[int, typer.Option(help="Number of responses to each of them.")] = 16,
+    prompts: _PromptsOption = 128,
+    responses: _ResponsesOption = 16,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="HTML file to write (default: runs/NAME.plan/plan.html)."),
@@ -57,7 +68,7 @@ def plan(
     The directory runs/NAME.plan contains the numbers (plan.json), a page to
     read (plan.html), all responses (evaluation.*), and the logs.
     """
-    if problems := [*_problems_of_sample(prompts, responses), *_problems_of_output(output)]:
+    if problems := [*_problems_of_output(output)]:
         refuse(*problems)
     sample = [f"evaluation.prompts={prompts}", f"evaluation.responses_per_prompt={responses}"]
     config = checked_config(config_file, [*(overrides or []), *sample], address, actors=["rollout", "reward"])
@@ -84,15 +95,6 @@ def plan(
             terminal.print(line, soft_wrap=True, markup=False)
     if report["works"] == "no":
         raise typer.Exit(EXIT_FAILED)
-
-
-def _problems_of_sample(prompts: int, responses: int) -> Iterator[str]:
-    for option, value, most in (
-        ("--prompts", prompts, MAX_COUNT),
-        ("--responses", responses, MOST_RESPONSES),
-    ):
-        if not 1 <= value <= most:
-            yield f"{option}: expected a number from 1 to {most}, got {value}"
 
 
 def _problems_of_output(output: Path | None) -> Iterator[str]:

@@ -16,7 +16,7 @@ from cluster.core.project import code_version
 from cluster.run_state.checkpoints import Checkpoint, CheckpointStore, learner_state
 from cluster.run_state.run_directory import RunDirectory
 from cluster.run_state.run_lock import RunInUseError, RunLock, run_lock
-from cluster.runtime.connect import cluster_address
+from cluster.runtime.connect import reachable_address
 from cluster.tracking import RunConsole, Tracker, read_metrics
 from cluster.tracking.prometheus import RayMetrics
 from cluster.training.actors import ActorGraph
@@ -92,7 +92,7 @@ def _trained(
         run_directory.write_config(config)
         run_directory.write_code_version(code_version())
         with ray_started(config, console):
-            run_directory.write_ray_address(cluster_address())
+            run_directory.write_ray_address(reachable_address())
             tracker.attach(RayMetrics(config.name))
             model = prepare_in_cluster(config, console)
             console.stage("reading the prompts")

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from cluster.commands.compare.comparison_file import ComparisonConfig
 from cluster.configuration.loading import validate
 from cluster.configuration.preflight import preflight
 from cluster.core.config import RunConfig, ShapingConfig
@@ -51,12 +52,14 @@ def assert_named(problems: list[Problem], path: str) -> None:
 
 # A shaping reward is an entry of a list, and has a test of its own.
 RUN_NUMBERS = [path for path in numbers(RunConfig) if not path.startswith("reward.shaping.")]
+COMPARISON_NUMBERS = [*numbers(ComparisonConfig)]
 TASK_NUMBERS = [(task, path) for task in task_names() for path in numbers(task_class(task).Options)]
 
 
 def test_the_schema_has_numbers() -> None:
     assert {"seed", "learner.learning_rate", "rollout.workers"} <= set(RUN_NUMBERS)
     assert len(RUN_NUMBERS) > 50
+    assert set(COMPARISON_NUMBERS) == {"seeds", "tuning.seeds", "tuning.values"}
     assert {task for task, _ in TASK_NUMBERS} == set(task_names())
 
 
@@ -80,6 +83,21 @@ def test_an_impossible_weight_of_a_shaping_reward_is_refused(weight: float) -> N
     _, problems = validate(RunConfig, values)
     assert_named(problems, "reward.shaping.0.weight")
     assert "weight" in ShapingConfig.model_fields
+
+
+@pytest.mark.parametrize("weight", POSSIBLE)
+def test_a_shaping_reward_may_have_any_other_weight(weight: float) -> None:
+    values = {"reward": {"shaping": [{"function": "module:function", "weight": weight}]}}
+    config, problems = validate(RunConfig, values)
+    assert not problems
+    assert config.reward.shaping[0].weight == weight
+
+
+@pytest.mark.parametrize("path", COMPARISON_NUMBERS)
+def test_an_impossible_number_of_a_comparison_is_refused_by_its_name(path: str) -> None:
+    for value in IMPOSSIBLE:
+        _, problems = validate(ComparisonConfig, nested(path, [7, value]))
+        assert_named(problems, f"{path}.1")
 
 
 @pytest.mark.parametrize("path", RUN_NUMBERS)

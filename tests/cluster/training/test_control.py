@@ -117,3 +117,25 @@ async def test_the_run_warns_at_once_when_it_can_no_longer_be_reached() -> None:
         async with asyncio.timeout(10):
             assert await warnings.get() == f"{UNREACHABLE}: answer: the node is gone"
         request.cancel()
+
+
+async def test_an_impossible_size_is_refused_and_the_run_still_listens() -> None:
+    mailbox: Actor[Mailbox] = Actor(LocalMailbox())
+    fleet = Fleet(9)
+    events: list[str] = []
+    async with answering(mailbox, cast(Any, fleet), events.append, pytest.fail), asyncio.timeout(60):
+        for workers in (10**20, 10**5000, 0, -1, 2.5, "many", None):
+            answer = await mailbox.call(Mailbox.ask, workers)  # type: ignore[arg-type]
+            assert answer.refused, workers
+            assert "\n" not in answer.text
+            assert len(answer.text) < 100
+            assert fleet.state.size == 2
+        assert not events
+        answer = await mailbox.call(Mailbox.ask, 3)
+        assert (answer.refused, fleet.state.size) == (False, 3)
+
+
+def test_an_answer_names_a_few_workers_of_many() -> None:
+    answer = _resize(cast(Any, Fleet(5000)), 4000)
+    assert answer.endswith("rollout-9 and 3990 more")
+    assert len(answer) < 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cluster.core.schema import MAX_ACTORS
 from cluster.core.types import LOADED_VERSION
 from rollout.fleet.state import FleetState, WorkerState
 
@@ -115,7 +117,7 @@ class FleetModel(RuleBasedStateMachine):
     @rule(workers=st.integers(0, 5))
     def resize(self, workers: int) -> None:
         if workers == 0:
-            with pytest.raises(ValueError, match="expected at least 1, got 0"):
+            with pytest.raises(ValueError, match="from 1 to 4096"):
                 self.fleet.resize(workers)
             return
         before = {name for name, worker in self.model.items() if not worker.leaving and not worker.gone}
@@ -370,3 +372,21 @@ def test_every_reachable_fleet_is_consistent_and_can_recover() -> None:
                 reached.add(before)
                 frontier_keys.append(before)
     assert reached == found.keys(), "from every state, two healthy workers must be reachable"
+
+
+def test_an_impossible_size_is_refused_and_changes_nothing() -> None:
+    """An actor's method takes any value from any sender."""
+    state = FleetState(2, 3)
+    before = state.members
+    values: list[Any] = [0, -1, MAX_ACTORS + 1, 10**20, 10**5000, 2.0, math.inf, math.nan, True, "3", None]
+    for workers in values:
+        with pytest.raises(ValueError, match="must be an integer from 1 to 4096"):
+            state.resize(workers)
+        assert state.members == before
+
+
+def test_the_largest_fleet_is_made_and_emptied() -> None:
+    state = FleetState(MAX_ACTORS, 3)
+    assert state.size == MAX_ACTORS
+    state.resize(1)
+    assert state.size == 1
