@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,11 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.commands.exits import EXIT_BROKEN_PIPE, EXIT_FAILED, EXIT_INTERRUPTED, exit_code_of, refuse
+from cluster.commands.option_types import address as an_address
+from cluster.commands.option_types import number
 from cluster.commands.options import JOBS_PANEL, AsJson, ConfigFile, Fresh, Overrides
 from cluster.configuration.loading import load_config
 from cluster.configuration.preflight import preflight
-from cluster.core.addresses import parse_address
 from cluster.core.config import RunConfig
+from cluster.core.schema import CountOrZero, NotNegative
 from cluster.core.text import plain_text
 from cluster.runtime.auth import send_token_to
 from cluster.runtime.signals import answer_signals
@@ -37,6 +39,8 @@ _Address = Annotated[
     str | None,
     typer.Option(
         "--address",
+        metavar="ADDRESS",
+        parser=an_address,
         envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"],
         help="Cluster: http://HOST:8265 of its head node, HOST:6379, or auto (on this machine).",
     ),
@@ -48,10 +52,20 @@ _Supervise = Annotated[
     typer.Option("--supervise", help="Follow the run; if a job is lost, submit the next, which resumes."),
 ]
 _MaxFailures = Annotated[
-    int, typer.Option(min=0, help="With --supervise: number of new jobs after failures.")
+    int,
+    typer.Option(
+        metavar="INTEGER",
+        parser=number(CountOrZero),
+        help="With --supervise: number of new jobs after failures.",
+    ),
 ]
 _MaxPreemptions = Annotated[
-    int, typer.Option(min=0, help="With --supervise: number of new jobs after the driver's node was lost.")
+    int,
+    typer.Option(
+        metavar="INTEGER",
+        parser=number(CountOrZero),
+        help="With --supervise: number of new jobs after the driver's node was lost.",
+    ),
 ]
 _Exclude = Annotated[
     _Many, typer.Option(metavar="PATTERN", help="Files that are not sent, such as '*.ckpt'.")
@@ -65,7 +79,10 @@ _Key = Annotated[
 _SendKeys = Annotated[
     bool, typer.Option("--keys/--no-keys", help="Send the W&B and Hugging Face keys found here, sealed.")
 ]
-_DriverCpus = Annotated[float, typer.Option(min=0, help="CPUs to reserve for the driver.")]
+_DriverCpus = Annotated[
+    float,
+    typer.Option(metavar="FLOAT", parser=number(NotNegative), help="CPUs to reserve for the driver."),
+]
 _DriverResource = Annotated[
     _Many, typer.Option(metavar="NAME=AMOUNT", help="Custom resource to reserve for the driver.")
 ]
@@ -121,6 +138,7 @@ def submit(
     with _explained(address):
         from cluster.commands.jobs import submission as jobs
         from cluster.commands.jobs.package import package
+        from cluster.commands.jobs.supervision_lock import supervision_lock
 
         submission = jobs.Submission(
             config,
@@ -134,11 +152,12 @@ def submit(
             fresh,
         )
         server = _server(address)
-        job = _submitted(server, submission)
-        if supervise or follow:
-            _supervise(server, submission, job, (max_failures, max_preemptions) if supervise else (0, 0))
-        else:
-            _say(_next_commands(job))
+        with supervision_lock(server.address, config) if supervise else nullcontext():
+            job = _submitted(server, submission)
+            if supervise or follow:
+                _supervise(server, submission, job, (max_failures, max_preemptions) if supervise else (0, 0))
+            else:
+                _say(_next_commands(job))
 
 
 def _submitted(server: JobServer, submission: Submission) -> str:
@@ -281,7 +300,6 @@ def _explained(address: str | None) -> Iterator[None]:
     if address is None or address == "auto":
         send_token_to("http://localhost")
     else:
-        parse_address(address, "--address")
         send_token_to(address)
 
     from cluster.commands.jobs.package import PackageRefusedError

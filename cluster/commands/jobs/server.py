@@ -63,7 +63,7 @@ class JobServer:
         with explained(self.address):
             known = self.client.list_jobs()
         submitted = [job for job in known if job.submission_id is not None]
-        return sorted(submitted, key=lambda job: job.start_time or 0)
+        return sorted(submitted, key=lambda job: (job.start_time or 0, job.submission_id))
 
     def find(self, reference: str) -> JobDetails:
         """Return the job with that id, or the newest job of the run with that name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import platform
 import re
 import shlex
 import tempfile
@@ -11,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cluster.commands.jobs.package import Package
@@ -22,9 +24,15 @@ from cluster.commands.jobs.server import (
     has_ended,
     run_of,
 )
+from cluster.commands.option_types import read_number
 from cluster.core.config import RunConfig
+from cluster.core.schema import NotNegative
+from cluster.core.text import plain_text
 from cluster.models.source import locate
 from cluster.runtime.job import KEYS_VARIABLE, SENT_BY_DEFAULT, announced, package_name, seal
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
 
 STOP_GRACE_S = 60
 """The time that a stopped job has to end its actors."""
@@ -37,6 +45,10 @@ _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 class SubmissionRefusedError(ValueError):
     """The run cannot be submitted. The message is one line with the reason."""
+
+
+class LiveRunError(JobServerError):
+    """Another job of the cluster trains the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,43 +95,78 @@ class Submission:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The name and the directory of the run, which the job server keeps with the job."""
-        return {"run": self.config.name, "run_directory": str(self.config.run_directory)}
+        """The name and the directory of the run, and the process that submits it, which the job server keeps with the
+        job."""
+        return {
+            "run": self.config.name,
+            "run_directory": str(self.config.run_directory),
+            "submitter": f"process {os.getpid()} on {platform.node()}",
+        }
 
     def again(self) -> Submission:
         """Return the same run for another job, which resumes it."""
         return replace(self, fresh=False)
 
 
-def submit(server: JobServer, submission: Submission, number: int = 1) -> str:
-    """Send the package, start the job, and return its id.
+def new_id(submission: Submission, number: int = 1) -> str:
+    """Return an id for a job of the run.
 
     Args:
         number: The number of this job among those of the run.
-
-    Raises:
-        JobServerError: if the server is unreachable or refuses the job.
-        PackageRefusedError: if the package is too large.
     """
     attempt = "" if number == 1 else f"-try{number}"
-    job = f"{submission.config.name}-{time.strftime('%Y%m%d-%H%M%S')}{attempt}"
+    return f"{submission.config.name}-{time.strftime('%Y%m%d-%H%M%S')}{attempt}"
+
+
+def submit(server: JobServer, submission: Submission, job: str | None = None) -> str:
+    """Send the package, start the job, and return its id. One run has one live job.
+
+    Args:
+        job: The id of the job; by default a new one.
+
+    Raises:
+        JobServerError: if the server is unreachable or refuses the job, or if another job trains the run. Then this one
+            is not started, or is stopped.
+        PackageRefusedError: if the package is too large.
+    """
+    job = job or new_id(submission)
+    if any(own.submission_id == job and _is_own(own, submission) for own in server.jobs()):
+        return job  # an earlier attempt arrived, and its answer was lost
+    refuse_live_run(server, submission.config.name)
+    _send(server, submission, job)
+    try:
+        # Two that looked at the same moment have seen nothing. Both jobs are known by now, and one of the two stays.
+        refuse_live_run(server, submission.config.name, job)
+    except LiveRunError:
+        server.stop(job)
+        raise
+    return job
+
+
+def _is_own(job: JobDetails, submission: Submission) -> bool:
+    return (job.metadata or {}).get("submitter") == submission.metadata["submitter"]
+
+
+def _send(server: JobServer, submission: Submission, job: str) -> None:
+    """Send the package and start the job, as soon as the cluster accepts jobs."""
     deadline = time.monotonic() + STARTING_S
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder, "working_tree.zip")
         submission.package.write(archive)
         while True:
             try:
-                return _submit(server, submission, job, archive)
+                _start(server, submission, job, archive)
+                return
             except NotReadyError:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(1)
 
 
-def _submit(server: JobServer, submission: Submission, job: str, archive: Path) -> str:
+def _start(server: JobServer, submission: Submission, job: str, archive: Path) -> None:
     placement = submission.placement
     with explained(server.address):
-        submitted: str = server.client.submit_job(
+        server.client.submit_job(
             entrypoint=submission.entrypoint,
             submission_id=job,
             runtime_env={"working_dir": str(archive), "env_vars": submission.environment_variables},
@@ -128,19 +175,25 @@ def _submit(server: JobServer, submission: Submission, job: str, archive: Path) 
             entrypoint_resources=dict(placement.resources) or None,
             entrypoint_label_selector=dict(placement.labels) or None,
         )
-    return submitted
 
 
-def refuse_live_run(server: JobServer, name: str) -> None:
+def refuse_live_run(server: JobServer, name: str, own: str | None = None) -> None:
     """Refuse a run whose name is in use.
 
+    Args:
+        own: The id of a job that was just submitted. Jobs that started after it do not count.
+
     Raises:
-        JobServerError: if a job of the cluster already trains a run of this name.
+        LiveRunError: if a job of the cluster already trains a run of this name.
     """
-    for job in server.jobs():
+    for job in server.jobs():  # the oldest first; of two of the same moment, both sides see the same order
+        if job.submission_id == own:
+            return
         if run_of(job) == name and not has_ended(job):
-            raise JobServerError(
-                f"job {job.submission_id} already trains the run {name}: follow it with launch.py logs {name} "
+            submitter = (job.metadata or {}).get("submitter")
+            by = f" (submitted by {plain_text(submitter)})" if submitter else ""
+            raise LiveRunError(
+                f"job {job.submission_id}{by} already trains the run {name}: follow it with launch.py logs {name} "
                 f"--follow, end it with launch.py stop {name}, or submit another run with name=NAME"
             )
 
@@ -249,9 +302,12 @@ def resources(pairs: Sequence[str]) -> dict[str, float]:
         SubmissionRefusedError: if a resource is malformed.
     """
     try:
-        return {name: float(amount) for name, amount in _pairs("--driver-resource", pairs).items()}
+        return {
+            name: read_number(NotNegative, amount)
+            for name, amount in _pairs("--driver-resource", pairs).items()
+        }
     except ValueError as error:
-        raise SubmissionRefusedError(f"--driver-resource expects NAME=AMOUNT ({error})") from error
+        raise SubmissionRefusedError(f"--driver-resource expects NAME=AMOUNT: {error}") from error
 
 
 def _pairs(option: str, pairs: Sequence[str], refuse_secrets: bool = False) -> dict[str, str]:

@@ -17,7 +17,7 @@ from ray.job_submission import JobDetails
 
 from cluster.commands.exits import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE
 from cluster.commands.jobs.server import JobServer, NoSuchJobError, ServerAwayError, has_ended
-from cluster.commands.jobs.submission import Submission, send_keys, submit
+from cluster.commands.jobs.submission import Submission, new_id, send_keys, submit
 from cluster.core.text import plain_text
 
 AWAY_S = 60.0
@@ -95,7 +95,8 @@ def supervise(
         say: Receives messages about the jobs.
 
     Raises:
-        JobServerError: if the cluster is unreachable for too long, or refuses the next job.
+        JobServerError: if the cluster is unreachable for too long, or refuses the next job, or if another process has
+            submitted the run in the meantime.
     """
     number = 1
     while True:
@@ -125,11 +126,13 @@ def _ending(server: JobServer, job: str, write: Callable[[str], None], away_s: f
 
 
 def _submitted(server: JobServer, submission: Submission, number: int, away_s: float) -> str:
-    """Submit the next job and return its id, with retries while the server is unreachable."""
+    """Submit the next job and return its id, with retries while the server is unreachable. All of them are of the same
+    job, so that one whose answer was lost is not repeated."""
+    job = new_id(submission, number)
     deadline = time.monotonic() + away_s
     while True:
         try:
-            return submit(server, submission, number)
+            return submit(server, submission, job)
         except ServerAwayError:
             if time.monotonic() > deadline:
                 raise
