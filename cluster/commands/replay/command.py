@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.commands.option_types import number
 from cluster.commands.options import OPERATE_PANEL
 from cluster.core.reading import shown_path
+from cluster.core.schema import CountOrZero
 from cluster.core.text import visible_text
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ def replay(
     step: Annotated[
         int | None,
         typer.Option(
-            min=0,
+            metavar="INTEGER",
+            parser=number(CountOrZero),
             help="Step of the checkpoint with the weights; 0 is the model that the run started with (default: the "
             "newest checkpoint before the batch).",
         ),
