@@ -99,8 +99,8 @@ def _results(replayed: Replayed) -> list[str]:
     lines += [f"  {line}" for line in found[:SHOWN_RESPONSES]]
     if len(found) > SHOWN_RESPONSES:
         lines.append(f"  and {len(found) - SHOWN_RESPONSES} more")
-    for number, step in enumerate(replayed.steps, start=1):
+    for index, step in enumerate(replayed.steps, start=1):
         norm = f"{step['grad_norm']:g}" if "grad_norm" in step else "not computed"
-        lines.append(f"optimizer step {number}: loss {step['loss']:g}, gradient norm {norm}")
+        lines.append(f"optimizer step {index}: loss {step['loss']:g}, gradient norm {norm}")
     lines.append(f"result: {replayed.failure or 'the update is finite with these weights and settings'}")
     return lines
