@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from torch.multiprocessing.spawn import start_processes
+from typer.testing import CliRunner
 
 from cluster.commands.replay.findings import findings, unusable
 from cluster.commands.replay.plan import plan_replay
+from cluster.commands.replay.run import _computed, _options
 from cluster.core.config import RunConfig
 from cluster.core.errors import RefusedError
 from cluster.core.types import ScoredGroup
@@ -23,10 +24,13 @@ from cluster.run_state.run_directory import RunDirectory
 from cluster.tracking.kept_batch import write_batch
 from cluster.training.actors import learner_options
 from cluster.training.batch import mini_batches
+from launch import app
+from learner.engine.update import PolicyUpdate
+from learner.model.batching import Packing, shard
 from learner.model.supervised import character_tokenizer
-from tests import PROJECT
 from tests.builders import make_group, make_progress, make_prompt, make_response, tiny_model
-from tests.learner.engine.rank_processes import in_ranks
+from tests.learner.engine.rank_processes import PRELOADED, in_ranks
+from tests.learner.engine.test_update import PlainEngine
 
 RANKS = 2
 
@@ -66,8 +70,6 @@ def saved_and_trained(run: Path, state: Path) -> dict[str, float]:
     from torch import distributed
 
     from learner.engine.deepspeed_engine import build_engine
-    from learner.engine.update import PolicyUpdate
-    from learner.model.batching import shard
     from learner.state.training_state import save_training_state
 
     config = RunDirectory(run).read_config()
@@ -83,6 +85,7 @@ def saved_and_trained(run: Path, state: Path) -> dict[str, float]:
     return {"loss": step["loss"], "grad_norm": step["grad_norm"]}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # on a busy machine processes take minutes to import their libraries
 def test_the_update_is_computed_again_from_a_checkpoint(tmp_path: Path) -> None:
     """One process computes what two ranks with ZeRO 2 did; and it finds what is wrong with a batch."""
@@ -93,7 +96,7 @@ def test_the_update_is_computed_again_from_a_checkpoint(tmp_path: Path) -> None:
     store.commit(path, make_progress(2))
     loss, norm = sum(each["loss"] for each in by_rank), by_rank[0]["grad_norm"]
     assert norm > 0
-    said = replayed(run.path)
+    said = replayed(tmp_path, run.path)
     assert f"configuration: {run.config_file}" in said
     assert f"weights: {path}" in said
     assert said[-1] == "result: the update is finite with these weights and settings"
@@ -113,24 +116,48 @@ def test_the_update_is_computed_again_from_a_checkpoint(tmp_path: Path) -> None:
     )
     second = run.failed_batch_file(3)
     write_batch(second, [*rewarded, GROUPS[1]])
-    said = replayed(second, "--step", "0")
+    said = replayed(tmp_path, second, 0)
     assert any("train/0/7, response 0: reward 1e+308; advantage" in line for line in said)
     assert "(the model that the run started with)" in said[2]
     assert not said[-1].startswith("result: the update is finite")
 
 
-def replayed(*arguments: object) -> list[str]:
-    result = subprocess.run(
-        [sys.executable, "launch.py", "replay", *map(str, arguments)],
-        cwd=PROJECT,
-        env=os.environ | {"PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stdout.splitlines()
+def replayed(folder: Path, place: Path, step: int | None = None) -> list[str]:
+    """Return what the command prints. Its process is a fork of one that has imported the libraries."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    file = folder / "said"
+    start_processes(say, (place, step, file), nprocs=1, start_method="forkserver")
+    return file.read_text().splitlines()
+
+
+def say(_: int, place: Path, step: int | None, file: Path) -> None:
+    result = CliRunner().invoke(app, ["replay", str(place), *([] if step is None else ["--step", str(step)])])
+    assert result.exit_code == 0, result.output
+    file.write_text(result.stdout)
+
+
+@pytest.mark.parametrize("reward", [1.0, math.nan])
+def test_the_loss_and_the_norm_are_those_of_the_update(tmp_path: Path, reward: float) -> None:
+    run = made_run(tmp_path, objective={"advantage_scaling": "none"})
+    verdicts = tuple(replace(verdict, reward=verdict.reward * reward) for verdict in GROUPS[0].verdicts)
+    write_batch(run.failed_batch_file(3), [replace(GROUPS[0], verdicts=verdicts), GROUPS[1]])
+    plan = plan_replay(run.path)
+    options = _options(plan)
+    assert (options.learner.ranks, options.learner.gpus_per_rank) == (1, 0)
+    batches = mini_batches(plan.groups, plan.config)
+    packing = Packing(64, "off")
+    found = _computed(plan, batches, cast(Any, PlainEngine()), packing, options)
+    assert found.samples == 6
+    if math.isnan(reward):
+        assert found.failure is not None
+        assert "of optimizer step 1 of the batch is" in found.failure
+        assert "reward nan; advantage nan" in found.findings[0]
+        return
+    update = PolicyUpdate(cast(Any, PlainEngine()), options)
+    (expected,) = update.learn([shard(batches[0].samples, 1, packing)[0]])
+    assert found.failure is None
+    assert [step["loss"] for step in found.steps] == [expected["loss"]]
+    assert [step["grad_norm"] for step in found.steps] == [expected["grad_norm"]]
 
 
 def test_what_is_not_finite_or_extreme_is_named() -> None:
