@@ -139,7 +139,11 @@ def _toy_cell(found: Mapping[str, Any]) -> str:
     early, area = found["reward_early"], found["reward_area"]
     difference, half_width = area["difference"], area["difference_half_width"]
     mark = " *" if abs(difference) > half_width else ""
-    return f"{early['mean']:.3f}, {area['mean']:.3f}, {difference:+.3f} ± {half_width:.3f}{mark}, {found['rate']:g}"
+    rate = f"{found['rate']:g}"
+    edge = " (edge)" if rate in (list(found["area_by_rate"])[0], list(found["area_by_rate"])[-1]) else ""
+    return (
+        f"{early['mean']:.3f}, {area['mean']:.3f}, {difference:+.3f} ± {half_width:.3f}{mark}, {rate}{edge}"
+    )
 
 
 def _study(found: Mapping[str, Any]) -> Iterator[str]:

@@ -44,7 +44,7 @@ ADAM = (0.9, 0.95)
 MAX_GRAD_NORM = 1.0
 EARLY_FRACTION = 0.25
 BASELINE = "grpo"
-RATES = (0.01, 0.03, 0.1, 0.2)
+RATES = (0.03, 0.1, 0.3, 1.0)
 Measures = Mapping[str, list[float]]
 """The values of each measure by seed."""
 
