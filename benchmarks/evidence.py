@@ -140,7 +140,8 @@ def _toy_cell(found: Mapping[str, Any]) -> str:
     difference, half_width = area["difference"], area["difference_half_width"]
     mark = " *" if abs(difference) > half_width else ""
     rate = f"{found['rate']:g}"
-    edge = " (edge)" if rate in (list(found["area_by_rate"])[0], list(found["area_by_rate"])[-1]) else ""
+    first, *_, last = found["area_by_rate"]
+    edge = " (edge)" if rate in (first, last) else ""
     return (
         f"{early['mean']:.3f}, {area['mean']:.3f}, {difference:+.3f} ± {half_width:.3f}{mark}, {rate}{edge}"
     )
