@@ -187,7 +187,7 @@ def test_a_submitted_run_is_placed_scaled_loses_a_node_and_finishes(site: Site, 
     job = submit(site.server, submission)
     site.until_step(1, job, submission.config)
     with pytest.raises(
-        JobServerError, match=f"job {job} already trains the run placed.*launch.py stop placed"
+        JobServerError, match=f"job {job} .* already trains the run placed.*launch.py stop placed"
     ):
         refuse_live_run(site.server, "placed")
 
