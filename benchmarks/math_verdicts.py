@@ -3,9 +3,9 @@
     python benchmarks/math_verdicts.py            about twenty minutes on one core
     python benchmarks/math_verdicts.py --smoke    a few answers, to check that it works
 
-The corpus (`math_corpus/`) has pairs of a reference and a response with the correct verdict. Two of its parts were
-written separately and were not looked at while the comparison was written, the later one by two authors who knew only
-the conventions in docs/rewards.md. All parts are also given to `math-verify`
+The corpus (`math_corpus/`) has pairs of a reference and a response with the correct verdict, one per line below the
+names of the columns. Two of its parts were written separately and were not looked at while the comparison was written,
+the later one by two authors who knew only the conventions in docs/rewards.md. All parts are also given to `math-verify`
 (parse and verify, with the same extraction of answers), which earlier versions used. The canary compares random answers
 of a grammar (`math_canary.py`) with references of all kinds. No answer may be correct for references that differ. The
 verdicts on the corpus are computed again in processes with different hash seeds.
@@ -49,8 +49,9 @@ class Pair:
 
 def pairs(part: str) -> list[Pair]:
     lines = (CORPUS / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = map(json.loads, lines)
-    return [Pair(row["reference"], row["response"], row["outcome"] == "correct") for row in rows]
+    names, *rows = map(json.loads, lines)
+    found = (dict(zip(names, row, strict=True)) for row in rows)
+    return [Pair(row["reference"], row["response"], row["outcome"] == "correct") for row in found]
 
 
 def is_correct(pair: Pair) -> bool:

@@ -95,7 +95,7 @@ def test_this_project_is_packed_once() -> None:
     packed = package(PROJECT, PROJECT / "configs/demo.yaml")
     assert packed.config == "configs/demo.yaml"
     assert packed.files["launch.py"] == PROJECT / "launch.py"
-    assert packed.size < 6 * 2**20, packed.largest()
+    assert packed.size < 5 * 2**20, packed.largest()
 
 
 def test_a_configuration_from_outside_the_tree_is_sent_too(tree: Path, tmp_path: Path) -> None:
