@@ -2,7 +2,8 @@
 
 The learner computes with what passes here, so every array has the length that its tokens say, every token is in the
 vocabulary, and every token has a known weight version. A token without a usable log-probability keeps NaN, and is left
-out of the loss; an answer with more than a few of them is an error.
+out of the loss. An answer with more than one of them, and more than 1 % of its tokens, is an error: a short response
+does not become one by a single token.
 """
 
 from __future__ import annotations
@@ -106,10 +107,10 @@ def _logprobs(found: Any, token_ids: Sequence[int]) -> np.ndarray:
     lowest, highest = LOGPROB_RANGE
     numbers[~((numbers >= lowest) & (numbers <= highest))] = np.nan
     missing = int(np.isnan(numbers).sum())
-    if missing > MAX_MISSING_LOGPROBS_FRACTION * len(numbers):
+    if missing > max(1, MAX_MISSING_LOGPROBS_FRACTION * len(numbers)):
         raise EngineAnswerError(
             f"the engine returned no usable log-probability for {missing} of {len(numbers)} tokens (the limit is "
-            f"{MAX_MISSING_LOGPROBS_FRACTION:.0%})"
+            f"{MAX_MISSING_LOGPROBS_FRACTION:.0%}, and one token)"
         )
     return numbers.astype(np.float32)
 

@@ -18,7 +18,7 @@ from cluster.core.actor_options import EngineOptions
 from cluster.core.logprob_gap import MAX_MISSING_LOGPROBS_FRACTION
 from cluster.core.types import Prompt, Response, Sampling
 from rollout.engine import worker as worker_module
-from rollout.engine.answers import EngineAnswerError, only_completion
+from rollout.engine.answers import EngineAnswerError, Limits, only_completion, response_of
 from rollout.engine.worker import RolloutWorker
 from rollout.weights import pull
 from rollout.weights.node_files import NodeWeightFiles
@@ -130,7 +130,7 @@ def assert_valid(response: Response) -> None:
     assert 0 <= tokens.min() <= tokens.max() < VOCABULARY
     assert response.logprobs.dtype == np.float32
     assert response.logprobs.shape == tokens.shape
-    assert np.isnan(response.logprobs).sum() <= MAX_MISSING_LOGPROBS_FRACTION * len(tokens)
+    assert np.isnan(response.logprobs).sum() <= max(1, MAX_MISSING_LOGPROBS_FRACTION * len(tokens))
     assert not np.isinf(response.logprobs).any()
     assert response.finish_reason in ("stop", "length")
     assert 0 <= response.min_version <= response.max_version <= VERSION
@@ -209,3 +209,15 @@ async def test_a_long_response_may_miss_some_log_probabilities(
         values[2] = odd
         with pytest.raises(EngineAnswerError, match="no usable log-probability for 3 of 200"):
             worker._to_response(completion, (), 200)
+
+
+def test_one_token_without_a_logprob_is_left_out_and_does_not_cost_a_short_response() -> None:
+    chance = random.Random(0)
+    (completion,) = good(chance).outputs
+    limits, tokenizer = Limits(LIMIT, VOCABULARY, VERSION), Tokenizer(chance)
+    assert 2 <= len(completion.token_ids) < 100
+    completion.logprobs.logprobs[0] = math.nan
+    assert np.isnan(response_of(completion, (), limits, tokenizer).logprobs).sum() == 1
+    completion.logprobs.logprobs[1] = math.inf
+    with pytest.raises(EngineAnswerError, match="no usable log-probability for 2 of"):
+        response_of(completion, (), limits, tokenizer)
