@@ -19,9 +19,9 @@ READY_TEST := $(VENV)/.ready-$(PLATFORM)-test
 PYTEST = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 # Several files at a time. Tests wait for processes half of their time, so there are more than cores, and each process
-# computes with one thread: threads that wait for each other on busy cores double the time. Those of tests/integration
-# start engines, so there are fewer. Each of their files has a cluster of its own, in a process that has imported
-# nothing before, because Ray reads its environment when it is imported.
+# computes with one thread: threads on busy cores wait for each other. Those of tests/integration start engines, so
+# there are fewer. Each of their files has a cluster of its own, in a process that has imported nothing before, because
+# Ray reads its environment when it is imported.
 LIGHT := $(shell echo $$(($(CORES) < 4 ? 2 * $(CORES) : 8)))
 HEAVY := $(shell echo $$(($(CORES) < 4 ? $(CORES) + 1 : 4)))
 

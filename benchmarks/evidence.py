@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.marks import write_part
 from benchmarks.report import RESULTS, conditions
+from cluster.commands.compare.results import shown
+from cluster.metrics.intervals import Estimate
+from cluster.metrics.run_measures import MEASURES, PASS_AT_1, REWARD, Row, curve
+from cluster.tracking.jsonl import read_metrics
 
 KEPT = RESULTS / "evidence"
 DOCUMENT = RESULTS.parents[1] / "docs" / "evidence.md"
 MARKS = "<!-- benchmarks/evidence.py writes the runs from here -->\n", "<!-- to here: runs -->"
 TOY = RESULTS / "toy_map.json"
 TOY_MARKS = "<!-- benchmarks/evidence.py writes the toy from here -->\n", "<!-- to here: toy -->"
-COLUMNS = {
-    "reward_early": ("reward early", 1, 3),
-    "reward_area": ("reward area", 1, 3),
-    "pass_at_1_final": ("pass@1 final, %", 100, 1),
-    "pass_at_k_final": ("pass@k final, %", 100, 1),
-    "entropy_final": ("entropy final", 1, 2),
-    "clipped": ("clipped, %", 100, 2),
-    "alpha": ("α", 1, 2),
-}
-"""Measures of a comparison with their titles, factors and decimals. The first four also have differences."""
-COMPARED = tuple(COLUMNS)[:4]
+MEASURES_BY_KEY = {measure.key: measure for measure in MEASURES}
+COMPARED = ("reward_early", "reward_area", "pass_at_1_final", "pass_at_k_final")
+"""The measures that are shown with their differences from the baseline."""
+COLUMNS = (*COMPARED, "entropy_final", "clipped", "alpha")
+"""The measures that are shown."""
 
 
 def main() -> None:
@@ -66,17 +65,15 @@ def keep(directory: Path, output: Path) -> Path:
     """Write the results of a comparison and the rewards of its batches into `output`. Return the file."""
     comparison = json.loads((directory / "comparison.json").read_text(encoding="utf-8"))
     rows = {
-        name: read_rows(directory / name / "metrics.jsonl")
+        name: list(read_metrics(directory / name / "metrics.jsonl"))
         for name in comparison["runs"]
         if name not in comparison["missing"]
     }
     found = {
         **conditions(),
         "comparison": comparison,
-        "rewards": {name: rounded(row.get("reward/mean") for row in found) for name, found in rows.items()},
-        "pass_at_1": {
-            name: rounded(row.get("eval/pass_at_1") for row in found) for name, found in rows.items()
-        },
+        "rewards": {name: values_of(found, REWARD) for name, found in rows.items()},
+        "pass_at_1": {name: values_of(found, PASS_AT_1) for name, found in rows.items()},
         "responses": {name: responses_at_evaluations(found) for name, found in rows.items()},
     }
     file = output / f"{comparison['name']}.json"
@@ -85,22 +82,17 @@ def keep(directory: Path, output: Path) -> Path:
     return file
 
 
-def read_rows(metrics_file: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics of a finished run."""
-    return [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+def values_of(rows: Sequence[Row], key: str) -> list[float]:
+    """Return the finite values of a metric, with four decimals."""
+    return [round(value, 4) for _, value in curve(rows, key)]
 
 
-def rounded(values: Iterable[float | None]) -> list[float]:
-    """Return the values that exist, with four decimals."""
-    return [round(value, 4) for value in values if value is not None]
-
-
-def responses_at_evaluations(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+def responses_at_evaluations(rows: Iterable[Row]) -> list[int]:
     """Return how many responses the run had sampled for training at each evaluation."""
     sampled, found = 0, []
     for row in rows:
         sampled = int(row.get("progress/responses_sampled", sampled))
-        if "eval/pass_at_1" in row:
+        if PASS_AT_1 in row:
             found.append(sampled)
     return found
 
@@ -173,32 +165,31 @@ def _tuning(tuning: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cells(
-    comparison: Mapping[str, Any], columns: Iterable[str], kind: str, *, signed: bool
+    comparison: Mapping[str, Any], columns: Sequence[str], kind: str, *, signed: bool
 ) -> list[list[str]]:
-    columns = [column for column in columns if column in comparison["measures"]]
+    measures = comparison["measures"]
     variants = [
         variant
-        for variant in next(iter(comparison["measures"].values()))
+        for variant in next(iter(measures.values()))
         if not (signed and variant == comparison["baseline"])
     ]
-    head = ["variant", *(COLUMNS[column][0] for column in columns)]
+    head = ["variant", *(MEASURES_BY_KEY[column].title for column in columns)]
     rows = [
-        [variant, *(_shown(comparison["measures"][c][variant][kind], c, signed=signed) for c in columns)]
+        [
+            variant,
+            *(
+                shown(_estimate(measures[column][variant][kind]), MEASURES_BY_KEY[column], signed=signed)
+                for column in columns
+            ),
+        ]
         for variant in variants
     ]
     return [head, *rows]
 
 
-def _shown(estimate: Mapping[str, Any], column: str, *, signed: bool) -> str:
-    _, scale, decimals = COLUMNS[column]
-    mean, half_width = estimate["mean"], estimate["half_width"]
-    if mean is None:
-        return "–"
-    text = f"{scale * mean:{'+' if signed else ''}.{decimals}f}"
-    if half_width is None:
-        return text
-    mark = " *" if signed and abs(mean) > half_width else ""
-    return f"{text} ± {scale * half_width:.{decimals}f}{mark}"
+def _estimate(kept: Mapping[str, Any]) -> Estimate:
+    mean = math.nan if kept["mean"] is None else kept["mean"]
+    return Estimate(mean, kept["half_width"], kept["count"])
 
 
 def _table(rows: list[list[str]]) -> Iterator[str]:

@@ -35,6 +35,7 @@ from torch import Tensor
 from benchmarks.report import write_cases
 from cluster.core.config import ObjectiveConfig
 from cluster.metrics.intervals import mean_estimate, paired_difference
+from cluster.metrics.run_measures import EARLY_FRACTION
 from learner.objective.objectives import Objective, Tokens, resolve, sign_fractions
 from learner.objective.training_batch import group_advantages, hysteretic
 
@@ -42,7 +43,6 @@ PROMPTS, RESPONSES, TOKENS = 32, 16, 3
 VOCABULARY, FEATURES, ALL_PROMPTS = 12, 24, 400
 ADAM = (0.9, 0.95)
 MAX_GRAD_NORM = 1.0
-EARLY_FRACTION = 0.25
 BASELINE = "grpo"
 RATES = (0.03, 0.1, 0.3, 1.0)
 Measures = Mapping[str, list[float]]
@@ -300,9 +300,14 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="the file of the report")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes")
+    parser.add_argument(
+        "--only", default="", help="part of the names of the cells to compute, such as 'start 7%%'"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for case, by_rate in cells(arguments.smoke):
+        if arguments.only not in case:
+            continue
         found = {
             name: {setting.rate: train(setting, *objective) for setting in by_rate}
             for name, objective in objectives().items()

@@ -9,11 +9,9 @@ import pytest
 
 from benchmarks import evidence
 from benchmarks.marks import part_of, split, write_part
+from cluster.commands.compare.results import shown
 from cluster.commands.compare.run import write_results
-from cluster.metrics.run_measures import MEASURES
 from tests.cluster.commands.compare.test_compare import finish, planned
-
-REWARD_AREA = next(measure for measure in MEASURES if measure.key == "reward_area")
 
 
 def test_the_document_shows_what_was_kept() -> None:
@@ -40,13 +38,13 @@ def test_the_numbers_of_a_comparison_are_kept_and_shown(tmp_path: Path) -> None:
     assert {len(rewards) for rewards in found["rewards"].values()} == {comparison.runs[0].config.steps}
 
     text = evidence.tables(tmp_path / "kept")
-    for measure, (_, scale, decimals) in evidence.COLUMNS.items():
+    for key in evidence.COLUMNS:
+        measure = evidence.MEASURES_BY_KEY[key]
         for variant in comparison.variants:
-            mean = results.estimate(next(m for m in MEASURES if m.key == measure), variant).mean
-            assert f" {scale * mean:.{decimals}f} ±" in text, (measure, variant)
-    high = results.difference(REWARD_AREA, "high")
-    assert high.half_width is not None
-    assert f"| {high.mean:+.3f} ± {high.half_width:.3f}" in text
+            assert f"| {shown(results.estimate(measure, variant), measure)} " in text, (key, variant)
+    for key in evidence.COMPARED:
+        measure = evidence.MEASURES_BY_KEY[key]
+        assert f"| {shown(results.difference(measure, 'high'), measure, signed=True)} " in text, key
 
 
 def test_without_marks_nothing_is_written(tmp_path: Path) -> None:
